@@ -1,0 +1,46 @@
+// Errors of the outside world as values: Result<T>, Status and Error.
+//
+// Not for programmer errors (see check.hpp) and not for ordinary answers such as "the filter is full" (a bool).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <tl/expected.hpp>
+#include <utility>
+
+namespace dunnock {
+
+/// What went wrong, coarse enough to act upon. `Error::message` says the rest in words.
+enum class ErrorCode : std::uint8_t {
+  kInvalidArgument,    ///< The caller's options contradict each other or are out of range.
+  kNotFound,           ///< No such file, region or structure.
+  kAlreadyExists,      ///< Creating would overwrite something.
+  kAlreadyOpen,        ///< Another handle (here or in another process) holds the pool.
+  kNotADunnockPool,    ///< The file is not one of ours: foreign, truncated or zeroed.
+  kWrongVersion,       ///< Ours, but of a format version that this build does not read.
+  kWrongLayout,        ///< Ours, but of another structure or parameter (e.g. the fingerprint width).
+  kCorrupt,            ///< Ours, but a checksum or an invariant does not hold. Nothing was changed.
+  kNoSpace,            ///< The pool, the disk or the memory is exhausted.
+  kReadOnly,           ///< The file or the directory can't be written.
+  kUnsupported,        ///< This machine can't do that (e.g. no DAX here).
+  kIo,                 ///< Any other refusal by the operating system.
+};
+
+/// The name of a code as it stands in the source without the `k`, e.g. "NotFound".
+[[nodiscard]] std::string_view to_string(ErrorCode code) noexcept;
+
+struct Error {
+  ErrorCode code;
+  std::string message;  // One sentence, with the path or the number that it is about.
+};
+
+template <class T>
+using Result = tl::expected<T, Error>;
+using Status = Result<void>;
+
+[[nodiscard]] inline tl::unexpected<Error> make_error(ErrorCode code, std::string message) {
+  return tl::unexpected<Error>(Error{code, std::move(message)});
+}
+
+}  // namespace dunnock

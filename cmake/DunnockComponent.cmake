@@ -1,0 +1,63 @@
+# One function for every layer, one for tools, one for the installation.
+
+set(DUNNOCK_COMPONENTS "" CACHE INTERNAL "")
+
+add_library(dunnock_options INTERFACE)
+target_compile_options(dunnock_options INTERFACE -march=${DUNNOCK_ARCH} -Wall -Wextra -Wshadow)
+if(DUNNOCK_SANITIZE STREQUAL "address")
+  target_compile_options(dunnock_options INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  target_link_options(dunnock_options INTERFACE -fsanitize=address,undefined)
+elseif(DUNNOCK_SANITIZE STREQUAL "thread")
+  # gcc warns that TSan ignores std::atomic_thread_fence; the library synchronises by atomics only.
+  target_compile_options(dunnock_options INTERFACE -fsanitize=thread -fno-omit-frame-pointer -Wno-tsan)
+  target_link_options(dunnock_options INTERFACE -fsanitize=thread)
+endif()
+
+# dunnock_component(<layer> DEPENDS <targets>): library dunnock_<layer>, alias dunnock::<layer>, from src/*.cpp and
+# include/dunnock/<layer>/**.hpp. Each public header is verified to compile alone.
+function(dunnock_component name)
+  cmake_parse_arguments(ARG "" "" "DEPENDS;PRIVATE_DEPENDS" ${ARGN})
+  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/*.cpp)
+  file(GLOB_RECURSE headers CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/include/*.hpp)
+  # Parts of a class, included by its header only.
+  list(FILTER headers EXCLUDE REGEX "/detail/cuckoo_filter_[a-z]+\\.hpp$")
+  file(GLOB_RECURSE parts CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/include/*/detail/cuckoo_filter_*.hpp)
+  set(target dunnock_${name})
+  add_library(${target} STATIC ${sources})
+  add_library(dunnock::${name} ALIAS ${target})
+  set_target_properties(${target} PROPERTIES EXPORT_NAME ${name} VERIFY_INTERFACE_HEADER_SETS ON)
+  target_sources(${target} PUBLIC FILE_SET HEADERS BASE_DIRS include FILES ${headers})
+  target_compile_features(${target} PUBLIC cxx_std_20)
+  target_link_libraries(${target} PUBLIC ${ARG_DEPENDS} PRIVATE ${ARG_PRIVATE_DEPENDS}
+                        $<BUILD_INTERFACE:dunnock_options>)
+  install(TARGETS ${target} EXPORT dunnock-targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
+          FILE_SET HEADERS DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+  foreach(part ${parts})
+    cmake_path(RELATIVE_PATH part BASE_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR}/include OUTPUT_VARIABLE relative)
+    cmake_path(GET relative PARENT_PATH folder)
+    install(FILES ${part} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/${folder})
+  endforeach()
+  set(DUNNOCK_COMPONENTS ${DUNNOCK_COMPONENTS} ${target} CACHE INTERNAL "")
+endfunction()
+
+# dunnock_program(<name> SOURCES ... DEPENDS ...): an installed executable in bin/.
+function(dunnock_program name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE ${ARG_DEPENDS} dunnock_options)
+  install(TARGETS ${name} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+endfunction()
+
+# find_package(dunnock) and dunnock.pc.
+function(dunnock_install)
+  include(CMakePackageConfigHelpers)
+  set(dir ${CMAKE_INSTALL_LIBDIR}/cmake/dunnock)
+  install(EXPORT dunnock-targets NAMESPACE dunnock:: DESTINATION ${dir})
+  configure_package_config_file(cmake/dunnock-config.cmake.in ${PROJECT_BINARY_DIR}/dunnock-config.cmake
+                                INSTALL_DESTINATION ${dir})
+  write_basic_package_version_file(${PROJECT_BINARY_DIR}/dunnock-config-version.cmake COMPATIBILITY SameMinorVersion)
+  install(FILES ${PROJECT_BINARY_DIR}/dunnock-config.cmake ${PROJECT_BINARY_DIR}/dunnock-config-version.cmake
+          DESTINATION ${dir})
+  configure_file(cmake/dunnock.pc.in ${PROJECT_BINARY_DIR}/dunnock.pc @ONLY)
+  install(FILES ${PROJECT_BINARY_DIR}/dunnock.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+endfunction()

@@ -1,0 +1,357 @@
+// CuckooFilter: a failure-atomic, parallel cuckoo filter in persistent memory (AniFilter, EuroSys 2020).
+//
+// What it is for: answering "was this key inserted?" with a small rate of false positives and never a false negative,
+// at memory speed, with inserts and erases that survive a crash the moment they return.
+// What it is not for: telling where a key is, counting keys exactly, or enumerating them. See index/ for a map.
+//
+//             hash(key)                          a group: 4 or 8 words of one 64-byte line
+//   key ----------------> group g, word w, f     +------+------+------+------+------+------+------+------+
+//                            |                   | word | word |*word*| word | word | word | word | word |
+//                            |                   +------+------+------+------+------+------+------+------+
+//                            |                                   home: 5 lanes of 12 bits + level + count
+//                            +--> other group = S(f) - g mod groups
+//
+//   insert   home word has an empty lane: one store.                                  1 line, 1 fence
+//            else spill to a word of the same group (spillable buckets).              1 line, 1 fence
+//            else overflow to the other group; the home word is marked first.         1 line, 1 fence (2 + 2 at first)
+//            else kick: move a home fingerprint whose other group has room, found by looking ahead.
+//                                                                     2 lines + 1 log line a kick, 3 fences
+//   lookup   home lanes of w; if w is marked, foreign lanes of g; if w overflowed, foreign lanes of the other group
+//            (bucket primacy: mostly one line).
+//   erase    one store.                                                               1 line, 1 fence
+//
+// Where we differ from the paper: fingerprints away from home are kept in marked lanes of their own ("foreign"), so
+// a lookup does not compare them unless it must; kicks go forward only, so readers take no lock and no version; and
+// kicks are logged by redo rather than undo. The words are described in layout.hpp, the bytes in the pool in
+// format.hpp, the proofs in docs/concurrency.md and docs/crash_consistency.md.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "dunnock/base/result.hpp"
+#include "dunnock/filter/detail/group_scan.hpp"
+#include "dunnock/filter/detail/stripes.hpp"
+#include "dunnock/filter/format.hpp"
+#include "dunnock/filter/hash.hpp"
+#include "dunnock/filter/layout.hpp"
+#include "dunnock/filter/points.hpp"
+#include "dunnock/pmem/media.hpp"
+#include "dunnock/pmem/pool.hpp"
+#include "dunnock/pmem/region.hpp"
+#include "dunnock/pmem/volatile_region.hpp"
+
+namespace dunnock {
+
+/// What varies at compile time besides the fingerprint width and the media.
+struct FilterPolicy {
+  bool multi_writer = true;  ///< false: one writer at a time (and any number of readers); no locked instruction.
+  bool spill = true;         ///< Spillable buckets.
+  bool lookahead = true;     ///< Lookahead eviction, breadth first; false: a random walk, as in a textbook filter.
+  bool primacy = true;       ///< Bucket primacy; false: every lookup reads both groups.
+  unsigned group_words = 8;  ///< Words in a group, 4 or 8.
+};
+
+struct FilterOptions {
+  /// Fingerprints to have room for, 1 .. 2^36; rounded up to whole groups. Plan for a load of at most 95 %.
+  std::uint64_t slots = 0;
+  HashSeed seed = HashSeed::random();
+};
+
+/// What opening found and did.
+struct RecoveryReport {
+  bool clean_shutdown = false;       ///< close() was called; otherwise the last user crashed.
+  unsigned kicks_completed = 0;      ///< Moves that were in flight and are finished now.
+  bool clear_completed = false;      ///< A clear() was in flight and is finished now.
+  std::uint64_t nanoseconds = 0;     ///< Time that recovery took. Does not depend on the size of the table.
+};
+
+/// A picture of the table (by a full scan) and counts since the filter was opened.
+struct FilterStats {
+  std::uint64_t slots = 0;
+  std::uint64_t items = 0;
+  std::uint64_t foreign_items = 0;          ///< Items that are not in their home word.
+  std::uint64_t words = 0;
+  std::uint64_t words_spilled = 0;          ///< Words of level 1 and 2.
+  std::uint64_t words_overflowed = 0;       ///< Words of level 2.
+  std::uint64_t memory_bytes = 0;           ///< Table and meta region.
+  std::uint64_t overflows = 0;              ///< Inserts that went to the other group.
+  std::uint64_t kicks = 0;                  ///< Fingerprints moved.
+  std::uint64_t kick_groups_read = 0;       ///< Groups looked at to find where to kick.
+  std::uint64_t refusals = 0;               ///< Inserts that returned false.
+  std::uint64_t reader_persists = 0;        ///< Lookups that had to persist what they had read.
+};
+
+/// The outcome of check(): what a scan of everything found to be wrong. Empty when all is well.
+struct CheckReport {
+  std::uint64_t items = 0;
+  std::vector<std::string> violations;  ///< At most 100 sentences.
+  [[nodiscard]] bool ok() const noexcept { return violations.empty(); }
+};
+
+/// Threads: contains and size may be called by any number of threads at any time. insert and erase too when
+/// kPolicy.multi_writer; otherwise by one thread at a time. clear, close and check need the filter for themselves.
+///
+/// Crashes: when a call returns, what it did is durable as the media defines it. A call that a crash interrupts is
+/// wholly there or wholly not (a bulk call: each of its keys). No result that any call returned is undone by a crash,
+/// not even one that depends on another thread's call that had not returned yet.
+///
+/// Duplicates: the filter is a multiset of fingerprints. A key inserted n times needs n erases. At most
+/// 2 * kLanes * group_words copies fit (fewer when other keys hold the lanes); then insert returns false.
+template <unsigned kBits, Media M, FilterPolicy kPolicy = FilterPolicy{}>
+class CuckooFilter {
+ public:
+  using L = Layout<kBits>;
+  static constexpr unsigned kLanes = L::kLanes;
+  static constexpr unsigned kGroupWords = kPolicy.group_words;
+  static_assert(kGroupWords == 4 || kGroupWords == 8);
+  static constexpr std::uint64_t kSlotsMax = 1ULL << 36;
+
+  struct Opened;
+
+  // ----- life -----------------------------------------------------------------------------------------------------
+
+  /// Creates a filter in `pool` under `name` (regions "<name>.meta" and "<name>.table", both or none).
+  /// Errors: InvalidArgument (slots, name), AlreadyExists, NoSpace. A crash leaves no filter, or an empty one.
+  [[nodiscard]] static Result<CuckooFilter> create(Pool& pool, std::string_view name, const FilterOptions& options,
+                                                   M media);
+  /// Opens the filter `name` and recovers it. Constant time. The pool must outlive the filter.
+  /// Errors: NotFound, WrongVersion, WrongLayout (fingerprint width, group size), Corrupt.
+  [[nodiscard]] static Result<Opened> open(Pool& pool, std::string_view name, M media);
+  /// A filter in plain memory of its own, with huge pages where the system gives them. Lost with the process.
+  [[nodiscard]] static Result<CuckooFilter> create_volatile(const FilterOptions& options, M media = {})
+    requires std::default_initializable<M>;
+
+  /// The same two steps on memory of the caller, which must be zeroed and outlive the filter. For tests, crash
+  /// harnesses and embedding.
+  [[nodiscard]] static constexpr std::uint64_t meta_bytes() noexcept { return kFilterMetaBytes; }
+  [[nodiscard]] static constexpr std::uint64_t table_bytes(std::uint64_t slots) noexcept {
+    return (groups_for(slots) * kGroupWords * sizeof(Word) + kLineBytes - 1) / kLineBytes * kLineBytes;
+  }
+  [[nodiscard]] static Result<CuckooFilter> format(Region meta, Region table, const FilterOptions& options, M media);
+  [[nodiscard]] static Result<Opened> attach(Region meta, Region table, M media);
+
+  /// Marks a clean shutdown, so that size() is known when the filter is opened next. The filter must not be used
+  /// afterwards. Without it (a crash, or just letting the object go) nothing but that mark is missing.
+  void close();
+
+  CuckooFilter(CuckooFilter&&) noexcept = default;
+  CuckooFilter& operator=(CuckooFilter&&) noexcept = default;
+
+  // ----- one key --------------------------------------------------------------------------------------------------
+
+  /// Adds the key. False: no room could be made; the filter holds what it held. Expected O(1).
+  bool insert(std::uint64_t key) { return insert_place(place_of(key)); }
+  bool insert(std::string_view key) { return insert_place(place_of(key)); }
+
+  /// May the key have been inserted (and not erased)? Never false for a key that was. Wait-free, writes nothing.
+  [[nodiscard]] bool contains(std::uint64_t key) const { return contains_place(place_of(key)); }
+  [[nodiscard]] bool contains(std::string_view key) const { return contains_place(place_of(key)); }
+
+  /// Takes one copy of the key away. False: there was none. Only for keys that were inserted: erasing one that was
+  /// not removes, with the probability of a false positive, the equal fingerprint of another key, which is then lost.
+  bool erase(std::uint64_t key) { return erase_place(place_of(key)); }
+  bool erase(std::string_view key) { return erase_place(place_of(key)); }
+
+  // ----- many keys ------------------------------------------------------------------------------------------------
+
+  /// As one call per key in some order, but with memory latency hidden and one fence for a group of keys.
+  /// `inserted`, `found`, `erased` receive 0 or 1 a key and may be null (except `found`). All return how many 1s.
+  std::size_t insert_bulk(std::span<const std::uint64_t> keys, std::uint8_t* inserted = nullptr) {
+    return insert_many(keys, inserted);
+  }
+  std::size_t insert_bulk(std::span<const std::string_view> keys, std::uint8_t* inserted = nullptr) {
+    return insert_many(keys, inserted);
+  }
+  std::size_t contains_bulk(std::span<const std::uint64_t> keys, std::uint8_t* found) const {
+    return contains_many(keys, found);
+  }
+  std::size_t contains_bulk(std::span<const std::string_view> keys, std::uint8_t* found) const {
+    return contains_many(keys, found);
+  }
+  std::size_t erase_bulk(std::span<const std::uint64_t> keys, std::uint8_t* erased = nullptr) {
+    return erase_many(keys, erased);
+  }
+  std::size_t erase_bulk(std::span<const std::string_view> keys, std::uint8_t* erased = nullptr) {
+    return erase_many(keys, erased);
+  }
+
+  /// The bulk forms on all threads of the current TBB arena.
+  std::size_t insert_parallel(std::span<const std::uint64_t> keys, std::uint8_t* inserted = nullptr)
+    requires(kPolicy.multi_writer);
+  std::size_t contains_parallel(std::span<const std::uint64_t> keys, std::uint8_t* found) const;
+  std::size_t erase_parallel(std::span<const std::uint64_t> keys, std::uint8_t* erased = nullptr)
+    requires(kPolicy.multi_writer);
+
+  // ----- the whole ------------------------------------------------------------------------------------------------
+
+  /// Number of items. Exact when no writer is active. After a crash the first call counts the table (writers wait).
+  [[nodiscard]] std::uint64_t size() const;
+  [[nodiscard]] std::uint64_t slots() const noexcept { return groups_ * kGroupWords * kLanes; }
+  /// size() / slots().
+  [[nodiscard]] double load() const { return static_cast<double>(size()) / static_cast<double>(slots()); }
+  [[nodiscard]] std::uint64_t memory_bytes() const noexcept { return table_.bytes() + meta_.bytes(); }
+  [[nodiscard]] const HashSeed& seed() const noexcept { return hasher_.seed(); }
+
+  /// Removes everything. O(table). A crash in the middle: empty after the next open.
+  void clear();
+  [[nodiscard]] FilterStats stats() const;
+  /// Scans everything and proves the invariants of layout.hpp and format.hpp, and that size() is right.
+  [[nodiscard]] CheckReport check() const;
+
+ private:
+  static constexpr bool kDurable = M::kDurability != Durability::kNone;
+  static constexpr bool kReadersPersist = !M::kVisibleIsDurable;
+  static constexpr bool kUseStripes = kPolicy.multi_writer || kReadersPersist;
+  static constexpr unsigned kBatch = 64;  // keys that share a fence: 170 ns of fence are 3 ns a key
+  static constexpr unsigned kAhead = 16;  // keys whose lines are on their way: covers 100 ns at 6 ns a key
+  using Guard = detail::StripeGuard<kUseStripes, kPolicy.multi_writer, M>;
+
+  /// Counts of one thread (of several, when there are more threads than shards).
+  struct alignas(kLineBytes) Shard {
+    std::atomic<std::int64_t> items{0};
+    std::atomic<std::uint64_t> overflows{0};
+    std::atomic<std::uint64_t> kicks{0};
+    std::atomic<std::uint64_t> kick_groups_read{0};
+    std::atomic<std::uint64_t> refusals{0};
+    std::atomic<std::uint64_t> reader_persists{0};
+  };
+  static constexpr unsigned kShards = 16;
+
+  /// Volatile state that does not move with the object.
+  struct Shared {
+    explicit Shared(std::uint64_t lines) : stripes(kUseStripes ? lines : 1) {}
+    detail::Stripes stripes;
+    std::array<Shard, kShards> shards;
+    std::atomic<std::uint64_t> free_log_lines{~0ULL};  // bit i: log line i is idle
+    std::mutex recount;
+    std::atomic<bool> base_known{true};
+    std::atomic<std::int64_t> base{0};                 // items when the shards were zero
+  };
+
+  enum class Placed : std::uint8_t { kNowhere, kHome, kSpilled };
+
+  /// One step of a kick path: the home fingerprint of a word moves to its other group.
+  struct Move {
+    std::uint64_t source;        // index of the word
+    std::uint64_t target_group;
+    std::uint32_t fingerprint;
+    std::uint32_t parent;        // step that needs the lane that this one frees; kNoParent: the new key does
+  };
+  static constexpr std::uint32_t kNoParent = ~0U;
+
+  CuckooFilter(Region meta, Region table, std::uint64_t groups, const HashSeed& seed, M media);
+
+  [[nodiscard]] static constexpr std::uint64_t groups_for(std::uint64_t slots) noexcept {
+    return (slots + kGroupWords * kLanes - 1) / (kGroupWords * kLanes);
+  }
+  template <class Key>
+  [[nodiscard]] Place place_of(Key key) const noexcept {
+    return L::place(hasher_(key), groups_, kGroupWords);
+  }
+  /// Hashes key `i` and asks for its line.
+  template <bool kForWriting, class Key>
+  void prepare(std::span<const Key> keys, std::size_t i, Place& place) const noexcept {
+    place = place_of(keys[i]);
+    __builtin_prefetch(words_of(place.group), kForWriting ? 1 : 0);
+  }
+  [[nodiscard]] static Status check_options(const FilterOptions& options);
+  [[nodiscard]] static Status check_header(const Region& meta, const Region& table, FilterHeader& header);
+  [[nodiscard]] Result<RecoveryReport> recover();
+
+  [[nodiscard]] Word* words_of(std::uint64_t group) const noexcept {
+    const std::uint64_t offset = group * (kGroupWords * sizeof(Word));
+    if (single_extent_ != nullptr) [[likely]] return reinterpret_cast<Word*>(single_extent_ + offset);
+    return reinterpret_cast<Word*>(table_.at(offset));
+  }
+  [[nodiscard]] Word& word_at(std::uint64_t index) const noexcept {
+    return words_of(index / kGroupWords)[index % kGroupWords];
+  }
+  [[nodiscard]] std::uint64_t stripe_of(std::uint64_t group) const noexcept {
+    return shared_->stripes.of_line(group * kGroupWords / 8);
+  }
+  [[nodiscard]] static constexpr unsigned level_of(std::uint64_t home) noexcept {
+    return kPolicy.primacy ? L::level(home) : 2;
+  }
+  [[nodiscard]] FilterState& state() const noexcept {
+    return *reinterpret_cast<FilterState*>(meta_.at(kFilterStateOffset));
+  }
+  [[nodiscard]] LogLine& log_line(unsigned i) const noexcept {
+    return *reinterpret_cast<LogLine*>(meta_.at(kFilterLogOffset + i * sizeof(LogLine)));
+  }
+  [[nodiscard]] Shard& shard() const noexcept;
+  template <class T>
+  void count(std::atomic<T>& counter, T by) const noexcept;
+
+  bool insert_place(const Place& place);
+  [[gnu::noinline]] bool insert_beyond_group(const Place& place);
+  [[nodiscard]] Placed place_in_group(const Place& place) const;
+  void mark_overflowed(Word& home, std::uint64_t value) const;
+  void place_in_other(Word& target, std::uint32_t fingerprint) const;
+  [[nodiscard]] Placed spill(const Place& place, std::uint64_t home) const;
+  /// Where a foreign fingerprint goes: -1 or a word of the group. Starting at another word for every fingerprint
+  /// spreads them evenly.
+  [[nodiscard]] int roomiest(const Word* group, std::uint32_t fingerprint) const {
+    return detail::roomiest<kBits, kGroupWords>(media_, group, fingerprint % kGroupWords);
+  }
+  bool make_room(const Place& place, std::uint64_t other);
+  [[nodiscard]] bool find_path(const Place& place, std::uint64_t other, std::vector<Move>& path) const;
+  [[nodiscard]] bool find_path_randomly(const Place& place, std::uint64_t other, std::vector<Move>& path) const;
+  bool apply(const Move& move);
+  void logged_move(std::uint64_t source, std::uint64_t source_after, std::uint64_t target, std::uint64_t target_after);
+
+  bool contains_place(const Place& place) const;
+  [[nodiscard]] bool contains_beyond_home(const Place& place, std::uint64_t pattern) const;
+  [[gnu::noinline]] bool contains_in_other(const Place& place, std::uint64_t other, std::uint64_t pattern) const;
+  bool answer(std::uint64_t group, bool found) const;
+  bool answer(std::uint64_t group, std::uint64_t other, bool found) const;
+  void persist_read(std::uint64_t group, std::uint64_t other) const;
+
+  bool erase_place(const Place& place);
+  bool erase_home(Word* group, const Place& place, std::uint64_t pattern) const;
+  [[nodiscard]] int first_foreign(const Word* group, std::uint64_t pattern) const;
+  void erase_foreign(Word& word, std::uint64_t pattern) const;
+  [[gnu::noinline]] bool erase_beyond_group(const Place& place);
+
+  template <class Key>
+  std::size_t insert_many(std::span<const Key> keys, std::uint8_t* inserted);
+  template <class Key>
+  std::size_t contains_many(std::span<const Key> keys, std::uint8_t* found) const;
+  template <class Key>
+  std::size_t erase_many(std::span<const Key> keys, std::uint8_t* erased);
+
+  class HeldStripes;
+  struct Census;
+  [[nodiscard]] Census census() const;
+
+  [[no_unique_address]] M media_;
+  KeyHasher hasher_;
+  std::uint64_t groups_;
+  std::byte* single_extent_;  // the table when it is one extent, else null
+  Region meta_;
+  Region table_;
+  std::unique_ptr<Shared> shared_;
+  std::optional<VolatileRegion> owned_meta_;   // create_volatile only
+  std::optional<VolatileRegion> owned_table_;
+};
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+struct CuckooFilter<kBits, M, kPolicy>::Opened {
+  CuckooFilter filter;
+  RecoveryReport report;
+};
+
+}  // namespace dunnock
+
+#include "dunnock/filter/detail/cuckoo_filter_life.hpp"   // IWYU pragma: export
+#include "dunnock/filter/detail/cuckoo_filter_bulk.hpp"   // IWYU pragma: export
+#include "dunnock/filter/detail/cuckoo_filter_ops.hpp"    // IWYU pragma: export

@@ -1,0 +1,351 @@
+// CuckooFilter, part 1: creating, opening, recovering, closing, counting, checking. Included by cuckoo_filter.hpp only.
+#pragma once
+
+#include <chrono>
+#include <cstring>
+#include <tuple>
+
+#include "dunnock/filter/cuckoo_filter.hpp"
+
+namespace dunnock {
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+CuckooFilter<kBits, M, kPolicy>::CuckooFilter(Region meta, Region table, std::uint64_t groups, const HashSeed& seed,
+                                              M media)
+    : media_(std::move(media)),
+      hasher_(seed),
+      groups_(groups),
+      single_extent_(table.extents().size() == 1 ? table.extents().front() : nullptr),
+      meta_(std::move(meta)),
+      table_(std::move(table)),
+      shared_(std::make_unique<Shared>(table_.bytes() / kLineBytes)) {}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+Status CuckooFilter<kBits, M, kPolicy>::check_options(const FilterOptions& options) {
+  if (options.slots == 0 || options.slots > kSlotsMax) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      "a filter has 1 to 2^36 slots, not " + std::to_string(options.slots));
+  }
+  return {};
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+auto CuckooFilter<kBits, M, kPolicy>::format(Region meta, Region table, const FilterOptions& options, M media)
+    -> Result<CuckooFilter> {
+  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  if (meta.bytes() < meta_bytes() || meta.extents().size() != 1 || table.bytes() != table_bytes(options.slots)) {
+    return make_error(ErrorCode::kInvalidArgument, "the regions do not have the size that the filter needs");
+  }
+  FilterHeader header{};
+  header.magic = kFilterMagic;
+  header.format_version = kFilterFormatVersion;
+  header.fingerprint_bits = kBits;
+  header.group_words = kGroupWords;
+  header.slots = options.slots;
+  header.groups = groups_for(options.slots);
+  header.seed = options.seed;
+  header.log_lines = kLogLines;
+  header.checksum = checksum_of(header);
+
+  std::array<std::uint64_t, sizeof(FilterHeader) / sizeof(Word)> values;
+  std::memcpy(values.data(), &header, sizeof header);
+  Word* words = reinterpret_cast<Word*>(meta.at(0));
+  for (std::size_t i = 1; i < values.size(); ++i) media.store(filter_point::kFormatFields, words[i], values[i]);
+  media.flush(filter_point::kFormatFields, words);
+  media.flush(filter_point::kFormatFields, words + kLineBytes / sizeof(Word));
+  media.fence(filter_point::kFormatFields);
+  media.store(filter_point::kFormatMagic, words[0], values[0]);
+  media.flush(filter_point::kFormatMagic, words);
+  media.fence(filter_point::kFormatMagic);  // The filter exists.
+  return CuckooFilter(std::move(meta), std::move(table), header.groups, header.seed, std::move(media));
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+Status CuckooFilter<kBits, M, kPolicy>::check_header(const Region& meta, const Region& table, FilterHeader& header) {
+  const auto wrong = [](ErrorCode code, std::string what) { return make_error(code, "not this filter: " + what); };
+  if (meta.bytes() < meta_bytes() || meta.extents().size() != 1) {
+    return wrong(ErrorCode::kCorrupt, "its meta region has " + std::to_string(meta.bytes()) + " bytes");
+  }
+  std::memcpy(&header, meta.at(0), sizeof header);
+  if (header.magic != kFilterMagic) return wrong(ErrorCode::kWrongLayout, "the header's magic word is missing");
+  if (header.format_version != kFilterFormatVersion) {
+    return wrong(ErrorCode::kWrongVersion, "format version " + std::to_string(header.format_version) + ", expected " +
+                                               std::to_string(kFilterFormatVersion));
+  }
+  if (header.checksum != checksum_of(header)) return wrong(ErrorCode::kCorrupt, "the header's checksum fails");
+  if (header.fingerprint_bits != kBits) {
+    return wrong(ErrorCode::kWrongLayout, "fingerprints of " + std::to_string(header.fingerprint_bits) +
+                                              " bits, expected " + std::to_string(kBits));
+  }
+  if (header.group_words != kGroupWords) {
+    return wrong(ErrorCode::kWrongLayout, "groups of " + std::to_string(header.group_words) + " words, expected " +
+                                              std::to_string(kGroupWords));
+  }
+  if (header.slots == 0 || header.slots > kSlotsMax || header.groups != groups_for(header.slots) ||
+      header.log_lines != kLogLines || table.bytes() != table_bytes(header.slots)) {
+    return wrong(ErrorCode::kCorrupt, "its sizes contradict each other");
+  }
+  return {};
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+auto CuckooFilter<kBits, M, kPolicy>::attach(Region meta, Region table, M media) -> Result<Opened> {
+  const auto start = std::chrono::steady_clock::now();
+  FilterHeader header;
+  if (Status valid = check_header(meta, table, header); !valid) return tl::unexpected(valid.error());
+  CuckooFilter filter(std::move(meta), std::move(table), header.groups, header.seed, std::move(media));
+  Result<RecoveryReport> report = filter.recover();
+  if (!report) return tl::unexpected(report.error());
+  report->nanoseconds = static_cast<std::uint64_t>(
+      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count());
+  return Opened{std::move(filter), *report};
+}
+
+/// Finishes what was in flight. Idempotent: a crash in here is repaired by the next call.
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+Result<RecoveryReport> CuckooFilter<kBits, M, kPolicy>::recover() {
+  RecoveryReport report;
+  const std::uint64_t words = groups_ * kGroupWords;
+
+  // Look before touching anything, so that a damaged pool is left as it is.
+  for (unsigned i = 0; i < kLogLines; ++i) {
+    const LogLine& log = log_line(i);
+    const std::uint64_t armed = media_.load(log.armed);
+    if (armed == 0) continue;
+    const std::uint64_t target = media_.load(log.target);
+    const std::uint64_t source = media_.load(log.source);
+    if (armed != log_mark(target, media_.load(log.target_after), source, media_.load(log.source_after)) ||
+        target >= words || source >= words || target == source) {
+      return make_error(ErrorCode::kCorrupt, "kick record " + std::to_string(i) + " of the filter is damaged");
+    }
+  }
+  if (media_.load(state().clearing) > 1) return make_error(ErrorCode::kCorrupt, "the filter's state is damaged");
+
+  for (unsigned i = 0; i < kLogLines; ++i) {
+    LogLine& log = log_line(i);
+    if (media_.load(log.armed) == 0) continue;
+    Word& target = word_at(media_.load(log.target));
+    Word& source = word_at(media_.load(log.source));
+    media_.store(filter_point::kRecoverCopy, target, media_.load(log.target_after));
+    media_.flush(filter_point::kRecoverCopy, &target);
+    media_.store(filter_point::kRecoverRemove, source, media_.load(log.source_after));
+    media_.flush(filter_point::kRecoverRemove, &source);
+    media_.fence(filter_point::kRecoverFence);  // The move is durable by itself.
+    media_.store(filter_point::kRecoverRetire, log.armed, 0);
+    media_.flush(filter_point::kRecoverRetire, &log);
+    media_.fence(filter_point::kRecoverRetire);
+    ++report.kicks_completed;
+  }
+
+  const std::uint64_t items = media_.load(state().items);
+  const std::uint64_t clean = media_.load(state().clean);
+  report.clean_shutdown = clean != 0 && clean == clean_mark(items);
+  shared_->base_known.store(report.clean_shutdown, std::memory_order_relaxed);
+  shared_->base.store(report.clean_shutdown ? static_cast<std::int64_t>(items) : 0, std::memory_order_relaxed);
+  if (clean != 0) {
+    media_.store(filter_point::kOpenDirty, state().clean, 0);
+    media_.flush(filter_point::kOpenDirty, &state());
+    media_.fence(filter_point::kOpenDirty);  // From here the count is stale after a crash.
+  }
+  if (media_.load(state().clearing) != 0) {
+    clear();
+    report.clear_completed = true;
+  }
+  return report;
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+auto CuckooFilter<kBits, M, kPolicy>::create(Pool& pool, std::string_view name, const FilterOptions& options, M media)
+    -> Result<CuckooFilter> {
+  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  const std::string meta_name = std::string(name) + ".meta";
+  const std::string table_name = std::string(name) + ".table";
+  RegionSpec meta_spec{};
+  meta_spec.name = meta_name;
+  meta_spec.bytes = meta_bytes();
+  RegionSpec table_spec{};
+  table_spec.name = table_name;
+  table_spec.bytes = table_bytes(options.slots);
+  const std::array specs{meta_spec, table_spec};
+  auto regions = pool.create_regions(specs);
+  if (!regions) return tl::unexpected(regions.error());
+  return format((*regions)[0], (*regions)[1], options, std::move(media));
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+auto CuckooFilter<kBits, M, kPolicy>::open(Pool& pool, std::string_view name, M media) -> Result<Opened> {
+  auto meta = pool.open_region(std::string(name) + ".meta");
+  if (!meta) return tl::unexpected(meta.error());
+  auto table = pool.open_region(std::string(name) + ".table");
+  if (!table) return tl::unexpected(table.error());
+  return attach(*meta, *table, std::move(media));
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+auto CuckooFilter<kBits, M, kPolicy>::create_volatile(const FilterOptions& options, M media) -> Result<CuckooFilter>
+  requires std::default_initializable<M>
+{
+  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  auto meta = VolatileRegion::create(meta_bytes());
+  if (!meta) return tl::unexpected(meta.error());
+  auto table = VolatileRegion::create(table_bytes(options.slots));
+  if (!table) return tl::unexpected(table.error());
+  auto filter = format(meta->region(), table->region(), options, std::move(media));
+  if (filter) {
+    filter->owned_meta_ = std::move(*meta);
+    filter->owned_table_ = std::move(*table);
+  }
+  return filter;
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+void CuckooFilter<kBits, M, kPolicy>::close() {
+  const std::uint64_t items = size();
+  media_.store(filter_point::kCloseCount, state().items, items);
+  media_.store(filter_point::kCloseClean, state().clean, clean_mark(items));
+  media_.flush(filter_point::kCloseClean, &state());
+  media_.fence(filter_point::kCloseClean);  // The count may be believed.
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+void CuckooFilter<kBits, M, kPolicy>::clear() {
+  media_.store(filter_point::kClearBegin, state().clearing, 1);
+  media_.flush(filter_point::kClearBegin, &state());
+  media_.fence(filter_point::kClearBegin);  // From here a crash completes the clearing.
+  for (std::uint64_t group = 0; group < groups_; ++group) {
+    Word* words = words_of(group);
+    for (unsigned v = 0; v < kGroupWords; ++v) media_.store(filter_point::kClearWord, words[v], 0);
+    media_.flush(filter_point::kClearWord, words);
+  }
+  media_.fence(filter_point::kClearWord);
+  media_.store(filter_point::kClearEnd, state().clearing, 0);
+  media_.flush(filter_point::kClearEnd, &state());
+  media_.fence(filter_point::kClearEnd);
+  for (Shard& one : shared_->shards) one.items.store(0, std::memory_order_relaxed);
+  shared_->base.store(0, std::memory_order_relaxed);
+  shared_->base_known.store(true, std::memory_order_release);
+}
+
+/// What one scan of the table counts.
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+struct CuckooFilter<kBits, M, kPolicy>::Census {
+  std::uint64_t items = 0;
+  std::uint64_t foreign = 0;
+  std::uint64_t spilled = 0;
+  std::uint64_t overflowed = 0;
+};
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+auto CuckooFilter<kBits, M, kPolicy>::census() const -> Census {
+  Census census;
+  for (std::uint64_t group = 0; group < groups_; ++group) {
+    const Word* words = words_of(group);
+    for (unsigned v = 0; v < kGroupWords; ++v) {
+      const std::uint64_t value = media_.load(words[v]);
+      census.items += L::occupied(value);
+      census.foreign += L::foreign_count(value);
+      census.spilled += L::level(value) != 0 ? 1 : 0;
+      census.overflowed += L::level(value) == 2 ? 1 : 0;
+    }
+  }
+  return census;
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+std::uint64_t CuckooFilter<kBits, M, kPolicy>::size() const {
+  Shared& shared = *shared_;
+  const auto changes = [&shared] {
+    std::int64_t sum = 0;
+    for (const Shard& one : shared.shards) sum += one.items.load(std::memory_order_relaxed);
+    return sum;
+  };
+  if (!shared.base_known.load(std::memory_order_acquire)) {
+    const std::lock_guard lock(shared.recount);
+    if (!shared.base_known.load(std::memory_order_relaxed)) {
+      // Writers stand still while the table is counted; those that have just left their stripe are counted there but
+      // perhaps not yet in their shard, so this is exact only when no writer is active, as promised.
+      const auto& stripes = shared.stripes;
+      if constexpr (kPolicy.multi_writer) {
+        for (std::uint64_t i = 0; i < stripes.count(); ++i) stripes.template acquire<true>(i, media_);
+      }
+      const auto items = static_cast<std::int64_t>(census().items);
+      shared.base.store(items - changes(), std::memory_order_relaxed);
+      shared.base_known.store(true, std::memory_order_release);
+      if constexpr (kPolicy.multi_writer) {
+        for (std::uint64_t i = 0; i < stripes.count(); ++i) stripes.release(i);
+      }
+    }
+  }
+  const std::int64_t items = shared.base.load(std::memory_order_relaxed) + changes();
+  return items < 0 ? 0 : static_cast<std::uint64_t>(items);
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+FilterStats CuckooFilter<kBits, M, kPolicy>::stats() const {
+  const Census seen = census();
+  FilterStats stats;
+  stats.slots = slots();
+  stats.items = seen.items;
+  stats.foreign_items = seen.foreign;
+  stats.words = groups_ * kGroupWords;
+  stats.words_spilled = seen.spilled;
+  stats.words_overflowed = seen.overflowed;
+  stats.memory_bytes = memory_bytes();
+  for (const Shard& one : shared_->shards) {
+    stats.overflows += one.overflows.load(std::memory_order_relaxed);
+    stats.kicks += one.kicks.load(std::memory_order_relaxed);
+    stats.kick_groups_read += one.kick_groups_read.load(std::memory_order_relaxed);
+    stats.refusals += one.refusals.load(std::memory_order_relaxed);
+    stats.reader_persists += one.reader_persists.load(std::memory_order_relaxed);
+  }
+  return stats;
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+CheckReport CuckooFilter<kBits, M, kPolicy>::check() const {
+  CheckReport report;
+  const auto violated = [&report](std::string what) {
+    if (report.violations.size() < 100) report.violations.push_back(std::move(what));
+  };
+  FilterHeader header;
+  if (Status valid = check_header(meta_, table_, header); !valid) violated(valid.error().message);
+  if (media_.load(state().clearing) != 0) violated("a clear() is in flight");
+  for (unsigned i = 0; i < kLogLines; ++i) {
+    if (media_.load(log_line(i).armed) != 0) violated("kick record " + std::to_string(i) + " is in flight");
+  }
+
+  // Groups whose buckets say that they have spilled (overflowed) somewhere.
+  const auto has_level = [this](std::uint64_t group, unsigned level) {
+    const Word* words = words_of(group);
+    for (unsigned v = 0; v < kGroupWords; ++v) {
+      if (level_of(media_.load(words[v])) >= level) return true;
+    }
+    return false;
+  };
+  for (std::uint64_t group = 0; group < groups_; ++group) {
+    const Word* words = words_of(group);
+    for (unsigned v = 0; v < kGroupWords; ++v) {
+      const std::uint64_t value = media_.load(words[v]);
+      const std::string where = "word " + std::to_string(group * kGroupWords + v);
+      report.items += L::occupied(value);
+      if (L::level(value) == 3) violated(where + " has level 3");
+      if ((value & ~L::kLanesMask & ~(0xfULL << L::kCountShift)) != 0) violated(where + " uses a spare bit");
+      const unsigned foreign = L::foreign_count(value);
+      if ((L::empty_lanes(value) & L::foreign_lanes(value)) != 0) violated(where + " has an empty foreign lane");
+      for (unsigned i = kLanes - foreign; i < kLanes; ++i) {
+        const std::uint32_t fingerprint = L::lane(value, i);
+        if (fingerprint == 0) continue;
+        const bool own = kPolicy.spill && has_level(group, 1);
+        if (!own && !has_level(L::other_group(group, fingerprint, groups_), 2)) {
+          violated(where + " holds a foreign fingerprint that no bucket admits to");
+        }
+      }
+    }
+  }
+  if (shared_->base_known.load(std::memory_order_acquire) && size() != report.items) {
+    violated("size() is " + std::to_string(size()) + " but the table holds " + std::to_string(report.items));
+  }
+  return report;
+}
+
+}  // namespace dunnock

@@ -1,0 +1,478 @@
+// CuckooFilter, part 2: single-key operations. Included by cuckoo_filter.hpp only.
+//
+// Every function that stores holds the stripes of the lines it stores to (Guard), from before the first store until
+// the last fence. docs/concurrency.md has the proofs that the comments here appeal to.
+#pragma once
+
+#include <thread>
+
+#include "dunnock/filter/cuckoo_filter.hpp"
+
+namespace dunnock {
+
+// ----- counts -------------------------------------------------------------------------------------------------------
+
+namespace detail {
+/// A small number that is the thread's own while there are few threads.
+inline unsigned thread_number() noexcept {
+  static std::atomic<unsigned> next{0};
+  thread_local const unsigned number = next.fetch_add(1, std::memory_order_relaxed);
+  return number;
+}
+}  // namespace detail
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+auto CuckooFilter<kBits, M, kPolicy>::shard() const noexcept -> Shard& {
+  if constexpr (kPolicy.multi_writer) {
+    return shared_->shards[detail::thread_number() % kShards];
+  } else {
+    return shared_->shards[0];
+  }
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+template <class T>
+void CuckooFilter<kBits, M, kPolicy>::count(std::atomic<T>& counter, T by) const noexcept {
+  if constexpr (kPolicy.multi_writer) {
+    counter.fetch_add(by, std::memory_order_relaxed);
+  } else {
+    counter.store(counter.load(std::memory_order_relaxed) + by, std::memory_order_relaxed);
+  }
+}
+
+// ----- lookup -------------------------------------------------------------------------------------------------------
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+[[gnu::always_inline]] inline bool CuckooFilter<kBits, M, kPolicy>::contains_place(const Place& place) const {
+  const Word* group = words_of(place.group);
+  const std::uint64_t pattern = L::pattern(place.fingerprint);
+  // The order of the reads matters: home first (things move away from there), then the foreign lanes, then the level,
+  // which whoever takes a foreign copy from under our eyes has raised before.
+  const std::uint64_t home = media_.load(group[place.word]);
+  if (L::match_home(home, pattern) != 0) return answer(place.group, true);
+  if (level_of(home) == 0) [[likely]] return answer(place.group, false);
+  return contains_beyond_home(place, pattern);
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+bool CuckooFilter<kBits, M, kPolicy>::contains_beyond_home(const Place& place, std::uint64_t pattern) const {
+  const Word* group = words_of(place.group);
+  bool found = false;
+  if constexpr (kPolicy.spill) found = detail::any_foreign<kBits, kGroupWords>(media_, group, pattern);
+  if (found || level_of(media_.load(group[place.word])) < 2) return answer(place.group, found);
+  return contains_in_other(place, L::other_group(place.group, place.fingerprint, groups_), pattern);
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+bool CuckooFilter<kBits, M, kPolicy>::contains_in_other(const Place& place, std::uint64_t other,
+                                                        std::uint64_t pattern) const {
+  bool found = detail::any_foreign<kBits, kGroupWords>(media_, words_of(other), pattern);
+  if constexpr (kPolicy.spill) {
+    // Foreign lanes are read in ascending order of groups, the order in which erase takes equal fingerprints away.
+    if (!found && other < place.group) {
+      found = detail::any_foreign<kBits, kGroupWords>(media_, words_of(place.group), pattern);
+    }
+  }
+  return answer(place.group, other, found);
+}
+
+/// An answer may be told once what it rests on is durable.
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+bool CuckooFilter<kBits, M, kPolicy>::answer(std::uint64_t group, bool found) const {
+  if constexpr (kReadersPersist) {
+    if (shared_->stripes.marked(stripe_of(group))) [[unlikely]] persist_read(group, group);
+  }
+  return found;
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+bool CuckooFilter<kBits, M, kPolicy>::answer(std::uint64_t group, std::uint64_t other, bool found) const {
+  if constexpr (kReadersPersist) {
+    if (shared_->stripes.marked(stripe_of(group)) || shared_->stripes.marked(stripe_of(other))) [[unlikely]] {
+      persist_read(group, other);
+    }
+  }
+  return found;
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+void CuckooFilter<kBits, M, kPolicy>::persist_read(std::uint64_t group, std::uint64_t other) const {
+  media_.flush(filter_point::kReaderPersist, words_of(group));
+  if (other != group) media_.flush(filter_point::kReaderPersist, words_of(other));
+  media_.fence(filter_point::kReaderPersist);
+  shard().reader_persists.fetch_add(1, std::memory_order_relaxed);
+}
+
+// ----- insert -------------------------------------------------------------------------------------------------------
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+[[gnu::always_inline]] inline bool CuckooFilter<kBits, M, kPolicy>::insert_place(const Place& place) {
+  {
+    if constexpr (kUseStripes) __builtin_prefetch(words_of(place.group), 1);  // while the stripe is fetched
+    const Guard guard(shared_->stripes, media_, stripe_of(place.group));
+    const Placed placed = place_in_group(place);
+    if (placed != Placed::kNowhere) [[likely]] {
+      media_.fence(placed == Placed::kHome ? filter_point::kHome : filter_point::kSpill);
+      count(shard().items, std::int64_t{1});
+      return true;
+    }
+  }
+  return insert_beyond_group(place);
+}
+
+/// Home bucket, else a neighbour. Stores and flushes; the caller fences.
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+[[gnu::always_inline]] inline auto CuckooFilter<kBits, M, kPolicy>::place_in_group(const Place& place) const -> Placed {
+  Word* group = words_of(place.group);
+  Word& home = group[place.word];
+  const std::uint64_t value = media_.load(home);
+  if (L::empty_lanes(value) != 0) [[likely]] {
+    media_.store(filter_point::kHome, home, L::add_home(value, place.fingerprint));
+    media_.flush(filter_point::kHome, &home);
+    return Placed::kHome;
+  }
+  if constexpr (kPolicy.spill) return spill(place, value);
+  return Placed::kNowhere;
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+auto CuckooFilter<kBits, M, kPolicy>::spill(const Place& place, std::uint64_t home) const -> Placed {
+  Word* group = words_of(place.group);
+  const int v = roomiest(group, place.fingerprint);
+  if (v < 0) return Placed::kNowhere;
+  // Both stores hit one line and become durable in this order: a mark without a copy costs a comparison, a copy
+  // without a mark would be lost.
+  if (level_of(home) == 0) media_.store(filter_point::kSpillMark, group[place.word], L::with_level(home, 1));
+  Word& target = group[v];
+  media_.store(filter_point::kSpill, target, L::add_foreign(media_.load(target), place.fingerprint));
+  media_.flush(filter_point::kSpill, &target);
+  return Placed::kSpilled;
+}
+
+/// The home bucket says that it overflowed, durably, before anything of it is in another line.
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+void CuckooFilter<kBits, M, kPolicy>::mark_overflowed(Word& home, std::uint64_t value) const {
+  if (level_of(value) == 2) return;
+  media_.store(filter_point::kOverflowMark, home, L::with_level(value, 2));
+  media_.flush(filter_point::kOverflowMark, &home);
+  media_.fence(filter_point::kOverflowMark);
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+void CuckooFilter<kBits, M, kPolicy>::place_in_other(Word& target, std::uint32_t fingerprint) const {
+  media_.store(filter_point::kOverflow, target, L::add_foreign(media_.load(target), fingerprint));
+  media_.flush(filter_point::kOverflow, &target);
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+bool CuckooFilter<kBits, M, kPolicy>::insert_beyond_group(const Place& place) {
+  // Each round either places the key, or frees a lane for it by at least one move, or gives up. Other writers may take
+  // the freed lane; the bound only guards against losing that race for ever.
+  constexpr unsigned kRounds = 64;
+  const std::uint64_t other = L::other_group(place.group, place.fingerprint, groups_);
+  for (unsigned round = 0; round < kRounds; ++round) {
+    {
+      const Guard guard(shared_->stripes, media_, stripe_of(place.group), stripe_of(other));
+      const Placed placed = place_in_group(place);
+      if (placed != Placed::kNowhere) {
+        media_.fence(placed == Placed::kHome ? filter_point::kHome : filter_point::kSpill);
+        count(shard().items, std::int64_t{1});
+        return true;
+      }
+      Word* target = words_of(other);
+      const int v = roomiest(target, place.fingerprint);
+      if (v >= 0) {
+        Word& home = words_of(place.group)[place.word];
+        mark_overflowed(home, media_.load(home));
+        place_in_other(target[v], place.fingerprint);
+        media_.fence(filter_point::kOverflow);
+        count(shard().items, std::int64_t{1});
+        count(shard().overflows, std::uint64_t{1});
+        return true;
+      }
+    }
+    if (!make_room(place, other)) break;
+  }
+  count(shard().refusals, std::uint64_t{1});
+  return false;
+}
+
+/// Kicks. False: no path was found and nothing was changed. True: at least one step was tried, so look again.
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+bool CuckooFilter<kBits, M, kPolicy>::make_room(const Place& place, std::uint64_t other) {
+  thread_local std::vector<Move> path;
+  const bool found = kPolicy.lookahead ? find_path(place, other, path) : find_path_randomly(place, other, path);
+  if (!found) return false;
+  // From the far end: every single move leaves a correct filter behind, so a crash or a lost race in between is fine.
+  for (const Move& move : path) {
+    if (!apply(move)) break;
+  }
+  return true;
+}
+
+/// Breadth first over home fingerprints that could move forward, until one is found whose other group has room.
+/// `path` receives the moves, last one (into the free lane) first. Reads without locks; apply() checks each step.
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+bool CuckooFilter<kBits, M, kPolicy>::find_path(const Place& place, std::uint64_t other,
+                                                std::vector<Move>& path) const {
+  constexpr std::size_t kMovesMax = 2048;  // Groups read before the filter counts as full. Bench: load at refusal.
+  constexpr std::size_t kGroupsAhead = 6;  // Groups prefetched ahead of the one being looked at.
+  thread_local std::vector<Move> moves;
+  moves.clear();
+
+  const auto add_victims = [&](std::uint64_t group, unsigned v, std::uint32_t parent) {
+    const std::uint64_t value = media_.load(words_of(group)[v]);
+    for (unsigned i = 0; i < kLanes - L::foreign_count(value); ++i) {
+      const std::uint32_t fingerprint = L::lane(value, i);
+      if (fingerprint == 0) continue;
+      const std::uint64_t target = L::other_group(group, fingerprint, groups_);
+      if (target != group) moves.push_back({group * kGroupWords + v, target, fingerprint, parent});
+    }
+  };
+  // Words that could then take a foreign fingerprint; first those that have overflowed before, so that fewer marks
+  // are set.
+  const auto add_group = [&](std::uint64_t group, std::uint32_t parent) {
+    for (const bool overflowed : {true, false}) {
+      for (unsigned v = 0; v < kGroupWords; ++v) {
+        const std::uint64_t value = media_.load(words_of(group)[v]);
+        if (L::foreign_count(value) >= L::kForeignMax || (L::level(value) == 2) != overflowed) continue;
+        add_victims(group, v, parent);
+      }
+    }
+  };
+
+  // The new key's own bucket first, then whatever else would make room in its two groups, then one step further.
+  add_victims(place.group, place.word, kNoParent);
+  enum class Next : std::uint8_t { kOwnGroup, kOtherGroup, kDeeper } next = Next::kOwnGroup;
+  std::size_t examined = 0;
+  std::size_t prefetched = 0;
+  std::size_t expanded = 0;
+  bool found = false;
+  for (;;) {
+    for (; examined < moves.size() && !found; ++examined) {
+      for (; prefetched < std::min(examined + kGroupsAhead, moves.size()); ++prefetched) {
+        __builtin_prefetch(words_of(moves[prefetched].target_group));
+      }
+      found = roomiest(words_of(moves[examined].target_group), 0) >= 0;
+    }
+    if (found) break;
+    if (next == Next::kOwnGroup) {
+      next = Next::kOtherGroup;
+      if constexpr (kPolicy.spill) add_group(place.group, kNoParent);
+    } else if (next == Next::kOtherGroup) {
+      next = Next::kDeeper;
+      if (other != place.group) add_group(other, kNoParent);
+    } else if (expanded < moves.size() && moves.size() < kMovesMax) {
+      add_group(moves[expanded].target_group, static_cast<std::uint32_t>(expanded));
+      ++expanded;
+    } else {
+      break;
+    }
+  }
+  shard().kick_groups_read.fetch_add(examined, std::memory_order_relaxed);
+  if (!found) return false;
+  path.clear();
+  for (auto step = static_cast<std::uint32_t>(examined - 1); step != kNoParent; step = moves[step].parent) {
+    path.push_back(moves[step]);
+  }
+  return true;
+}
+
+/// The textbook's way, for comparison: a random victim, then a random victim where that one goes, and so on.
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+bool CuckooFilter<kBits, M, kPolicy>::find_path_randomly(const Place& place, std::uint64_t other,
+                                                         std::vector<Move>& path) const {
+  constexpr unsigned kStepsMax = 500;
+  thread_local std::uint64_t random = 0x9e3779b97f4a7c15ULL * (detail::thread_number() + 1);
+  const auto next = [] {  // xorshift64 (Marsaglia 2003)
+    random ^= random << 13;
+    random ^= random >> 7;
+    random ^= random << 17;
+    return random;
+  };
+  path.clear();
+  std::uint64_t group = place.group;
+  unsigned word = place.word;
+  for (unsigned step = 0; step < kStepsMax; ++step) {
+    const std::uint64_t value = media_.load(words_of(group)[word]);
+    const unsigned home = kLanes - L::foreign_count(value);
+    const std::uint32_t fingerprint = home == 0 ? 0 : L::lane(value, static_cast<unsigned>(next() % home));
+    const std::uint64_t target = fingerprint == 0 ? group : L::other_group(group, fingerprint, groups_);
+    if (target == group) {  // Nothing to take here: start again somewhere near.
+      path.clear();
+      group = (next() & 1) != 0 && other != place.group ? other : place.group;
+      word = group == place.group ? place.word : static_cast<unsigned>(next() % kGroupWords);
+      continue;
+    }
+    path.insert(path.begin(), {group * kGroupWords + word, target, fingerprint, kNoParent});
+    if (roomiest(words_of(target), 0) >= 0) return true;
+    group = target;
+    word = static_cast<unsigned>(next() % kGroupWords);
+    for (unsigned tries = 0; tries < kGroupWords; ++tries, word = (word + 1) % kGroupWords) {
+      if (L::foreign_count(media_.load(words_of(group)[word])) < L::kForeignMax) break;
+    }
+  }
+  return false;
+}
+
+/// One move, if it is still possible.
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+bool CuckooFilter<kBits, M, kPolicy>::apply(const Move& move) {
+  const std::uint64_t source_group = move.source / kGroupWords;
+  const Guard guard(shared_->stripes, media_, stripe_of(source_group), stripe_of(move.target_group));
+  const std::uint64_t source = media_.load(word_at(move.source));
+  const std::uint64_t lanes = L::match_home(source, L::pattern(move.fingerprint));
+  if (lanes == 0) return false;
+  const int v = roomiest(words_of(move.target_group), move.fingerprint);
+  if (v < 0) return false;
+  const std::uint64_t target = move.target_group * kGroupWords + static_cast<unsigned>(v);
+  std::uint64_t source_after = L::remove_home(source, L::lane_of(lanes));
+  if constexpr (kPolicy.primacy) source_after = L::with_level(source_after, 2);
+  logged_move(move.source, source_after, target, L::add_foreign(media_.load(word_at(target)), move.fingerprint));
+  count(shard().kicks, std::uint64_t{1});
+  return true;
+}
+
+/// Stores both words as one failure-atomic step. Readers meet the copy before the original goes.
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+void CuckooFilter<kBits, M, kPolicy>::logged_move(std::uint64_t source, std::uint64_t source_after,
+                                                  std::uint64_t target, std::uint64_t target_after) {
+  Word& from = word_at(source);
+  Word& to = word_at(target);
+  if constexpr (!kDurable) {
+    media_.store(filter_point::kKickCopy, to, target_after);
+    media_.store(filter_point::kKickRemove, from, source_after);
+    return;
+  }
+  // Any idle log line; there are as many as kicks in flight that make sense.
+  std::uint64_t free_lines = shared_->free_log_lines.load(std::memory_order_relaxed);
+  std::uint64_t taken = 0;
+  for (;;) {
+    if (free_lines == 0) {
+      media_.pause();
+      free_lines = shared_->free_log_lines.load(std::memory_order_relaxed);
+      continue;
+    }
+    taken = free_lines & (~free_lines + 1);
+    // acquire: the last user's retirement (release below) comes before our record.
+    if (shared_->free_log_lines.compare_exchange_weak(free_lines, free_lines & ~taken, std::memory_order_acquire,
+                                                      std::memory_order_relaxed)) {
+      break;
+    }
+  }
+  LogLine& log = log_line(static_cast<unsigned>(std::countr_zero(taken)));
+  DUNNOCK_CHECK(media_.load(log.armed) == 0, "a free log line is idle");
+
+  media_.store(filter_point::kLogFields, log.target, target);
+  media_.store(filter_point::kLogFields, log.target_after, target_after);
+  media_.store(filter_point::kLogFields, log.source, source);
+  media_.store(filter_point::kLogFields, log.source_after, source_after);
+  media_.store(filter_point::kLogArm, log.armed, log_mark(target, target_after, source, source_after));
+  media_.flush(filter_point::kLogArm, &log);
+  media_.fence(filter_point::kLogArm);  // From here a crash completes the move.
+
+  media_.store(filter_point::kKickCopy, to, target_after);
+  media_.flush(filter_point::kKickCopy, &to);
+  media_.store(filter_point::kKickRemove, from, source_after);
+  media_.flush(filter_point::kKickRemove, &from);
+  media_.fence(filter_point::kKickFence);  // The move is durable by itself.
+
+  media_.store(filter_point::kLogRetire, log.armed, 0);
+  media_.flush(filter_point::kLogRetire, &log);
+  media_.fence(filter_point::kLogRetire);  // No crash replays it over what others do to these words next.
+  shared_->free_log_lines.fetch_or(taken, std::memory_order_release);
+}
+
+// ----- erase --------------------------------------------------------------------------------------------------------
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+bool CuckooFilter<kBits, M, kPolicy>::erase_place(const Place& place) {
+  const std::uint64_t pattern = L::pattern(place.fingerprint);
+  {
+    if constexpr (kUseStripes) __builtin_prefetch(words_of(place.group), 1);
+    const Guard guard(shared_->stripes, media_, stripe_of(place.group));
+    Word* group = words_of(place.group);
+    bool erased = erase_home(group, place, pattern);
+    const unsigned level = level_of(media_.load(group[place.word]));
+    if (kPolicy.spill && !erased && level == 1) {
+      const int v = first_foreign(group, pattern);
+      if (v >= 0) {
+        erase_foreign(group[v], pattern);
+        erased = true;
+      }
+    }
+    if (erased) {
+      media_.fence(filter_point::kErase);
+      count(shard().items, std::int64_t{-1});
+      return true;
+    }
+    if (level < 2) return false;
+  }
+  return erase_beyond_group(place);
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+bool CuckooFilter<kBits, M, kPolicy>::erase_home(Word* group, const Place& place, std::uint64_t pattern) const {
+  Word& home = group[place.word];
+  const std::uint64_t value = media_.load(home);
+  const std::uint64_t lanes = L::match_home(value, pattern);
+  if (lanes == 0) return false;
+  media_.store(filter_point::kErase, home, L::remove_home(value, L::lane_of(lanes)));
+  media_.flush(filter_point::kErase, &home);
+  return true;
+}
+
+/// The first word of the group with the fingerprint in a foreign lane, or -1.
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+int CuckooFilter<kBits, M, kPolicy>::first_foreign(const Word* group, std::uint64_t pattern) const {
+  for (unsigned v = 0; v < kGroupWords; ++v) {
+    if (L::match_foreign(media_.load(group[v]), pattern) != 0) return static_cast<int>(v);
+  }
+  return -1;
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+void CuckooFilter<kBits, M, kPolicy>::erase_foreign(Word& word, std::uint64_t pattern) const {
+  const std::uint64_t value = media_.load(word);
+  const std::uint64_t lanes = L::match_foreign(value, pattern);
+  media_.store(filter_point::kErase, word, L::remove_foreign(value, L::lane_of(lanes)));
+  media_.flush(filter_point::kErase, &word);
+}
+
+/// Erases with both groups at hand. Equal fingerprints in the foreign lanes of the two groups are one pool of
+/// indistinguishable copies; the first in ascending order is taken. When there is a copy in each group, the one taken
+/// may have been another key's that stayed in the lower group so far: buckets there that have spilled now also say
+/// that they overflowed, so that key finds the copy in the higher group.
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+bool CuckooFilter<kBits, M, kPolicy>::erase_beyond_group(const Place& place) {
+  const std::uint64_t pattern = L::pattern(place.fingerprint);
+  const std::uint64_t other = L::other_group(place.group, place.fingerprint, groups_);
+  const Guard guard(shared_->stripes, media_, stripe_of(place.group), stripe_of(other));
+  bool erased = erase_home(words_of(place.group), place, pattern);
+  if (!erased) {
+    Word* low = words_of(kPolicy.spill ? std::min(place.group, other) : other);
+    Word* high = words_of(kPolicy.spill ? std::max(place.group, other) : other);
+    const int in_low = first_foreign(low, pattern);
+    const int in_high = high == low ? -1 : first_foreign(high, pattern);
+    if (in_low >= 0) {
+      if (in_high >= 0 && kPolicy.primacy) {
+        for (unsigned v = 0; v < kGroupWords; ++v) {
+          const std::uint64_t value = media_.load(low[v]);
+          // Same line as the erase below, and before it.
+          if (L::level(value) == 1) media_.store(filter_point::kEraseMarks, low[v], L::with_level(value, 2));
+        }
+      }
+      erase_foreign(low[in_low], pattern);
+      erased = true;
+    } else if (in_high >= 0) {
+      erase_foreign(high[in_high], pattern);
+      erased = true;
+    }
+  }
+  if (!erased) return false;
+  media_.fence(filter_point::kErase);
+  count(shard().items, std::int64_t{-1});
+  return true;
+}
+
+}  // namespace dunnock

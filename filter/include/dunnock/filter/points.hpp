@@ -1,0 +1,56 @@
+// The durable steps of the filter, by name. See Point in pmem/media.hpp.
+#pragma once
+
+#include <string_view>
+
+#include "dunnock/pmem/media.hpp"
+
+namespace dunnock::filter_point {
+
+// One insert or erase.
+inline constexpr Point kHome{1};            // store/flush/fence: the fingerprint is in its home bucket
+inline constexpr Point kSpillMark{2};       // store: the home bucket says that it has spilled (same line as kSpill)
+inline constexpr Point kSpill{3};           // store/flush/fence: the fingerprint is in its group
+inline constexpr Point kOverflowMark{4};    // store/flush/fence: the home bucket says that it has overflowed
+inline constexpr Point kOverflow{5};        // store/flush/fence: the fingerprint is in the other group
+inline constexpr Point kErase{6};           // store/flush/fence: the fingerprint is gone
+inline constexpr Point kEraseMarks{7};      // store: buckets that may now rely on the copy in the other group say so
+// A kick.
+inline constexpr Point kLogFields{8};       // store: the record, before it is armed (same line as kLogArm)
+inline constexpr Point kLogArm{9};          // store/flush/fence: from here a crash completes the move
+inline constexpr Point kKickCopy{10};       // store/flush: the copy in the other group
+inline constexpr Point kKickRemove{11};     // store/flush: the original is gone, its bucket says that it overflowed
+inline constexpr Point kKickFence{12};      // fence: both are durable
+inline constexpr Point kLogRetire{13};      // store/flush/fence: the record is idle again
+// Bulk operations: one fence for a group of the steps above.
+inline constexpr Point kGroupFence{14};     // fence
+// Readers.
+inline constexpr Point kReaderPersist{15};  // flush/fence: what was read is durable before it is told
+// Life of a filter.
+inline constexpr Point kFormatFields{16};   // store/flush/fence: the header but for its magic word
+inline constexpr Point kFormatMagic{17};    // store/flush/fence: the filter exists
+inline constexpr Point kRecoverCopy{18};    // store/flush: redo of a kick, other group
+inline constexpr Point kRecoverRemove{19};  // store/flush: redo of a kick, home bucket
+inline constexpr Point kRecoverFence{20};   // fence: both are durable
+inline constexpr Point kRecoverRetire{21};  // store/flush/fence: the record is idle again
+inline constexpr Point kCloseCount{22};     // store: the number of items (same line as kCloseClean)
+inline constexpr Point kCloseClean{23};     // store/flush/fence: the number of items may be believed
+inline constexpr Point kOpenDirty{24};      // store/flush/fence: it may not any more
+inline constexpr Point kClearBegin{25};     // store/flush/fence: from here a crash completes the clearing
+inline constexpr Point kClearWord{26};      // store/flush/fence: the table is empty
+inline constexpr Point kClearEnd{27};       // store/flush/fence: the clearing is over
+inline constexpr unsigned kCount = 27;
+
+/// The name of a point as it stands above, without the k. "?" for a number that is none.
+[[nodiscard]] constexpr std::string_view name(Point point) noexcept {
+  constexpr std::string_view kNames[] = {
+      "?",           "Home",          "SpillMark",   "Spill",        "OverflowMark",  "Overflow",     "Erase",
+      "EraseMarks",  "LogFields",     "LogArm",      "KickCopy",     "KickRemove",    "KickFence",    "LogRetire",
+      "GroupFence",  "ReaderPersist", "FormatFields", "FormatMagic", "RecoverCopy",   "RecoverRemove", "RecoverFence",
+      "RecoverRetire", "CloseCount",  "CloseClean",  "OpenDirty",    "ClearBegin",    "ClearWord",    "ClearEnd"};
+  static_assert(sizeof(kNames) / sizeof(kNames[0]) == kCount + 1);
+  const auto index = static_cast<unsigned>(point);
+  return index <= kCount ? kNames[index] : kNames[0];
+}
+
+}  // namespace dunnock::filter_point

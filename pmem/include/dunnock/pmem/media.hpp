@@ -1,0 +1,143 @@
+// The media policy: the one door through which every durable store, flush and fence goes.
+//
+// A structure is a template over its media, so production media cost what the instructions cost and nothing more.
+// The same structure then runs on real persistent memory, on an ordinary file, in plain DRAM, or on the simulated
+// media of the crash harness, which sees every store, flush and fence and plays power failures.
+//
+// What a structure may rely on (the x86 persistency model: Raad, Wickerson, Neis, Vafeiadis, "Persistency
+// semantics of the Intel-x86 architecture", POPL 2020):
+//   * an aligned 8-byte store is never torn by a power failure;
+//   * the stores to one 64-byte line become durable in the order in which they became visible: after a power
+//     failure the line holds a prefix of them;
+//   * different lines are independent, unless flush(line) and then fence() stand between two stores: when fence()
+//     returns, every store to a line that the same thread flushed before it is durable.
+// Nothing else. In particular a line may become durable long before it is flushed.
+//
+//   media           | survives        | flush            | fence                | visible is durable
+//   ----------------+-----------------+------------------+----------------------+-------------------
+//   DramMedia       | nothing         | -                | -                    | (nothing to lose)
+//   ProcessMedia    | SIGKILL         | -                | -                    | yes
+//   EadrMedia       | power loss      | -                | sfence               | yes
+//   DirectMedia     | power loss      | clwb             | sfence               | no
+//   FileMedia       | power loss      | notes the page   | one msync a group    | no     (file_media.hpp)
+//   SimMedia        | what it says    | recorded         | recorded             | per mode (sim_media.hpp)
+#pragma once
+
+#include <atomic>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+
+namespace dunnock {
+
+inline constexpr std::size_t kLineBytes = 64;
+
+/// A durable 8-byte word as structures hold it. Loads and stores go through the media.
+using Word = std::atomic<std::uint64_t>;
+static_assert(sizeof(Word) == 8 && Word::is_always_lock_free);
+
+/// The name of one durable step in the source ("the store that arms the log"). Each structure numbers its own steps
+/// from 1 and gives them names for people (see filter/points.hpp). Production media ignore it; the crash harness
+/// plants its bugs by it: every point is dropped once, and a test must notice.
+enum class Point : std::uint16_t {};
+
+enum class Durability : std::uint8_t {
+  kNone,     ///< Lost with the process.
+  kProcess,  ///< Survives the death of the process (SIGKILL), not of the machine.
+  kPower,    ///< Survives power loss.
+};
+
+/// What a media must offer. All calls are thread-safe; none throws.
+///   kDurability        what an acknowledged operation survives. kNone: no log is kept and nothing is flushed.
+///   kVisibleIsDurable  a store is durable as soon as another thread can see it, so a reader never has to persist
+///                      what it read.
+///   load(word)         acquire load.
+///   store(point, word, value)   release store (one aligned 8-byte store).
+///   flush(point, address)       starts making the line that holds `address` durable.
+///   fence(point)                returns when all that this thread flushed is durable.
+///   pause()            called while waiting for another thread.
+template <class M>
+concept Media = std::copy_constructible<M> && requires(const M media, Word& word, const Word& source, Point point) {
+  { M::kDurability } -> std::convertible_to<Durability>;
+  { M::kVisibleIsDurable } -> std::convertible_to<bool>;
+  { media.load(source) } noexcept -> std::same_as<std::uint64_t>;
+  { media.store(point, word, std::uint64_t{}) } noexcept;
+  { media.flush(point, static_cast<const void*>(&word)) } noexcept;
+  { media.fence(point) } noexcept;
+  { media.pause() } noexcept;
+};
+
+namespace detail {
+
+/// Writes the line back to memory and keeps it cached where the processor can (clwb, else clflushopt, else clflush).
+void flush_line_slow(const void* address) noexcept;
+extern const bool kHasClwb;
+
+inline void flush_line(const void* address) noexcept {
+#if defined(__x86_64__)
+  if (kHasClwb) [[likely]] {
+    asm volatile("clwb %0" : : "m"(*static_cast<const char*>(address)) : "memory");
+    return;
+  }
+#endif
+  flush_line_slow(address);
+}
+
+inline void store_fence() noexcept {
+#if defined(__x86_64__)
+  asm volatile("sfence" : : : "memory");
+#else
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+#endif
+}
+
+inline void cpu_pause() noexcept {
+#if defined(__x86_64__)
+  asm volatile("pause");
+#endif
+}
+
+/// What all media in mapped memory share: plain atomic loads and stores.
+struct MappedMedia {
+  [[nodiscard]] std::uint64_t load(const Word& word) const noexcept { return word.load(std::memory_order_acquire); }
+  void store(Point, Word& word, std::uint64_t value) const noexcept { word.store(value, std::memory_order_release); }
+  void pause() const noexcept { cpu_pause(); }
+};
+
+}  // namespace detail
+
+/// Plain memory: the same structure as a fast volatile one.
+struct DramMedia : detail::MappedMedia {
+  static constexpr Durability kDurability = Durability::kNone;
+  static constexpr bool kVisibleIsDurable = true;
+  void flush(Point, const void*) const noexcept {}
+  void fence(Point) const noexcept {}
+};
+
+/// A shared file mapping without flushes: the page cache keeps it when the process dies. Not for power loss.
+struct ProcessMedia : detail::MappedMedia {
+  static constexpr Durability kDurability = Durability::kProcess;
+  static constexpr bool kVisibleIsDurable = true;
+  void flush(Point, const void*) const noexcept {}
+  void fence(Point) const noexcept {}
+};
+
+/// Persistent memory behind caches that are flushed on power loss (eADR): only the store order matters.
+struct EadrMedia : detail::MappedMedia {
+  static constexpr Durability kDurability = Durability::kPower;
+  static constexpr bool kVisibleIsDurable = true;
+  void flush(Point, const void*) const noexcept {}
+  void fence(Point) const noexcept { detail::store_fence(); }
+};
+
+/// Persistent memory mapped with DAX (ADR): clwb writes a line back, sfence waits for it.
+struct DirectMedia : detail::MappedMedia {
+  static constexpr Durability kDurability = Durability::kPower;
+  static constexpr bool kVisibleIsDurable = false;
+  void flush(Point, const void* address) const noexcept { detail::flush_line(address); }
+  void fence(Point) const noexcept { detail::store_fence(); }
+};
+
+static_assert(Media<DramMedia> && Media<ProcessMedia> && Media<EadrMedia> && Media<DirectMedia>);
+
+}  // namespace dunnock

@@ -1,0 +1,79 @@
+// Pool: one libpmemobj pool file that holds named regions.
+//
+// What it is for: creating, opening and checking the file, and handing out zeroed, aligned memory of any size that is
+// there again after a restart. What it is not for: allocating small objects (a structure manages its own region), or
+// making a structure's stores durable (that is the media's part, media.hpp).
+//
+// Caveats: a pool is opened by one process at a time. Its file must be on a local file system. Pointers into it change
+// from one opening to the next; offsets within a region do not.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "dunnock/base/result.hpp"
+#include "dunnock/pmem/file_media.hpp"
+#include "dunnock/pmem/region.hpp"
+
+namespace dunnock {
+
+struct PoolOptions {
+  /// Size of the file in bytes; all of it is allocated on disk. See Pool::bytes_for.
+  std::uint64_t bytes = 0;
+};
+
+struct RegionSpec {
+  std::string_view name;        ///< 1 .. 47 bytes, unique in the pool.
+  std::uint64_t bytes = 0;      ///< More than 0.
+  /// Power of two, at least 4096. libpmemobj's heap is cut into zones of almost 16 GiB that no allocation crosses;
+  /// extents of 2 GiB leave an eighth of a zone unused at most.
+  std::uint64_t extent_bytes = 2ULL << 30;
+};
+
+struct RegionInfo {
+  std::string name;
+  std::uint64_t bytes;
+};
+
+/// Threads: all functions may be called by one thread at a time; regions may be used by any number.
+class Pool {
+ public:
+  /// Creates the file `path` and an empty pool in it. A crash leaves no usable pool: create again after removing it.
+  /// Errors: AlreadyExists, InvalidArgument (size), NoSpace, ReadOnly, NotFound (directory), Io.
+  [[nodiscard]] static Result<Pool> create(const std::string& path, const PoolOptions& options);
+  /// Opens the pool in `path`. Does not read the regions; constant time.
+  /// Errors: NotFound, NotADunnockPool, WrongVersion, AlreadyOpen, ReadOnly, Corrupt, Io.
+  [[nodiscard]] static Result<Pool> open(const std::string& path);
+
+  Pool(Pool&&) noexcept;
+  Pool& operator=(Pool&&) noexcept;
+  ~Pool();
+
+  /// Creates all of these regions or, when there is an error or a crash, none. Zeroed, durable, 4096-byte aligned.
+  /// Errors: InvalidArgument, AlreadyExists, NoSpace.
+  [[nodiscard]] Result<std::vector<Region>> create_regions(std::span<const RegionSpec> specs);
+  /// Errors: NotFound, Corrupt.
+  [[nodiscard]] Result<Region> open_region(std::string_view name) const;
+  /// Gives the memory back. Region views of it are invalid from now on. Errors: NotFound, Io.
+  [[nodiscard]] Status remove_region(std::string_view name);
+  [[nodiscard]] std::vector<RegionInfo> regions() const;
+
+  [[nodiscard]] const std::string& path() const noexcept;
+  [[nodiscard]] std::uint64_t bytes() const noexcept;
+  /// The media for a pool in an ordinary file. Valid as long as the pool is open.
+  [[nodiscard]] FileMedia file_media() const noexcept;
+
+  /// A size for a pool that is to hold regions of these sizes, with room for libpmemobj's own needs.
+  [[nodiscard]] static std::uint64_t bytes_for(std::span<const std::uint64_t> region_bytes) noexcept;
+
+ private:
+  struct Impl;
+  explicit Pool(std::unique_ptr<Impl> impl) noexcept;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace dunnock

@@ -1,0 +1,314 @@
+#include "dunnock/pmem/pool.hpp"
+
+#include <fcntl.h>
+#include <libpmemobj.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "pool_format.hpp"
+
+namespace dunnock {
+namespace {
+
+using detail::CatalogEntry;
+using detail::PoolRoot;
+
+std::uint64_t checksum_of(const CatalogEntry& entry) noexcept {
+  const auto* bytes = reinterpret_cast<const unsigned char*>(&entry);
+  return XXH3_64bits(bytes + offsetof(CatalogEntry, name), offsetof(CatalogEntry, checksum) - offsetof(CatalogEntry, name));
+}
+
+std::uint64_t checksum_of(const PoolRoot& root) noexcept {
+  const auto* bytes = reinterpret_cast<const unsigned char*>(&root);
+  return XXH3_64bits(bytes + offsetof(PoolRoot, format_version),
+                     offsetof(PoolRoot, checksum) - offsetof(PoolRoot, format_version));
+}
+
+ErrorCode code_of(int error) noexcept {
+  switch (error) {
+    case ENOENT:
+    case ENOTDIR: return ErrorCode::kNotFound;
+    case EEXIST: return ErrorCode::kAlreadyExists;
+    case EWOULDBLOCK: return ErrorCode::kAlreadyOpen;
+    case EACCES:
+    case EPERM:
+    case EROFS: return ErrorCode::kReadOnly;
+    case ENOSPC:
+    case EFBIG:
+    case EDQUOT:
+    case ENOMEM: return ErrorCode::kNoSpace;
+    default: return ErrorCode::kIo;
+  }
+}
+
+tl::unexpected<Error> system_error(const std::string& what, int error) {
+  return make_error(code_of(error), what + ": " + std::strerror(error));
+}
+
+/// Refuses what libpmemobj should not even map.
+Status check_file(const std::string& path) {
+  struct stat info {};
+  if (stat(path.c_str(), &info) != 0) return system_error("can't open " + path, errno);
+  if (!S_ISREG(info.st_mode) && !S_ISCHR(info.st_mode)) {
+    return make_error(ErrorCode::kNotADunnockPool, path + " is not a file");
+  }
+  const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+  if (fd < 0) return system_error("can't open " + path + " for writing", errno);
+  char signature[8] = {};
+  const ssize_t got = pread(fd, signature, sizeof signature, 0);
+  ::close(fd);
+  if (got != static_cast<ssize_t>(sizeof signature) || std::memcmp(signature, "PMEMOBJ", 8) != 0) {
+    return make_error(ErrorCode::kNotADunnockPool, path + " does not start like a libpmemobj pool");
+  }
+  if (S_ISREG(info.st_mode) && static_cast<std::uint64_t>(info.st_size) < PMEMOBJ_MIN_POOL) {
+    return make_error(ErrorCode::kNotADunnockPool, path + " is shorter than any pool: it was truncated");
+  }
+  return {};
+}
+
+}  // namespace
+
+struct Pool::Impl {
+  std::string path;
+  PMEMobjpool* handle = nullptr;
+  PoolRoot* root = nullptr;
+  std::uint64_t bytes = 0;
+  std::unique_ptr<detail::FileSync> sync;
+
+  ~Impl() {
+    sync.reset();
+    if (handle != nullptr) pmemobj_close(handle);
+  }
+
+  [[nodiscard]] CatalogEntry* find(std::string_view name) const noexcept {
+    for (CatalogEntry& entry : root->catalog) {
+      if (entry.state == 1 && name == entry.name.data()) return &entry;
+    }
+    return nullptr;
+  }
+
+  [[nodiscard]] std::byte* at(std::uint64_t offset) const noexcept { return reinterpret_cast<std::byte*>(handle) + offset; }
+
+  [[nodiscard]] Region region_of(const CatalogEntry& entry) const {
+    std::vector<std::byte*> extents;
+    for (std::uint64_t i = 0; i < entry.extents; ++i) {
+      auto address = reinterpret_cast<std::uintptr_t>(at(entry.offsets[i]));
+      address = (address + detail::kRegionAlignment - 1) / detail::kRegionAlignment * detail::kRegionAlignment;
+      extents.push_back(reinterpret_cast<std::byte*>(address));
+    }
+    return Region(std::move(extents), entry.bytes, entry.extent_bytes);
+  }
+
+  /// Is an entry in use what its checksum says, and does it lie in the file?
+  [[nodiscard]] bool sound(const CatalogEntry& entry) const noexcept {
+    if (entry.checksum != checksum_of(entry)) return false;
+    if (entry.extent_bytes < detail::kRegionAlignment || (entry.extent_bytes & (entry.extent_bytes - 1)) != 0) return false;
+    if (entry.bytes == 0 || entry.extents > detail::kExtentsMax) return false;
+    if (entry.extents != (entry.bytes + entry.extent_bytes - 1) / entry.extent_bytes) return false;
+    for (std::uint64_t i = 0; i < entry.extents; ++i) {
+      const std::uint64_t length = std::min(entry.extent_bytes, entry.bytes - i * entry.extent_bytes);
+      if (entry.offsets[i] >= bytes || bytes - entry.offsets[i] < length + detail::kRegionAlignment) return false;
+    }
+    return true;
+  }
+};
+
+Pool::Pool(std::unique_ptr<Impl> impl) noexcept : impl_(std::move(impl)) {}
+Pool::Pool(Pool&&) noexcept = default;
+Pool& Pool::operator=(Pool&&) noexcept = default;
+Pool::~Pool() = default;
+
+Result<Pool> Pool::create(const std::string& path, const PoolOptions& options) {
+  if (options.bytes < PMEMOBJ_MIN_POOL) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      "a pool has at least " + std::to_string(PMEMOBJ_MIN_POOL) + " bytes, not " + std::to_string(options.bytes));
+  }
+  auto impl = std::make_unique<Impl>();
+  impl->path = path;
+  impl->bytes = options.bytes / 4096 * 4096;
+  impl->handle = pmemobj_create(path.c_str(), detail::kPoolLayout, impl->bytes, 0644);
+  if (impl->handle == nullptr) return system_error("can't create a pool in " + path, errno);
+  const PMEMoid oid = pmemobj_root(impl->handle, sizeof(PoolRoot));
+  if (OID_IS_NULL(oid)) return system_error("can't create the root of " + path, errno);
+  auto* root = static_cast<PoolRoot*>(pmemobj_direct(oid));
+  root->format_version = detail::kPoolFormatVersion;
+  root->entries = detail::kCatalogEntries;
+  root->file_bytes = impl->bytes;
+  root->checksum = checksum_of(*root);
+  pmemobj_persist(impl->handle, root, offsetof(PoolRoot, catalog));
+  root->magic = detail::kPoolMagic;
+  pmemobj_persist(impl->handle, &root->magic, sizeof root->magic);  // The pool exists.
+  impl->root = root;
+  impl->sync = std::make_unique<detail::FileSync>(impl->handle, impl->bytes);
+  return Pool(std::move(impl));
+}
+
+Result<Pool> Pool::open(const std::string& path) {
+  if (Status fine = check_file(path); !fine) return tl::unexpected(fine.error());
+  auto impl = std::make_unique<Impl>();
+  impl->path = path;
+  impl->handle = pmemobj_open(path.c_str(), detail::kPoolLayout);
+  if (impl->handle == nullptr) {
+    const int error = errno;
+    // EINVAL stands for another layout name, another major version and a damaged header alike; the message tells.
+    if (error == EINVAL) {
+      const std::string reason = pmemobj_errormsg();
+      const bool layout = reason.find("layout") != std::string::npos;
+      return make_error(layout ? ErrorCode::kWrongLayout : ErrorCode::kNotADunnockPool,
+                        path + " can't be opened as a pool: " + reason);
+    }
+    return system_error("can't open the pool " + path, error);
+  }
+  struct stat info {};
+  if (stat(path.c_str(), &info) != 0) return system_error("can't open " + path, errno);
+  impl->bytes = static_cast<std::uint64_t>(info.st_size);
+  if (pmemobj_root_size(impl->handle) != sizeof(PoolRoot)) {
+    return make_error(ErrorCode::kNotADunnockPool, path + " is a libpmemobj pool, but its root is not ours");
+  }
+  const PMEMoid oid = pmemobj_root(impl->handle, sizeof(PoolRoot));
+  if (OID_IS_NULL(oid) || oid.off > impl->bytes || impl->bytes - oid.off < sizeof(PoolRoot)) {
+    return make_error(ErrorCode::kCorrupt, "the root of " + path + " is outside of the file");
+  }
+  auto* root = static_cast<PoolRoot*>(pmemobj_direct(oid));
+  if (root->magic != detail::kPoolMagic) {
+    return make_error(ErrorCode::kNotADunnockPool, path + " was never finished or is not ours: the root's magic word is missing");
+  }
+  if (root->format_version != detail::kPoolFormatVersion) {
+    return make_error(ErrorCode::kWrongVersion, path + " has pool format version " + std::to_string(root->format_version) +
+                                                    ", expected " + std::to_string(detail::kPoolFormatVersion));
+  }
+  if (root->checksum != checksum_of(*root) || root->entries != detail::kCatalogEntries) {
+    return make_error(ErrorCode::kCorrupt, "the root of " + path + " fails its checksum");
+  }
+  if (root->file_bytes > impl->bytes) {
+    return make_error(ErrorCode::kCorrupt, path + " was truncated from " + std::to_string(root->file_bytes) + " to " +
+                                               std::to_string(impl->bytes) + " bytes");
+  }
+  impl->root = root;
+  for (const CatalogEntry& entry : root->catalog) {
+    if (entry.state == 0) continue;
+    if (entry.state != 1 || !impl->sound(entry)) {
+      return make_error(ErrorCode::kCorrupt, "the catalog of " + path + " fails its checksum");
+    }
+  }
+  impl->sync = std::make_unique<detail::FileSync>(impl->handle, impl->bytes);
+  return Pool(std::move(impl));
+}
+
+Result<std::vector<Region>> Pool::create_regions(std::span<const RegionSpec> specs) {
+  std::vector<CatalogEntry*> entries;
+  for (const RegionSpec& spec : specs) {
+    if (spec.name.empty() || spec.name.size() >= detail::kNameBytes || spec.name.find('\0') != std::string_view::npos) {
+      return make_error(ErrorCode::kInvalidArgument, "a region's name has 1 to 47 bytes: '" + std::string(spec.name) + "'");
+    }
+    if (spec.bytes == 0 || spec.extent_bytes < detail::kRegionAlignment ||
+        (spec.extent_bytes & (spec.extent_bytes - 1)) != 0) {
+      return make_error(ErrorCode::kInvalidArgument, "region '" + std::string(spec.name) +
+                                                         "' needs bytes and extents of a power of two from 4096");
+    }
+    if ((spec.bytes + spec.extent_bytes - 1) / spec.extent_bytes > detail::kExtentsMax) {
+      return make_error(ErrorCode::kInvalidArgument, "region '" + std::string(spec.name) + "' needs more than 128 extents");
+    }
+    const auto same_name = [&spec](const RegionSpec& other) { return other.name == spec.name; };
+    if (impl_->find(spec.name) != nullptr || std::count_if(specs.begin(), specs.end(), same_name) != 1) {
+      return make_error(ErrorCode::kAlreadyExists, "there is a region '" + std::string(spec.name) + "' in " + impl_->path);
+    }
+    const auto free_entry = std::find_if(impl_->root->catalog.begin(), impl_->root->catalog.end(), [&](CatalogEntry& entry) {
+      return entry.state == 0 && std::find(entries.begin(), entries.end(), &entry) == entries.end();
+    });
+    if (free_entry == impl_->root->catalog.end()) {
+      return make_error(ErrorCode::kNoSpace, "the catalog of " + impl_->path + " is full");
+    }
+    entries.push_back(free_entry);
+  }
+
+  // Reserved memory exists only in this process until it is published together with the entries' states.
+  std::vector<pobj_action> actions;
+  const auto give_up = [&](std::string_view name, int error) {
+    pmemobj_cancel(impl_->handle, actions.data(), actions.size());
+    return make_error(error == ENOMEM ? ErrorCode::kNoSpace : code_of(error),
+                      "no room for region '" + std::string(name) + "' in " + impl_->path);
+  };
+  for (std::size_t i = 0; i < specs.size(); ++i) {
+    CatalogEntry fresh{};
+    std::copy(specs[i].name.begin(), specs[i].name.end(), fresh.name.begin());
+    fresh.bytes = specs[i].bytes;
+    fresh.extent_bytes = specs[i].extent_bytes;
+    for (std::uint64_t done = 0; done < fresh.bytes; done += fresh.extent_bytes) {
+      const std::uint64_t length = std::min(fresh.extent_bytes, fresh.bytes - done);
+      pobj_action action;
+      const PMEMoid oid =
+          pmemobj_xreserve(impl_->handle, &action, length + detail::kRegionAlignment, 0, POBJ_XALLOC_ZERO);
+      if (OID_IS_NULL(oid)) return give_up(specs[i].name, errno);
+      actions.push_back(action);
+      fresh.offsets[fresh.extents++] = oid.off;
+    }
+    fresh.checksum = checksum_of(fresh);
+    std::memcpy(entries[i], &fresh, sizeof fresh);  // state stays 0
+    pmemobj_persist(impl_->handle, entries[i], sizeof fresh);
+  }
+  for (CatalogEntry* entry : entries) {
+    pobj_action action;
+    pmemobj_set_value(impl_->handle, &action, &entry->state, 1);
+    actions.push_back(action);
+  }
+  if (pmemobj_publish(impl_->handle, actions.data(), actions.size()) != 0) return give_up(specs.front().name, errno);
+
+  std::vector<Region> regions;
+  for (const CatalogEntry* entry : entries) regions.push_back(impl_->region_of(*entry));
+  return regions;
+}
+
+Result<Region> Pool::open_region(std::string_view name) const {
+  const CatalogEntry* entry = impl_->find(name);
+  if (entry == nullptr) {
+    return make_error(ErrorCode::kNotFound, "no region '" + std::string(name) + "' in " + impl_->path);
+  }
+  if (!impl_->sound(*entry)) {
+    return make_error(ErrorCode::kCorrupt, "region '" + std::string(name) + "' of " + impl_->path + " is damaged");
+  }
+  return impl_->region_of(*entry);
+}
+
+Status Pool::remove_region(std::string_view name) {
+  CatalogEntry* entry = impl_->find(name);
+  if (entry == nullptr) {
+    return make_error(ErrorCode::kNotFound, "no region '" + std::string(name) + "' in " + impl_->path);
+  }
+  std::vector<pobj_action> actions(entry->extents + 1);
+  const std::uint64_t uuid = pmemobj_oid(impl_->root).pool_uuid_lo;
+  for (std::uint64_t i = 0; i < entry->extents; ++i) {
+    pmemobj_defer_free(impl_->handle, PMEMoid{uuid, entry->offsets[i]}, &actions[i]);
+  }
+  pmemobj_set_value(impl_->handle, &actions.back(), &entry->state, 0);
+  if (pmemobj_publish(impl_->handle, actions.data(), actions.size()) != 0) {
+    return system_error("can't remove region '" + std::string(name) + "'", errno);
+  }
+  return {};
+}
+
+std::vector<RegionInfo> Pool::regions() const {
+  std::vector<RegionInfo> all;
+  for (const CatalogEntry& entry : impl_->root->catalog) {
+    if (entry.state == 1) all.push_back({entry.name.data(), entry.bytes});
+  }
+  return all;
+}
+
+const std::string& Pool::path() const noexcept { return impl_->path; }
+std::uint64_t Pool::bytes() const noexcept { return impl_->bytes; }
+FileMedia Pool::file_media() const noexcept { return FileMedia(*impl_->sync); }
+
+std::uint64_t Pool::bytes_for(std::span<const std::uint64_t> region_bytes) noexcept {
+  // libpmemobj: 4 MiB of lanes and headers and 256-KiB chunks; a zone of 16 GiB holds seven extents of 2 GiB.
+  std::uint64_t total = 16ULL << 20;
+  for (const std::uint64_t bytes : region_bytes) total += bytes + bytes / 6 + (1ULL << 20);
+  return (total + (1ULL << 20) - 1) >> 20 << 20;
+}
+
+}  // namespace dunnock

@@ -1,0 +1,44 @@
+// The bytes of a pool: libpmemobj's root object, with a catalog of regions. docs/on_media_format.md says it in prose.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+namespace dunnock::detail {
+
+inline constexpr char kPoolLayout[] = "dunnock";
+inline constexpr std::uint64_t kPoolMagic = 0x314c4f4f504b4e44ULL;  // "DNKPOOL1", little endian
+inline constexpr std::uint32_t kPoolFormatVersion = 1;
+inline constexpr unsigned kCatalogEntries = 32;
+inline constexpr unsigned kExtentsMax = 128;
+inline constexpr std::size_t kNameBytes = 48;  // with the terminating 0
+inline constexpr std::uint64_t kRegionAlignment = 4096;
+
+/// One region. `state` is the only word that makes it exist: it is set, together with the allocation of all extents,
+/// by one libpmemobj action list, after the rest is durable.
+struct CatalogEntry {
+  std::uint64_t state;  // 0 free, 1 in use
+  std::array<char, kNameBytes> name;
+  std::uint64_t bytes;
+  std::uint64_t extent_bytes;
+  std::uint64_t extents;                           // how many
+  std::array<std::uint64_t, kExtentsMax> offsets;  // of the allocations in the pool; data starts at the next 4096
+  std::uint64_t checksum;                          // XXH3 of name .. offsets
+};
+static_assert(sizeof(CatalogEntry) == 1112 && std::is_trivially_copyable_v<CatalogEntry>);
+
+/// libpmemobj zeroes the root; `magic` is written last.
+struct PoolRoot {
+  std::uint64_t magic;
+  std::uint32_t format_version;
+  std::uint32_t entries;
+  std::uint64_t file_bytes;  // as created: a shorter file was truncated
+  std::uint64_t checksum;    // XXH3 of format_version .. file_bytes
+  std::array<std::uint64_t, 4> zero;
+  std::array<CatalogEntry, kCatalogEntries> catalog;
+};
+static_assert(std::is_trivially_copyable_v<PoolRoot>);
+
+}  // namespace dunnock::detail

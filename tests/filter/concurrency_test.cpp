@@ -1,0 +1,162 @@
+// CuckooFilter under many threads: nothing acknowledged is ever absent, at any moment. Run under TSan too.
+//
+// Tables are tiny and fingerprints short, so that keys share lines, kicks are constant and equal fingerprints abound:
+// the cases that the proofs in docs/concurrency.md are about.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <set>
+#include <thread>
+
+#include "dunnock/filter/cuckoo_filter.hpp"
+#include "support/seed.hpp"
+
+namespace dunnock {
+namespace {
+
+#if defined(__SANITIZE_THREAD__)
+constexpr int kSteps = 20000;
+#else
+constexpr int kSteps = 200000;
+#endif
+
+template <class F>
+class FilterOf : public testing::Test {};
+using Filters = testing::Types<CuckooFilter<8, DramMedia>, CuckooFilter<8, DirectMedia>, CuckooFilter<12, DirectMedia>,
+                               CuckooFilter<8, DirectMedia, FilterPolicy{.group_words = 4}>,
+                               CuckooFilter<8, DirectMedia, FilterPolicy{.spill = false}>,
+                               CuckooFilter<8, DirectMedia, FilterPolicy{.lookahead = false}>,
+                               CuckooFilter<8, DirectMedia, FilterPolicy{.primacy = false}>>;
+TYPED_TEST_SUITE(FilterOf, Filters);
+
+/// What a thread does with the keys that only it inserts and erases: a random walk, remembering what is in.
+template <class F>
+void churn(F& filter, std::uint64_t owner, std::uint64_t universe, std::size_t at_most, std::atomic<bool>& failed) {
+  std::mt19937_64 random = test::generator(100 + owner);
+  std::multiset<std::uint64_t> mine;
+  for (int step = 0; step < kSteps && !failed.load(); ++step) {
+    const std::uint64_t key = owner << 32 | random() % universe;
+    if (mine.size() < at_most && (random() & 1) != 0) {
+      if (filter.insert(key)) mine.insert(key);
+    } else if (!mine.empty()) {
+      auto victim = mine.lower_bound(key);
+      if (victim == mine.end()) victim = mine.begin();
+      if (!filter.contains(*victim) || !filter.erase(*victim)) failed.store(true);
+      mine.erase(victim);
+    }
+  }
+  std::vector<std::uint64_t> rest(mine.begin(), mine.end());
+  if (filter.erase_bulk(rest) != rest.size()) failed.store(true);
+}
+
+TYPED_TEST(FilterOf, never_reports_a_resident_key_absent_while_others_come_and_go) {
+  auto filter = std::move(*TypeParam::create_volatile({1500, HashSeed::from(test::seed())}));
+  std::vector<std::uint64_t> residents;
+  for (std::uint64_t key = 0; residents.size() < filter.slots() / 2; ++key) {
+    ASSERT_TRUE(filter.insert(key));
+    residents.push_back(key);
+  }
+  std::atomic<bool> failed{false};
+  std::atomic<bool> done{false};
+  std::atomic<std::uint64_t> lookups{0};
+  const std::size_t room = filter.slots() * 46 / 100 / 2;
+  std::vector<std::thread> threads;
+  for (std::uint64_t owner = 1; owner <= 2; ++owner) {
+    threads.emplace_back([&, owner] { churn(filter, owner, 400, room, failed); });
+  }
+  for (int reader = 0; reader < 2; ++reader) {
+    threads.emplace_back([&, reader] {
+      std::vector<std::uint8_t> found(residents.size());
+      std::uint64_t count = 0;
+      while (!done.load() && !failed.load()) {
+        if (reader == 0) {
+          for (const std::uint64_t key : residents) {
+            if (!filter.contains(key)) failed.store(true);
+          }
+        } else if (filter.contains_bulk(residents, found.data()) != residents.size()) {
+          failed.store(true);
+        }
+        count += residents.size();
+      }
+      lookups.fetch_add(count);
+    });
+  }
+  threads[0].join();
+  threads[1].join();
+  done.store(true);
+  threads[2].join();
+  threads[3].join();
+  EXPECT_FALSE(failed.load()) << "a key that was in the filter was reported absent";
+  EXPECT_GT(lookups.load(), residents.size());
+  EXPECT_EQ(filter.size(), residents.size());
+  const CheckReport report = filter.check();
+  EXPECT_TRUE(report.ok()) << report.violations.front();
+  for (const std::uint64_t key : residents) ASSERT_TRUE(filter.erase(key));
+  EXPECT_EQ(filter.check().items, 0U);
+}
+
+TYPED_TEST(FilterOf, makes_an_acknowledged_insert_visible_to_every_thread) {
+  auto filter = std::move(*TypeParam::create_volatile({20000, HashSeed::from(test::seed())}));
+  const std::uint64_t goal = filter.slots() * 93 / 100;
+  std::atomic<std::uint64_t> acknowledged[2] = {0, 0};
+  std::atomic<bool> failed{false};
+  std::vector<std::thread> threads;
+  for (std::uint64_t owner = 0; owner < 2; ++owner) {
+    threads.emplace_back([&, owner] {
+      for (std::uint64_t i = 0; i < goal / 2; ++i) {
+        if (!filter.insert(owner << 32 | i)) failed.store(true);
+        acknowledged[owner].store(i + 1, std::memory_order_release);
+      }
+    });
+    threads.emplace_back([&, owner] {  // looks at the other's keys
+      std::mt19937_64 random = test::generator(200 + owner);
+      std::uint64_t seen = 0;
+      while (seen < goal / 2 && !failed.load()) {
+        seen = acknowledged[1 - owner].load(std::memory_order_acquire);
+        if (seen == 0) continue;
+        const std::uint64_t back = random() % std::min<std::uint64_t>(seen, random() % 2 == 0 ? 3 : seen);
+        if (!filter.contains((1 - owner) << 32 | (seen - 1 - back))) failed.store(true);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_FALSE(failed.load());
+  EXPECT_EQ(filter.size(), goal / 2 * 2);
+  EXPECT_TRUE(filter.check().ok());
+}
+
+TYPED_TEST(FilterOf, fills_in_parallel_and_empties_in_parallel) {
+  auto filter = std::move(*TypeParam::create_volatile({200000, HashSeed::from(test::seed())}));
+  std::vector<std::uint64_t> keys(filter.slots() * 90 / 100);
+  for (std::size_t i = 0; i < keys.size(); ++i) keys[i] = i;
+  std::vector<std::uint8_t> verdicts(keys.size());
+  EXPECT_EQ(filter.insert_parallel(keys, verdicts.data()), keys.size());
+  EXPECT_EQ(filter.contains_parallel(keys, verdicts.data()), keys.size());
+  EXPECT_TRUE(filter.check().ok());
+  EXPECT_EQ(filter.erase_parallel(keys), keys.size());
+  EXPECT_EQ(filter.check().items, 0U);
+}
+
+TEST(Filter, counts_itself_after_a_crash_while_readers_go_on) {
+  using F = CuckooFilter<12, DirectMedia>;
+  auto meta = VolatileRegion::create(F::meta_bytes());
+  auto table = VolatileRegion::create(F::table_bytes(100000));
+  {
+    auto filter = std::move(*F::format(meta->region(), table->region(), {100000, HashSeed::from(test::seed())}, {}));
+    for (std::uint64_t key = 0; key < 70000; ++key) ASSERT_TRUE(filter.insert(key));
+  }  // gone without close()
+  auto opened = F::attach(meta->region(), table->region(), {});
+  ASSERT_TRUE(opened.has_value());
+  std::atomic<bool> lost{false};
+  std::thread reader([&] {
+    for (std::uint64_t key = 0; key < 70000; ++key) {
+      if (!opened->filter.contains(key)) lost.store(true);
+    }
+  });
+  EXPECT_EQ(opened->filter.size(), 70000U);
+  reader.join();
+  EXPECT_FALSE(lost.load());
+}
+
+}  // namespace
+}  // namespace dunnock
