@@ -326,18 +326,18 @@ CheckReport CuckooFilter<kBits, M, kPolicy>::check() const {
     const Word* words = words_of(group);
     for (unsigned v = 0; v < kGroupWords; ++v) {
       const std::uint64_t value = media_.load(words[v]);
-      const std::string where = "word " + std::to_string(group * kGroupWords + v);
+      const auto where = [&] { return "word " + std::to_string(group * kGroupWords + v); };
       report.items += L::occupied(value);
-      if (L::level(value) == 3) violated(where + " has level 3");
-      if ((value & ~L::kLanesMask & ~(0xfULL << L::kCountShift)) != 0) violated(where + " uses a spare bit");
+      if (L::level(value) == 3) violated(where() + " has level 3");
+      if ((value & ~L::kLanesMask & ~(0xfULL << L::kCountShift)) != 0) violated(where() + " uses a spare bit");
       const unsigned foreign = L::foreign_count(value);
-      if ((L::empty_lanes(value) & L::foreign_lanes(value)) != 0) violated(where + " has an empty foreign lane");
+      if ((L::empty_lanes(value) & L::foreign_lanes(value)) != 0) violated(where() + " has an empty foreign lane");
       for (unsigned i = kLanes - foreign; i < kLanes; ++i) {
         const std::uint32_t fingerprint = L::lane(value, i);
         if (fingerprint == 0) continue;
         const bool own = kPolicy.spill && has_level(group, 1);
         if (!own && !has_level(L::other_group(group, fingerprint, groups_), 2)) {
-          violated(where + " holds a foreign fingerprint that no bucket admits to");
+          violated(where() + " holds a foreign fingerprint that no bucket admits to");
         }
       }
     }

@@ -200,7 +200,7 @@ bool CuckooFilter<kBits, M, kPolicy>::insert_beyond_group(const Place& place) {
 /// Kicks. False: no path was found and nothing was changed. True: at least one step was tried, so look again.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 bool CuckooFilter<kBits, M, kPolicy>::make_room(const Place& place, std::uint64_t other) {
-  thread_local std::vector<Move> path;
+  std::vector<Move> path;
   const bool found = kPolicy.lookahead ? find_path(place, other, path) : find_path_randomly(place, other, path);
   if (!found) return false;
   // From the far end: every single move leaves a correct filter behind, so a crash or a lost race in between is fine.
@@ -215,10 +215,11 @@ bool CuckooFilter<kBits, M, kPolicy>::make_room(const Place& place, std::uint64_
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 bool CuckooFilter<kBits, M, kPolicy>::find_path(const Place& place, std::uint64_t other,
                                                 std::vector<Move>& path) const {
-  constexpr std::size_t kMovesMax = 2048;  // Groups read before the filter counts as full. Bench: load at refusal.
+  // Groups read before the filter counts as full; a small table has no more moves than slots. Bench: load at refusal.
+  const std::size_t moves_max = std::min<std::uint64_t>(2048, slots());
   constexpr std::size_t kGroupsAhead = 6;  // Groups prefetched ahead of the one being looked at.
-  thread_local std::vector<Move> moves;
-  moves.clear();
+  std::vector<Move> moves;  // Not thread-local: simulated threads share one. An allocation is small beside a kick.
+  moves.reserve(64);
 
   const auto add_victims = [&](std::uint64_t group, unsigned v, std::uint32_t parent) {
     const std::uint64_t value = media_.load(words_of(group)[v]);
@@ -262,7 +263,7 @@ bool CuckooFilter<kBits, M, kPolicy>::find_path(const Place& place, std::uint64_
     } else if (next == Next::kOtherGroup) {
       next = Next::kDeeper;
       if (other != place.group) add_group(other, kNoParent);
-    } else if (expanded < moves.size() && moves.size() < kMovesMax) {
+    } else if (expanded < moves.size() && moves.size() < moves_max) {
       add_group(moves[expanded].target_group, static_cast<std::uint32_t>(expanded));
       ++expanded;
     } else {

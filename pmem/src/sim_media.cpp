@@ -1,0 +1,222 @@
+#include "dunnock/pmem/sim_media.hpp"
+
+#include <cstdlib>
+#include <cstring>
+#include <random>
+
+#include "dunnock/base/check.hpp"
+
+// Saves the callee-saved registers on the running stack, its pointer in *save, and goes on with the stack `load`.
+// (swapcontext would do, but asks the kernel for the signal mask at every switch, which was 40 % of an exploration.)
+extern "C" void dunnock_switch_stacks(void** save, void* load);
+asm(R"(
+.text
+.type dunnock_switch_stacks, @function
+dunnock_switch_stacks:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size dunnock_switch_stacks, .-dunnock_switch_stacks
+)");
+
+namespace dunnock {
+namespace {
+constexpr std::size_t kStackBytes = 256 << 10;
+}  // namespace
+
+/// Simulated threads: one of them runs, the others wait at a media call.
+struct SimMemory::Fibers {
+  struct Fiber {
+    void* stack_pointer = nullptr;
+    std::unique_ptr<char[]> stack;
+    const std::function<void()>* work = nullptr;
+    bool over = false;
+  };
+  void* scheduler = nullptr;    // its stack pointer
+  std::vector<Fiber> all;
+  std::size_t current = 0;
+  bool inside = false;          // a fiber runs, rather than the scheduler
+  std::size_t idle_pauses = 0;  // pauses since anybody did anything else
+  std::mt19937_64 random;
+  unsigned switch_every = 1;
+
+  /// A fiber starts here; `running` tells which.
+  static thread_local Fibers* running;
+  static void start() {
+    Fibers& fibers = *running;
+    Fiber& fiber = fibers.all[fibers.current];
+    (*fiber.work)();
+    fiber.over = true;
+    dunnock_switch_stacks(&fiber.stack_pointer, fibers.scheduler);
+    __builtin_unreachable();
+  }
+  void yield() {
+    inside = false;
+    dunnock_switch_stacks(&all[current].stack_pointer, scheduler);
+    inside = true;
+  }
+  void resume(std::size_t fiber) {
+    current = fiber;
+    running = this;
+    inside = true;
+    dunnock_switch_stacks(&scheduler, all[fiber].stack_pointer);
+    inside = false;
+  }
+};
+thread_local SimMemory::Fibers* SimMemory::Fibers::running = nullptr;
+
+SimMemory::SimMemory(std::size_t bytes)
+    : memory_(static_cast<std::byte*>(std::aligned_alloc(kLineBytes, bytes))), bytes_(bytes) {
+  DUNNOCK_CHECK(memory_ != nullptr, "there is memory");
+  DUNNOCK_CHECK(bytes % kLineBytes == 0, "whole lines");
+  std::memset(memory_, 0, bytes);
+}
+
+SimMemory::~SimMemory() { std::free(memory_); }
+
+void SimMemory::start() {
+  events_.clear();
+  late_.clear();
+  base_.assign(memory_, memory_ + bytes_);
+  recording_ = true;
+}
+
+std::uint32_t SimMemory::word_of(const void* address) const noexcept {
+  const auto offset = reinterpret_cast<std::uintptr_t>(address) - reinterpret_cast<std::uintptr_t>(memory_);
+  DUNNOCK_CHECK(offset < bytes_, "the address lies in the simulated memory");
+  return static_cast<std::uint32_t>(offset / sizeof(Word));
+}
+
+std::uint8_t SimMemory::thread() const noexcept {
+  return fibers_ != nullptr ? static_cast<std::uint8_t>(fibers_->current) : std::uint8_t{0};
+}
+
+void SimMemory::record(EventKind kind, Point point, std::uint32_t word, std::uint64_t value) {
+  if (recording_) events_.push_back({kind, thread(), point, word, value});
+}
+
+std::size_t SimMemory::mark() {
+  record(EventKind::kMark, Point{}, 0, 0);
+  return events_.size();
+}
+
+std::uint64_t SimMemory::load(const Word& word) noexcept {
+  may_switch(8);  // There are many more loads than stores.
+  return word.load(std::memory_order_relaxed);
+}
+
+void SimMemory::store(Point point, Word& word, std::uint64_t value) noexcept {
+  may_switch();
+  const std::uint32_t index = word_of(&word);
+  if (mutation_.point == point && mutation_.kind == Mutation::Kind::kDropStore) return;
+  if (mutation_.point == point && mutation_.kind == Mutation::Kind::kStoreTooLate) {
+    late_.push_back({{EventKind::kStore, thread(), point, index, value}, true});
+    return;
+  }
+  word.store(value, std::memory_order_relaxed);
+  record(EventKind::kStore, point, index, value);
+  perform_late(point);
+}
+
+void SimMemory::flush(Point point, const void* address) noexcept {
+  may_switch();
+  const std::uint32_t line = word_of(address) / 8;
+  if (mutation_.point == point) {
+    if (mutation_.kind == Mutation::Kind::kDropFlush) return;
+    if (mutation_.kind == Mutation::Kind::kFlushTooLate) {
+      late_.push_back({{EventKind::kFlush, thread(), point, line, 0}, false});
+      return;
+    }
+    if (mutation_.kind == Mutation::Kind::kFlushTooEarly) {
+      for (std::size_t i = events_.size(); i-- > 0;) {
+        if (events_[i].kind != EventKind::kStore || events_[i].word / 8 != line) continue;
+        events_.insert(events_.begin() + static_cast<std::ptrdiff_t>(i), {EventKind::kFlush, thread(), point, line, 0});
+        break;
+      }
+      return;
+    }
+  }
+  record(EventKind::kFlush, point, line, 0);
+  perform_late(point);
+}
+
+void SimMemory::fence(Point point) noexcept {
+  may_switch();
+  if (mutation_.point == point && mutation_.kind == Mutation::Kind::kDropFence) return;
+  record(EventKind::kFence, point, 0, 0);
+  perform_late(point);
+}
+
+/// Does what a mutation has put off until `point`.
+void SimMemory::perform_late(Point point) noexcept {
+  if (late_.empty() || mutation_.until != point) return;
+  for (const Late& one : late_) {
+    if (one.store) {
+      reinterpret_cast<Word*>(memory_)[one.event.word].store(one.event.value, std::memory_order_relaxed);
+    }
+    if (recording_) events_.push_back(one.event);
+  }
+  late_.clear();
+}
+
+void SimMemory::may_switch(unsigned rarer) noexcept {
+  if (fibers_ == nullptr || !fibers_->inside) return;
+  fibers_->idle_pauses = 0;
+  if (fibers_->random() % (fibers_->switch_every * rarer) == 0) fibers_->yield();
+}
+
+void SimMemory::pause() noexcept {
+  if (fibers_ == nullptr || !fibers_->inside) return;
+  ++fibers_->idle_pauses;
+  fibers_->yield();
+}
+
+bool SimMemory::run_threads(const std::vector<std::function<void()>>& threads, std::uint64_t seed,
+                            unsigned switch_every) {
+  fibers_ = std::make_unique<Fibers>();
+  Fibers& f = *fibers_;
+  f.random.seed(seed);
+  f.switch_every = switch_every;
+  f.all.resize(threads.size());
+  for (std::size_t i = 0; i < threads.size(); ++i) {
+    Fibers::Fiber& fiber = f.all[i];
+    fiber.stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
+    fiber.work = &threads[i];
+    // As if it had switched away: six registers, then the address to return to; 16-byte aligned after the return.
+    auto top = reinterpret_cast<std::uintptr_t>(fiber.stack.get() + kStackBytes) / 16 * 16;
+    auto* slots = reinterpret_cast<void**>(top) - 8;
+    for (int r = 0; r < 6; ++r) slots[r] = nullptr;
+    slots[6] = reinterpret_cast<void*>(&Fibers::start);
+    slots[7] = nullptr;
+    fiber.stack_pointer = slots;
+  }
+  bool went_on = true;
+  for (;;) {
+    std::vector<std::size_t> ready;
+    for (std::size_t i = 0; i < f.all.size(); ++i) {
+      if (!f.all[i].over) ready.push_back(i);
+    }
+    if (ready.empty()) break;
+    if (f.idle_pauses > 10000) {  // Everybody waits for somebody.
+      went_on = false;
+      break;
+    }
+    f.resume(ready[f.random() % ready.size()]);
+  }
+  fibers_.reset();
+  return went_on;
+}
+
+}  // namespace dunnock

@@ -1,0 +1,233 @@
+#include "dunnock/crash/explorer.hpp"
+
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string_view>
+#include <unordered_set>
+
+namespace dunnock::crash {
+namespace {
+
+using Event = SimMemory::Event;
+using EventKind = SimMemory::EventKind;
+
+constexpr std::uint32_t kNoLine = ~0U;
+constexpr std::size_t kWordsPerLine = kLineBytes / sizeof(Word);
+
+/// Aligned bytes for one image.
+class Image {
+ public:
+  explicit Image(std::size_t bytes) : memory_(static_cast<std::byte*>(std::aligned_alloc(kLineBytes, bytes)), &std::free) {}
+  [[nodiscard]] std::byte* data() const noexcept { return memory_.get(); }
+
+ private:
+  std::unique_ptr<std::byte, void (*)(void*)> memory_;
+};
+
+/// What a walk through a record knows at a moment.
+class Walk {
+ public:
+  Walk(const std::vector<std::byte>& base, bool eadr) : durable_(base), lines_(base.size() / kLineBytes), eadr_(eadr) {}
+
+  void step(const Event& event) {
+    switch (event.kind) {
+      case EventKind::kStore: {
+        const std::uint32_t line = event.word / kWordsPerLine;
+        Line& one = lines_[line];
+        if (one.pending.empty()) open_.push_back(line);
+        one.pending.push_back({event.word, event.value});
+        if (eadr_) settle(line, one.pending.size());
+        break;
+      }
+      case EventKind::kFlush:
+        if (event.thread >= flushed_.size()) flushed_.resize(event.thread + 1U);
+        flushed_[event.thread].push_back({event.word, lines_[event.word].settled + lines_[event.word].pending.size()});
+        break;
+      case EventKind::kFence:
+        if (event.thread >= flushed_.size()) break;
+        for (const Flushed& flush : flushed_[event.thread]) {
+          Line& one = lines_[flush.line];
+          if (flush.stores > one.settled) settle(flush.line, flush.stores - one.settled);
+        }
+        flushed_[event.thread].clear();
+        break;
+      case EventKind::kMark: break;
+    }
+  }
+
+  /// Lines with stores that may or may not be durable.
+  [[nodiscard]] const std::vector<std::uint32_t>& open_lines() const noexcept { return open_; }
+  [[nodiscard]] std::size_t pending(std::uint32_t line) const noexcept { return lines_[line].pending.size(); }
+
+  /// The image in which each open line holds as many of its pending stores as `prefix` says.
+  void build(std::byte* image, const std::vector<std::size_t>& prefix) const {
+    std::memcpy(image, durable_.data(), durable_.size());
+    for (std::size_t i = 0; i < open_.size(); ++i) {
+      const Line& line = lines_[open_[i]];
+      for (std::size_t s = 0; s < prefix[i]; ++s) {
+        std::memcpy(image + line.pending[s].word * sizeof(Word), &line.pending[s].value, sizeof(Word));
+      }
+    }
+  }
+
+ private:
+  struct Store {
+    std::uint32_t word;
+    std::uint64_t value;
+  };
+  struct Line {
+    std::vector<Store> pending;
+    std::size_t settled = 0;  // stores that are durable for sure
+  };
+  struct Flushed {
+    std::uint32_t line;
+    std::size_t stores;  // settled + pending at the time of the flush
+  };
+
+  /// The first `count` pending stores of the line are durable now.
+  void settle(std::uint32_t line, std::size_t count) {
+    Line& one = lines_[line];
+    for (std::size_t s = 0; s < count; ++s) {
+      std::memcpy(durable_.data() + one.pending[s].word * sizeof(Word), &one.pending[s].value, sizeof(Word));
+    }
+    one.pending.erase(one.pending.begin(), one.pending.begin() + static_cast<std::ptrdiff_t>(count));
+    one.settled += count;
+    if (one.pending.empty()) std::erase(open_, line);
+  }
+
+  std::vector<std::byte> durable_;
+  std::vector<Line> lines_;
+  std::vector<std::uint32_t> open_;
+  std::vector<std::vector<Flushed>> flushed_;
+  bool eadr_;
+};
+
+/// Explores one record. `moment` maps an index in the record to the moment that the subject's checker knows.
+class Exploration {
+ public:
+  Exploration(Subject& subject, const ExploreOptions& options, ExploreResult& result)
+      : subject_(subject), options_(options), result_(result), image_(subject.bytes()), pristine_(subject.bytes()),
+        random_(options.seed) {}
+
+  /// `fixed_moment`: the record is of a recovery after a crash at that moment; otherwise of the workload.
+  bool run(const std::vector<std::byte>& base, const std::vector<Event>& events, std::optional<std::size_t> fixed_moment) {
+    Walk walk(base, options_.eadr);
+    for (std::size_t i = 0; i < events.size(); ++i) {
+      const Event& event = events[i];
+      walk.step(event);
+      const bool stored = event.kind == EventKind::kStore;
+      if (!stored && event.kind != EventKind::kMark) continue;
+      ++result_.moments;
+      const std::uint32_t newest =
+          stored && !options_.eadr ? event.word / static_cast<std::uint32_t>(kWordsPerLine) : kNoLine;
+      if (!images(walk, newest, fixed_moment.value_or(i + 1), fixed_moment.has_value())) return false;
+    }
+    return true;
+  }
+
+ private:
+  /// All images, or a sample, of one moment. `newest`: the line of the latest store, which all of them hold.
+  bool images(const Walk& walk, std::uint32_t newest, std::size_t moment, bool in_recovery) {
+    const std::vector<std::uint32_t>& open = walk.open_lines();
+    std::vector<std::size_t> low(open.size(), 0), high(open.size()), prefix;
+    double combinations = 1;
+    for (std::size_t i = 0; i < open.size(); ++i) {
+      high[i] = walk.pending(open[i]);
+      if (open[i] == newest) low[i] = high[i];
+      combinations *= static_cast<double>(high[i] - low[i] + 1);
+    }
+    if (combinations <= static_cast<double>(options_.images_per_moment)) {
+      prefix = low;
+      for (;;) {
+        if (!one(walk, prefix, moment, in_recovery)) return false;
+        std::size_t i = 0;
+        while (i < prefix.size() && prefix[i] == high[i]) {
+          prefix[i] = low[i];
+          ++i;
+        }
+        if (i == prefix.size()) return true;
+        ++prefix[i];
+      }
+    }
+    ++result_.moments_sampled;
+    if (!one(walk, low, moment, in_recovery) || !one(walk, high, moment, in_recovery)) return false;
+    for (std::size_t i = 0; i < open.size(); ++i) {  // One line ahead of the others, and one behind.
+      prefix = low;
+      prefix[i] = high[i];
+      if (!one(walk, prefix, moment, in_recovery)) return false;
+      prefix = high;
+      prefix[i] = low[i];
+      if (!one(walk, prefix, moment, in_recovery)) return false;
+    }
+    for (std::size_t n = 2 + 2 * open.size(); n < options_.images_per_moment; ++n) {
+      for (std::size_t i = 0; i < open.size(); ++i) prefix[i] = low[i] + random_() % (high[i] - low[i] + 1);
+      if (!one(walk, prefix, moment, in_recovery)) return false;
+    }
+    return true;
+  }
+
+  bool one(const Walk& walk, const std::vector<std::size_t>& prefix, std::size_t moment, bool in_recovery) {
+    walk.build(image_.data(), prefix);
+    ++result_.images;
+    if (in_recovery) ++result_.recovery_images;
+    // Recovery sees the image and nothing else, so equal images need one exploration a moment's expectation.
+    const bool deeper = !in_recovery && subject_.recovery_has_work(image_.data()) &&
+                        recovered_.insert(std::hash<std::string_view>()({reinterpret_cast<const char*>(image_.data()), subject_.bytes()}) + moment * 0x9e3779b97f4a7c15ULL).second;
+    if (deeper) std::memcpy(pristine_.data(), image_.data(), subject_.bytes());
+    if (std::optional<std::string> wrong = subject_.check(image_.data(), moment)) {
+      result_.violation = "after event " + std::to_string(moment) + (in_recovery ? " and a crash of recovery: " : ": ") + *wrong;
+      return false;
+    }
+    if (!deeper) return true;
+    SimMemory memory(subject_.bytes());
+    std::memcpy(memory.data(), pristine_.data(), subject_.bytes());
+    memory.start();
+    memory.plant(options_.mutation);
+    subject_.recover(memory);
+    memory.stop();
+    Exploration inner(subject_, options_, result_);
+    return inner.run(memory.base(), memory.events(), moment);
+  }
+
+  Subject& subject_;
+  const ExploreOptions& options_;
+  ExploreResult& result_;
+  Image image_;
+  Image pristine_;
+  std::mt19937_64 random_;
+  std::unordered_set<std::uint64_t> recovered_;  // images (with moment) whose recovery was explored
+};
+
+}  // namespace
+
+ExploreResult explore(Subject& subject, const std::vector<std::size_t>& keep, const ExploreOptions& options) {
+  ExploreResult result;
+  SimMemory memory(subject.bytes());
+  memory.plant(options.mutation);
+  result.violation = subject.record(memory, keep);
+  memory.stop();
+  if (result.violation) return result;
+  Exploration(subject, options, result).run(memory.base(), memory.events(), std::nullopt);
+  return result;
+}
+
+std::vector<std::size_t> shrink(Subject& subject, std::vector<std::size_t> keep, const ExploreOptions& options) {
+  // Halves first, then smaller pieces, then one by one (delta debugging, Zeller 1999, in its simplest form).
+  for (std::size_t piece = keep.size() / 2; piece >= 1; piece /= 2) {
+    for (std::size_t at = 0; at < keep.size();) {
+      std::vector<std::size_t> fewer;
+      for (std::size_t i = 0; i < keep.size(); ++i) {
+        if (i < at || i >= at + piece) fewer.push_back(keep[i]);
+      }
+      if (fewer.size() < keep.size() && explore(subject, fewer, options).violation) {
+        keep = std::move(fewer);
+      } else {
+        at += piece;
+      }
+    }
+  }
+  return keep;
+}
+
+}  // namespace dunnock::crash
