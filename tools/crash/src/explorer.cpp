@@ -103,7 +103,7 @@ class Walk {
   bool eadr_;
 };
 
-/// Explores one record. `moment` maps an index in the record to the moment that the subject's checker knows.
+/// Explores one record.
 class Exploration {
  public:
   Exploration(Subject& subject, const ExploreOptions& options, ExploreResult& result)
@@ -121,14 +121,14 @@ class Exploration {
       ++result_.moments;
       const std::uint32_t newest =
           stored && !options_.eadr ? event.word / static_cast<std::uint32_t>(kWordsPerLine) : kNoLine;
-      if (!images(walk, newest, fixed_moment.value_or(i + 1), fixed_moment.has_value())) return false;
+      if (!images(walk, newest, fixed_moment.value_or(i + 1), fixed_moment ? i + 1 : 0)) return false;
     }
     return true;
   }
 
  private:
   /// All images, or a sample, of one moment. `newest`: the line of the latest store, which all of them hold.
-  bool images(const Walk& walk, std::uint32_t newest, std::size_t moment, bool in_recovery) {
+  bool images(const Walk& walk, std::uint32_t newest, std::size_t moment, std::size_t more) {
     const std::vector<std::uint32_t>& open = walk.open_lines();
     std::vector<std::size_t> low(open.size(), 0), high(open.size()), prefix;
     double combinations = 1;
@@ -140,7 +140,7 @@ class Exploration {
     if (combinations <= static_cast<double>(options_.images_per_moment)) {
       prefix = low;
       for (;;) {
-        if (!one(walk, prefix, moment, in_recovery)) return false;
+        if (!one(walk, prefix, moment, more)) return false;
         std::size_t i = 0;
         while (i < prefix.size() && prefix[i] == high[i]) {
           prefix[i] = low[i];
@@ -151,32 +151,32 @@ class Exploration {
       }
     }
     ++result_.moments_sampled;
-    if (!one(walk, low, moment, in_recovery) || !one(walk, high, moment, in_recovery)) return false;
+    if (!one(walk, low, moment, more) || !one(walk, high, moment, more)) return false;
     for (std::size_t i = 0; i < open.size(); ++i) {  // One line ahead of the others, and one behind.
       prefix = low;
       prefix[i] = high[i];
-      if (!one(walk, prefix, moment, in_recovery)) return false;
+      if (!one(walk, prefix, moment, more)) return false;
       prefix = high;
       prefix[i] = low[i];
-      if (!one(walk, prefix, moment, in_recovery)) return false;
+      if (!one(walk, prefix, moment, more)) return false;
     }
     for (std::size_t n = 2 + 2 * open.size(); n < options_.images_per_moment; ++n) {
       for (std::size_t i = 0; i < open.size(); ++i) prefix[i] = low[i] + random_() % (high[i] - low[i] + 1);
-      if (!one(walk, prefix, moment, in_recovery)) return false;
+      if (!one(walk, prefix, moment, more)) return false;
     }
     return true;
   }
 
-  bool one(const Walk& walk, const std::vector<std::size_t>& prefix, std::size_t moment, bool in_recovery) {
+  bool one(const Walk& walk, const std::vector<std::size_t>& prefix, std::size_t moment, std::size_t more) {
     walk.build(image_.data(), prefix);
     ++result_.images;
-    if (in_recovery) ++result_.recovery_images;
+    if (more != 0) ++result_.recovery_images;
     // Recovery sees the image and nothing else, so equal images need one exploration a moment's expectation.
-    const bool deeper = !in_recovery && subject_.recovery_has_work(image_.data()) &&
+    const bool deeper = more == 0 && subject_.recovery_has_work(image_.data()) &&
                         recovered_.insert(std::hash<std::string_view>()({reinterpret_cast<const char*>(image_.data()), subject_.bytes()}) + moment * 0x9e3779b97f4a7c15ULL).second;
     if (deeper) std::memcpy(pristine_.data(), image_.data(), subject_.bytes());
-    if (std::optional<std::string> wrong = subject_.check(image_.data(), moment)) {
-      result_.violation = "after event " + std::to_string(moment) + (in_recovery ? " and a crash of recovery: " : ": ") + *wrong;
+    if (std::optional<std::string> wrong = subject_.check(image_.data(), moment, more)) {
+      result_.violation = "after event " + std::to_string(moment) + (more != 0 ? ", a crash, and event " + std::to_string(more) + " of recovery and what followed: " : ": ") + *wrong;
       return false;
     }
     if (!deeper) return true;
@@ -184,7 +184,7 @@ class Exploration {
     std::memcpy(memory.data(), pristine_.data(), subject_.bytes());
     memory.start();
     memory.plant(options_.mutation);
-    subject_.recover(memory);
+    subject_.recover(memory, moment);
     memory.stop();
     Exploration inner(subject_, options_, result_);
     return inner.run(memory.base(), memory.events(), moment);

@@ -72,10 +72,15 @@ class FilterSubject final : public Subject {
       filter_ = std::make_unique<Recorded>(std::move(opened->filter));
     }
     std::vector<std::function<void()>> threads;
+    turn_ = 0;
     for (unsigned t = 0; t < workload_.threads; ++t) {
       threads.push_back([this, &memory, &keep, t] {
-        for (const std::size_t i : keep) {
-          if (operations_[i].thread == t && !violation_) run(memory, operations_[i]);
+        for (std::size_t n = 0; n < keep.size(); ++n) {
+          if (operations_[keep[n]].thread != t) continue;
+          // close() and clear() need the filter for themselves: in a life, threads take turns.
+          while (life_ && turn_ != n) memory.pause();
+          if (!violation_) run(memory, operations_[keep[n]]);
+          turn_ = n + 1;
         }
       });
     }
@@ -84,8 +89,8 @@ class FilterSubject final : public Subject {
     return violation_;
   }
 
-  std::optional<std::string> check(std::byte* image, std::size_t events) override {
-    replay_until(events);
+  std::optional<std::string> check(std::byte* image, std::size_t events, std::size_t more) override {
+    replay_until(events, more);
     const bool may_be_missing = life_ && events < format_acked_;
     auto opened = Checked::attach(meta(image), table(image), {});
     if (!opened) {
@@ -94,7 +99,7 @@ class FilterSubject final : public Subject {
       return "it can't be opened: " + opened.error().message;
     }
     for (const auto& [acked, reopened] : closed_) {
-      if (events >= acked && events <= reopened && !opened->report.clean_shutdown) return "close() had returned, but it does not open as clean";
+      if (more == 0 && events >= acked && events <= reopened && !opened->report.clean_shutdown) return "close() had returned, but it does not open as clean";
     }
     Checked& filter = opened->filter;
     const CheckReport report = filter.check();
@@ -132,8 +137,32 @@ class FilterSubject final : public Subject {
     return (work | word(image, kFilterStateOffset + offsetof(FilterState, clearing))) != 0 && word(image, 0) == kFilterMagic;
   }
 
-  void recover(SimMemory& memory) override {
-    (void)Recorded::attach(meta(memory.data()), table(memory.data()), Sim(memory));
+  void recover(SimMemory& memory, std::size_t events) override {
+    replay_until(events, 0);
+    continued_.clear();
+    std::vector<std::size_t> victims;  // Erasing touches whatever recovery has touched.
+    for (std::size_t i = 0; i < keys_.size(); ++i) {
+      if (fate_of(states_[i]) == Fate::kMust) victims.push_back(i);
+    }
+    // Another thread than the one that recovers, so that a fence that recovery forgot is not made up for.
+    std::unique_ptr<Recorded> filter;
+    const std::vector<std::function<void()>> threads = {
+        [&] {
+          auto opened = Recorded::attach(meta(memory.data()), table(memory.data()), Sim(memory));
+          if (opened) filter = std::make_unique<Recorded>(std::move(opened->filter));
+          recovered_ = true;
+        },
+        [&] {
+          while (!recovered_) memory.pause();
+          if (filter == nullptr) return;
+          for (const std::size_t i : victims) {
+            continued_.push_back({memory.events().size(), i, What::kErase});
+            (void)filter->erase(keys_[i]);
+            continued_.push_back({memory.mark(), i, What::kErased});
+          }
+        }};
+    recovered_ = false;
+    (void)memory.run_threads(threads, workload_.seed, 1);
   }
 
   [[nodiscard]] std::string describe(std::size_t operation) const override {
@@ -265,7 +294,8 @@ class FilterSubject final : public Subject {
       }
       case Kind::kReopen: {
         filter_->close();
-        closed_.emplace_back(memory.mark(), now());
+        const std::size_t closed = memory.mark();
+        closed_.emplace_back(closed, closed);
         auto opened = Recorded::attach(meta(memory.data()), table(memory.data()), Sim(memory));
         if (!opened || !opened->report.clean_shutdown) {
           violation_ = "while running: a closed filter does not open as clean";
@@ -292,15 +322,21 @@ class FilterSubject final : public Subject {
     }
   }
 
-  void replay_until(std::size_t events) {
-    if (events == replayed_events_ && replayed_of_ == history_.size() && events != 0) return;
+  void replay_until(std::size_t events, std::size_t more) {
+    if (events == replayed_events_ && more == replayed_more_ && more == 0 && replayed_of_ == history_.size()) return;
     // History is in the order of its notes; the events of different threads' notes ascend as well.
     states_ = base_states_;
     for (const Change& change : history_) {
       if (change.events > events) break;
       apply(states_[change.key], change.what);
     }
+    if (more != 0) {
+      for (const Change& change : continued_) {
+        if (change.events <= more) apply(states_[change.key], change.what);
+      }
+    }
     replayed_events_ = events;
+    replayed_more_ = more;
     replayed_of_ = history_.size();
   }
 
@@ -309,7 +345,7 @@ class FilterSubject final : public Subject {
     const unsigned groups = 1 + static_cast<unsigned>(random() % 3);
     constexpr unsigned kGroupSlots = Checked::kLanes * kGroupWords;
     slots_ = groups * kGroupSlots;
-    life_ = workload_.threads == 1 && random() % 8 == 0;
+    life_ = random() % 16 == 0;
     clean_before_ = random() % 4 == 0;
     switch_every_ = 1 + static_cast<unsigned>(random() % 6);
     static constexpr unsigned kFill[] = {0, 40, 80, 95, 110, 130};
@@ -327,14 +363,29 @@ class FilterSubject final : public Subject {
     };
     const std::size_t key_count = prefilled_ + workload_.operations * 3 + 2;
     // A pool of candidates in the order of their classes has enough twins by the birthday paradox.
-    std::vector<std::pair<decltype(class_of(0)), std::uint64_t>> pool(1200);
+    const bool dense = random() % 8 == 0;  // Half of all keys out of a few classes.
+    std::vector<std::pair<decltype(class_of(0)), std::uint64_t>> pool(dense ? 16000 : 1200);
     for (auto& [group_class, key] : pool) {
       key = random();
       group_class = class_of(key);
     }
     std::sort(pool.begin(), pool.end());
     std::vector<std::uint64_t> twins;
-    for (std::size_t i = 1; i < pool.size(); ++i) {
+    if (dense) {
+      std::vector<std::pair<std::size_t, std::size_t>> sizes;  // of a class, and where it starts
+      for (std::size_t i = 0; i < pool.size();) {
+        std::size_t end = i;
+        while (end < pool.size() && pool[end].first == pool[i].first) ++end;
+        sizes.emplace_back(end - i, i);
+        i = end;
+      }
+      std::sort(sizes.rbegin(), sizes.rend());
+      for (const auto& [size, at] : sizes) {
+        if (twins.size() > key_count / 2) break;
+        for (std::size_t i = at; i < at + size; ++i) twins.push_back(pool[i].second);
+      }
+    }
+    for (std::size_t i = 1; !dense && i < pool.size(); ++i) {
       if (pool[i].first != pool[i - 1].first) continue;
       twins.push_back(pool[i - 1].second);
       twins.push_back(pool[i].second);
@@ -342,9 +393,9 @@ class FilterSubject final : public Subject {
     std::sort(twins.begin(), twins.end());  // Twins may be among the residents, among the newcomers, or both.
     twins.erase(std::unique(twins.begin(), twins.end()), twins.end());
     std::shuffle(twins.begin(), twins.end(), random);
-    if (random() % 2 == 0) twins.clear();
+    if (!dense && random() % 2 == 0) twins.clear();
     while (keys_.size() < key_count) {
-      if (!twins.empty() && random() % 3 == 0) {
+      if (!twins.empty() && random() % (dense ? 2 : 3) == 0) {
         keys_.push_back(twins.back());
         twins.pop_back();
       } else {
@@ -386,7 +437,7 @@ class FilterSubject final : public Subject {
         op.kind = Kind::kEraseBulk;
         op.keys = {own(), own()};
         if (op.keys[0] == op.keys[1]) op.keys.pop_back();
-      } else if (dice < 18 || workload_.threads > 1 || !life_) {
+      } else if (dice < 18 || !life_) {
         op.kind = Kind::kContains;
         // Mostly what others are working on.
         op.keys = {random() % 3 == 0 && prefilled_ != 0 ? random() % prefilled_ : prefilled_ + random() % (fresh - prefilled_ + 1)};
@@ -405,6 +456,7 @@ class FilterSubject final : public Subject {
 
   FilterWorkload workload_;
   std::uint64_t slots_ = 0;
+  std::size_t turn_ = 0;
   bool life_ = false;          // starts from zeroed memory and lives a life
   bool clean_before_ = false;
   unsigned switch_every_ = 1;
@@ -421,7 +473,9 @@ class FilterSubject final : public Subject {
   std::vector<std::pair<std::size_t, std::size_t>> clears_;  // events at invocation and acknowledgement
   std::vector<std::pair<std::size_t, std::size_t>> closed_;  // events when close() returned and when attach() began
   std::size_t format_acked_ = 0;
-  std::size_t replayed_events_ = 0, replayed_of_ = 0;
+  std::vector<Change> continued_;  // what followed recovery
+  bool recovered_ = false;
+  std::size_t replayed_events_ = 0, replayed_more_ = 0, replayed_of_ = 0;
   std::optional<std::string> violation_;
 };
 

@@ -30,6 +30,8 @@ std::unique_ptr<Subject> filter_subject(std::uint64_t seed, unsigned threads, un
 }
 
 /// Every durable step of the filter left out once, every flush done too early once, and the classic wrong orders.
+/// Not in the list because it is no bug: the item count stored after the mark that vouches for it. The mark is a
+/// checksum of the count, so in between there is no clean shutdown, as before.
 std::vector<Mutant> filter_mutants() {
   using namespace filter_point;
   using Kind = Mutation::Kind;
@@ -64,7 +66,6 @@ std::vector<Mutant> filter_mutants() {
   late(Kind::kFlushTooLate, kKickCopy, kLogRetire, "log retired before the copy is durable");
   late(Kind::kFlushTooLate, kKickRemove, kLogRetire, "log retired before the delete is durable");
   late(Kind::kStoreTooLate, kFormatFields, kFormatMagic, "header filled after its magic word");
-  late(Kind::kStoreTooLate, kCloseCount, kCloseClean, "item count after the mark that vouches for it");
   late(Kind::kFlushTooLate, kRecoverCopy, kRecoverRetire, "recovery retires before its copy is durable");
   late(Kind::kFlushTooLate, kClearWord, kClearEnd, "clear ends before the table is durably empty");
   return all;

@@ -46,13 +46,15 @@ class Subject {
   virtual std::optional<std::string> record(SimMemory& memory, const std::vector<std::size_t>& keep) = 0;
 
   /// Recovers from `image` (which it may change) after a crash when `events` events had happened, and checks it
-  /// against what was acknowledged by then. A returned sentence is a violation.
-  virtual std::optional<std::string> check(std::byte* image, std::size_t events) = 0;
+  /// against what was acknowledged by then. `more`: then recover() ran, and there was a second crash when that record
+  /// had so many events; 0 if there was none. A returned sentence is a violation.
+  virtual std::optional<std::string> check(std::byte* image, std::size_t events, std::size_t more) = 0;
 
   /// Would recovery of this image store anything that matters? Then it is explored, too.
   [[nodiscard]] virtual bool recovery_has_work(const std::byte* image) const = 0;
-  /// Runs recovery only, on a recording memory.
-  virtual void recover(SimMemory& memory) = 0;
+  /// Recovers on a recording memory after a crash when `events` events had happened, and goes on working a little (with
+  /// mark() at each acknowledgement), so that a recovery that leaves something behind is found out.
+  virtual void recover(SimMemory& memory, std::size_t events) = 0;
 
   /// One operation in words, for the report of a violation.
   [[nodiscard]] virtual std::string describe(std::size_t operation) const = 0;
