@@ -5,7 +5,8 @@ set(DUNNOCK_COMPONENTS "" CACHE INTERNAL "")
 add_library(dunnock_options INTERFACE)
 target_compile_options(dunnock_options INTERFACE -march=${DUNNOCK_ARCH} -Wall -Wextra -Wshadow)
 if(DUNNOCK_SANITIZE STREQUAL "address")
-  target_compile_options(dunnock_options INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  target_compile_options(dunnock_options INTERFACE
+                         -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_link_options(dunnock_options INTERFACE -fsanitize=address,undefined)
 elseif(DUNNOCK_SANITIZE STREQUAL "thread")
   # gcc warns that TSan ignores std::atomic_thread_fence; the library synchronises by atomics only.
@@ -59,7 +60,8 @@ function(dunnock_install)
   install(FILES ${PROJECT_BINARY_DIR}/dunnock-config.cmake ${PROJECT_BINARY_DIR}/dunnock-config-version.cmake
           DESTINATION ${dir})
   # Relative to the .pc file, so that an installed tree can be moved.
-  file(RELATIVE_PATH DUNNOCK_PC_TO_PREFIX ${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
+  file(RELATIVE_PATH DUNNOCK_PC_TO_PREFIX
+       ${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
   configure_file(cmake/dunnock.pc.in ${PROJECT_BINARY_DIR}/dunnock.pc @ONLY)
   install(FILES ${PROJECT_BINARY_DIR}/dunnock.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 endfunction()

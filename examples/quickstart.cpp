@@ -11,17 +11,16 @@
 #include <dunnock/filter/cuckoo_filter.hpp>
 #include <dunnock/pmem/pool.hpp>
 
-// 12-bit fingerprints (about 1 false positive in 800 lookups), durable in an ordinary file.
+// 12-bit fingerprints (2 false positives in 1000 lookups at a load of 90 %), durable in an ordinary file.
 using Filter = dunnock::CuckooFilter<12, dunnock::FileMedia>;
 
 dunnock::Status remember(const std::string& path) {
-  const bool is_new = !std::filesystem::exists(path);
-  auto pool = is_new ? dunnock::Pool::create(path, {.bytes = 64 << 20}) : dunnock::Pool::open(path);
+  auto pool =
+      std::filesystem::exists(path) ? dunnock::Pool::open(path) : dunnock::Pool::create(path, {.bytes = 64 << 20});
   if (!pool) return tl::unexpected(pool.error());
-  if (is_new) {
+  if (pool->regions().empty()) {
     auto created = Filter::create(*pool, "seen", {.slots = 1'000'000}, pool->file_media());
     if (!created) return tl::unexpected(created.error());
-    created->close();
   }
   auto opened = Filter::open(*pool, "seen", pool->file_media());  // Recovers, should the last run have crashed.
   if (!opened) return tl::unexpected(opened.error());

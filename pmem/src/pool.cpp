@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <libpmemobj.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
@@ -50,6 +51,47 @@ tl::unexpected<Error> system_error(const std::string& what, int error) {
   return make_error(code_of(error), what + ": " + std::strerror(error));
 }
 
+/// XXH3 of the first `length` bytes of a file. False: it can't be read.
+bool hash_file(int fd, std::uint64_t length, std::uint64_t& hash) {
+  XXH3_state_t* state = XXH3_createState();
+  XXH3_64bits_reset(state);
+  std::vector<char> buffer(1 << 20);
+  std::uint64_t at = 0;
+  while (at < length) {
+    const ssize_t got = pread(fd, buffer.data(), std::min<std::uint64_t>(buffer.size(), length - at), static_cast<off_t>(at));
+    if (got <= 0) break;
+    XXH3_64bits_update(state, buffer.data(), static_cast<std::size_t>(got));
+    at += static_cast<std::uint64_t>(got);
+  }
+  hash = XXH3_64bits_digest(state);
+  XXH3_freeState(state);
+  return at == length;
+}
+
+/// Reads the root's head without libpmemobj. False: it is not where it should be.
+bool read_root_head(int fd, std::uint64_t& root_offset, PoolRoot& root) {
+  const auto head = static_cast<ssize_t>(offsetof(PoolRoot, catalog));
+  return pread(fd, &root_offset, sizeof root_offset, detail::kRootOffsetAt) == static_cast<ssize_t>(sizeof root_offset) &&
+         root_offset < (1ULL << 62) && pread(fd, &root, static_cast<std::size_t>(head), static_cast<off_t>(root_offset)) == head &&
+         root.magic == detail::kPoolMagic && root.checksum == checksum_of(root);
+}
+
+/// Seals a pool that has just been closed. What fails here only leaves the pool without a seal.
+void seal(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+  if (fd < 0) return;
+  std::uint64_t root_offset = 0;
+  auto root = std::make_unique<PoolRoot>();
+  if (flock(fd, LOCK_EX | LOCK_NB) == 0 && read_root_head(fd, root_offset, *root) && hash_file(fd, root_offset, root->seal)) {
+    root->sealed = 1;
+    static_assert(offsetof(PoolRoot, seal) == offsetof(PoolRoot, sealed) + sizeof root->sealed);
+    // A torn write leaves a seal that does not fit; the two words share a sector.
+    const char* words = reinterpret_cast<const char*>(root.get()) + offsetof(PoolRoot, sealed);
+    if (pwrite(fd, words, 2 * sizeof root->sealed, static_cast<off_t>(root_offset + offsetof(PoolRoot, sealed))) > 0) fdatasync(fd);
+  }
+  ::close(fd);
+}
+
 /// Refuses what libpmemobj should not even map.
 Status check_file(const std::string& path) {
   struct stat info {};
@@ -61,12 +103,32 @@ Status check_file(const std::string& path) {
   if (fd < 0) return system_error("can't open " + path + " for writing", errno);
   char signature[8] = {};
   const ssize_t got = pread(fd, signature, sizeof signature, 0);
+  std::uint64_t root_offset = 0;
+  std::uint64_t seal_now = 0;
+  auto root = std::make_unique<PoolRoot>();
+  const bool free = flock(fd, LOCK_EX | LOCK_NB) == 0;
+  const bool broken_seal = free && read_root_head(fd, root_offset, *root) && root->sealed != 0 &&
+                           (root->sealed != 1 || !hash_file(fd, root_offset, seal_now) || seal_now != root->seal);
+  if (free && !broken_seal && root->magic == detail::kPoolMagic && root->sealed == 1) {
+    // Broken durably before libpmemobj changes anything: a crash right after that must not look like damage.
+    const std::uint64_t open_now = 0;
+    const auto at = static_cast<off_t>(root_offset + offsetof(PoolRoot, sealed));
+    if (pwrite(fd, &open_now, sizeof open_now, at) != static_cast<ssize_t>(sizeof open_now) || fdatasync(fd) != 0) {
+      const int error = errno;
+      ::close(fd);
+      return system_error("can't write to " + path, error);
+    }
+  }
   ::close(fd);
+  if (!free) return make_error(ErrorCode::kAlreadyOpen, "the pool " + path + " is open already, here or in another process");
   if (got != static_cast<ssize_t>(sizeof signature) || std::memcmp(signature, "PMEMOBJ", 8) != 0) {
     return make_error(ErrorCode::kNotADunnockPool, path + " does not start like a libpmemobj pool");
   }
   if (S_ISREG(info.st_mode) && static_cast<std::uint64_t>(info.st_size) < PMEMOBJ_MIN_POOL) {
     return make_error(ErrorCode::kNotADunnockPool, path + " is shorter than any pool: it was truncated");
+  }
+  if (broken_seal) {
+    return make_error(ErrorCode::kCorrupt, path + " was closed cleanly but is not as it was closed: its head is damaged");
   }
   return {};
 }
@@ -82,7 +144,9 @@ struct Pool::Impl {
 
   ~Impl() {
     sync.reset();
-    if (handle != nullptr) pmemobj_close(handle);
+    if (handle == nullptr) return;
+    pmemobj_close(handle);
+    if (root != nullptr) seal(path);  // Only what opened without an error.
   }
 
   [[nodiscard]] CatalogEntry* find(std::string_view name) const noexcept {
@@ -189,13 +253,13 @@ Result<Pool> Pool::open(const std::string& path) {
     return make_error(ErrorCode::kCorrupt, path + " was truncated from " + std::to_string(root->file_bytes) + " to " +
                                                std::to_string(impl->bytes) + " bytes");
   }
-  impl->root = root;
   for (const CatalogEntry& entry : root->catalog) {
     if (entry.state == 0) continue;
     if (entry.state != 1 || !impl->sound(entry)) {
       return make_error(ErrorCode::kCorrupt, "the catalog of " + path + " fails its checksum");
     }
   }
+  impl->root = root;
   impl->sync = std::make_unique<detail::FileSync>(impl->handle, impl->bytes);
   return Pool(std::move(impl));
 }

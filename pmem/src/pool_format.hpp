@@ -11,6 +11,8 @@ namespace dunnock::detail {
 inline constexpr char kPoolLayout[] = "dunnock";
 inline constexpr std::uint64_t kPoolMagic = 0x314c4f4f504b4e44ULL;  // "DNKPOOL1", little endian
 inline constexpr std::uint32_t kPoolFormatVersion = 1;
+/// Where libpmemobj's descriptor (media format 6) keeps the offset of the root object.
+inline constexpr std::uint64_t kRootOffsetAt = 4096 + 2048;
 inline constexpr unsigned kCatalogEntries = 32;
 inline constexpr unsigned kExtentsMax = 128;
 inline constexpr std::size_t kNameBytes = 48;  // with the terminating 0
@@ -36,7 +38,11 @@ struct PoolRoot {
   std::uint32_t entries;
   std::uint64_t file_bytes;  // as created: a shorter file was truncated
   std::uint64_t checksum;    // XXH3 of format_version .. file_bytes
-  std::array<std::uint64_t, 4> zero;
+  /// libpmemobj believes its own lanes and heap when it opens a pool, and may crash when they are damaged. So closing
+  /// seals everything before the root, and opening looks at the seal before libpmemobj looks at anything.
+  std::uint64_t sealed;      // 1 while the pool is closed cleanly, 0 while it is open and after a crash
+  std::uint64_t seal;        // XXH3 of the file up to the root
+  std::array<std::uint64_t, 2> zero;
   std::array<CatalogEntry, kCatalogEntries> catalog;
 };
 static_assert(std::is_trivially_copyable_v<PoolRoot>);
