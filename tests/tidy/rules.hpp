@@ -80,7 +80,7 @@ inline constexpr std::array<std::string_view, 3> kMayPersist = {"pmem/", "tests/
         } else if (c == '"' && i > 0 && text[i - 1] == 'R') {
           const std::size_t open = text.find('(', i);
           if (open == std::string_view::npos) return out;
-          raw_end = ")" + std::string(text.substr(i + 1, open - i - 1)) + "\"";
+          raw_end.assign(")").append(text.substr(i + 1, open - i - 1)).append("\"");
           in = In::kRaw;
         } else if (c == '"') {
           in = In::kString;

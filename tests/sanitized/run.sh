@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Builds some test programs with a sanitizer, in a build of their own, and runs them: the part of ./run asan and
+# ./run tsan that ./run test has time for.
+# Usage: run.sh SOURCE_DIR BUILD_DIR address|thread PROGRAM...
+set -euo pipefail
+source=$1
+build=$2
+sanitizer=$3
+shift 3
+
+cmake -S "$source" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDUNNOCK_SANITIZE="$sanitizer" \
+  -DDUNNOCK_TOOLS=OFF -DDUNNOCK_BENCH=OFF -DDUNNOCK_EXAMPLES=OFF > "$build.log" 2>&1 || { cat "$build.log"; exit 1; }
+cmake --build "$build" --target "$@" > "$build.log" 2>&1 || { tail -60 "$build.log"; exit 1; }
+
+# ThreadSanitizer needs its shadow addresses free, which address randomisation may prevent.
+fixed=()
+if [ "$sanitizer" = thread ] && setarch -R true 2>/dev/null; then fixed=(setarch -R); fi
+export TSAN_OPTIONS="suppressions=$source/tests/support/tsan.supp"
+for program in "$@"; do
+  "${fixed[@]}" "$build/bin/$program"
+done
