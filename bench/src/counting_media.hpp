@@ -1,4 +1,5 @@
-// CountingMedia: wraps a media and counts flushes, fences and distinct lines touched. For counted passes, not timed ones.
+// CountingMedia: wraps a media and counts flushes, fences and distinct lines touched. For counted passes, not timed
+// ones.
 #pragma once
 
 #include <array>

@@ -32,9 +32,9 @@ struct ModelPoint {
 namespace detail_model {
 
 struct Bins {
-  double full = 0;        // F
-  double full_mean = 0;   // mean of F over the arrivals so far
-  double unmarked = 0;    // U
+  double full = 0;       // F
+  double full_mean = 0;  // mean of F over the arrivals so far
+  double unmarked = 0;   // U
 };
 
 /// Solves the equations up to `load` with Euler steps.

@@ -21,7 +21,8 @@ namespace dunnock::bench {
 
 inline constexpr unsigned kKicksMax = 500;  // as in the reference implementation
 
-/// Where a key goes: the same hash, ranges and other-bucket function as the filter's, so that only the structure differs.
+/// Where a key goes: the same hash, ranges and other-bucket function as the filter's, so that only the structure
+/// differs.
 template <unsigned kBits>
 struct TextbookPlace {
   std::uint64_t bucket;
@@ -48,8 +49,10 @@ class TextbookCuckooFilter {
   static constexpr std::uint64_t kLane = (1ULL << kBits) - 1;
 
   TextbookCuckooFilter(std::uint64_t slots, const HashSeed& seed)
-      : hasher_(seed), buckets_((slots + 3) / 4),
-        memory_(std::move(*VolatileRegion::create(buckets_ * kBucketBytes + 8))), base_(memory_.region().at(0)) {}
+      : hasher_(seed),
+        buckets_((slots + 3) / 4),
+        memory_(std::move(*VolatileRegion::create(buckets_ * kBucketBytes + 8))),
+        base_(memory_.region().at(0)) {}
 
   [[nodiscard]] std::uint64_t slots() const { return buckets_ * 4; }
   [[nodiscard]] std::uint64_t memory_bytes() const { return buckets_ * kBucketBytes; }
@@ -57,7 +60,8 @@ class TextbookCuckooFilter {
   bool contains(std::uint64_t key) const {
     const TextbookPlace<kBits> place(hasher_(key), buckets_);
     const std::uint64_t pattern = place.fingerprint * kOnes;
-    const std::uint64_t other = Layout<kBits>::other_group(place.bucket, static_cast<std::uint32_t>(place.fingerprint), buckets_);
+    const std::uint64_t other =
+        Layout<kBits>::other_group(place.bucket, static_cast<std::uint32_t>(place.fingerprint), buckets_);
     return (zero_lanes(load(place.bucket) ^ pattern) | zero_lanes(load(other) ^ pattern)) != 0;
   }
   bool insert(std::uint64_t key) {
@@ -111,7 +115,8 @@ class TextbookCuckooFilter {
     std::size_t total = 0;
     constexpr std::size_t kAhead = 16;
     for (std::size_t i = 0; i < keys.size() + kAhead; ++i) {
-      if (i < keys.size()) __builtin_prefetch(base_ + TextbookPlace<kBits>(hasher_(keys[i]), buckets_).bucket * kBucketBytes, 1);
+      if (i < keys.size())
+        __builtin_prefetch(base_ + TextbookPlace<kBits>(hasher_(keys[i]), buckets_).bucket * kBucketBytes, 1);
       if (i >= kAhead) total += insert(keys[i - kAhead]) ? 1 : 0;
     }
     return total;
@@ -130,7 +135,9 @@ class TextbookCuckooFilter {
     std::memcpy(&word, base_ + bucket * kBucketBytes, sizeof word);
     return word & kMask;
   }
-  void store(std::uint64_t bucket, std::uint64_t word) { std::memcpy(base_ + bucket * kBucketBytes, &word, kBucketBytes); }
+  void store(std::uint64_t bucket, std::uint64_t word) {
+    std::memcpy(base_ + bucket * kBucketBytes, &word, kBucketBytes);
+  }
   bool put(std::uint64_t bucket, std::uint64_t fingerprint) {
     const std::uint64_t word = load(bucket);
     const std::uint64_t empty = zero_lanes(word);
@@ -155,9 +162,14 @@ class DurableTextbookFilter {
   static constexpr unsigned kLaneBits = 16;  // 12 used: four lanes fill the atomic word
 
   DurableTextbookFilter(std::uint64_t slots, const HashSeed& seed, M media)
-      : media_(std::move(media)), hasher_(seed), buckets_((slots + 3) / 4), memory_(std::move(*VolatileRegion::create(buckets_ * 8))),
-        log_memory_(std::move(*VolatileRegion::create(64 * kLineBytes))), words_(reinterpret_cast<Word*>(memory_.region().at(0))),
-        logs_(reinterpret_cast<Word*>(log_memory_.region().at(0))), locks_(std::make_unique<std::atomic<std::uint8_t>[]>(kLocks)) {}
+      : media_(std::move(media)),
+        hasher_(seed),
+        buckets_((slots + 3) / 4),
+        memory_(std::move(*VolatileRegion::create(buckets_ * 8))),
+        log_memory_(std::move(*VolatileRegion::create(64 * kLineBytes))),
+        words_(reinterpret_cast<Word*>(memory_.region().at(0))),
+        logs_(reinterpret_cast<Word*>(log_memory_.region().at(0))),
+        locks_(std::make_unique<std::atomic<std::uint8_t>[]>(kLocks)) {}
 
   [[nodiscard]] std::uint64_t slots() const { return buckets_ * 4; }
   [[nodiscard]] std::uint64_t memory_bytes() const { return buckets_ * 8; }
@@ -166,7 +178,8 @@ class DurableTextbookFilter {
     const TextbookPlace<12> place(hasher_(key), buckets_);
     const std::uint64_t pattern = place.fingerprint * kOnes;
     const std::uint64_t other = other_of(place.bucket, place.fingerprint);
-    return (zero_lanes(media_.load(words_[place.bucket]) ^ pattern) | zero_lanes(media_.load(words_[other]) ^ pattern)) != 0;
+    return (zero_lanes(media_.load(words_[place.bucket]) ^ pattern) |
+            zero_lanes(media_.load(words_[other]) ^ pattern)) != 0;
   }
   bool insert(std::uint64_t key) {
     const TextbookPlace<12> place(hasher_(key), buckets_);
@@ -188,7 +201,8 @@ class DurableTextbookFilter {
         media_.store(Point{}, log[0], displaced | fingerprint << 16 | 1ULL << 63);
         media_.flush(Point{}, log);
         media_.fence(Point{});
-        media_.store(Point{}, words_[bucket], (word & ~(0xffffULL << (kLaneBits * lane))) | fingerprint << (kLaneBits * lane));
+        media_.store(Point{}, words_[bucket],
+                     (word & ~(0xffffULL << (kLaneBits * lane))) | fingerprint << (kLaneBits * lane));
         media_.flush(Point{}, &words_[bucket]);
         media_.fence(Point{});
         fingerprint = displaced;
@@ -262,7 +276,9 @@ class DurableTextbookFilter {
 class BlockedBloomFilter {
  public:
   BlockedBloomFilter(std::uint64_t bits, const HashSeed& seed)
-      : hasher_(seed), blocks_((bits + 511) / 512), memory_(std::move(*VolatileRegion::create(blocks_ * 64))),
+      : hasher_(seed),
+        blocks_((bits + 511) / 512),
+        memory_(std::move(*VolatileRegion::create(blocks_ * 64))),
         words_(reinterpret_cast<std::uint64_t*>(memory_.region().at(0))) {}
   [[nodiscard]] std::uint64_t memory_bytes() const { return blocks_ * 64; }
   bool insert(std::uint64_t key) {

@@ -21,7 +21,8 @@ using detail::PoolRoot;
 
 std::uint64_t checksum_of(const CatalogEntry& entry) noexcept {
   const auto* bytes = reinterpret_cast<const unsigned char*>(&entry);
-  return XXH3_64bits(bytes + offsetof(CatalogEntry, name), offsetof(CatalogEntry, checksum) - offsetof(CatalogEntry, name));
+  return XXH3_64bits(bytes + offsetof(CatalogEntry, name),
+                     offsetof(CatalogEntry, checksum) - offsetof(CatalogEntry, name));
 }
 
 std::uint64_t checksum_of(const PoolRoot& root) noexcept {
@@ -58,7 +59,8 @@ bool hash_file(int fd, std::uint64_t length, std::uint64_t& hash) {
   std::vector<char> buffer(1 << 20);
   std::uint64_t at = 0;
   while (at < length) {
-    const ssize_t got = pread(fd, buffer.data(), std::min<std::uint64_t>(buffer.size(), length - at), static_cast<off_t>(at));
+    const ssize_t got =
+        pread(fd, buffer.data(), std::min<std::uint64_t>(buffer.size(), length - at), static_cast<off_t>(at));
     if (got <= 0) break;
     XXH3_64bits_update(state, buffer.data(), static_cast<std::size_t>(got));
     at += static_cast<std::uint64_t>(got);
@@ -71,8 +73,10 @@ bool hash_file(int fd, std::uint64_t length, std::uint64_t& hash) {
 /// Reads the root's head without libpmemobj. False: it is not where it should be.
 bool read_root_head(int fd, std::uint64_t& root_offset, PoolRoot& root) {
   const auto head = static_cast<ssize_t>(offsetof(PoolRoot, catalog));
-  return pread(fd, &root_offset, sizeof root_offset, detail::kRootOffsetAt) == static_cast<ssize_t>(sizeof root_offset) &&
-         root_offset < (1ULL << 62) && pread(fd, &root, static_cast<std::size_t>(head), static_cast<off_t>(root_offset)) == head &&
+  return pread(fd, &root_offset, sizeof root_offset, detail::kRootOffsetAt) ==
+             static_cast<ssize_t>(sizeof root_offset) &&
+         root_offset < (1ULL << 62) &&
+         pread(fd, &root, static_cast<std::size_t>(head), static_cast<off_t>(root_offset)) == head &&
          root.magic == detail::kPoolMagic && root.checksum == checksum_of(root);
 }
 
@@ -82,12 +86,14 @@ void seal(const std::string& path) {
   if (fd < 0) return;
   std::uint64_t root_offset = 0;
   auto root = std::make_unique<PoolRoot>();
-  if (flock(fd, LOCK_EX | LOCK_NB) == 0 && read_root_head(fd, root_offset, *root) && hash_file(fd, root_offset, root->seal)) {
+  if (flock(fd, LOCK_EX | LOCK_NB) == 0 && read_root_head(fd, root_offset, *root) &&
+      hash_file(fd, root_offset, root->seal)) {
     root->sealed = 1;
     static_assert(offsetof(PoolRoot, seal) == offsetof(PoolRoot, sealed) + sizeof root->sealed);
     // A torn write leaves a seal that does not fit; the two words share a sector.
     const char* words = reinterpret_cast<const char*>(root.get()) + offsetof(PoolRoot, sealed);
-    if (pwrite(fd, words, 2 * sizeof root->sealed, static_cast<off_t>(root_offset + offsetof(PoolRoot, sealed))) > 0) fdatasync(fd);
+    if (pwrite(fd, words, 2 * sizeof root->sealed, static_cast<off_t>(root_offset + offsetof(PoolRoot, sealed))) > 0)
+      fdatasync(fd);
   }
   ::close(fd);
 }
@@ -120,7 +126,8 @@ Status check_file(const std::string& path) {
     }
   }
   ::close(fd);
-  if (!free) return make_error(ErrorCode::kAlreadyOpen, "the pool " + path + " is open already, here or in another process");
+  if (!free)
+    return make_error(ErrorCode::kAlreadyOpen, "the pool " + path + " is open already, here or in another process");
   if (got != static_cast<ssize_t>(sizeof signature) || std::memcmp(signature, "PMEMOBJ", 8) != 0) {
     return make_error(ErrorCode::kNotADunnockPool, path + " does not start like a libpmemobj pool");
   }
@@ -128,7 +135,8 @@ Status check_file(const std::string& path) {
     return make_error(ErrorCode::kNotADunnockPool, path + " is shorter than any pool: it was truncated");
   }
   if (broken_seal) {
-    return make_error(ErrorCode::kCorrupt, path + " was closed cleanly but is not as it was closed: its head is damaged");
+    return make_error(ErrorCode::kCorrupt,
+                      path + " was closed cleanly but is not as it was closed: its head is damaged");
   }
   return {};
 }
@@ -156,7 +164,9 @@ struct Pool::Impl {
     return nullptr;
   }
 
-  [[nodiscard]] std::byte* at(std::uint64_t offset) const noexcept { return reinterpret_cast<std::byte*>(handle) + offset; }
+  [[nodiscard]] std::byte* at(std::uint64_t offset) const noexcept {
+    return reinterpret_cast<std::byte*>(handle) + offset;
+  }
 
   [[nodiscard]] Region region_of(const CatalogEntry& entry) const {
     std::vector<std::byte*> extents;
@@ -171,7 +181,8 @@ struct Pool::Impl {
   /// Is an entry in use what its checksum says, and does it lie in the file?
   [[nodiscard]] bool sound(const CatalogEntry& entry) const noexcept {
     if (entry.checksum != checksum_of(entry)) return false;
-    if (entry.extent_bytes < detail::kRegionAlignment || (entry.extent_bytes & (entry.extent_bytes - 1)) != 0) return false;
+    if (entry.extent_bytes < detail::kRegionAlignment || (entry.extent_bytes & (entry.extent_bytes - 1)) != 0)
+      return false;
     if (entry.bytes == 0 || entry.extents > detail::kExtentsMax) return false;
     if (entry.extents != (entry.bytes + entry.extent_bytes - 1) / entry.extent_bytes) return false;
     for (std::uint64_t i = 0; i < entry.extents; ++i) {
@@ -189,8 +200,8 @@ Pool::~Pool() = default;
 
 Result<Pool> Pool::create(const std::string& path, const PoolOptions& options) {
   if (options.bytes < PMEMOBJ_MIN_POOL) {
-    return make_error(ErrorCode::kInvalidArgument,
-                      "a pool has at least " + std::to_string(PMEMOBJ_MIN_POOL) + " bytes, not " + std::to_string(options.bytes));
+    return make_error(ErrorCode::kInvalidArgument, "a pool has at least " + std::to_string(PMEMOBJ_MIN_POOL) +
+                                                       " bytes, not " + std::to_string(options.bytes));
   }
   auto impl = std::make_unique<Impl>();
   impl->path = path;
@@ -240,11 +251,13 @@ Result<Pool> Pool::open(const std::string& path) {
   }
   auto* root = static_cast<PoolRoot*>(pmemobj_direct(oid));
   if (root->magic != detail::kPoolMagic) {
-    return make_error(ErrorCode::kNotADunnockPool, path + " was never finished or is not ours: the root's magic word is missing");
+    return make_error(ErrorCode::kNotADunnockPool,
+                      path + " was never finished or is not ours: the root's magic word is missing");
   }
   if (root->format_version != detail::kPoolFormatVersion) {
-    return make_error(ErrorCode::kWrongVersion, path + " has pool format version " + std::to_string(root->format_version) +
-                                                    ", expected " + std::to_string(detail::kPoolFormatVersion));
+    return make_error(ErrorCode::kWrongVersion, path + " has pool format version " +
+                                                    std::to_string(root->format_version) + ", expected " +
+                                                    std::to_string(detail::kPoolFormatVersion));
   }
   if (root->checksum != checksum_of(*root) || root->entries != detail::kCatalogEntries) {
     return make_error(ErrorCode::kCorrupt, "the root of " + path + " fails its checksum");
@@ -268,23 +281,27 @@ Result<std::vector<Region>> Pool::create_regions(std::span<const RegionSpec> spe
   std::vector<CatalogEntry*> entries;
   for (const RegionSpec& spec : specs) {
     if (spec.name.empty() || spec.name.size() >= detail::kNameBytes || spec.name.find('\0') != std::string_view::npos) {
-      return make_error(ErrorCode::kInvalidArgument, "a region's name has 1 to 47 bytes: '" + std::string(spec.name) + "'");
+      return make_error(ErrorCode::kInvalidArgument,
+                        "a region's name has 1 to 47 bytes: '" + std::string(spec.name) + "'");
     }
     if (spec.bytes == 0 || spec.extent_bytes < detail::kRegionAlignment ||
         (spec.extent_bytes & (spec.extent_bytes - 1)) != 0) {
-      return make_error(ErrorCode::kInvalidArgument, "region '" + std::string(spec.name) +
-                                                         "' needs bytes and extents of a power of two from 4096");
+      return make_error(ErrorCode::kInvalidArgument,
+                        "region '" + std::string(spec.name) + "' needs bytes and extents of a power of two from 4096");
     }
     if ((spec.bytes + spec.extent_bytes - 1) / spec.extent_bytes > detail::kExtentsMax) {
-      return make_error(ErrorCode::kInvalidArgument, "region '" + std::string(spec.name) + "' needs more than 128 extents");
+      return make_error(ErrorCode::kInvalidArgument,
+                        "region '" + std::string(spec.name) + "' needs more than 128 extents");
     }
     const auto same_name = [&spec](const RegionSpec& other) { return other.name == spec.name; };
     if (impl_->find(spec.name) != nullptr || std::count_if(specs.begin(), specs.end(), same_name) != 1) {
-      return make_error(ErrorCode::kAlreadyExists, "there is a region '" + std::string(spec.name) + "' in " + impl_->path);
+      return make_error(ErrorCode::kAlreadyExists,
+                        "there is a region '" + std::string(spec.name) + "' in " + impl_->path);
     }
-    const auto free_entry = std::find_if(impl_->root->catalog.begin(), impl_->root->catalog.end(), [&](CatalogEntry& entry) {
-      return entry.state == 0 && std::find(entries.begin(), entries.end(), &entry) == entries.end();
-    });
+    const auto free_entry =
+        std::find_if(impl_->root->catalog.begin(), impl_->root->catalog.end(), [&](CatalogEntry& entry) {
+          return entry.state == 0 && std::find(entries.begin(), entries.end(), &entry) == entries.end();
+        });
     if (free_entry == impl_->root->catalog.end()) {
       return make_error(ErrorCode::kNoSpace, "the catalog of " + impl_->path + " is full");
     }

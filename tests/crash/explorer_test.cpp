@@ -32,7 +32,11 @@ std::vector<Step> random_history(std::mt19937_64& random, std::size_t length) {
   std::vector<Step> steps;
   for (std::size_t i = 0; i < length; ++i) {
     const unsigned dice = static_cast<unsigned>(random() % 10);
-    steps.push_back({static_cast<unsigned>(random() % 3), dice < 5 ? Step::kStore : dice < 8 ? Step::kFlush : dice < 9 ? Step::kFence : Step::kAck,
+    steps.push_back({static_cast<unsigned>(random() % 3),
+                     dice < 5   ? Step::kStore
+                     : dice < 8 ? Step::kFlush
+                     : dice < 9 ? Step::kFence
+                                : Step::kAck,
                      random() % (kLines * 8), i + 1});
   }
   return steps;
@@ -95,9 +99,9 @@ std::set<std::string> legal_images(const std::vector<Step>& steps, std::size_t m
     for (std::size_t fence = i + 1; fence < moment; ++fence) {
       if (steps[fence].what != Step::kFence || steps[fence].thread != steps[i].thread) continue;
       const std::size_t line = steps[i].word / 8;
-      const auto before = static_cast<std::size_t>(std::count_if(steps.begin(), steps.begin() + static_cast<std::ptrdiff_t>(i), [&](const Step& step) {
-        return step.what == Step::kStore && step.word / 8 == line;
-      }));
+      const auto before = static_cast<std::size_t>(
+          std::count_if(steps.begin(), steps.begin() + static_cast<std::ptrdiff_t>(i),
+                        [&](const Step& step) { return step.what == Step::kStore && step.word / 8 == line; }));
       least[line] = std::max(least[line], before);
     }
   }
@@ -108,7 +112,8 @@ std::set<std::string> legal_images(const std::vector<Step>& steps, std::size_t m
         std::string image(kLines * kLineBytes, '\0');
         const std::size_t lengths[] = {a, b, c};
         for (std::size_t line = 0; line < kLines; ++line) {
-          for (std::size_t s = 0; s < lengths[line]; ++s) std::memcpy(image.data() + stores[line][s]->word * 8, &stores[line][s]->value, 8);
+          for (std::size_t s = 0; s < lengths[line]; ++s)
+            std::memcpy(image.data() + stores[line][s]->word * 8, &stores[line][s]->value, 8);
         }
         images.insert(image);
       }
@@ -251,16 +256,17 @@ TEST(Explorer, catches_a_missing_fence_a_missing_flush_and_an_early_acknowledgem
 
 TEST(Explorer, catches_bugs_that_the_memory_plants_in_a_right_structure) {
   using Kind = Mutation::Kind;
-  for (const Mutation mutation : {Mutation{Kind::kDropFlush, Point{1}, {}}, Mutation{Kind::kDropFence, Point{1}, {}},
-                                  Mutation{Kind::kDropFlush, Point{2}, {}}, Mutation{Kind::kDropFence, Point{2}, {}},
-                                  Mutation{Kind::kDropStore, Point{1}, {}}, Mutation{Kind::kDropStore, Point{2}, {}},
-                                  Mutation{Kind::kFlushTooEarly, Point{1}, {}}, Mutation{Kind::kFlushTooEarly, Point{2}, {}},
-                                  Mutation{Kind::kStoreTooLate, Point{1}, Point{2}}, Mutation{Kind::kFlushTooLate, Point{1}, Point{2}}}) {
+  for (const Mutation mutation :
+       {Mutation{Kind::kDropFlush, Point{1}, {}}, Mutation{Kind::kDropFence, Point{1}, {}},
+        Mutation{Kind::kDropFlush, Point{2}, {}}, Mutation{Kind::kDropFence, Point{2}, {}},
+        Mutation{Kind::kDropStore, Point{1}, {}}, Mutation{Kind::kDropStore, Point{2}, {}},
+        Mutation{Kind::kFlushTooEarly, Point{1}, {}}, Mutation{Kind::kFlushTooEarly, Point{2}, {}},
+        Mutation{Kind::kStoreTooLate, Point{1}, Point{2}}, Mutation{Kind::kFlushTooLate, Point{1}, Point{2}}}) {
     Register fine(Fault::kNone, 10);
     ExploreOptions options;
     options.mutation = mutation;
     EXPECT_TRUE(explore(fine, all_of(fine), options).violation.has_value())
-        
+
         << "kind " << static_cast<int>(mutation.kind) << " at " << static_cast<int>(mutation.point);
   }
 }

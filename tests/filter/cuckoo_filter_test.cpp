@@ -183,7 +183,8 @@ TYPED_TEST(FilterOf, holds_duplicates_up_to_its_bound) {
 TYPED_TEST(FilterOf, takes_byte_strings) {
   auto filter = std::move(*TypeParam::create_volatile({5000, HashSeed::from(test::seed())}));
   std::vector<std::string> texts;
-  for (int i = 0; i < 1500; ++i) texts.push_back(std::string(static_cast<std::size_t>(i % 300), 'x') + std::to_string(i));
+  for (int i = 0; i < 1500; ++i)
+    texts.push_back(std::string(static_cast<std::size_t>(i % 300), 'x') + std::to_string(i));
   for (const std::string& text : texts) ASSERT_TRUE(filter.insert(std::string_view(text)));
   const std::vector<std::string_view> views(texts.begin(), texts.end());
   std::vector<std::uint8_t> verdicts(views.size());
@@ -217,7 +218,8 @@ TEST(Filter, of_12_bits_reaches_97_percent_and_keeps_its_false_positive_rate) {
   std::uint64_t key = 0;
   for (; key < filter.slots() * 95 / 100; ++key) ASSERT_TRUE(filter.insert(key));
   EXPECT_LE(rate(), 0.25);
-  const double bits = 8.0 * static_cast<double>(filter.memory_bytes() - filter.meta_bytes()) / static_cast<double>(filter.size());
+  const double bits =
+      8.0 * static_cast<double>(filter.memory_bytes() - filter.meta_bytes()) / static_cast<double>(filter.size());
   EXPECT_LE(bits, 13.5);
   while (filter.insert(key)) ++key;
   EXPECT_GE(filter.load(), 0.97);
@@ -353,12 +355,14 @@ TEST_F(InPool, is_there_again_after_reopening) {
     EXPECT_EQ(filter->insert_bulk(keys), keys.size());
     EXPECT_EQ(F::create(*pool, "words", {30000}, pool->file_media()).error().code, ErrorCode::kAlreadyExists);
     EXPECT_EQ(F::create(*pool, "huge", {1ULL << 33}, pool->file_media()).error().code, ErrorCode::kNoSpace);
-    EXPECT_EQ(F::create(*pool, std::string(50, 'x'), {30}, pool->file_media()).error().code, ErrorCode::kInvalidArgument);
+    EXPECT_EQ(F::create(*pool, std::string(50, 'x'), {30}, pool->file_media()).error().code,
+              ErrorCode::kInvalidArgument);
   }
   auto pool = Pool::open(path_);
   ASSERT_TRUE(pool.has_value()) << pool.error().message;
   EXPECT_EQ(F::open(*pool, "other", pool->file_media()).error().code, ErrorCode::kNotFound);
-  EXPECT_EQ((CuckooFilter<8, FileMedia>::open(*pool, "words", pool->file_media()).error().code), ErrorCode::kWrongLayout);
+  EXPECT_EQ((CuckooFilter<8, FileMedia>::open(*pool, "words", pool->file_media()).error().code),
+            ErrorCode::kWrongLayout);
   auto opened = F::open(*pool, "words", pool->file_media());
   ASSERT_TRUE(opened.has_value()) << opened.error().message;
   std::vector<std::uint8_t> found(keys.size());

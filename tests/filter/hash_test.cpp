@@ -43,8 +43,8 @@ TEST_P(HashOfShape, spreads_groups_buckets_and_fingerprints_evenly_and_independe
     const KeyHasher hash(HashSeed::from(test::seed() + trial));
     constexpr std::uint64_t kKeys = 1 << 20;
     constexpr std::uint64_t kGroups = 5003;  // not a power of two
-    std::vector<std::uint64_t> groups(kGroups), words(8), fingerprints(4096), group_and_word(512), word_and_fingerprint(8 * 256),
-        group_and_fingerprint(64 * 64);
+    std::vector<std::uint64_t> groups(kGroups), words(8), fingerprints(4096), group_and_word(512),
+        word_and_fingerprint(8 * 256), group_and_fingerprint(64 * 64);
     for (std::uint64_t i = 0; i < kKeys; ++i) {
       const Place place = Layout<12>::place(hash(GetParam().key(i)), kGroups, 8);
       ++groups[place.group];
@@ -105,7 +105,8 @@ TEST(Hash, flips_half_of_the_output_bits_on_average_when_one_input_bit_flips) {
 
 TEST(Hash, depends_on_the_seed_and_only_on_it) {
   std::mt19937_64 random = test::generator(2);
-  const KeyHasher a(HashSeed::from(test::seed())), again(HashSeed::from(test::seed())), b(HashSeed::from(test::seed() + 1));
+  const KeyHasher a(HashSeed::from(test::seed())), again(HashSeed::from(test::seed())),
+      b(HashSeed::from(test::seed() + 1));
   int same = 0;
   for (int i = 0; i < 1000; ++i) {
     const std::uint64_t key = random();

@@ -24,7 +24,7 @@ constexpr unsigned bits_of() {
 
 /// A bucket as people think of it.
 struct Model {
-  std::vector<std::uint32_t> home;     // any order
+  std::vector<std::uint32_t> home;  // any order
   std::vector<std::uint32_t> foreign;
   unsigned level = 0;
 };
@@ -84,9 +84,7 @@ TYPED_TEST(LayoutOf, follows_a_model_through_random_operations) {
           word = L::remove_foreign(word, L::lane_of(L::match_foreign(word, pattern)));
           model.foreign.erase(in_foreign);
           break;
-        default:
-          model.level = static_cast<unsigned>(random() % 3);
-          word = L::with_level(word, model.level);
+        default: model.level = static_cast<unsigned>(random() % 3); word = L::with_level(word, model.level);
       }
       std::sort(model.home.begin(), model.home.end());
       std::sort(model.foreign.begin(), model.foreign.end());
@@ -107,7 +105,8 @@ TYPED_TEST(LayoutOf, finds_zero_lanes_exactly) {
     std::uint64_t expected = 0;
     for (unsigned i = 0; i < L::kLanes; ++i) {
       // 0, 1 and the extremes are where borrowing tricks go wrong.
-      const std::uint64_t choices[] = {0, 1, L::kLaneMask, L::kLaneMask >> 1, (L::kLaneMask >> 1) + 1, random() & L::kLaneMask};
+      const std::uint64_t choices[] = {
+          0, 1, L::kLaneMask, L::kLaneMask >> 1, (L::kLaneMask >> 1) + 1, random() & L::kLaneMask};
       const std::uint64_t lane = choices[random() % 6];
       word = L::with_lane(word, i, lane);
       if (lane == 0) expected |= L::kHighBits & (L::kLaneMask << (bits_of<L>() * i));

@@ -294,10 +294,19 @@ class CuckooFilter {
 
   bool insert_place(const Place& place);
   [[gnu::noinline]] bool insert_beyond_group(const Place& place);
-  [[nodiscard]] Placed place_in_group(const Place& place) const;
+  // `Flushes` takes the flush of a store: FlushNow, or DeferredFlushes in bulk operations.
+  struct FlushNow {
+    const M& media;
+    void add(Point point, const Word* word) const noexcept { media.flush(point, word); }
+  };
+  class DeferredFlushes;
+  template <class Flushes>
+  [[nodiscard]] Placed place_in_group(const Place& place, Flushes&& flushes) const;
   void mark_overflowed(Word& home, std::uint64_t value) const;
-  void place_in_other(Word& target, std::uint32_t fingerprint) const;
-  [[nodiscard]] Placed spill(const Place& place, std::uint64_t home) const;
+  template <class Flushes>
+  void place_in_other(Word& target, std::uint32_t fingerprint, Flushes&& flushes) const;
+  template <class Flushes>
+  [[nodiscard]] Placed spill(const Place& place, std::uint64_t home, Flushes&& flushes) const;
   /// Where a foreign fingerprint goes: -1 or a word of the group. Starting at another word for every fingerprint
   /// spreads them evenly.
   [[nodiscard]] int roomiest(const Word* group, std::uint32_t fingerprint) const {
@@ -317,7 +326,8 @@ class CuckooFilter {
   void persist_read(std::uint64_t group, std::uint64_t other) const;
 
   bool erase_place(const Place& place);
-  bool erase_home(Word* group, const Place& place, std::uint64_t pattern) const;
+  template <class Flushes>
+  bool erase_home(Word* group, const Place& place, std::uint64_t pattern, Flushes&& flushes) const;
   [[nodiscard]] int first_foreign(const Word* group, std::uint64_t pattern) const;
   void erase_foreign(Word& word, std::uint64_t pattern) const;
   [[gnu::noinline]] bool erase_beyond_group(const Place& place);

@@ -49,6 +49,31 @@ class CuckooFilter<kBits, M, kPolicy>::HeldStripes {
   std::array<std::uint64_t, 2 * kBatch> taken_;
 };
 
+/// The flushes of one batch, put off until all its stores are done. Taking a stripe is a locked instruction, and those
+/// wait for the write-backs before them: with a flush after every store, a batch took as long as its single operations
+/// (183 ns a key instead of under 40).
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+class CuckooFilter<kBits, M, kPolicy>::DeferredFlushes {
+ public:
+  void add(Point point, const Word* word) noexcept {
+    if constexpr (kDurable) pending_[count_++] = {point, word};
+  }
+  void flush_and_fence(const M& media) noexcept {
+    if constexpr (kDurable) {
+      for (unsigned i = 0; i < count_; ++i) media.flush(pending_[i].point, pending_[i].word);
+      if (count_ != 0) media.fence(filter_point::kGroupFence);
+    }
+  }
+
+ private:
+  struct Pending {
+    Point point;
+    const Word* word;
+  };
+  unsigned count_ = 0;
+  std::array<Pending, kBatch> pending_;
+};
+
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 template <class Key>
 std::size_t CuckooFilter<kBits, M, kPolicy>::insert_many(std::span<const Key> keys, std::uint8_t* inserted) {
@@ -66,11 +91,12 @@ std::size_t CuckooFilter<kBits, M, kPolicy>::insert_many(std::span<const Key> ke
     unsigned overflows = 0;
     {
       HeldStripes held(shared_->stripes);
+      DeferredFlushes flushes;
       for (unsigned i = 0; i < n; ++i) {
         if (i + kAhead < n) prepare<true>(batch, i + kAhead, places[i + kAhead]);
         if (!held.try_take(stripe_of(places[i].group))) {
           later[later_count++] = i;
-        } else if (place_in_group(places[i]) == Placed::kNowhere) {
+        } else if (place_in_group(places[i], flushes) == Placed::kNowhere) {
           beyond[beyond_count++] = i;
           __builtin_prefetch(words_of(L::other_group(places[i].group, places[i].fingerprint, groups_)), 1);
         } else {
@@ -93,11 +119,11 @@ std::size_t CuckooFilter<kBits, M, kPolicy>::insert_many(std::span<const Key> ke
           Word& home = words_of(place.group)[place.word];
           mark_overflowed(home, media_.load(home));
         }
-        place_in_other(target[v], place.fingerprint);
+        place_in_other(target[v], place.fingerprint, flushes);
         ++done;
         ++overflows;
       }
-      if (done != 0) media_.fence(filter_point::kGroupFence);
+      flushes.flush_and_fence(media_);
     }
     count(shard().items, static_cast<std::int64_t>(done));
     if (overflows != 0) count(shard().overflows, static_cast<std::uint64_t>(overflows));
@@ -179,17 +205,19 @@ std::size_t CuckooFilter<kBits, M, kPolicy>::erase_many(std::span<const Key> key
     unsigned done = 0;
     {
       HeldStripes held(shared_->stripes);
+      DeferredFlushes flushes;
       for (unsigned i = 0; i < n; ++i) {
         if (i + kAhead < n) prepare<true>(batch, i + kAhead, places[i + kAhead]);
         Word* group = words_of(places[i].group);
-        if (held.try_take(stripe_of(places[i].group)) && erase_home(group, places[i], L::pattern(places[i].fingerprint))) {
+        if (held.try_take(stripe_of(places[i].group)) &&
+            erase_home(group, places[i], L::pattern(places[i].fingerprint), flushes)) {
           ++done;
           continue;
         }
         later[later_count++] = i;
         __builtin_prefetch(words_of(L::other_group(places[i].group, places[i].fingerprint, groups_)), 1);
       }
-      if (done != 0) media_.fence(filter_point::kGroupFence);
+      flushes.flush_and_fence(media_);
     }
     count(shard().items, -static_cast<std::int64_t>(done));
     if (erased != nullptr) std::fill_n(erased + start, n, std::uint8_t{1});

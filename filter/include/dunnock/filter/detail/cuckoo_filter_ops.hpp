@@ -110,7 +110,7 @@ template <unsigned kBits, Media M, FilterPolicy kPolicy>
   {
     if constexpr (kUseStripes) __builtin_prefetch(words_of(place.group), 1);  // while the stripe is fetched
     const Guard guard(shared_->stripes, media_, stripe_of(place.group));
-    const Placed placed = place_in_group(place);
+    const Placed placed = place_in_group(place, FlushNow{media_});
     if (placed != Placed::kNowhere) [[likely]] {
       media_.fence(placed == Placed::kHome ? filter_point::kHome : filter_point::kSpill);
       count(shard().items, std::int64_t{1});
@@ -122,21 +122,24 @@ template <unsigned kBits, Media M, FilterPolicy kPolicy>
 
 /// Home bucket, else a neighbour. Stores and flushes; the caller fences.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
-[[gnu::always_inline]] inline auto CuckooFilter<kBits, M, kPolicy>::place_in_group(const Place& place) const -> Placed {
+template <class Flushes>
+[[gnu::always_inline]] inline auto CuckooFilter<kBits, M, kPolicy>::place_in_group(const Place& place,
+                                                                                  Flushes&& flushes) const -> Placed {
   Word* group = words_of(place.group);
   Word& home = group[place.word];
   const std::uint64_t value = media_.load(home);
   if (L::empty_lanes(value) != 0) [[likely]] {
     media_.store(filter_point::kHome, home, L::add_home(value, place.fingerprint));
-    media_.flush(filter_point::kHome, &home);
+    flushes.add(filter_point::kHome, &home);
     return Placed::kHome;
   }
-  if constexpr (kPolicy.spill) return spill(place, value);
+  if constexpr (kPolicy.spill) return spill(place, value, flushes);
   return Placed::kNowhere;
 }
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
-auto CuckooFilter<kBits, M, kPolicy>::spill(const Place& place, std::uint64_t home) const -> Placed {
+template <class Flushes>
+auto CuckooFilter<kBits, M, kPolicy>::spill(const Place& place, std::uint64_t home, Flushes&& flushes) const -> Placed {
   Word* group = words_of(place.group);
   const int v = roomiest(group, place.fingerprint);
   if (v < 0) return Placed::kNowhere;
@@ -145,7 +148,7 @@ auto CuckooFilter<kBits, M, kPolicy>::spill(const Place& place, std::uint64_t ho
   if (level_of(home) == 0) media_.store(filter_point::kSpillMark, group[place.word], L::with_level(home, 1));
   Word& target = group[v];
   media_.store(filter_point::kSpill, target, L::add_foreign(media_.load(target), place.fingerprint));
-  media_.flush(filter_point::kSpill, &target);
+  flushes.add(filter_point::kSpill, &target);
   return Placed::kSpilled;
 }
 
@@ -159,9 +162,11 @@ void CuckooFilter<kBits, M, kPolicy>::mark_overflowed(Word& home, std::uint64_t 
 }
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
-void CuckooFilter<kBits, M, kPolicy>::place_in_other(Word& target, std::uint32_t fingerprint) const {
+template <class Flushes>
+void CuckooFilter<kBits, M, kPolicy>::place_in_other(Word& target, std::uint32_t fingerprint,
+                                                     Flushes&& flushes) const {
   media_.store(filter_point::kOverflow, target, L::add_foreign(media_.load(target), fingerprint));
-  media_.flush(filter_point::kOverflow, &target);
+  flushes.add(filter_point::kOverflow, &target);
 }
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
@@ -173,7 +178,7 @@ bool CuckooFilter<kBits, M, kPolicy>::insert_beyond_group(const Place& place) {
   for (unsigned round = 0; round < kRounds; ++round) {
     {
       const Guard guard(shared_->stripes, media_, stripe_of(place.group), stripe_of(other));
-      const Placed placed = place_in_group(place);
+      const Placed placed = place_in_group(place, FlushNow{media_});
       if (placed != Placed::kNowhere) {
         media_.fence(placed == Placed::kHome ? filter_point::kHome : filter_point::kSpill);
         count(shard().items, std::int64_t{1});
@@ -184,7 +189,7 @@ bool CuckooFilter<kBits, M, kPolicy>::insert_beyond_group(const Place& place) {
       if (v >= 0) {
         Word& home = words_of(place.group)[place.word];
         mark_overflowed(home, media_.load(home));
-        place_in_other(target[v], place.fingerprint);
+        place_in_other(target[v], place.fingerprint, FlushNow{media_});
         media_.fence(filter_point::kOverflow);
         count(shard().items, std::int64_t{1});
         count(shard().overflows, std::uint64_t{1});
@@ -393,7 +398,7 @@ bool CuckooFilter<kBits, M, kPolicy>::erase_place(const Place& place) {
     if constexpr (kUseStripes) __builtin_prefetch(words_of(place.group), 1);
     const Guard guard(shared_->stripes, media_, stripe_of(place.group));
     Word* group = words_of(place.group);
-    bool erased = erase_home(group, place, pattern);
+    bool erased = erase_home(group, place, pattern, FlushNow{media_});
     const unsigned level = level_of(media_.load(group[place.word]));
     if (kPolicy.spill && !erased && level == 1) {
       const int v = first_foreign(group, pattern);
@@ -413,13 +418,15 @@ bool CuckooFilter<kBits, M, kPolicy>::erase_place(const Place& place) {
 }
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
-bool CuckooFilter<kBits, M, kPolicy>::erase_home(Word* group, const Place& place, std::uint64_t pattern) const {
+template <class Flushes>
+bool CuckooFilter<kBits, M, kPolicy>::erase_home(Word* group, const Place& place, std::uint64_t pattern,
+                                                 Flushes&& flushes) const {
   Word& home = group[place.word];
   const std::uint64_t value = media_.load(home);
   const std::uint64_t lanes = L::match_home(value, pattern);
   if (lanes == 0) return false;
   media_.store(filter_point::kErase, home, L::remove_home(value, L::lane_of(lanes)));
-  media_.flush(filter_point::kErase, &home);
+  flushes.add(filter_point::kErase, &home);
   return true;
 }
 
@@ -449,7 +456,7 @@ bool CuckooFilter<kBits, M, kPolicy>::erase_beyond_group(const Place& place) {
   const std::uint64_t pattern = L::pattern(place.fingerprint);
   const std::uint64_t other = L::other_group(place.group, place.fingerprint, groups_);
   const Guard guard(shared_->stripes, media_, stripe_of(place.group), stripe_of(other));
-  bool erased = erase_home(words_of(place.group), place, pattern);
+  bool erased = erase_home(words_of(place.group), place, pattern, FlushNow{media_});
   if (!erased) {
     Word* low = words_of(kPolicy.spill ? std::min(place.group, other) : other);
     Word* high = words_of(kPolicy.spill ? std::max(place.group, other) : other);
