@@ -570,7 +570,7 @@ int filter_command(const Options& options) {
   }
   std::printf(
       "\nFloors of this machine on memory of the table's size (ns): random load %.1f, prefetched %.1f, dependent %.1f, "
-      "store %.1f, store + clwb + sfence %.1f, one fence for 16 %.1f\n",
+      "store %.1f, persisted store %.1f, persisted with one fence for 16 %.1f\n",
       floor_of(&Floors::load), floor_of(&Floors::load_ahead), floor_of(&Floors::load_dependent),
       floor_of(&Floors::store), floor_of(&Floors::persist), floor_of(&Floors::persist_grouped));
   const unsigned top = options.loads.back();

@@ -70,7 +70,9 @@ inline double insert_lines(double full, double log_lines) {
 
 /// The model at a load in [0, 0.96].
 inline ModelPoint model_at(double load) {
-  using namespace detail_model;
+  using detail_model::Bins;
+  using detail_model::fill;
+  using detail_model::insert_lines;
   const Bins ours = fill(40, load);
   const Bins textbook = fill(4, load);
   ModelPoint point;

@@ -25,7 +25,9 @@ Result<VolatileRegion> VolatileRegion::create(std::uint64_t bytes) {
   if (skip != 0) munmap(start, skip);
   if (skip != kHugePageBytes) munmap(memory + rounded, kHugePageBytes - skip);
   madvise(memory, rounded, MADV_HUGEPAGE);  // A wish; the region is right without it.
-  for (std::uint64_t offset = 0; offset < rounded; offset += 4096) *reinterpret_cast<volatile char*>(memory + offset) = 0;
+  for (std::uint64_t offset = 0; offset < rounded; offset += 4096) {
+    *reinterpret_cast<volatile char*>(memory + offset) = 0;  // Faults now rather than later.
+  }
   return VolatileRegion(memory, rounded, bytes);
 }
 

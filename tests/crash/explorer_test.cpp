@@ -271,6 +271,80 @@ TEST(Explorer, catches_bugs_that_the_memory_plants_in_a_right_structure) {
   }
 }
 
+TEST(Explorer, tells_which_durable_steps_it_has_seen) {
+  using Event = SimMemory::EventKind;
+  Register fine(Fault::kNone, 3);
+  const ExploreResult whole = explore(fine, all_of(fine), {});
+  for (const Event kind : {Event::kStore, Event::kFlush, Event::kFence}) {
+    EXPECT_TRUE(whole.saw(kind, Point{1}));
+    EXPECT_TRUE(whole.saw(kind, Point{2}));
+    EXPECT_FALSE(whole.saw(kind, Point{3}));
+  }
+  Register without_fence(Fault::kNoFence, 3);
+  ExploreOptions eadr;  // There the missing fence is no violation, so the record is walked to its end.
+  eadr.eadr = true;
+  EXPECT_FALSE(explore(without_fence, all_of(without_fence), eadr).saw(Event::kFence, Point{1}));
+}
+
+/// A counter whose recovery (copying an intent into place) may forget its flush.
+class CopiedCounter final : public Subject {
+ public:
+  explicit CopiedCounter(bool forgets) : forgets_(forgets) {}
+  std::size_t bytes() const override { return 2 * kLineBytes; }
+  std::size_t operations() const override { return 5; }
+  std::optional<std::string> record(SimMemory& memory, const std::vector<std::size_t>& keep) override {
+    acked_.clear();
+    memory.start();
+    const SimMedia media(memory);
+    for (std::size_t n = 0; n < keep.size(); ++n) {
+      write(media, intent(memory.data()), n + 1);
+      acked_.push_back(memory.mark());
+      write(media, value(memory.data()), n + 1);
+      write(media, intent(memory.data()), 0);
+    }
+    return std::nullopt;
+  }
+  std::optional<std::string> check(std::byte* image, std::size_t events, std::size_t) override {
+    const std::uint64_t found = std::max(intent(image).load(), value(image).load());
+    for (std::size_t n = 0; n < acked_.size(); ++n) {
+      if (acked_[n] <= events && found < n + 1) return "an acknowledged count is lost";
+    }
+    return std::nullopt;
+  }
+  bool recovery_has_work(const std::byte* image) const override {
+    return intent(const_cast<std::byte*>(image)).load() != 0;
+  }
+  void recover(SimMemory& memory, std::size_t) override {
+    const SimMedia media(memory);
+    media.store(Point{2}, value(memory.data()), intent(memory.data()).load());
+    if (!forgets_) media.flush(Point{2}, &value(memory.data()));
+    media.fence(Point{2});
+    write(media, intent(memory.data()), 0);
+  }
+  std::string describe(std::size_t operation) const override { return "count to " + std::to_string(operation + 1); }
+
+ private:
+  static Word& intent(std::byte* memory) { return reinterpret_cast<Word*>(memory)[0]; }
+  static Word& value(std::byte* memory) { return reinterpret_cast<Word*>(memory)[8]; }
+  static void write(const SimMedia& media, Word& word, std::uint64_t to) {
+    media.store(Point{1}, word, to);
+    media.flush(Point{1}, &word);
+    media.fence(Point{1});
+  }
+  bool forgets_;
+  std::vector<std::size_t> acked_;
+};
+
+TEST(Explorer, crashes_in_the_middle_of_recovery_too) {
+  CopiedCounter fine(false), forgetful(true);
+  const ExploreResult passed = explore(fine, all_of(fine), {});
+  EXPECT_FALSE(passed.violation.has_value()) << *passed.violation;
+  EXPECT_GT(passed.recovery_images, 0U);
+  const ExploreResult caught = explore(forgetful, all_of(forgetful), {});
+  ASSERT_TRUE(caught.violation.has_value());
+  EXPECT_NE(caught.violation->find("of recovery"), std::string::npos) << *caught.violation;
+}
+
 TEST(Explorer, shrinks_a_violation_to_what_it_needs) {
   Register broken(Fault::kNoFence, 40);
   const std::vector<std::size_t> needed = shrink(broken, all_of(broken), {});

@@ -52,6 +52,36 @@ TEST(CrashTool, gives_the_same_result_for_the_same_seed) {
   EXPECT_EQ(first.substr(0, first.find(" moments")), again.substr(0, again.find(" moments")));
 }
 
+std::string line_with(const std::string& text, const std::string& word) {
+  const std::size_t at = text.find(word);
+  return at == std::string::npos ? "" : text.substr(at, text.find('\n', at) - at);
+}
+
+TEST(CrashTool, prints_a_line_that_replays_a_violation) {
+  for (const char* bug : {"no flush Home", "no fence LogArm", "overflow mark durable only with the copy"}) {
+    std::string found, again;
+    EXPECT_EQ(exit_code("explore --jobs 1 --mutant '" + std::string(bug) + "'", &found), 1) << bug;
+    const std::string replay = line_with(found, "replay: ");
+    ASSERT_EQ(replay.find("replay: dunnock-crash "), 0U) << found;
+    EXPECT_EQ(exit_code(replay.substr(std::string("replay: dunnock-crash ").size()), &again), 1) << replay;
+    const std::string sentence = line_with(found, "VIOLATION");
+    EXPECT_FALSE(sentence.empty());
+    EXPECT_EQ(line_with(again, "VIOLATION"), sentence);
+  }
+  EXPECT_EQ(exit_code("explore --mutant 'a bug that nobody has thought of'"), 2);
+}
+
+TEST(CrashTool, says_what_to_replay_when_the_structure_stops_the_process) {
+  // This bug is found by a lost key or by the filter's own check, whichever comes first; no seed may end by a signal.
+  for (const char* seed : {"1", "2000", "9000"}) {
+    std::string output;
+    EXPECT_EQ(exit_code("explore --jobs 1 --mutant 'no store LogRetire' --seed " + std::string(seed), &output), 1)
+        << seed;
+    EXPECT_NE(output.find("VIOLATION"), std::string::npos) << output;
+    EXPECT_NE(output.find("replay: dunnock-crash explore"), std::string::npos) << output;
+  }
+}
+
 TEST(CrashTool, ends_with_1_when_planted_bugs_are_missed) {
   // With a budget of nothing hardly anything can be caught.
   EXPECT_EQ(exit_code("mutants --budget 1"), 1);

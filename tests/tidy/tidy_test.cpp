@@ -98,6 +98,7 @@ TEST(Headers, need_pragma_once_and_a_purpose) {
 
 TEST(Headers, do_not_open_namespaces_for_others) {
   EXPECT_TRUE(complains(kBase, "using namespace std;"));
+  EXPECT_TRUE(accepts(kBase, "void f() {\n  using namespace std::literals;\n}")) << "a function may do so for itself";
   EXPECT_TRUE(check_file("tests/base/a.cpp", "using namespace std;\n").empty());
 }
 
@@ -142,6 +143,7 @@ TEST(Persistence, goes_through_the_media) {
   EXPECT_TRUE(complains("bench/a.hpp", "void f() { msync(0, 0, 0); }"));
   EXPECT_TRUE(accepts(kPmem, "void f() { msync(0, 0, 0); }"));
   EXPECT_TRUE(accepts(kFilter, "// one clwb and one sfence"));
+  EXPECT_TRUE(accepts("bench/a.hpp", "const char* kTitle = \"store + clwb\";"));
 }
 
 TEST(Comments, are_told_from_strings_characters_and_thousands) {
@@ -151,6 +153,8 @@ TEST(Comments, are_told_from_strings_characters_and_thousands) {
   EXPECT_EQ(without_comments("'\"' // yes"), "'\"'       ");
   EXPECT_EQ(without_comments("'\\'' // yes"), "'\\''       ");
   EXPECT_EQ(without_comments("1'000 // yes"), "1'000       ");
+  EXPECT_EQ(without_comments("f(\"a\\\"b\"); // yes", Strings::kBlanked), "f(\"    \");       ");
+  EXPECT_EQ(without_comments("R\"(a\nb)\" c", Strings::kBlanked), "R\"  \n )\" c");
   EXPECT_EQ(without_comments("R\"x(// no \" )\" )x\" // yes"), "R\"x(// no \" )\" )x\"       ");
 }
 

@@ -18,7 +18,8 @@ constexpr std::size_t kWordsPerLine = kLineBytes / sizeof(Word);
 /// Aligned bytes for one image.
 class Image {
  public:
-  explicit Image(std::size_t bytes) : memory_(static_cast<std::byte*>(std::aligned_alloc(kLineBytes, bytes)), &std::free) {}
+  explicit Image(std::size_t bytes)
+      : memory_(static_cast<std::byte*>(std::aligned_alloc(kLineBytes, bytes)), &std::free) {}
   [[nodiscard]] std::byte* data() const noexcept { return memory_.get(); }
 
  private:
@@ -107,15 +108,21 @@ class Walk {
 class Exploration {
  public:
   Exploration(Subject& subject, const ExploreOptions& options, ExploreResult& result)
-      : subject_(subject), options_(options), result_(result), image_(subject.bytes()), pristine_(subject.bytes()),
+      : subject_(subject),
+        options_(options),
+        result_(result),
+        image_(subject.bytes()),
+        pristine_(subject.bytes()),
         random_(options.seed) {}
 
   /// `fixed_moment`: the record is of a recovery after a crash at that moment; otherwise of the workload.
-  bool run(const std::vector<std::byte>& base, const std::vector<Event>& events, std::optional<std::size_t> fixed_moment) {
+  bool run(const std::vector<std::byte>& base, const std::vector<Event>& events,
+           std::optional<std::size_t> fixed_moment) {
     Walk walk(base, options_.eadr);
     for (std::size_t i = 0; i < events.size(); ++i) {
       const Event& event = events[i];
       walk.step(event);
+      note_step(event);
       const bool stored = event.kind == EventKind::kStore;
       if (!stored && event.kind != EventKind::kMark) continue;
       ++result_.moments;
@@ -127,6 +134,12 @@ class Exploration {
   }
 
  private:
+  void note_step(const Event& event) {
+    const std::size_t index = ExploreResult::index_of(event.kind, event.point);
+    if (index >= result_.steps_seen.size()) result_.steps_seen.resize(index + 1);
+    result_.steps_seen[index] = true;
+  }
+
   /// All images, or a sample, of one moment. `newest`: the line of the latest store, which all of them hold.
   bool images(const Walk& walk, std::uint32_t newest, std::size_t moment, std::size_t more) {
     const std::vector<std::uint32_t>& open = walk.open_lines();
@@ -171,12 +184,14 @@ class Exploration {
     walk.build(image_.data(), prefix);
     ++result_.images;
     if (more != 0) ++result_.recovery_images;
-    // Recovery sees the image and nothing else, so equal images need one exploration a moment's expectation.
     const bool deeper = more == 0 && subject_.recovery_has_work(image_.data()) &&
-                        recovered_.insert(std::hash<std::string_view>()({reinterpret_cast<const char*>(image_.data()), subject_.bytes()}) + moment * 0x9e3779b97f4a7c15ULL).second;
+                        random_() % options_.recovery_every == 0 && is_new(moment);
     if (deeper) std::memcpy(pristine_.data(), image_.data(), subject_.bytes());
     if (std::optional<std::string> wrong = subject_.check(image_.data(), moment, more)) {
-      result_.violation = "after event " + std::to_string(moment) + (more != 0 ? ", a crash, and event " + std::to_string(more) + " of recovery and what followed: " : ": ") + *wrong;
+      result_.violation = "after event " + std::to_string(moment);
+      if (more != 0)
+        *result_.violation += ", a crash, and event " + std::to_string(more) + " of recovery and what followed";
+      *result_.violation += ": " + *wrong;
       return false;
     }
     if (!deeper) return true;
@@ -188,6 +203,12 @@ class Exploration {
     memory.stop();
     Exploration inner(subject_, options_, result_);
     return inner.run(memory.base(), memory.events(), moment);
+  }
+
+  /// Recovery sees the image and nothing else, so equal images at one moment need one exploration.
+  bool is_new(std::size_t moment) {
+    const std::string_view bytes(reinterpret_cast<const char*>(image_.data()), subject_.bytes());
+    return recovered_.insert(std::hash<std::string_view>()(bytes) + moment * 0x9e3779b97f4a7c15ULL).second;
   }
 
   Subject& subject_;

@@ -3,15 +3,20 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
+#include <new>
 #include <random>
 #include <thread>
 #include <unordered_map>
@@ -33,7 +38,52 @@ struct JournalEntry {
 static_assert(sizeof(JournalEntry) == 16);  // Below PIPE_BUF: written whole or not at all.
 
 constexpr std::uint64_t kSlots = 20000;
-constexpr std::size_t kTargetItems = kSlots * 92 / 100;  // High enough that kicks are common.
+constexpr std::size_t kTargetItems = kSlots * 97 / 100;  // High enough that kicks are common.
+
+/// Kills the process at a chosen durable step: a kill by the clock nearly always finds all threads in their pipes.
+struct Fuse {
+  std::atomic<std::int64_t> steps_left{0};  // 0: does not burn
+  Point point{};                            // counts the steps at this point; Point{}: all
+  std::atomic<bool>* blown = nullptr;       // in memory that the parent sees
+  void burn(Point at) noexcept {
+    if (steps_left.load(std::memory_order_relaxed) <= 0) return;
+    if (point != Point{} && point != at) return;
+    if (steps_left.fetch_sub(1) != 1) return;
+    blown->store(true);
+    (void)kill(getpid(), SIGKILL);
+    for (;;) pause();
+  }
+};
+
+/// A media whose every durable step may be the process's last.
+template <class M>
+struct FusedMedia : M {
+  Fuse* fuse;
+  FusedMedia(const M& media, Fuse& burning) : M(media), fuse(&burning) {}
+  void store(Point point, Word& word, std::uint64_t value) const noexcept {
+    fuse->burn(point);
+    M::store(point, word, value);
+  }
+  void flush(Point point, const void* address) const noexcept {
+    fuse->burn(point);
+    M::flush(point, address);
+  }
+  void fence(Point point) const noexcept {
+    fuse->burn(point);
+    M::fence(point);
+  }
+};
+
+/// Three of four kills happen at a step: at any, or at one of those that come seldom.
+void light(Fuse& fuse, std::mt19937_64& random) {
+  using namespace filter_point;
+  static constexpr Point kSeldom[] = {kSpillMark, kSpill,    kOverflowMark, kOverflow,  kEraseMarks, kLogFields,
+                                      kLogArm,    kKickCopy, kKickRemove,   kKickFence, kLogRetire};
+  const std::uint64_t dice = random() % 4;
+  if (dice == 0) return;
+  fuse.point = dice == 1 ? Point{} : kSeldom[random() % std::size(kSeldom)];
+  fuse.steps_left = static_cast<std::int64_t>(1 + random() % (dice == 1 ? 20000 : 30));
+}
 
 void write_entry(int pipe, JournalEntry entry) {
   if (write(pipe, &entry, sizeof entry) != static_cast<ssize_t>(sizeof entry)) _exit(3);
@@ -66,22 +116,36 @@ void work_until_killed(F& filter, int pipe, unsigned thread, std::uint64_t seed,
 template <class M, class MakeMedia>
 KillResult kill_filter_on(const KillOptions& options, const MakeMedia& make_media) {
   using F = CuckooFilter<12, M>;
+  using Fused = CuckooFilter<12, FusedMedia<M>>;
   KillResult result;
+  void* shared = mmap(nullptr, sizeof(std::atomic<bool>), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (shared == MAP_FAILED) {
+    result.violation = "no shared memory";
+    return result;
+  }
+  auto* blown = new (shared) std::atomic<bool>(false);
   const auto wrong = [&result](std::string what) {
     result.violation = "after kill " + std::to_string(result.kills) + ": " + std::move(what);
     return result;
   };
   std::filesystem::remove(options.path);
+  std::mt19937_64 random(options.seed);
+  std::vector<std::vector<std::uint64_t>> sure(options.threads);  // acknowledged keys of each thread
+  std::vector<std::uint64_t> next_key(options.threads);
   {
     auto pool = Pool::create(options.path, {32 << 20});
     if (!pool) return wrong(pool.error().message);
     auto filter = F::create(*pool, "filter", {kSlots, HashSeed::from(options.seed)}, make_media(*pool));
     if (!filter) return wrong(filter.error().message);
+    // Nearly full from the start, so that every storm has kicks.
+    for (unsigned t = 0; t < options.threads; ++t) {
+      std::vector<std::uint64_t> keys(kTargetItems / options.threads);
+      next_key[t] = static_cast<std::uint64_t>(t + 1) << 48;
+      for (std::uint64_t& key : keys) key = next_key[t]++;
+      if (filter->insert_bulk(keys) != keys.size()) return wrong("the filter can't be filled");
+      sure[t] = std::move(keys);
+    }
   }
-  std::mt19937_64 random(options.seed);
-  std::vector<std::vector<std::uint64_t>> sure(options.threads);  // acknowledged keys of each thread
-  std::vector<std::uint64_t> next_key(options.threads);
-  for (unsigned t = 0; t < options.threads; ++t) next_key[t] = static_cast<std::uint64_t>(t + 1) << 48;
   std::uint64_t unsure = 0;  // operations that were in flight at some kill: their key may be there or not
 
   for (unsigned kill_number = 0; kill_number < options.kills; ++kill_number) {
@@ -94,19 +158,25 @@ KillResult kill_filter_on(const KillOptions& options, const MakeMedia& make_medi
       close(pipe_ends[0]);
       auto pool = Pool::open(options.path);
       if (!pool) _exit(4);
-      auto opened = F::open(*pool, "filter", make_media(*pool));
+      Fuse fuse{.blown = blown};
+      auto opened = Fused::open(*pool, "filter", {make_media(*pool), fuse});
       if (!opened) _exit(4);
+      std::mt19937_64 own_random(round_seed);
+      light(fuse, own_random);
       std::vector<std::thread> threads;
       for (unsigned t = 0; t < options.threads; ++t) {
         threads.emplace_back([&, t] {
-          work_until_killed(opened->filter, pipe_ends[1], t, round_seed + t, sure[t], next_key[t], kTargetItems / options.threads);
+          work_until_killed(opened->filter, pipe_ends[1], t, round_seed + t, sure[t], next_key[t],
+                            kTargetItems / options.threads);
         });
       }
       for (std::thread& thread : threads) thread.join();
       _exit(0);
     }
     close(pipe_ends[1]);
-    const auto until = Clock::now() + std::chrono::microseconds(2000 + random() % 60000);
+    // By the clock from the first word of the child on; opening takes its time.
+    const auto life = std::chrono::microseconds(1000 + random() % 30000);
+    auto until = Clock::now() + std::chrono::seconds(30);
     std::string journal;
     char buffer[1 << 16];
     bool killed = false;
@@ -120,6 +190,7 @@ KillResult kill_filter_on(const KillOptions& options, const MakeMedia& make_medi
       if (poll(&ready, 1, killed ? -1 : static_cast<int>(std::max<std::int64_t>(left, 1))) == 0) continue;
       const ssize_t got = read(pipe_ends[0], buffer, sizeof buffer);
       if (got <= 0) break;
+      if (journal.empty()) until = Clock::now() + life;
       journal.append(buffer, static_cast<std::size_t>(got));
     }
     close(pipe_ends[0]);
@@ -127,6 +198,8 @@ KillResult kill_filter_on(const KillOptions& options, const MakeMedia& make_medi
     waitpid(child, &status, 0);
     ++result.kills;
     if (!WIFSIGNALED(status)) return wrong("the child ended by itself, status " + std::to_string(WEXITSTATUS(status)));
+    if (WTERMSIG(status) != SIGKILL) return wrong("the child got signal " + std::to_string(WTERMSIG(status)));
+    result.kills_at_steps += blown->exchange(false) ? 1 : 0;
 
     // Replay the journal into what must be there.
     std::vector<std::optional<JournalEntry>> in_flight(options.threads);
@@ -158,6 +231,23 @@ KillResult kill_filter_on(const KillOptions& options, const MakeMedia& make_medi
     }
     for (const auto& entry : in_flight) unsure += entry ? 1 : 0;
 
+    // Now and then the process that recovers is killed as well.
+    const std::int64_t recovery_steps = static_cast<std::int64_t>(1 + random() % 16);
+    if (random() % 2 == 0) {
+      const pid_t recoverer = fork();
+      if (recoverer < 0) return wrong("no process");
+      if (recoverer == 0) {
+        auto pool = Pool::open(options.path);
+        if (!pool) _exit(4);
+        Fuse fuse{.steps_left = recovery_steps, .blown = blown};
+        _exit(Fused::open(*pool, "filter", {make_media(*pool), fuse}) ? 0 : 4);
+      }
+      waitpid(recoverer, &status, 0);
+      const bool killed_here = blown->exchange(false);
+      if (!killed_here && (!WIFEXITED(status) || WEXITSTATUS(status) != 0)) return wrong("the pool can't be reopened");
+      result.kills_in_recovery += killed_here ? 1 : 0;
+    }
+
     const auto start = Clock::now();
     auto pool = Pool::open(options.path);
     if (!pool) return wrong(pool.error().message);
@@ -176,10 +266,12 @@ KillResult kill_filter_on(const KillOptions& options, const MakeMedia& make_medi
       }
     }
     if (report.items < least || report.items > least + unsure) {
-      return wrong(std::to_string(report.items) + " items, expected " + std::to_string(least) + " to " + std::to_string(least + unsure));
+      return wrong(std::to_string(report.items) + " items, expected " + std::to_string(least) + " to " +
+                   std::to_string(least + unsure));
     }
     if (options.progress) options.progress(result.kills);
   }
+  munmap(shared, sizeof(std::atomic<bool>));
   std::filesystem::remove(options.path);
   return result;
 }
@@ -230,7 +322,8 @@ int in_child(const Use& use, std::string& message) {
   close(pipe_ends[1]);
   char buffer[512];
   message.clear();
-  for (ssize_t got; (got = read(pipe_ends[0], buffer, sizeof buffer)) > 0;) message.append(buffer, static_cast<std::size_t>(got));
+  for (ssize_t got; (got = read(pipe_ends[0], buffer, sizeof buffer)) > 0;)
+    message.append(buffer, static_cast<std::size_t>(got));
   close(pipe_ends[0]);
   int status = 0;
   waitpid(child, &status, 0);
@@ -249,8 +342,9 @@ void count_outcome(CorruptCase& one, int outcome, const std::string& message, co
     case kUnharmed: ++one.unharmed; break;
     case kApproximate: ++one.approximate; break;
     default:
-      one.violation = outcome > 128 ? "signal " + std::to_string(outcome - 128) + " (" + strsignal(outcome - 128) + "): " + damage
-                                    : "exit " + std::to_string(outcome) + ": " + damage;
+      one.violation = outcome > 128
+                          ? "signal " + std::to_string(outcome - 128) + " (" + strsignal(outcome - 128) + "): " + damage
+                          : "exit " + std::to_string(outcome) + ": " + damage;
   }
 }
 
@@ -319,8 +413,10 @@ std::vector<CorruptCase> corrupt_filter(const CorruptOptions& options) {
     const std::uint64_t magic = kFilterMagic;
     header_at = bytes.find(std::string(reinterpret_cast<const char*>(&magic), sizeof magic));
   }
-  damage("flipped bit in the filter's header", options.rounds, [&](unsigned) { return flip(header_at * 8 + random() % (sizeof(FilterHeader) * 8)); });
-  damage("flipped bit in the filter's log", options.rounds, [&](unsigned) { return flip((header_at + kFilterLogOffset) * 8 + random() % (kLogLines * kLineBytes * 8)); });
+  damage("flipped bit in the filter's header", options.rounds,
+         [&](unsigned) { return flip(header_at * 8 + random() % (sizeof(FilterHeader) * 8)); });
+  damage("flipped bit in the filter's log", options.rounds,
+         [&](unsigned) { return flip((header_at + kFilterLogOffset) * 8 + random() % (kLogLines * kLineBytes * 8)); });
   damage("zeroed page", options.rounds, [&](unsigned) {
     const std::uint64_t page = random() % (size / 4096);
     overwrite(page * 4096, std::string(4096, '\0'));

@@ -35,6 +35,8 @@ class FilterSubject final : public Subject {
   using Recorded = CuckooFilter<kBits, Sim, FilterPolicy{.group_words = kGroupWords}>;
   using Checked = CuckooFilter<kBits, ImageMedia, FilterPolicy{.multi_writer = false, .group_words = kGroupWords}>;
 
+  static constexpr std::size_t kErasedAfterRecovery = 12;
+
   explicit FilterSubject(const FilterWorkload& workload) : workload_(workload) { generate(); }
 
   [[nodiscard]] std::size_t bytes() const override { return Checked::meta_bytes() + Checked::table_bytes(slots_); }
@@ -55,7 +57,8 @@ class FilterSubject final : public Subject {
       }
       // Holes in the middle make later inserts take every road.
       for (std::size_t i = 0; i < erased_before_ && i < prefilled_; ++i) {
-        if (base_states_[i].inserted && filter.erase(keys_[i])) base_states_[i] = {.inserted = true, .insert_acked = true, .erased = true, .erase_acked = true};
+        if (base_states_[i].inserted && filter.erase(keys_[i]))
+          base_states_[i] = {.inserted = true, .insert_acked = true, .erased = true, .erase_acked = true};
       }
       if (clean_before_) filter.close();
     }
@@ -99,7 +102,8 @@ class FilterSubject final : public Subject {
       return "it can't be opened: " + opened.error().message;
     }
     for (const auto& [acked, reopened] : closed_) {
-      if (more == 0 && events >= acked && events <= reopened && !opened->report.clean_shutdown) return "close() had returned, but it does not open as clean";
+      if (more == 0 && events >= acked && events <= reopened && !opened->report.clean_shutdown)
+        return "close() had returned, but it does not open as clean";
     }
     Checked& filter = opened->filter;
     const CheckReport report = filter.check();
@@ -117,7 +121,8 @@ class FilterSubject final : public Subject {
       if (fate == Fate::kMustNot && alone_[i] && filter.contains(keys_[i])) return lost("is there", i);
     }
     if (report.items < least || report.items > most) {
-      return "it holds " + std::to_string(report.items) + " items, expected " + std::to_string(least) + " to " + std::to_string(most);
+      return "it holds " + std::to_string(report.items) + " items, expected " + std::to_string(least) + " to " +
+             std::to_string(most);
     }
     for (std::size_t i = 0; i < keys_.size(); ++i) {
       if (fate_of(states_[i]) == Fate::kMust && !filter.erase(keys_[i])) return lost("can't be erased", i);
@@ -134,7 +139,8 @@ class FilterSubject final : public Subject {
   [[nodiscard]] bool recovery_has_work(const std::byte* image) const override {
     std::uint64_t work = 0;
     for (unsigned i = 0; i < kLogLines; ++i) work |= word(image, kFilterLogOffset + i * sizeof(LogLine));
-    return (work | word(image, kFilterStateOffset + offsetof(FilterState, clearing))) != 0 && word(image, 0) == kFilterMagic;
+    return (work | word(image, kFilterStateOffset + offsetof(FilterState, clearing))) != 0 &&
+           word(image, 0) == kFilterMagic;
   }
 
   void recover(SimMemory& memory, std::size_t events) override {
@@ -144,6 +150,10 @@ class FilterSubject final : public Subject {
     for (std::size_t i = 0; i < keys_.size(); ++i) {
       if (fate_of(states_[i]) == Fate::kMust) victims.push_back(i);
     }
+    // A few of them: each costs images, and there are many recoveries.
+    std::mt19937_64 random(workload_.seed + events);
+    std::shuffle(victims.begin(), victims.end(), random);
+    victims.resize(std::min(victims.size(), kErasedAfterRecovery));
     // Another thread than the one that recovers, so that a fence that recovery forgot is not made up for.
     std::unique_ptr<Recorded> filter;
     const std::vector<std::function<void()>> threads = {
@@ -167,7 +177,8 @@ class FilterSubject final : public Subject {
 
   [[nodiscard]] std::string describe(std::size_t operation) const override {
     const Operation& op = operations_[operation];
-    static constexpr const char* kNames[] = {"insert", "erase", "contains", "insert_bulk", "erase_bulk", "close and reopen", "clear"};
+    static constexpr const char* kNames[] = {"insert",           "erase", "contains", "insert_bulk", "erase_bulk",
+                                             "close and reopen", "clear"};
     std::string text = "thread " + std::to_string(op.thread) + ": " + kNames[static_cast<int>(op.kind)];
     for (const std::size_t key : op.keys) text += " #" + std::to_string(key);
     return text;
@@ -225,7 +236,12 @@ class FilterSubject final : public Subject {
   [[nodiscard]] std::string lost(const char* what, std::size_t key) const {
     const KeyState& s = states_[key];
     std::string text = "key #" + std::to_string(key) + " " + what + " (";
-    text += key < prefilled_ ? "resident" : !s.inserted ? "never inserted" : s.refused ? "refused" : s.insert_acked ? "acknowledged" : s.seen ? "seen by another thread" : "insert in flight";
+    text += key < prefilled_ ? "resident"
+            : !s.inserted    ? "never inserted"
+            : s.refused      ? "refused"
+            : s.insert_acked ? "acknowledged"
+            : s.seen         ? "seen by another thread"
+                             : "insert in flight";
     text += s.erase_acked ? ", erase acknowledged" : s.seen_gone ? ", seen gone" : s.erased ? ", erase in flight" : "";
     return text + ")";
   }
@@ -250,7 +266,8 @@ class FilterSubject final : public Subject {
           filter_->insert_bulk(keys, verdicts.data());
         }
         const std::size_t acked = memory.mark();
-        for (std::size_t n = 0; n < keys.size(); ++n) note(acked, op.keys[n], verdicts[n] != 0 ? What::kInserted : What::kRefused);
+        for (std::size_t n = 0; n < keys.size(); ++n)
+          note(acked, op.keys[n], verdicts[n] != 0 ? What::kInserted : What::kRefused);
         break;
       }
       case Kind::kErase:
@@ -283,7 +300,8 @@ class FilterSubject final : public Subject {
         const bool found = filter_->contains(keys[0]);
         const KeyState after = states_[i];
         const std::size_t acked = memory.mark();
-        if (!found && fate_of(before) == Fate::kMust && !after.erased) violation_ = "while running: " + lost("is not there", i);
+        if (!found && fate_of(before) == Fate::kMust && !after.erased)
+          violation_ = "while running: " + lost("is not there", i);
         if (!alone_[i]) break;
         if (found && fate_of(before) == Fate::kMustNot && !(after.inserted && !before.inserted)) {
           violation_ = "while running: " + lost("is there", i);
@@ -440,7 +458,8 @@ class FilterSubject final : public Subject {
       } else if (dice < 18 || !life_) {
         op.kind = Kind::kContains;
         // Mostly what others are working on.
-        op.keys = {random() % 3 == 0 && prefilled_ != 0 ? random() % prefilled_ : prefilled_ + random() % (fresh - prefilled_ + 1)};
+        op.keys = {random() % 3 == 0 && prefilled_ != 0 ? random() % prefilled_
+                                                        : prefilled_ + random() % (fresh - prefilled_ + 1)};
       } else {
         op.kind = dice == 18 ? Kind::kReopen : Kind::kClear;
       }
@@ -457,13 +476,13 @@ class FilterSubject final : public Subject {
   FilterWorkload workload_;
   std::uint64_t slots_ = 0;
   std::size_t turn_ = 0;
-  bool life_ = false;          // starts from zeroed memory and lives a life
+  bool life_ = false;  // starts from zeroed memory and lives a life
   bool clean_before_ = false;
   unsigned switch_every_ = 1;
   std::size_t prefilled_ = 0;  // keys_[0 .. prefilled_) are there before the record starts
   std::size_t erased_before_ = 0;
   std::vector<std::uint64_t> keys_;
-  std::vector<bool> alone_;    // no other key has this fingerprint and these groups
+  std::vector<bool> alone_;  // no other key has this fingerprint and these groups
   std::vector<Operation> operations_;
 
   std::unique_ptr<Recorded> filter_;

@@ -24,7 +24,8 @@ std::unique_ptr<Subject> filter_subject_on(const FilterWorkload& workload, unsig
   }
 }
 
-std::unique_ptr<Subject> filter_subject(std::uint64_t seed, unsigned threads, unsigned operations, unsigned bits, bool eadr) {
+std::unique_ptr<Subject> filter_subject(std::uint64_t seed, unsigned threads, unsigned operations, unsigned bits,
+                                        bool eadr) {
   const FilterWorkload workload{seed, threads, operations};
   return eadr ? filter_subject_on<SimEadrMedia>(workload, bits) : filter_subject_on<SimMedia>(workload, bits);
 }
@@ -37,21 +38,25 @@ std::vector<Mutant> filter_mutants() {
   using Kind = Mutation::Kind;
   std::vector<Mutant> all;
   const auto add = [&all](Kind kind, const char* what, std::initializer_list<Point> points) {
-    for (const Point point : points) all.push_back({std::string(what) + " " + std::string(name(point)), {kind, point, {}}});
+    for (const Point point : points)
+      all.push_back({std::string(what) + " " + std::string(name(point)), {kind, point, {}}});
   };
   add(Kind::kDropStore, "no store",
-      {kHome, kSpillMark, kSpill, kOverflowMark, kOverflow, kErase, kEraseMarks, kLogFields, kLogArm, kKickCopy, kKickRemove,
-       kLogRetire, kFormatFields, kFormatMagic, kRecoverCopy, kRecoverRemove, kRecoverRetire, kCloseCount, kCloseClean,
-       kOpenDirty, kClearBegin, kClearWord, kClearEnd});
-  const auto flushes = {kHome, kSpill, kOverflowMark, kOverflow, kErase, kLogArm, kKickCopy, kKickRemove, kLogRetire,
-                        kFormatFields, kFormatMagic, kRecoverCopy, kRecoverRemove, kRecoverRetire, kCloseClean, kOpenDirty,
-                        kClearBegin, kClearWord, kClearEnd};
+      {kHome,         kSpillMark,   kSpill,       kOverflowMark,  kOverflow,      kErase,
+       kEraseMarks,   kLogFields,   kLogArm,      kKickCopy,      kKickRemove,    kLogRetire,
+       kFormatFields, kFormatMagic, kRecoverCopy, kRecoverRemove, kRecoverRetire, kCloseCount,
+       kCloseClean,   kOpenDirty,   kClearBegin,  kClearWord,     kClearEnd});
+  const auto flushes = {kHome,        kSpill,       kOverflowMark,  kOverflow,      kErase,
+                        kLogArm,      kKickCopy,    kKickRemove,    kLogRetire,     kFormatFields,
+                        kFormatMagic, kRecoverCopy, kRecoverRemove, kRecoverRetire, kCloseClean,
+                        kOpenDirty,   kClearBegin,  kClearWord,     kClearEnd};
   add(Kind::kDropFlush, "no flush", flushes);
   add(Kind::kDropFlush, "no flush", {kReaderPersist});
   add(Kind::kFlushTooEarly, "flush before store", flushes);
   add(Kind::kDropFence, "no fence",
       {kHome, kSpill, kOverflowMark, kOverflow, kErase, kLogArm, kKickFence, kLogRetire, kGroupFence, kReaderPersist,
-       kFormatFields, kFormatMagic, kRecoverFence, kRecoverRetire, kCloseClean, kOpenDirty, kClearBegin, kClearWord, kClearEnd});
+       kFormatFields, kFormatMagic, kRecoverFence, kRecoverRetire, kCloseClean, kOpenDirty, kClearBegin, kClearWord,
+       kClearEnd});
   const auto late = [&all](Kind kind, Point point, Point until, const char* what) {
     all.push_back({what, {kind, point, until}});
   };
@@ -74,7 +79,8 @@ std::vector<Mutant> filter_mutants() {
 }  // namespace
 
 const std::vector<Structure>& structures() {
-  static const std::vector<Structure> kAll = {{"filter", filter_subject, filter_mutants, kill_filter, corrupt_filter}};
+  static const std::vector<Structure> kAll = {
+      {"filter", filter_subject, filter_mutants, filter_point::name, kill_filter, corrupt_filter}};
   return kAll;
 }
 

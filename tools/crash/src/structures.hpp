@@ -28,10 +28,12 @@ struct KillOptions {
 };
 struct KillResult {
   unsigned kills = 0;
+  unsigned kills_at_steps = 0;     // of them by the fuse: between two durable steps
+  unsigned kills_in_recovery = 0;  // besides: while the next process was opening
   std::uint64_t acknowledged = 0;  // operations
   std::uint64_t completed_kicks = 0;
-  double recovery_ms_max = 0;      // opening the pool and the filter
-  std::string violation;           // empty: none
+  double recovery_ms_max = 0;  // opening the pool and the filter
+  std::string violation;       // empty: none
 };
 
 struct CorruptOptions {
@@ -43,19 +45,21 @@ struct CorruptOptions {
 struct CorruptCase {
   std::string name;
   unsigned runs = 0;
-  unsigned refused = 0;     // a clear error
-  unsigned found = 0;       // opened, and check() reports it
-  unsigned unharmed = 0;    // opened, and all keys are there
-  unsigned approximate = 0; // opened, and table words differ in a way that no filter can tell from other keys
-  std::string example{};    // one of the errors
-  std::string violation{};  // empty: none
+  unsigned refused = 0;      // a clear error
+  unsigned found = 0;        // opened, and check() reports it
+  unsigned unharmed = 0;     // opened, and all keys are there
+  unsigned approximate = 0;  // opened, and table words differ in a way that no filter can tell from other keys
+  std::string example{};     // one of the errors
+  std::string violation{};   // empty: none
 };
 
 struct Structure {
   std::string_view name;
-  std::function<std::unique_ptr<Subject>(std::uint64_t seed, unsigned threads, unsigned operations, unsigned bits, bool eadr)>
+  std::function<std::unique_ptr<Subject>(std::uint64_t seed, unsigned threads, unsigned operations, unsigned bits,
+                                         bool eadr)>
       subject;
   std::function<std::vector<Mutant>()> mutants;
+  std::function<std::string_view(Point)> point_name;
   std::function<KillResult(const KillOptions&)> kill;
   std::function<std::vector<CorruptCase>(const CorruptOptions&)> corrupt;
 };

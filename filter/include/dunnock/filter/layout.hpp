@@ -61,7 +61,9 @@ struct HomeLanes {
 };
 constexpr HomeLanes home_lanes_table(unsigned bits, std::uint64_t high_bits) noexcept {
   HomeLanes table{};
-  for (unsigned nibble = 0; nibble < 16; ++nibble) table.by_nibble[nibble] = high_bits >> (bits * (nibble & 3)) & high_bits;
+  for (unsigned nibble = 0; nibble < 16; ++nibble) {
+    table.by_nibble[nibble] = high_bits >> (bits * (nibble & 3)) & high_bits;
+  }
   return table;
 }
 }  // namespace detail

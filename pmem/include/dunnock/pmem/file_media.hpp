@@ -7,8 +7,8 @@
 //
 // The kernel may write a page at any time before it is fenced, which is what the model in media.hpp allows.
 //
-// When msync fails, the kernel may have dropped the dirty pages ("fsyncgate"): what is in memory and what is on disk can
-// no longer be told apart, so the process is stopped with a message; the next opening recovers from what is on disk.
+// When msync fails, the kernel may have dropped the dirty pages ("fsyncgate"): what is in memory and what is on disk
+// can no longer be told apart, so the process is stopped with a message; the next opening recovers what is on disk.
 #pragma once
 
 #include <cstddef>

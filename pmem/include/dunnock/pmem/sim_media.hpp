@@ -71,7 +71,8 @@ class SimMemory {
   void plant(const Mutation& mutation) noexcept { mutation_ = mutation; }
 
   /// Runs the functions as simulated threads until all have returned. Switches threads at one store,
-  /// flush or fence in `switch_every` on average, and an eighth as often at loads. False: no thread could go on any more (all wait in pause()).
+  /// flush or fence in `switch_every` on average, and an eighth as often at loads. False: no thread could go on any
+  /// more (all wait in pause()).
   bool run_threads(const std::vector<std::function<void()>>& threads, std::uint64_t seed, unsigned switch_every);
 
   // Called by the media.

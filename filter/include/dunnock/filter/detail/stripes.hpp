@@ -61,7 +61,8 @@ class Stripes {
 template <bool kActive, bool kExclusive, class Media>
 class StripeGuard {
  public:
-  StripeGuard(const Stripes& stripes, const Media& media, std::uint64_t a) noexcept : StripeGuard(stripes, media, a, a) {}
+  StripeGuard(const Stripes& stripes, const Media& media, std::uint64_t a) noexcept
+      : StripeGuard(stripes, media, a, a) {}
   StripeGuard(const Stripes& stripes, const Media& media, std::uint64_t a, std::uint64_t b) noexcept
       : stripes_(stripes), low_(std::min(a, b)), high_(std::max(a, b)) {
     if constexpr (kActive) {

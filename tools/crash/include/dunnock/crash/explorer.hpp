@@ -63,7 +63,8 @@ class Subject {
 struct ExploreOptions {
   bool eadr = false;
   std::size_t images_per_moment = 64;  ///< More legal images than that are sampled.
-  std::uint64_t seed = 1;              ///< Of the sample.
+  std::size_t recovery_every = 1;      ///< Of the recoveries that have work, one in so many is explored itself.
+  std::uint64_t seed = 1;              ///< Of the samples.
   Mutation mutation;
 };
 
@@ -73,12 +74,23 @@ struct ExploreResult {
   std::uint64_t moments = 0;          ///< Stores and acknowledgements after which images were taken.
   std::uint64_t moments_sampled = 0;  ///< Of these, the ones with too many legal images for all.
   std::optional<std::string> violation;
+  /// Which durable steps the records contain, so that a list of planted bugs can be shown to leave none out.
+  std::vector<bool> steps_seen;
+  [[nodiscard]] bool saw(SimMemory::EventKind kind, Point point) const {
+    const std::size_t index = index_of(kind, point);
+    return index < steps_seen.size() && steps_seen[index];
+  }
+  static std::size_t index_of(SimMemory::EventKind kind, Point point) {
+    return static_cast<std::size_t>(point) * 4 + static_cast<std::size_t>(kind);
+  }
 };
 
 /// Records the subject's workload and explores it, up to the first violation.
-[[nodiscard]] ExploreResult explore(Subject& subject, const std::vector<std::size_t>& keep, const ExploreOptions& options);
+[[nodiscard]] ExploreResult explore(Subject& subject, const std::vector<std::size_t>& keep,
+                                    const ExploreOptions& options);
 
 /// Takes operations away while the violation stays. Returns the ones that are needed.
-[[nodiscard]] std::vector<std::size_t> shrink(Subject& subject, std::vector<std::size_t> keep, const ExploreOptions& options);
+[[nodiscard]] std::vector<std::size_t> shrink(Subject& subject, std::vector<std::size_t> keep,
+                                              const ExploreOptions& options);
 
 }  // namespace dunnock::crash
