@@ -137,6 +137,19 @@ concept HasErase = requires(F& filter) {
   filter.erase(std::uint64_t{1});
 };
 
+/// Of the time-stamp counter.
+double ns_per_tick() {
+  static const double value = [] {
+    const auto start = Clock::now();
+    const std::uint64_t before = __rdtsc();
+    while (Clock::now() - start < std::chrono::milliseconds(20)) {
+    }
+    return std::chrono::duration<double, std::nano>(Clock::now() - start).count() /
+           static_cast<double>(__rdtsc() - before);
+  }();
+  return value;
+}
+
 /// Fills a structure in steps of load and measures on the way. `mode` is single or bulk.
 template <class F>
 void fill_and_measure(Results& results, const Options& options, Keys& keys, F& filter, std::uint64_t slots,
@@ -161,7 +174,8 @@ void fill_and_measure(Results& results, const Options& options, Keys& keys, F& f
           }
         }
         if (!bulk) {
-          for (std::uint64_t i = first; i < last; ++i) placed += filter.insert(keys.in[i]) ? 1 : 0;
+          const auto some = std::span<const std::uint64_t>(keys.in).subspan(first, last - first);
+          for (const std::uint64_t key : some) placed += filter.insert(key) ? 1 : 0;
         }
         refused += last - first - placed;
       });
@@ -188,7 +202,7 @@ void fill_and_measure(Results& results, const Options& options, Keys& keys, F& f
             if (bulk) hits = filter.contains_bulk(wanted.subspan(first, last - first), keys.verdicts.data() + first);
           }
           if (!bulk) {
-            for (std::uint64_t i = first; i < last; ++i) hits += filter.contains(wanted[i]) ? 1 : 0;
+            for (const std::uint64_t key : wanted.subspan(first, last - first)) hits += filter.contains(key) ? 1 : 0;
           }
           found += hits;
         });
@@ -204,30 +218,32 @@ void fill_and_measure(Results& results, const Options& options, Keys& keys, F& f
     results.row(structure, media, "positive", mode, load, threads).ns.push_back(positive_ns);
     if (hits != present.size()) std::fprintf(stderr, "%s %s LOST keys\n", structure.c_str(), media.c_str());
 
-    if (tails && !bulk && threads == 1) {  // A separate pass, for the clock costs more than the lookup.
-      const auto percentiles = [](Row& row, std::vector<std::uint64_t>& ticks, double ns_per_tick) {
-        std::sort(ticks.begin(), ticks.end());
-        row.p50 = ns_per_tick * static_cast<double>(ticks[ticks.size() / 2]);
-        row.p99 = ns_per_tick * static_cast<double>(ticks[ticks.size() * 99 / 100]);
-        row.p999 = ns_per_tick * static_cast<double>(ticks[ticks.size() * 999 / 1000]);
-      };
-      static const double ns_per_tick = [] {
-        const auto start = Clock::now();
-        const std::uint64_t before = __rdtsc();
-        while (Clock::now() - start < std::chrono::milliseconds(20)) {
+    if (tails && !bulk && threads == 1) {  // Passes of their own, for the clock costs as much as a lookup.
+      const auto time_each = [&results, &structure, &media, &mode, load, threads](const char* op, std::size_t count,
+                                                                               const auto& run_one) {
+        std::vector<std::uint64_t> ticks;
+        for (std::size_t i = 0; i < count; ++i) {
+          unsigned core;
+          const std::uint64_t before = __rdtscp(&core);
+          run_one(i);
+          ticks.push_back(__rdtscp(&core) - before);
         }
-        return std::chrono::duration<double, std::nano>(Clock::now() - start).count() /
-               static_cast<double>(__rdtsc() - before);
-      }();
-      std::vector<std::uint64_t> ticks;
+        if (ticks.empty()) return;
+        std::sort(ticks.begin(), ticks.end());
+        Row& row = results.row(structure, media, op, mode, load, threads);
+        row.p50 = ns_per_tick() * static_cast<double>(ticks[ticks.size() / 2]);
+        row.p99 = ns_per_tick() * static_cast<double>(ticks[ticks.size() * 99 / 100]);
+        row.p999 = ns_per_tick() * static_cast<double>(ticks[ticks.size() * 999 / 1000]);
+      };
       [[maybe_unused]] volatile bool sink = false;
-      for (std::size_t i = 0; i < 200000; ++i) {
-        unsigned core;
-        const std::uint64_t before = __rdtscp(&core);
-        sink = filter.contains(keys.absent[i]);
-        ticks.push_back(__rdtscp(&core) - before);
+      constexpr std::size_t kTimed = 200000;
+      time_each("negative", kTimed, [&](std::size_t i) { sink = filter.contains(keys.absent[i]); });
+      time_each("positive", kTimed, [&](std::size_t i) { sink = filter.contains(present[i]); });
+      if constexpr (HasErase<F>) {  // The load stays: what is erased is inserted again.
+        const std::size_t some = std::min<std::size_t>(kTimed, at);
+        time_each("erase", some, [&](std::size_t i) { sink = filter.erase(keys.in[i]); });
+        time_each("insert", some, [&](std::size_t i) { sink = filter.insert(keys.in[i]); });
       }
-      percentiles(negative, ticks, ns_per_tick);
     }
     if constexpr (HasErase<F>) {
       if (!bulk && load == options.loads.back()) {

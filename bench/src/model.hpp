@@ -7,17 +7,32 @@
 //
 //     dx_i/dt = (x_{i-1} - x_i) * (1 + F / (1 - F))   for i < c,      dx_c/dt = x_{c-1} * (1 + F / (1 - F))
 //
-// An insert touches its own line; with probability F also its other line; with probability F^2 both are full and it
-// looks at 1 / (1 - F) groups of victims and at one log line, if each victim's other group is full with probability F.
-// A negative lookup reads a second line if its bucket is marked as overflowed. Buckets of full groups get marked by
-// arrivals (one in eight is theirs) and by kicks (F of them a time): with U the fraction of buckets that are unmarked
-// in full groups, dU/dt = dF/dt - (1 + F) / 8 * U, and F - U are marked.
+// A negative lookup reads a second line if its bucket is marked as overflowed for its half of the fingerprints. A mark
+// admits two of a bucket's four or so home fingerprints, one of which often leaves at once; the other may go later
+// without a new mark. With S such fingerprints and M marks in a mean group, an arrival in a full group (F) finds
+// c = min(4, S / F) of them (the filter looks at four) and room for none with probability F^c. Then one more mark is
+// set, and S grows by one; otherwise S shrinks by one:
+//
+//     dM/dt = F * F^c        dS/dt = F * (2 F^c - 1)
+//
+// and M / 16 of all lookups pay: a mark is for one bucket of eight and half of its fingerprints.
+//
+// An insert touches its own line. In a full group it goes straight to the other one if it may (a = M / 16 F). Otherwise
+// it looks at groups where a neighbour could go: at up to c if its fingerprint is even, at up to 4 if it is odd, for
+// then any even neighbour will do. One that has room costs a log line too. If none has, or if the other group is full,
+// then E = 1 + F (1 / (1 - F) + 1) more lines are searched and logged:
+//
+//     look(n) = (1 - F^n) / (1 - F) + (1 - F^n) + F^n E       1 + F (a E + (1 - a) (look(c) + look(4)) / 2)
+//
+// The textbook's touches its own, with probability F its other, with probability F^2 one of 1 / (1 - F) victims' lines.
 // A positive lookup reads a second line if its item lives there: the mean of F over the arrivals so far.
 //
 // What it leaves out: a word takes at most three foreign fingerprints, so a group counts as full a little earlier; a
 // random walk meets full buckets more often than F, so the textbook's kicks come out too few above 90 %.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <vector>
 
 namespace dunnock::bench {
@@ -34,8 +49,14 @@ namespace detail_model {
 struct Bins {
   double full = 0;       // F
   double full_mean = 0;  // mean of F over the arrivals so far
-  double unmarked = 0;   // U
+  double marks = 0;      // M
+  double offers = 0;     // S
 };
+
+/// F^c: no neighbour of an arrival in a full group can go elsewhere without a new mark.
+inline double stuck(const Bins& bins) {
+  return bins.full <= 0 ? 1 : std::pow(bins.full, std::min(4.0, bins.offers / bins.full));
+}
 
 /// Solves the equations up to `load` with Euler steps.
 inline Bins fill(unsigned capacity, double load) {
@@ -55,16 +76,26 @@ inline Bins fill(unsigned capacity, double load) {
       x[i + 1] += moved;
     }
     full_sum += full * kStep;
-    bins.unmarked += (x[capacity] - full) - (1 + full) / 8 * bins.unmarked * kStep;
+    bins.full = full;
+    const double none = stuck(bins);
+    bins.marks += full * none * kStep;
+    bins.offers = std::max(0.0, bins.offers + full * (2 * none - 1) * kStep);
   }
   bins.full = x[capacity];
   bins.full_mean = t > 0 ? full_sum / t : 0;
   return bins;
 }
 
-inline double insert_lines(double full, double log_lines) {
-  return 1 + full + full * full * (1 / (1 - full) + log_lines);
+inline double insert_lines(const Bins& bins) {
+  const double full = bins.full;
+  if (full <= 0) return 1;
+  const double admitted = std::min(1.0, bins.marks / full / 16);
+  const double elsewhere = 1 + full * (1 / (1 - full) + 1);
+  const auto look = [full, elsewhere](double none) { return (1 - none) / (1 - full) + (1 - none) + none * elsewhere; };
+  return 1 + full * (admitted * elsewhere + (1 - admitted) * (look(stuck(bins)) + look(std::pow(full, 4))) / 2);
 }
+
+inline double textbook_insert_lines(double full) { return 1 + full + full * full / (1 - full); }
 
 }  // namespace detail_model
 
@@ -72,14 +103,13 @@ inline double insert_lines(double full, double log_lines) {
 inline ModelPoint model_at(double load) {
   using detail_model::Bins;
   using detail_model::fill;
-  using detail_model::insert_lines;
   const Bins ours = fill(40, load);
   const Bins textbook = fill(4, load);
   ModelPoint point;
-  point.insert_lines = insert_lines(ours.full, 1);
-  point.negative_lines = 1 + ours.full - ours.unmarked;
+  point.insert_lines = detail_model::insert_lines(ours);
+  point.negative_lines = 1 + ours.marks / 16;
   point.positive_lines = 1 + ours.full_mean;
-  point.textbook_insert_lines = insert_lines(textbook.full, 0);
+  point.textbook_insert_lines = detail_model::textbook_insert_lines(textbook.full);
   return point;
 }
 

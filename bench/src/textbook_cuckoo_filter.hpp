@@ -28,8 +28,8 @@ struct TextbookPlace {
   std::uint64_t bucket;
   std::uint64_t fingerprint;
   TextbookPlace(std::uint64_t hash, std::uint64_t buckets) {
-    const Place place = Layout<kBits>::place(hash, buckets, 1);
-    bucket = place.group;
+    const Place place = Layout<kBits>::place(hash, buckets);
+    bucket = place.bucket;
     fingerprint = place.fingerprint;
   }
 };

@@ -90,7 +90,7 @@ TEST(Model, predicts_the_lines_that_lookups_and_inserts_touch) {
   for (const double load : {0.5, 0.7, 0.8, 0.9}) {
     const auto [insert, negative] = measured(load);
     const ModelPoint predicted = model_at(load - 0.005);
-    EXPECT_NEAR(predicted.insert_lines, insert, 0.12 * insert) << load;
+    EXPECT_NEAR(predicted.insert_lines, insert, 0.15 * insert) << load;
     EXPECT_NEAR(predicted.negative_lines, negative, 0.05 * negative) << load;
   }
 }

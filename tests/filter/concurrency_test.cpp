@@ -4,9 +4,14 @@
 // the cases that the proofs in docs/concurrency.md are about.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <set>
+#include <string>
+#include <string_view>
 #include <thread>
+#include <vector>
 
 #include "dunnock/filter/cuckoo_filter.hpp"
 #include "support/seed.hpp"
@@ -123,6 +128,77 @@ TYPED_TEST(FilterOf, makes_an_acknowledged_insert_visible_to_every_thread) {
   EXPECT_FALSE(failed.load());
   EXPECT_EQ(filter.size(), goal / 2 * 2);
   EXPECT_TRUE(filter.check().ok());
+}
+
+/// Batches of several plain threads on a table that is nearly full: marks and kicks of whole waves meet each other,
+/// single operations and readers.
+TYPED_TEST(FilterOf, loses_nothing_when_batches_of_several_threads_meet) {
+  auto filter = std::move(*TypeParam::create_volatile({3000, HashSeed::from(test::seed())}));
+  constexpr unsigned kThreads = 3;
+  const std::size_t at_most = filter.slots() * 92 / 100 / kThreads;
+  std::atomic<bool> failed{false};
+  std::atomic<bool> done{false};
+  std::vector<std::uint64_t> residents;
+  for (std::uint64_t key = 0; key < 100; ++key) residents.push_back(~key);
+  ASSERT_EQ(filter.insert_bulk(residents), residents.size());
+  std::vector<std::thread> threads;
+  for (unsigned owner = 0; owner < kThreads; ++owner) {
+    threads.emplace_back([&filter, &failed, owner, at_most] {
+      std::mt19937_64 random = test::generator(200 + owner);
+      std::vector<std::uint64_t> mine;
+      std::uint64_t next = std::uint64_t{owner} << 32;
+      for (int round = 0; round < kSteps / 400 && !failed.load(); ++round) {
+        std::vector<std::uint64_t> batch(1 + random() % 150);
+        for (std::uint64_t& key : batch) key = next++;
+        std::vector<std::uint8_t> verdicts(batch.size(), 2);
+        const std::size_t placed = filter.insert_bulk(batch, verdicts.data());
+        std::size_t counted = 0;
+        for (std::size_t i = 0; i < batch.size(); ++i) {
+          if (verdicts[i] > 1) failed.store(true);
+          if (verdicts[i] != 1) continue;
+          mine.push_back(batch[i]);
+          ++counted;
+        }
+        verdicts.assign(mine.size(), 2);
+        if (counted != placed || filter.contains_bulk(mine, verdicts.data()) != mine.size()) failed.store(true);
+        std::shuffle(mine.begin(), mine.end(), random);
+        const std::size_t some = random() % (mine.size() / 8 + 1);
+        const std::size_t keep = mine.size() > at_most ? at_most * 3 / 4 : mine.size() - some;
+        const std::vector<std::uint64_t> gone(mine.begin() + static_cast<std::ptrdiff_t>(keep), mine.end());
+        mine.resize(keep);
+        if (filter.erase_bulk(gone) != gone.size()) failed.store(true);
+      }
+      if (filter.erase_bulk(mine) != mine.size()) failed.store(true);
+    });
+  }
+  std::thread reader([&] {
+    std::vector<std::uint8_t> verdicts(residents.size());
+    while (!done.load()) {
+      for (const std::uint64_t key : residents) {
+        if (!filter.contains(key)) failed.store(true);
+      }
+      if (filter.contains_bulk(residents, verdicts.data()) != residents.size()) failed.store(true);
+    }
+  });
+  for (std::thread& thread : threads) thread.join();
+  done.store(true);
+  reader.join();
+  EXPECT_FALSE(failed.load());
+  EXPECT_EQ(filter.size(), residents.size());
+  const CheckReport report = filter.check();
+  EXPECT_TRUE(report.ok()) << report.violations.front();
+}
+
+TEST(Filter, has_parallel_bulk_operations_for_strings) {
+  auto filter = std::move(*CuckooFilter<12, DramMedia>::create_volatile({20000, HashSeed::from(test::seed())}));
+  std::vector<std::string> texts;
+  for (int i = 0; i < 15000; ++i) texts.push_back("key " + std::to_string(i));
+  const std::vector<std::string_view> keys(texts.begin(), texts.end());
+  std::vector<std::uint8_t> verdicts(keys.size());
+  EXPECT_EQ(filter.insert_parallel(keys, verdicts.data()), keys.size());
+  EXPECT_EQ(filter.contains_parallel(keys, verdicts.data()), keys.size());
+  EXPECT_EQ(filter.erase_parallel(keys, verdicts.data()), keys.size());
+  EXPECT_EQ(filter.size(), 0U);
 }
 
 TYPED_TEST(FilterOf, fills_in_parallel_and_empties_in_parallel) {

@@ -46,13 +46,15 @@ TEST_P(HashOfShape, spreads_groups_buckets_and_fingerprints_evenly_and_independe
     std::vector<std::uint64_t> groups(kGroups), words(8), fingerprints(4096), group_and_word(512),
         word_and_fingerprint(8 * 256), group_and_fingerprint(64 * 64);
     for (std::uint64_t i = 0; i < kKeys; ++i) {
-      const Place place = Layout<12>::place(hash(GetParam().key(i)), kGroups, 8);
-      ++groups[place.group];
-      ++words[place.word];
+      const Place place = Layout<12>::place(hash(GetParam().key(i)), kGroups * 8);
+      const std::uint64_t group = place.bucket / 8;
+      const std::uint64_t word = place.bucket % 8;
+      ++groups[group];
+      ++words[word];
       ++fingerprints[place.fingerprint];
-      ++group_and_word[place.group % 64 * 8 + place.word];
-      ++word_and_fingerprint[place.word * 256 + place.fingerprint % 256];
-      ++group_and_fingerprint[place.group * 64 / kGroups * 64 + place.fingerprint / 64];
+      ++group_and_word[group % 64 * 8 + word];
+      ++word_and_fingerprint[word * 256 + place.fingerprint % 256];
+      ++group_and_fingerprint[group * 64 / kGroups * 64 + place.fingerprint / 64];
     }
     EXPECT_EQ(fingerprints[0], 0U);
     fingerprints.erase(fingerprints.begin(), fingerprints.begin() + 2);  // 1 is twice as likely, by design

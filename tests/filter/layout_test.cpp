@@ -63,6 +63,13 @@ TYPED_TEST(LayoutOf, follows_a_model_through_random_operations) {
       const auto in_foreign = std::find(model.foreign.begin(), model.foreign.end(), fingerprint);
       ASSERT_EQ(L::match_home(word, pattern) != 0, in_home != model.home.end());
       ASSERT_EQ(L::match_foreign(word, pattern) != 0, in_foreign != model.foreign.end());
+      ASSERT_EQ(L::match_quickly(word, pattern) != 0, in_home != model.home.end() || in_foreign != model.foreign.end());
+      // Level 1 keeps everything in the group, level 2 lets even fingerprints go to the other one, level 3 all.
+      const Reach reach = model.level == 0                                               ? Reach::kHome
+                          : model.level == 3 || (model.level == 2 && fingerprint % 2 == 0) ? Reach::kOtherGroup
+                                                                                           : Reach::kGroup;
+      ASSERT_EQ(L::reach(word, fingerprint), reach);
+      ASSERT_EQ(L::reach(L::with_level(word, L::far_level(fingerprint)), fingerprint), Reach::kOtherGroup);
       switch (random() % 5) {
         case 0:
           if (!room) break;
@@ -84,7 +91,7 @@ TYPED_TEST(LayoutOf, follows_a_model_through_random_operations) {
           word = L::remove_foreign(word, L::lane_of(L::match_foreign(word, pattern)));
           model.foreign.erase(in_foreign);
           break;
-        default: model.level = static_cast<unsigned>(random() % 3); word = L::with_level(word, model.level);
+        default: model.level = static_cast<unsigned>(random() % 4); word = L::with_level(word, model.level);
       }
       std::sort(model.home.begin(), model.home.end());
       std::sort(model.foreign.begin(), model.foreign.end());
@@ -133,10 +140,9 @@ TYPED_TEST(LayoutOf, places_stay_in_range_and_fingerprints_are_never_zero) {
   std::mt19937_64 random = test::generator(4);
   for (int run = 0; run < 200000; ++run) {
     const std::uint64_t hash = run == 0 ? 0 : run == 1 ? ~0ULL : random();
-    const std::uint64_t groups = 1 + random() % (1ULL << 31);
-    const Place place = L::place(hash, groups, 8);
-    ASSERT_LT(place.group, groups);
-    ASSERT_LT(place.word, 8U);
+    const std::uint64_t buckets = 1 + random() % (1ULL << 34);
+    const Place place = L::place(hash, buckets);
+    ASSERT_LT(place.bucket, buckets);
     ASSERT_GE(place.fingerprint, 1U);
     ASSERT_LE(place.fingerprint, L::kLaneMask);
   }
@@ -156,7 +162,7 @@ void compare_scans(std::uint64_t number) {
         value = (random() & 1) != 0 && L::has_foreign_room(value) ? L::add_foreign(value, fingerprint)
                                                                   : L::add_home(value, fingerprint);
       }
-      word.store(L::with_level(value, random() % 3));
+      word.store(L::with_level(value, random() % 4));
     }
     const std::uint64_t pattern = L::pattern(static_cast<std::uint32_t>(1 + random() % 7));
     const auto start = static_cast<unsigned>(random() % kGroupWords);

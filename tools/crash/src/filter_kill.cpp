@@ -124,8 +124,10 @@ KillResult kill_filter_on(const KillOptions& options, const MakeMedia& make_medi
     return result;
   }
   auto* blown = new (shared) std::atomic<bool>(false);
-  const auto wrong = [&result](std::string what) {
-    result.violation = "after kill " + std::to_string(result.kills) + ": " + std::move(what);
+  const auto wrong = [&result, &options](std::string what) {
+    // The pool stays, to be looked at.
+    result.violation =
+        "after kill " + std::to_string(result.kills) + ": " + std::move(what) + " (the pool is " + options.path + ")";
     return result;
   };
   std::filesystem::remove(options.path);

@@ -375,9 +375,10 @@ class FilterSubject final : public Subject {
     const KeyHasher hasher(HashSeed::from(workload_.seed));
     const std::uint64_t group_count = slots_ / kGroupSlots;
     const auto class_of = [&](std::uint64_t key) {
-      const Place place = Layout<kBits>::place(hasher(key), group_count, kGroupWords);
-      const std::uint64_t other = Layout<kBits>::other_group(place.group, place.fingerprint, group_count);
-      return std::tuple(place.fingerprint, std::min(place.group, other), std::max(place.group, other));
+      const Place place = Layout<kBits>::place(hasher(key), group_count * kGroupWords);
+      const std::uint64_t group = place.bucket / kGroupWords;
+      const std::uint64_t other = Layout<kBits>::other_group(group, place.fingerprint, group_count);
+      return std::tuple(place.fingerprint, std::min(group, other), std::max(group, other));
     };
     const std::size_t key_count = prefilled_ + workload_.operations * 3 + 2;
     // A pool of candidates in the order of their classes has enough twins by the birthday paradox.

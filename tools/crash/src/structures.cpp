@@ -51,12 +51,13 @@ std::vector<Mutant> filter_mutants() {
                         kFormatMagic, kRecoverCopy, kRecoverRemove, kRecoverRetire, kCloseClean,
                         kOpenDirty,   kClearBegin,  kClearWord,     kClearEnd};
   add(Kind::kDropFlush, "no flush", flushes);
-  add(Kind::kDropFlush, "no flush", {kReaderPersist});
+  add(Kind::kDropFlush, "no flush", {kReaderPersist, kSpillMark});
   add(Kind::kFlushTooEarly, "flush before store", flushes);
   add(Kind::kDropFence, "no fence",
-      {kHome, kSpill, kOverflowMark, kOverflow, kErase, kLogArm, kKickFence, kLogRetire, kGroupFence, kReaderPersist,
-       kFormatFields, kFormatMagic, kRecoverFence, kRecoverRetire, kCloseClean, kOpenDirty, kClearBegin, kClearWord,
-       kClearEnd});
+      {kHome,         kSpill,        kOverflowMark,  kOverflow,      kErase,         kLogArm,
+       kKickFence,    kLogRetire,    kGroupFence,    kReaderPersist, kFormatFields,  kFormatMagic,
+       kRecoverFence, kRecoverRetire, kCloseClean,   kOpenDirty,     kClearBegin,    kClearWord,
+       kClearEnd,     kBulkMarkFence, kBulkArmFence, kBulkMoveFence, kBulkRetireFence});
   const auto late = [&all](Kind kind, Point point, Point until, const char* what) {
     all.push_back({what, {kind, point, until}});
   };

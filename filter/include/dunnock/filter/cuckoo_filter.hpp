@@ -14,9 +14,11 @@
 //   insert   home word has an empty lane: one store.                                  1 line, 1 fence
 //            else spill to a word of the same group (spillable buckets).              1 line, 1 fence
 //            else overflow to the other group; the home word is marked first.         1 line, 1 fence (2 + 2 at first)
+//            (before a bucket is marked, a neighbour that may go already is moved instead)
 //            else kick: move a home fingerprint whose other group has room, found by looking ahead.
 //                                                                     2 lines + 1 log line a kick, 3 fences
-//   lookup   home lanes of w; if w is marked, foreign lanes of g; if w overflowed, foreign lanes of the other group
+//   lookup   the lanes of w; if w is marked, foreign lanes of g; if w overflowed for this half of the fingerprints
+//            (even, odd), foreign lanes of the other group
 //            (bucket primacy: mostly one line).
 //   erase    one store.                                                               1 line, 1 fence
 //
@@ -81,8 +83,8 @@ struct FilterStats {
   std::uint64_t items = 0;
   std::uint64_t foreign_items = 0;          ///< Items that are not in their home word.
   std::uint64_t words = 0;
-  std::uint64_t words_spilled = 0;          ///< Words of level 1 and 2.
-  std::uint64_t words_overflowed = 0;       ///< Words of level 2.
+  std::uint64_t words_spilled = 0;          ///< Words of level 1, 2 and 3.
+  std::uint64_t words_overflowed = 0;       ///< Words of level 2 and 3.
   std::uint64_t memory_bytes = 0;           ///< Table and meta region.
   std::uint64_t overflows = 0;              ///< Inserts that went to the other group.
   std::uint64_t kicks = 0;                  ///< Fingerprints moved.
@@ -154,7 +156,7 @@ class CuckooFilter {
   bool insert(std::string_view key) { return insert_place(place_of(key)); }
 
   /// May the key have been inserted (and not erased)? Never false for a key that was. Wait-free, writes nothing.
-  [[nodiscard]] bool contains(std::uint64_t key) const { return contains_place(place_of(key)); }
+  [[nodiscard, gnu::always_inline]] bool contains(std::uint64_t key) const { return contains_place(place_of(key)); }
   [[nodiscard]] bool contains(std::string_view key) const { return contains_place(place_of(key)); }
 
   /// Takes one copy of the key away. False: there was none. Only for keys that were inserted: erasing one that was
@@ -187,10 +189,31 @@ class CuckooFilter {
 
   /// The bulk forms on all threads of the current TBB arena.
   std::size_t insert_parallel(std::span<const std::uint64_t> keys, std::uint8_t* inserted = nullptr)
-    requires(kPolicy.multi_writer);
-  std::size_t contains_parallel(std::span<const std::uint64_t> keys, std::uint8_t* found) const;
+    requires(kPolicy.multi_writer)
+  {
+    return insert_on_all_threads(keys, inserted);
+  }
+  std::size_t insert_parallel(std::span<const std::string_view> keys, std::uint8_t* inserted = nullptr)
+    requires(kPolicy.multi_writer)
+  {
+    return insert_on_all_threads(keys, inserted);
+  }
+  std::size_t contains_parallel(std::span<const std::uint64_t> keys, std::uint8_t* found) const {
+    return contains_on_all_threads(keys, found);
+  }
+  std::size_t contains_parallel(std::span<const std::string_view> keys, std::uint8_t* found) const {
+    return contains_on_all_threads(keys, found);
+  }
   std::size_t erase_parallel(std::span<const std::uint64_t> keys, std::uint8_t* erased = nullptr)
-    requires(kPolicy.multi_writer);
+    requires(kPolicy.multi_writer)
+  {
+    return erase_on_all_threads(keys, erased);
+  }
+  std::size_t erase_parallel(std::span<const std::string_view> keys, std::uint8_t* erased = nullptr)
+    requires(kPolicy.multi_writer)
+  {
+    return erase_on_all_threads(keys, erased);
+  }
 
   // ----- the whole ------------------------------------------------------------------------------------------------
 
@@ -213,7 +236,6 @@ class CuckooFilter {
   static constexpr bool kReadersPersist = !M::kVisibleIsDurable;
   static constexpr bool kUseStripes = kPolicy.multi_writer || kReadersPersist;
   static constexpr unsigned kBatch = 64;  // keys that share a fence: 170 ns of fence are 3 ns a key
-  static constexpr unsigned kAhead = 16;  // keys whose lines are on their way: covers 100 ns at 6 ns a key
   using Guard = detail::StripeGuard<kUseStripes, kPolicy.multi_writer, M>;
 
   /// Counts of one thread (of several, when there are more threads than shards).
@@ -244,10 +266,14 @@ class CuckooFilter {
   struct Move {
     std::uint64_t source;        // index of the word
     std::uint64_t target_group;
-    std::uint32_t fingerprint;
+    std::uint64_t fingerprint;
     std::uint32_t parent;        // step that needs the lane that this one frees; kNoParent: the new key does
   };
   static constexpr std::uint32_t kNoParent = ~0U;
+  struct UnmarkedMoves {
+    std::array<Move, 4> list;  // Lines fetched at once. Bench: eight help no more.
+    unsigned count = 0;
+  };
 
   CuckooFilter(Region meta, Region table, std::uint64_t groups, const HashSeed& seed, M media);
 
@@ -256,13 +282,7 @@ class CuckooFilter {
   }
   template <class Key>
   [[nodiscard]] Place place_of(Key key) const noexcept {
-    return L::place(hasher_(key), groups_, kGroupWords);
-  }
-  /// Hashes key `i` and asks for its line.
-  template <bool kForWriting, class Key>
-  void prepare(std::span<const Key> keys, std::size_t i, Place& place) const noexcept {
-    place = place_of(keys[i]);
-    __builtin_prefetch(words_of(place.group), kForWriting ? 1 : 0);
+    return L::place(hasher_(key), buckets_);
   }
   [[nodiscard]] static Status check_options(const FilterOptions& options);
   [[nodiscard]] static Status check_header(const Region& meta, const Region& table, FilterHeader& header);
@@ -274,13 +294,29 @@ class CuckooFilter {
     return reinterpret_cast<Word*>(table_.at(offset));
   }
   [[nodiscard]] Word& word_at(std::uint64_t index) const noexcept {
+    if (single_extent_ != nullptr) [[likely]] return reinterpret_cast<Word*>(single_extent_)[index];
     return words_of(index / kGroupWords)[index % kGroupWords];
+  }
+  /// The first word of the group that a word belongs to: groups are aligned to their size.
+  [[nodiscard]] static const Word* first_of_group(const Word* word) noexcept {
+    constexpr std::uintptr_t kInGroup = kGroupWords * sizeof(Word) - 1;
+    return reinterpret_cast<const Word*>(reinterpret_cast<std::uintptr_t>(word) & ~kInGroup);
+  }
+  [[nodiscard]] static constexpr std::uint64_t group_of(const Place& place) noexcept {
+    return place.bucket / kGroupWords;
+  }
+  [[nodiscard]] std::uint64_t other_group_of(const Place& place) const noexcept {
+    return L::other_group(group_of(place), place.fingerprint, groups_);
   }
   [[nodiscard]] std::uint64_t stripe_of(std::uint64_t group) const noexcept {
     return shared_->stripes.of_line(group * kGroupWords / 8);
   }
-  [[nodiscard]] static constexpr unsigned level_of(std::uint64_t home) noexcept {
-    return kPolicy.primacy ? L::level(home) : 2;
+  [[nodiscard]] static constexpr Reach reach(std::uint64_t home, std::uint64_t fingerprint) noexcept {
+    return kPolicy.primacy ? L::reach(home, fingerprint) : Reach::kOtherGroup;
+  }
+  /// `value` with a level that lets the fingerprint be in the other group.
+  [[nodiscard]] static constexpr std::uint64_t overflowed(std::uint64_t value, std::uint64_t fingerprint) noexcept {
+    return L::level(value) >= L::far_level(fingerprint) ? value : L::with_level(value, L::far_level(fingerprint));
   }
   [[nodiscard]] FilterState& state() const noexcept {
     return *reinterpret_cast<FilterState*>(meta_.at(kFilterStateOffset));
@@ -302,32 +338,38 @@ class CuckooFilter {
   class DeferredFlushes;
   template <class Flushes>
   [[nodiscard]] Placed place_in_group(const Place& place, Flushes&& flushes) const;
-  void mark_overflowed(Word& home, std::uint64_t value) const;
+  void mark_overflowed(const Place& place) const;
   template <class Flushes>
-  void place_in_other(Word& target, std::uint32_t fingerprint, Flushes&& flushes) const;
+  void place_in_other(Word& target, std::uint64_t fingerprint, Flushes&& flushes) const;
   template <class Flushes>
   [[nodiscard]] Placed spill(const Place& place, std::uint64_t home, Flushes&& flushes) const;
   /// Where a foreign fingerprint goes: -1 or a word of the group. Starting at another word for every fingerprint
   /// spreads them evenly.
-  [[nodiscard]] int roomiest(const Word* group, std::uint32_t fingerprint) const {
+  [[nodiscard]] int roomiest(const Word* group, std::uint64_t fingerprint) const {
     return detail::roomiest<kBits, kGroupWords>(media_, group, fingerprint % kGroupWords);
   }
+  [[nodiscard]] UnmarkedMoves unmarked_moves(const Place& place) const;
+  bool make_room_unmarked(const Place& place);
   bool make_room(const Place& place, std::uint64_t other);
   [[nodiscard]] bool find_path(const Place& place, std::uint64_t other, std::vector<Move>& path) const;
   [[nodiscard]] bool find_path_randomly(const Place& place, std::uint64_t other, std::vector<Move>& path) const;
   bool apply(const Move& move);
+  [[nodiscard]] LogLine* try_take_log_line() noexcept;
+  void arm(LogLine& log, std::uint64_t source, std::uint64_t source_after, std::uint64_t target,
+           std::uint64_t target_after) const;
+  void retire(LogLine& log) const;
+  void give_back(const LogLine& log) noexcept;
   void logged_move(std::uint64_t source, std::uint64_t source_after, std::uint64_t target, std::uint64_t target_after);
 
   bool contains_place(const Place& place) const;
-  [[nodiscard]] bool contains_beyond_home(const Place& place, std::uint64_t pattern) const;
-  [[gnu::noinline]] bool contains_in_other(const Place& place, std::uint64_t other, std::uint64_t pattern) const;
+  bool in_other(const Place& place, std::uint64_t other, std::uint64_t pattern) const;
   bool answer(std::uint64_t group, bool found) const;
   bool answer(std::uint64_t group, std::uint64_t other, bool found) const;
   void persist_read(std::uint64_t group, std::uint64_t other) const;
 
   bool erase_place(const Place& place);
   template <class Flushes>
-  bool erase_home(Word* group, const Place& place, std::uint64_t pattern, Flushes&& flushes) const;
+  bool erase_home(const Place& place, std::uint64_t pattern, Flushes&& flushes) const;
   [[nodiscard]] int first_foreign(const Word* group, std::uint64_t pattern) const;
   void erase_foreign(Word& word, std::uint64_t pattern) const;
   [[gnu::noinline]] bool erase_beyond_group(const Place& place);
@@ -338,14 +380,24 @@ class CuckooFilter {
   std::size_t contains_many(std::span<const Key> keys, std::uint8_t* found) const;
   template <class Key>
   std::size_t erase_many(std::span<const Key> keys, std::uint8_t* erased);
+  template <class Key>
+  std::size_t insert_on_all_threads(std::span<const Key> keys, std::uint8_t* inserted);
+  template <class Key>
+  std::size_t contains_on_all_threads(std::span<const Key> keys, std::uint8_t* found) const;
+  template <class Key>
+  std::size_t erase_on_all_threads(std::span<const Key> keys, std::uint8_t* erased);
 
   class HeldStripes;
+  class Wave;
+  template <class Key>
+  class Batches;
   struct Census;
   [[nodiscard]] Census census() const;
 
   [[no_unique_address]] M media_;
   KeyHasher hasher_;
   std::uint64_t groups_;
+  std::uint64_t buckets_;     // groups_ * kGroupWords
   std::byte* single_extent_;  // the table when it is one extent, else null
   Region meta_;
   Region table_;

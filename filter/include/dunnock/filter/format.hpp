@@ -21,7 +21,7 @@
 namespace dunnock {
 
 inline constexpr std::uint64_t kFilterMagic = 0x31544c464b4e4e44ULL;  // "DNNKFLT1", little endian
-inline constexpr std::uint32_t kFilterFormatVersion = 1;
+inline constexpr std::uint32_t kFilterFormatVersion = 2;
 inline constexpr unsigned kLogLines = 64;
 inline constexpr std::uint64_t kFilterStateOffset = 128;
 inline constexpr std::uint64_t kFilterLogOffset = 4096;

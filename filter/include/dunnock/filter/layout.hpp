@@ -12,7 +12,8 @@
 //   count   how many of the top lanes are *foreign*: they hold fingerprints whose bucket is another one. 0 .. 3, and
 //           every foreign lane is occupied. All other lanes are *home* lanes.
 //   level   how far this bucket's own fingerprints may be: 0 all are in its home lanes; 1 some may have spilled to
-//           foreign lanes of the same group; 2 some may also be in foreign lanes of the other group. Only grows.
+//           foreign lanes of the same group; 2 even ones, 3 any may also be in foreign lanes of the other group. Only
+//           grows. (Telling even from odd halves the second lines that a bucket's first overflow costs its lookups.)
 //
 // A group is 4 or 8 words in one 64-byte line: a key has a home bucket in one group, may spill to the other buckets
 // of that group (the line is at hand already), and may overflow to one other group. 8-bit fingerprints have 7 lanes,
@@ -35,12 +36,14 @@
 
 namespace dunnock {
 
-/// Where a key lives first: its group, its bucket within the group, and its fingerprint.
+/// Where a key lives first: the number of its bucket (word) in the table, and its fingerprint.
 struct Place {
-  std::uint64_t group;
-  unsigned word;
-  std::uint32_t fingerprint;
+  std::uint64_t bucket;
+  std::uint64_t fingerprint;
 };
+
+/// How far one fingerprint of a bucket may be from home.
+enum class Reach : unsigned char { kHome, kGroup, kOtherGroup };
 
 /// High 64 bits of a * b: maps a uniform 64-bit `a` to [0, b) evenly (Lemire, "Fast random integer generation in an
 /// interval", 2019), so that a table may have any size.
@@ -94,6 +97,18 @@ struct Layout {
   DUNNOCK_HOST_DEVICE static constexpr unsigned level(std::uint64_t word) noexcept {
     return static_cast<unsigned>(word >> kLevelShift);
   }
+  /// The level from which on a fingerprint may be in the other group.
+  DUNNOCK_HOST_DEVICE static constexpr unsigned far_level(std::uint64_t fingerprint) noexcept {
+    return 2 + static_cast<unsigned>(fingerprint & 1);
+  }
+  /// Does the level let the fingerprint be in the other group?
+  DUNNOCK_HOST_DEVICE static constexpr bool is_far(std::uint64_t word, std::uint64_t fingerprint) noexcept {
+    return level(word) > 1 + (fingerprint & 1);
+  }
+  DUNNOCK_HOST_DEVICE static constexpr Reach reach(std::uint64_t word, std::uint64_t fingerprint) noexcept {
+    if (level(word) == 0) return Reach::kHome;
+    return is_far(word, fingerprint) ? Reach::kOtherGroup : Reach::kGroup;
+  }
   /// The top bit of every home lane.
   DUNNOCK_HOST_DEVICE static constexpr std::uint64_t home_lanes(std::uint64_t word) noexcept {
 #if defined(__CUDA_ARCH__)
@@ -112,13 +127,27 @@ struct Layout {
   DUNNOCK_HOST_DEVICE static constexpr std::uint64_t match_foreign(std::uint64_t word, std::uint64_t pattern) noexcept {
     return zero_lanes(word ^ pattern) & foreign_lanes(word);
   }
-  /// Fingerprint -> pattern for the two functions above.
-  DUNNOCK_HOST_DEVICE static constexpr std::uint64_t pattern(std::uint32_t fingerprint) noexcept {
+  /// The top bit of the lowest lane that holds the fingerprint, if any, and perhaps of lanes above it that hold the
+  /// fingerprint with its lowest bit flipped (Mycroft's test: a zero lane is the lowest one to borrow). Lookups use
+  /// this: it takes half of match_home's instructions, and as a yes or no over all lanes it is exact.
+  DUNNOCK_HOST_DEVICE static constexpr std::uint64_t match_quickly(std::uint64_t word, std::uint64_t pattern) noexcept {
+    const std::uint64_t x = word ^ pattern;
+    return (x - kOnes) & ~x & kHighBits;
+  }
+  /// Fingerprint -> pattern for the three functions above.
+  DUNNOCK_HOST_DEVICE static constexpr std::uint64_t pattern(std::uint64_t fingerprint) noexcept {
     return fingerprint * kOnes;
   }
   /// The top bits of the empty lanes. They are all home lanes.
   DUNNOCK_HOST_DEVICE static constexpr std::uint64_t empty_lanes(std::uint64_t word) noexcept {
     return zero_lanes(word & kLanesMask);
+  }
+  /// The top bits of the home lanes that hold anything, and of those that hold an even fingerprint.
+  DUNNOCK_HOST_DEVICE static constexpr std::uint64_t occupied_home_lanes(std::uint64_t word) noexcept {
+    return home_lanes(word) & ~empty_lanes(word);
+  }
+  DUNNOCK_HOST_DEVICE static constexpr std::uint64_t even_home_lanes(std::uint64_t word) noexcept {
+    return occupied_home_lanes(word) & ~((word & kOnes) << (kBits - 1));
   }
   /// Number of the lane whose top bit is the lowest one in `bits` (not 0).
   DUNNOCK_HOST_DEVICE static constexpr unsigned lane_of(std::uint64_t bits) noexcept {
@@ -139,7 +168,7 @@ struct Layout {
   }
 
   /// `word` with one more home fingerprint in an empty lane, which must exist.
-  DUNNOCK_HOST_DEVICE static constexpr std::uint64_t add_home(std::uint64_t word, std::uint32_t fingerprint) noexcept {
+  DUNNOCK_HOST_DEVICE static constexpr std::uint64_t add_home(std::uint64_t word, std::uint64_t fingerprint) noexcept {
     // The lowest set bit is the top bit of the lane, kBits - 1 above its lowest.
     return word | static_cast<std::uint64_t>(fingerprint)
                       << (static_cast<unsigned>(std::countr_zero(empty_lanes(word))) - (kBits - 1));
@@ -150,7 +179,7 @@ struct Layout {
   }
   /// `word` with one more foreign fingerprint: the top home lane turns foreign, and what it held goes to an empty lane.
   DUNNOCK_HOST_DEVICE static constexpr std::uint64_t add_foreign(std::uint64_t word,
-                                                                 std::uint32_t fingerprint) noexcept {
+                                                                 std::uint64_t fingerprint) noexcept {
     const unsigned top = kLanes - 1 - foreign_count(word);
     const unsigned empty = lane_of(empty_lanes(word));
     const std::uint64_t displaced = lane(word, top);
@@ -166,16 +195,21 @@ struct Layout {
     return with_lane(with_lane(word, i, lane(word, lowest)), lowest, 0) - (1ULL << kCountShift);
   }
 
-  /// Hash -> place in a table of `groups` groups of `group_words` words. The group comes from the top bits of the
-  /// hash, bucket and fingerprint from the low 19, so up to 2^36 slots they are independent. Fingerprint 1 is twice as
-  /// likely as the others, which costs 1 / 2^(2 bits) in false positives.
-  DUNNOCK_HOST_DEVICE static constexpr Place place(std::uint64_t hash, std::uint64_t groups,
-                                                   unsigned group_words) noexcept {
-    const auto bits = static_cast<std::uint32_t>(hash >> 3 & kLaneMask);
-    return {multiply_high(hash, groups), static_cast<unsigned>(hash) & (group_words - 1), bits + (bits == 0 ? 1U : 0U)};
+  /// Hash -> place in a table of `buckets` words. The bucket comes from the top bits of the hash, the fingerprint from
+  /// the low ones, so up to 2^36 slots they are independent. Fingerprint 1 is twice as likely as the others, which
+  /// costs 1 / 2^(2 bits) in false positives.
+  DUNNOCK_HOST_DEVICE static constexpr Place place(std::uint64_t hash, std::uint64_t buckets) noexcept {
+    std::uint64_t bits = hash & kLaneMask;
+    if (bits == 0) [[unlikely]] {
+#if !defined(__CUDACC__)
+      asm("");  // Keeps this a branch, never taken, where the compiler would put two instructions into every lookup.
+#endif
+      bits = 1;
+    }
+    return {multiply_high(hash, buckets), bits};
   }
   /// The other group of a fingerprint. other_group(other_group(g)) == g, for any number of groups.
-  DUNNOCK_HOST_DEVICE static constexpr std::uint64_t other_group(std::uint64_t group, std::uint32_t fingerprint,
+  DUNNOCK_HOST_DEVICE static constexpr std::uint64_t other_group(std::uint64_t group, std::uint64_t fingerprint,
                                                                  std::uint64_t groups) noexcept {
     std::uint64_t x = fingerprint * 0x9e3779b97f4a7c15ULL;
     x ^= x >> 32;

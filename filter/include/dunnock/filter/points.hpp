@@ -9,7 +9,8 @@ namespace dunnock::filter_point {
 
 // One insert or erase.
 inline constexpr Point kHome{1};            // store/flush/fence: the fingerprint is in its home bucket
-inline constexpr Point kSpillMark{2};       // store: the home bucket says that it has spilled (same line as kSpill)
+inline constexpr Point kSpillMark{2};       // store: the home bucket says that it has spilled (same line as kSpill);
+                                            // flush: only in bulk, where kSpill comes after a fence of its own
 inline constexpr Point kSpill{3};           // store/flush/fence: the fingerprint is in its group
 inline constexpr Point kOverflowMark{4};    // store/flush/fence: the home bucket says that it has overflowed
 inline constexpr Point kOverflow{5};        // store/flush/fence: the fingerprint is in the other group
@@ -39,7 +40,12 @@ inline constexpr Point kOpenDirty{24};      // store/flush/fence: it may not any
 inline constexpr Point kClearBegin{25};     // store/flush/fence: from here a crash completes the clearing
 inline constexpr Point kClearWord{26};      // store/flush/fence: the table is empty
 inline constexpr Point kClearEnd{27};       // store/flush/fence: the clearing is over
-inline constexpr unsigned kCount = 27;
+// The same steps for many keys of a bulk insert at once.
+inline constexpr Point kBulkMarkFence{28};    // fence: the buckets' marks are durable
+inline constexpr Point kBulkArmFence{29};     // fence: from here a crash completes the moves
+inline constexpr Point kBulkMoveFence{30};    // fence: the moves are durable
+inline constexpr Point kBulkRetireFence{31};  // fence: the records are idle again
+inline constexpr unsigned kCount = 31;
 
 /// The name of a point as it stands above, without the k. "?" for a number that is none.
 [[nodiscard]] constexpr std::string_view name(Point point) noexcept {
@@ -47,7 +53,8 @@ inline constexpr unsigned kCount = 27;
       "?",           "Home",          "SpillMark",   "Spill",        "OverflowMark",  "Overflow",     "Erase",
       "EraseMarks",  "LogFields",     "LogArm",      "KickCopy",     "KickRemove",    "KickFence",    "LogRetire",
       "GroupFence",  "ReaderPersist", "FormatFields", "FormatMagic", "RecoverCopy",   "RecoverRemove", "RecoverFence",
-      "RecoverRetire", "CloseCount",  "CloseClean",  "OpenDirty",    "ClearBegin",    "ClearWord",    "ClearEnd"};
+      "RecoverRetire", "CloseCount",  "CloseClean",  "OpenDirty",    "ClearBegin",    "ClearWord",    "ClearEnd",
+      "BulkMarkFence", "BulkArmFence", "BulkMoveFence", "BulkRetireFence"};
   static_assert(sizeof(kNames) / sizeof(kNames[0]) == kCount + 1);
   const auto index = static_cast<unsigned>(point);
   return index <= kCount ? kNames[index] : kNames[0];

@@ -1,7 +1,7 @@
 // CuckooFilter, part 3: bulk operations. Included by cuckoo_filter.hpp only.
 //
-// A batch of keys is hashed and its lines prefetched, then worked through while the lines arrive; durable media get
-// one fence a batch. Keys that need more than their own group and a ready neighbour go the single way afterwards.
+// While a batch of keys is worked through, the next one is hashed and its lines are prefetched; durable media get one
+// fence a batch. Keys that need more than their own group and a ready neighbour go the single way afterwards.
 #pragma once
 
 #include <tbb/blocked_range.h>
@@ -74,17 +74,204 @@ class CuckooFilter<kBits, M, kPolicy>::DeferredFlushes {
   std::array<Pending, kBatch> pending_;
 };
 
+/// Keys of a batch that need a mark or a kick, done together: four fences for all instead of up to five each.
+///
+///   marks    buckets say that they have spilled or overflowed                        fence
+///   arm      one log record a kick; it holds the words with the new key already in   fence: a crash completes these
+///   move     the words of the records; overflowing fingerprints to the other group   fence
+///   retire   the records                                                             fence
+///
+/// No line serves two keys of a wave, and its stripes are held to the end: recovery replays whole words in any order,
+/// so nothing else may have been stored to them since their record was armed. Only tries, as HeldStripes.
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+class CuckooFilter<kBits, M, kPolicy>::Wave {
+ public:
+  explicit Wave(CuckooFilter& filter) noexcept : filter_(filter) {}
+  Wave(const Wave&) = delete;
+  Wave& operator=(const Wave&) = delete;
+  ~Wave() {
+    for (unsigned i = 0; i < plan_count_; ++i) {
+      if (plans_[i].log != nullptr) filter_.give_back(*plans_[i].log);
+    }
+    if constexpr (kUseStripes) {
+      for (unsigned i = 0; i < claimed_; ++i) filter_.shared_->stripes.release(filter_.stripe_of(groups_[i]));
+    }
+  }
+
+  /// False: not in this wave. Stores nothing yet.
+  [[nodiscard]] bool add(const Place& place) {
+    const std::uint64_t group = group_of(place);
+    if (plan_count_ == plans_.size() || !claim(group)) return false;
+    const std::uint64_t home = filter_.media_.load(filter_.word_at(place.bucket));
+    if (L::empty_lanes(home) != 0 || filter_.roomiest(filter_.words_of(group), 0) >= 0) return false;  // Room again.
+    const UnmarkedMoves moves = filter_.unmarked_moves(place);
+    for (unsigned i = 0; i < moves.count; ++i) {
+      if (plan_kick(place, moves.list[i])) return true;
+    }
+    const std::uint64_t other = filter_.other_group_of(place);
+    if (const int v = room_in(other, place.fingerprint); v >= 0) {
+      plans_[plan_count_++] = {place, {}, other * kGroupWords + static_cast<unsigned>(v), nullptr};
+      return true;
+    }
+    // One step of the single way's search, if it starts in this group.
+    std::vector<Move> path;
+    return filter_.find_path(place, other, path) && path.size() == 1 && path[0].source / kGroupWords == group &&
+           plan_kick(place, path[0]);
+  }
+
+  /// All keys that were added are in, durably.
+  void commit() {
+    const M& media = filter_.media_;
+    unsigned marks = 0;
+    unsigned kicks = 0;
+    for (Plan& plan : plans()) marks += mark(plan) ? 1 : 0;
+    if (marks != 0) media.fence(filter_point::kBulkMarkFence);
+    for (Plan& plan : plans()) {
+      plan.target_after = L::add_foreign(media.load(filter_.word_at(plan.target)),
+                                         plan.log != nullptr ? plan.move.fingerprint : plan.place.fingerprint);
+      if (plan.log == nullptr) continue;
+      plan.source_after = source_after(plan);
+      filter_.arm(*plan.log, plan.move.source, plan.source_after, plan.target, plan.target_after);
+      ++kicks;
+    }
+    if (kicks != 0) media.fence(filter_point::kBulkArmFence);  // From here a crash completes the kicks.
+    for (const Plan& plan : plans()) {
+      const bool kick = plan.log != nullptr;
+      Word& target = filter_.word_at(plan.target);
+      media.store(kick ? filter_point::kKickCopy : filter_point::kOverflow, target, plan.target_after);
+      media.flush(kick ? filter_point::kKickCopy : filter_point::kOverflow, &target);
+      if (!kick) continue;
+      Word& source = filter_.word_at(plan.move.source);
+      media.store(filter_point::kKickRemove, source, plan.source_after);
+      media.flush(filter_point::kKickRemove, &source);
+    }
+    if (plan_count_ != 0) media.fence(filter_point::kBulkMoveFence);
+    for (const Plan& plan : plans()) {
+      if (plan.log != nullptr) filter_.retire(*plan.log);
+    }
+    if (kicks != 0) media.fence(filter_point::kBulkRetireFence);  // No crash replays them over what comes next.
+    filter_.count(filter_.shard().kicks, std::uint64_t{kicks});
+    filter_.count(filter_.shard().overflows, std::uint64_t{plan_count_ - kicks});
+  }
+
+ private:
+  static constexpr unsigned kKeysMax = 32;
+  struct Plan {
+    Place place;
+    Move move;               // if log is set
+    std::uint64_t target;    // the word that receives what is moved, or the key itself
+    LogLine* log;            // null: the key overflows
+    std::uint64_t target_after = 0;
+    std::uint64_t source_after = 0;
+  };
+
+  [[nodiscard]] std::span<Plan> plans() noexcept { return std::span(plans_).first(plan_count_); }
+
+  /// The group's line and stripe are this wave's, and were not before.
+  [[nodiscard]] bool claim(std::uint64_t group) noexcept {
+    const auto line = [](std::uint64_t of) { return of * kGroupWords / 8; };
+    if (claimed_ == groups_.size()) return false;
+    for (unsigned i = 0; i < claimed_; ++i) {
+      if (line(groups_[i]) == line(group)) return false;
+    }
+    if constexpr (kUseStripes) {
+      if (!filter_.shared_->stripes.template try_acquire<kPolicy.multi_writer>(filter_.stripe_of(group))) return false;
+    }
+    groups_[claimed_++] = group;
+    return true;
+  }
+  /// Claims a group that has room for a foreign fingerprint; the word that takes it, or -1.
+  [[nodiscard]] int room_in(std::uint64_t group, std::uint64_t fingerprint) noexcept {
+    if (filter_.roomiest(filter_.words_of(group), fingerprint) < 0 || !claim(group)) return -1;
+    return filter_.roomiest(filter_.words_of(group), fingerprint);
+  }
+  [[nodiscard]] bool plan_kick(const Place& place, const Move& move) noexcept {
+    const int v = room_in(move.target_group, move.fingerprint);
+    LogLine* log = v < 0 ? nullptr : filter_.try_take_log_line();
+    if (log == nullptr) return false;
+    plans_[plan_count_++] = {place, move, move.target_group * kGroupWords + static_cast<unsigned>(v), log};
+    return true;
+  }
+  /// Where the key's own bucket must say more than it does: stores and flushes that.
+  bool mark(const Plan& plan) const {
+    const M& media = filter_.media_;
+    Word& home = filter_.word_at(plan.place.bucket);
+    const std::uint64_t value = media.load(home);
+    if (plan.log == nullptr && !L::is_far(value, plan.place.fingerprint)) {
+      media.store(filter_point::kOverflowMark, home, overflowed(value, plan.place.fingerprint));
+      media.flush(filter_point::kOverflowMark, &home);
+      return true;
+    }
+    if (plan.log != nullptr && plan.move.source != plan.place.bucket && L::level(value) == 0) {
+      media.store(filter_point::kSpillMark, home, L::with_level(value, 1));
+      media.flush(filter_point::kSpillMark, &home);
+      return true;
+    }
+    return false;
+  }
+  /// The word that a fingerprint leaves, with the new key in its place.
+  [[nodiscard]] std::uint64_t source_after(const Plan& plan) const {
+    const std::uint64_t value = filter_.media_.load(filter_.word_at(plan.move.source));
+    const unsigned lane = L::lane_of(L::match_home(value, L::pattern(plan.move.fingerprint)));
+    const std::uint64_t left = overflowed(L::remove_home(value, lane), plan.move.fingerprint);
+    return plan.move.source == plan.place.bucket ? L::add_home(left, plan.place.fingerprint)
+                                                 : L::add_foreign(left, plan.place.fingerprint);
+  }
+
+  CuckooFilter& filter_;
+  unsigned plan_count_ = 0;
+  unsigned claimed_ = 0;
+  std::array<Plan, kKeysMax> plans_;
+  std::array<std::uint64_t, 3 * kKeysMax> groups_;
+};
+
+/// The places of a batch, and those of the next one in the making.
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+template <class Key>
+class CuckooFilter<kBits, M, kPolicy>::Batches {
+ public:
+  Batches(const CuckooFilter& filter, std::span<const Key> keys) noexcept : filter_(filter), keys_(keys) {}
+
+  /// The places of the keys from `start` on, prepared by the calls of ahead() meanwhile (the first batch: here).
+  template <bool kForWriting>
+  [[nodiscard]] std::span<const Place> next(std::size_t start) noexcept {
+    if (start == 0) {
+      for (unsigned i = 0; i < std::min<std::size_t>(kBatch, keys_.size()); ++i) prepare<kForWriting>(i, i);
+    }
+    start_ = start + kBatch;
+    const std::span<const Place> now = places_[start / kBatch % 2];
+    return now;
+  }
+  /// Prepares key `i` of the batch after the current one, if there is one.
+  template <bool kForWriting>
+  void ahead(unsigned i) noexcept {
+    if (start_ + i < keys_.size()) [[likely]] prepare<kForWriting>(start_ + i, i);
+  }
+
+ private:
+  template <bool kForWriting>
+  void prepare(std::size_t key, unsigned i) noexcept {
+    Place& place = places_[key / kBatch % 2][i];
+    place = filter_.place_of(keys_[key]);
+    __builtin_prefetch(&filter_.word_at(place.bucket), kForWriting ? 1 : 0);
+  }
+
+  const CuckooFilter& filter_;
+  std::span<const Key> keys_;
+  std::size_t start_ = 0;  // of the batch after the current one
+  std::array<std::array<Place, kBatch>, 2> places_;
+};
+
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 template <class Key>
 std::size_t CuckooFilter<kBits, M, kPolicy>::insert_many(std::span<const Key> keys, std::uint8_t* inserted) {
   std::size_t total = 0;
-  std::array<Place, kBatch> places;
+  Batches<Key> batches(*this, keys);
   std::array<unsigned, kBatch> beyond;  // keys whose own group is full
   std::array<unsigned, kBatch> later;   // keys that take the single way
   for (std::size_t start = 0; start < keys.size(); start += kBatch) {
     const auto n = static_cast<unsigned>(std::min<std::size_t>(kBatch, keys.size() - start));
-    const auto batch = keys.subspan(start, n);
-    for (unsigned i = 0; i < std::min(n, kAhead); ++i) prepare<true>(batch, i, places[i]);
+    const std::span<const Place> places = batches.template next<true>(start);
     unsigned beyond_count = 0;
     unsigned later_count = 0;
     unsigned done = 0;
@@ -93,31 +280,27 @@ std::size_t CuckooFilter<kBits, M, kPolicy>::insert_many(std::span<const Key> ke
       HeldStripes held(shared_->stripes);
       DeferredFlushes flushes;
       for (unsigned i = 0; i < n; ++i) {
-        if (i + kAhead < n) prepare<true>(batch, i + kAhead, places[i + kAhead]);
-        if (!held.try_take(stripe_of(places[i].group))) {
+        batches.template ahead<true>(i);
+        if (!held.try_take(stripe_of(group_of(places[i])))) {
           later[later_count++] = i;
         } else if (place_in_group(places[i], flushes) == Placed::kNowhere) {
           beyond[beyond_count++] = i;
-          __builtin_prefetch(words_of(L::other_group(places[i].group, places[i].fingerprint, groups_)), 1);
+          __builtin_prefetch(words_of(other_group_of(places[i])), 1);
         } else {
           ++done;
         }
       }
       for (unsigned b = 0; b < beyond_count; ++b) {
         const Place& place = places[beyond[b]];
-        const std::uint64_t other = L::other_group(place.group, place.fingerprint, groups_);
+        const std::uint64_t other = other_group_of(place);
         Word* target = words_of(other);
         // A bucket that overflows for the first time must be marked durably before, so it can't share the fence.
-        const bool marked = level_of(media_.load(words_of(place.group)[place.word])) == 2;
-        const bool ready = (marked || !kDurable) && held.try_take(stripe_of(other));
+        const bool marked = reach(media_.load(word_at(place.bucket)), place.fingerprint) == Reach::kOtherGroup;
+        const bool ready = marked && held.try_take(stripe_of(other));
         const int v = ready ? roomiest(target, place.fingerprint) : -1;
         if (v < 0) {
           later[later_count++] = beyond[b];
           continue;
-        }
-        if constexpr (!kDurable) {
-          Word& home = words_of(place.group)[place.word];
-          mark_overflowed(home, media_.load(home));
         }
         place_in_other(target[v], place.fingerprint, flushes);
         ++done;
@@ -128,6 +311,22 @@ std::size_t CuckooFilter<kBits, M, kPolicy>::insert_many(std::span<const Key> ke
     count(shard().items, static_cast<std::int64_t>(done));
     if (overflows != 0) count(shard().overflows, static_cast<std::uint64_t>(overflows));
     if (inserted != nullptr) std::fill_n(inserted + start, n, std::uint8_t{1});
+    if constexpr (kPolicy.primacy && kPolicy.lookahead) {  // Fetch what will be looked at.
+      for (unsigned k = 0; k < later_count; ++k) (void)unmarked_moves(places[later[k]]);
+    }
+    if constexpr (kDurable && kPolicy.primacy && kPolicy.lookahead && kPolicy.spill) {
+      if (later_count > 1) {
+        Wave wave(*this);
+        unsigned rest = 0;
+        for (unsigned k = 0; k < later_count; ++k) {
+          if (!wave.add(places[later[k]])) later[rest++] = later[k];
+        }
+        wave.commit();
+        count(shard().items, static_cast<std::int64_t>(later_count - rest));
+        done += later_count - rest;
+        later_count = rest;
+      }
+    }
     for (unsigned k = 0; k < later_count; ++k) {
       const bool placed = insert_place(places[later[k]]);
       done += placed ? 1 : 0;
@@ -142,39 +341,39 @@ template <unsigned kBits, Media M, FilterPolicy kPolicy>
 template <class Key>
 std::size_t CuckooFilter<kBits, M, kPolicy>::contains_many(std::span<const Key> keys, std::uint8_t* found) const {
   std::size_t total = 0;
-  std::array<Place, kBatch> places;
+  Batches<Key> batches(*this, keys);
   std::array<std::uint64_t, kBatch> others;
   std::array<unsigned, kBatch> beyond;
   for (std::size_t start = 0; start < keys.size(); start += kBatch) {
     const auto n = static_cast<unsigned>(std::min<std::size_t>(kBatch, keys.size() - start));
-    const auto batch = keys.subspan(start, n);
-    for (unsigned i = 0; i < std::min(n, kAhead); ++i) prepare<false>(batch, i, places[i]);
+    const std::span<const Place> places = batches.template next<false>(start);
     std::uint8_t* verdict = found + start;
     unsigned beyond_count = 0;
     for (unsigned i = 0; i < n; ++i) {
-      if (i + kAhead < n) prepare<false>(batch, i + kAhead, places[i + kAhead]);
-      const Word* group = words_of(places[i].group);
+      batches.template ahead<false>(i);
+      const Word* group = words_of(group_of(places[i]));
+      const Word& home = word_at(places[i].bucket);
       const std::uint64_t pattern = L::pattern(places[i].fingerprint);
       // As in contains_place: home, foreign lanes, level, in this order.
-      bool hit = L::match_home(media_.load(group[places[i].word]), pattern) != 0;
+      bool hit = L::match_quickly(media_.load(home), pattern) != 0;
       bool hit_foreign = false;
       if constexpr (kPolicy.spill) hit_foreign = detail::any_foreign<kBits, kGroupWords>(media_, group, pattern);
-      const unsigned level = level_of(media_.load(group[places[i].word]));
-      hit |= hit_foreign & (level != 0);
+      const Reach far = reach(media_.load(home), places[i].fingerprint);
+      hit |= hit_foreign & (far != Reach::kHome);
       verdict[i] = hit ? 1 : 0;
       beyond[beyond_count] = i;
-      beyond_count += static_cast<unsigned>((level == 2) & !hit);
+      beyond_count += static_cast<unsigned>((far == Reach::kOtherGroup) & !hit);
     }
     for (unsigned b = 0; b < beyond_count; ++b) {
       const Place& place = places[beyond[b]];
-      others[b] = L::other_group(place.group, place.fingerprint, groups_);
+      others[b] = other_group_of(place);
       __builtin_prefetch(words_of(others[b]));
     }
     if constexpr (kReadersPersist) {
       bool dirty = false;
       for (unsigned i = 0; i < n; ++i) {
-        if (!shared_->stripes.marked(stripe_of(places[i].group))) [[likely]] continue;
-        media_.flush(filter_point::kReaderPersist, words_of(places[i].group));
+        if (!shared_->stripes.marked(stripe_of(group_of(places[i])))) [[likely]] continue;
+        media_.flush(filter_point::kReaderPersist, &word_at(places[i].bucket));
         dirty = true;
       }
       if (dirty) {
@@ -184,7 +383,8 @@ std::size_t CuckooFilter<kBits, M, kPolicy>::contains_many(std::span<const Key> 
     }
     for (unsigned b = 0; b < beyond_count; ++b) {
       const Place& place = places[beyond[b]];
-      verdict[beyond[b]] = contains_in_other(place, others[b], L::pattern(place.fingerprint)) ? 1 : 0;
+      const bool found_there = in_other(place, others[b], L::pattern(place.fingerprint));
+      verdict[beyond[b]] = answer(group_of(place), others[b], found_there) ? 1 : 0;
     }
     for (unsigned i = 0; i < n; ++i) total += verdict[i];
   }
@@ -195,27 +395,25 @@ template <unsigned kBits, Media M, FilterPolicy kPolicy>
 template <class Key>
 std::size_t CuckooFilter<kBits, M, kPolicy>::erase_many(std::span<const Key> keys, std::uint8_t* erased) {
   std::size_t total = 0;
-  std::array<Place, kBatch> places;
+  Batches<Key> batches(*this, keys);
   std::array<unsigned, kBatch> later;
   for (std::size_t start = 0; start < keys.size(); start += kBatch) {
     const auto n = static_cast<unsigned>(std::min<std::size_t>(kBatch, keys.size() - start));
-    const auto batch = keys.subspan(start, n);
-    for (unsigned i = 0; i < std::min(n, kAhead); ++i) prepare<true>(batch, i, places[i]);
+    const std::span<const Place> places = batches.template next<true>(start);
     unsigned later_count = 0;
     unsigned done = 0;
     {
       HeldStripes held(shared_->stripes);
       DeferredFlushes flushes;
       for (unsigned i = 0; i < n; ++i) {
-        if (i + kAhead < n) prepare<true>(batch, i + kAhead, places[i + kAhead]);
-        Word* group = words_of(places[i].group);
-        if (held.try_take(stripe_of(places[i].group)) &&
-            erase_home(group, places[i], L::pattern(places[i].fingerprint), flushes)) {
+        batches.template ahead<true>(i);
+        if (held.try_take(stripe_of(group_of(places[i]))) &&
+            erase_home(places[i], L::pattern(places[i].fingerprint), flushes)) {
           ++done;
           continue;
         }
         later[later_count++] = i;
-        __builtin_prefetch(words_of(L::other_group(places[i].group, places[i].fingerprint, groups_)), 1);
+        __builtin_prefetch(words_of(other_group_of(places[i])), 1);
       }
       flushes.flush_and_fence(media_);
     }
@@ -245,27 +443,25 @@ std::size_t sum_in_parallel(std::size_t n, const Work& work) {
 }  // namespace detail
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
-std::size_t CuckooFilter<kBits, M, kPolicy>::insert_parallel(std::span<const std::uint64_t> keys,
-                                                             std::uint8_t* inserted)
-  requires(kPolicy.multi_writer)
-{
+template <class Key>
+std::size_t CuckooFilter<kBits, M, kPolicy>::insert_on_all_threads(std::span<const Key> keys, std::uint8_t* inserted) {
   return detail::sum_in_parallel(keys.size(), [&](std::size_t start, std::size_t length) {
     return insert_many(keys.subspan(start, length), inserted == nullptr ? nullptr : inserted + start);
   });
 }
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
-std::size_t CuckooFilter<kBits, M, kPolicy>::contains_parallel(std::span<const std::uint64_t> keys,
-                                                               std::uint8_t* found) const {
+template <class Key>
+std::size_t CuckooFilter<kBits, M, kPolicy>::contains_on_all_threads(std::span<const Key> keys,
+                                                                     std::uint8_t* found) const {
   return detail::sum_in_parallel(keys.size(), [&](std::size_t start, std::size_t length) {
     return contains_many(keys.subspan(start, length), found + start);
   });
 }
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
-std::size_t CuckooFilter<kBits, M, kPolicy>::erase_parallel(std::span<const std::uint64_t> keys, std::uint8_t* erased)
-  requires(kPolicy.multi_writer)
-{
+template <class Key>
+std::size_t CuckooFilter<kBits, M, kPolicy>::erase_on_all_threads(std::span<const Key> keys, std::uint8_t* erased) {
   return detail::sum_in_parallel(keys.size(), [&](std::size_t start, std::size_t length) {
     return erase_many(keys.subspan(start, length), erased == nullptr ? nullptr : erased + start);
   });

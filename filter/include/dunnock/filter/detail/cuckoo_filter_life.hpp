@@ -15,6 +15,7 @@ CuckooFilter<kBits, M, kPolicy>::CuckooFilter(Region meta, Region table, std::ui
     : media_(std::move(media)),
       hasher_(seed),
       groups_(groups),
+      buckets_(groups * kGroupWords),
       single_extent_(table.extents().size() == 1 ? table.extents().front() : nullptr),
       meta_(std::move(meta)),
       table_(std::move(table)),
@@ -245,7 +246,7 @@ auto CuckooFilter<kBits, M, kPolicy>::census() const -> Census {
       census.items += L::occupied(value);
       census.foreign += L::foreign_count(value);
       census.spilled += L::level(value) != 0 ? 1 : 0;
-      census.overflowed += L::level(value) == 2 ? 1 : 0;
+      census.overflowed += L::level(value) >= 2 ? 1 : 0;
     }
   }
   return census;
@@ -314,11 +315,11 @@ CheckReport CuckooFilter<kBits, M, kPolicy>::check() const {
     if (media_.load(log_line(i).armed) != 0) violated("kick record " + std::to_string(i) + " is in flight");
   }
 
-  // Groups whose buckets say that they have spilled (overflowed) somewhere.
-  const auto has_level = [this](std::uint64_t group, unsigned level) {
+  // Does any bucket of the group say that a fingerprint may be that far?
+  const auto admits = [this](std::uint64_t group, std::uint64_t fingerprint, Reach wanted) {
     const Word* words = words_of(group);
     for (unsigned v = 0; v < kGroupWords; ++v) {
-      if (level_of(media_.load(words[v])) >= level) return true;
+      if (reach(media_.load(words[v]), fingerprint) >= wanted) return true;
     }
     return false;
   };
@@ -328,15 +329,14 @@ CheckReport CuckooFilter<kBits, M, kPolicy>::check() const {
       const std::uint64_t value = media_.load(words[v]);
       const auto where = [&] { return "word " + std::to_string(group * kGroupWords + v); };
       report.items += L::occupied(value);
-      if (L::level(value) == 3) violated(where() + " has level 3");
       if ((value & ~L::kLanesMask & ~(0xfULL << L::kCountShift)) != 0) violated(where() + " uses a spare bit");
       const unsigned foreign = L::foreign_count(value);
       if ((L::empty_lanes(value) & L::foreign_lanes(value)) != 0) violated(where() + " has an empty foreign lane");
       for (unsigned i = kLanes - foreign; i < kLanes; ++i) {
-        const std::uint32_t fingerprint = L::lane(value, i);
+        const std::uint64_t fingerprint = L::lane(value, i);
         if (fingerprint == 0) continue;
-        const bool own = kPolicy.spill && has_level(group, 1);
-        if (!own && !has_level(L::other_group(group, fingerprint, groups_), 2)) {
+        const bool own = kPolicy.spill && admits(group, fingerprint, Reach::kGroup);
+        if (!own && !admits(L::other_group(group, fingerprint, groups_), fingerprint, Reach::kOtherGroup)) {
           violated(where() + " holds a foreign fingerprint that no bucket admits to");
         }
       }

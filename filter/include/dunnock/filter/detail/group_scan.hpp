@@ -38,11 +38,16 @@ concept VectorLoadable = (DUNNOCK_VECTOR_SCAN != 0) && std::derived_from<M, Mapp
   requires M::kScalarLoads;
 };
 
-/// The slow twin: is a fingerprint with this pattern in a foreign lane of the group?
+/// The slow twin: may a fingerprint with this pattern be in a foreign lane of the group? Yes whenever it is, and once
+/// in some 16 million times also when a home lane holds it and a foreign lane above holds a neighbour (match_quickly).
 template <unsigned kBits, unsigned kGroupWords, class M>
 [[nodiscard]] inline bool any_foreign_scalar(const M& media, const Word* group, std::uint64_t pattern) noexcept {
+  using L = Layout<kBits>;
   std::uint64_t hits = 0;
-  for (unsigned v = 0; v < kGroupWords; ++v) hits |= Layout<kBits>::match_foreign(media.load(group[v]), pattern);
+  for (unsigned v = 0; v < kGroupWords; ++v) {
+    const std::uint64_t word = media.load(group[v]);
+    hits |= L::match_quickly(word, pattern) & L::foreign_lanes(word);
+  }
   return hits != 0;
 }
 
@@ -53,31 +58,45 @@ template <unsigned kBits, unsigned kGroupWords, class M>
   return value;
 }
 
-/// High bit of a lane set: that lane is home, or does not hold the pattern. (layout.hpp has the same in scalar.)
+/// Constants of the vector scan. The compiler would build each by three instructions at every use.
 template <unsigned kBits>
-[[nodiscard]] inline __m256i not_a_foreign_match(__m256i words, __m256i pattern) noexcept {
-  using L = Layout<kBits>;
-  const __m256i low_bits = _mm256_set1_epi64x(static_cast<long long>(L::kLowBits));
-  const __m256i x = _mm256_xor_si256(words, pattern);
-  const __m256i nonzero = _mm256_or_si256(_mm256_add_epi64(_mm256_and_si256(x, low_bits), low_bits), x);
+struct alignas(32) ScanConstants {
+  static constexpr char k0 = 0, k1 = kBits, k2 = 2 * kBits, k3 = 3 * kBits;
+  std::uint64_t ones[4] = {Layout<kBits>::kOnes, Layout<kBits>::kOnes, Layout<kBits>::kOnes, Layout<kBits>::kOnes};
+  std::uint64_t high_bits[4] = {Layout<kBits>::kHighBits, Layout<kBits>::kHighBits, Layout<kBits>::kHighBits,
+                                Layout<kBits>::kHighBits};
   // The top nibble of a word is level * 4 + count; a byte shuffle turns it into kBits * count. The other bytes of the
   // shifted word are 0 and so is their entry.
-  constexpr char k0 = 0, k1 = kBits, k2 = 2 * kBits, k3 = 3 * kBits;
-  const __m256i shifts = _mm256_setr_epi8(k0, k1, k2, k3, k0, k1, k2, k3, k0, k1, k2, k3, k0, k1, k2, k3,  //
-                                          k0, k1, k2, k3, k0, k1, k2, k3, k0, k1, k2, k3, k0, k1, k2, k3);
-  const __m256i shift = _mm256_shuffle_epi8(shifts, _mm256_srli_epi64(words, L::kCountShift));
-  const __m256i home = _mm256_srlv_epi64(_mm256_set1_epi64x(static_cast<long long>(L::kHighBits)), shift);
-  return _mm256_or_si256(nonzero, home);
+  char shifts[32] = {k0, k1, k2, k3, k0, k1, k2, k3, k0, k1, k2, k3, k0, k1, k2, k3,
+                     k0, k1, k2, k3, k0, k1, k2, k3, k0, k1, k2, k3, k0, k1, k2, k3};
+};
+template <unsigned kBits>
+alignas(32) inline constexpr ScanConstants<kBits> kScanConstants{};
+[[nodiscard]] inline __m256i constant(const void* memory) noexcept {
+  return _mm256_load_si256(static_cast<const __m256i*>(memory));
+}
+
+/// Top bits of the foreign lanes that match quickly, and any other bits. (layout.hpp has the same in scalar.)
+template <unsigned kBits>
+[[nodiscard]] inline __m256i match_foreign_quickly(const ScanConstants<kBits>& constants, __m256i words,
+                                                   __m256i pattern) noexcept {
+  const __m256i x = _mm256_xor_si256(words, pattern);
+  const __m256i matches = _mm256_andnot_si256(x, _mm256_sub_epi64(x, constant(constants.ones)));
+  const __m256i shift =
+      _mm256_shuffle_epi8(constant(constants.shifts), _mm256_srli_epi64(words, Layout<kBits>::kCountShift));
+  return _mm256_andnot_si256(_mm256_srlv_epi64(constant(constants.high_bits), shift), matches);
 }
 
 template <unsigned kBits, unsigned kGroupWords>
 [[nodiscard]] inline bool any_foreign_vector(const Word* group, std::uint64_t pattern) noexcept {
+  const ScanConstants<kBits>* constants = &kScanConstants<kBits>;
+  asm("" : "+r"(constants));  // Hides the values: they are to be operands in memory.
   const __m256i repeated = _mm256_set1_epi64x(static_cast<long long>(pattern));
-  __m256i none = not_a_foreign_match<kBits>(load_words(group), repeated);
+  __m256i matches = match_foreign_quickly<kBits>(*constants, load_words(group), repeated);
   if constexpr (kGroupWords == 8) {
-    none = _mm256_and_si256(none, not_a_foreign_match<kBits>(load_words(group + 4), repeated));
+    matches = _mm256_or_si256(matches, match_foreign_quickly<kBits>(*constants, load_words(group + 4), repeated));
   }
-  return !_mm256_testc_si256(none, _mm256_set1_epi64x(static_cast<long long>(Layout<kBits>::kHighBits)));
+  return !_mm256_testz_si256(matches, constant(constants->high_bits));
 }
 #endif
 
