@@ -480,7 +480,10 @@ void run(const Options& options, Results& results, std::vector<Floors>& floors, 
         } else {
           auto filter =
               CuckooFilter<kBits, ProcessMedia>::create(*pool, "f", {slots, HashSeed::from(options.seed)}, {});
-          fill_and_measure(results, options, keys, *filter, filter->slots(), ours, "process", "bulk", 1, false);
+          for (const std::string mode : {"single", "bulk"}) {
+            filter->clear();
+            fill_and_measure(results, options, keys, *filter, filter->slots(), ours, "process", mode, 1, false);
+          }
         }
         std::remove(path.c_str());
       }
