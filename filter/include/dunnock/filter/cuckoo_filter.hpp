@@ -308,8 +308,12 @@ class CuckooFilter {
   [[nodiscard]] std::uint64_t other_group_of(const Place& place) const noexcept {
     return L::other_group(group_of(place), place.fingerprint, groups_);
   }
+  /// Number of the line of a group: groups of half a line share one.
+  [[nodiscard]] static constexpr std::uint64_t line_of(std::uint64_t group) noexcept {
+    return group * kGroupWords * sizeof(Word) / kLineBytes;
+  }
   [[nodiscard]] std::uint64_t stripe_of(std::uint64_t group) const noexcept {
-    return shared_->stripes.of_line(group * kGroupWords / 8);
+    return shared_->stripes.of_line(line_of(group));
   }
   [[nodiscard]] static constexpr Reach reach(std::uint64_t home, std::uint64_t fingerprint) noexcept {
     return kPolicy.primacy ? L::reach(home, fingerprint) : Reach::kOtherGroup;

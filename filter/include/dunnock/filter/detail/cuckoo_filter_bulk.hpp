@@ -169,10 +169,9 @@ class CuckooFilter<kBits, M, kPolicy>::Wave {
 
   /// The group's line and stripe are this wave's, and were not before.
   [[nodiscard]] bool claim(std::uint64_t group) noexcept {
-    const auto line = [](std::uint64_t of) { return of * kGroupWords / 8; };
     if (claimed_ == groups_.size()) return false;
     for (unsigned i = 0; i < claimed_; ++i) {
-      if (line(groups_[i]) == line(group)) return false;
+      if (line_of(groups_[i]) == line_of(group)) return false;
     }
     if constexpr (kUseStripes) {
       if (!filter_.shared_->stripes.template try_acquire<kPolicy.multi_writer>(filter_.stripe_of(group))) return false;
@@ -239,8 +238,7 @@ class CuckooFilter<kBits, M, kPolicy>::Batches {
       for (unsigned i = 0; i < std::min<std::size_t>(kBatch, keys_.size()); ++i) prepare<kForWriting>(i, i);
     }
     start_ = start + kBatch;
-    const std::span<const Place> now = places_[start / kBatch % 2];
-    return now;
+    return places_[start / kBatch % 2];
   }
   /// Prepares key `i` of the batch after the current one, if there is one.
   template <bool kForWriting>
