@@ -9,6 +9,7 @@
 //   base                    base
 //   pmem                    base, pmem
 //   filter                  base, pmem, filter
+//   index                   base, pmem, filter, index
 //   tools, bench, tests, examples      everything; nobody includes them
 #pragma once
 
@@ -37,12 +38,13 @@ struct Finding {
 /// A layer: a top folder whose code ships, and the layers that it may see.
 struct Layer {
   std::string_view folder;
-  std::array<std::string_view, 3> sees;
+  std::array<std::string_view, 4> sees;
 };
 inline constexpr std::array kLayers = {
     Layer{"base", {"base"}},
     Layer{"pmem", {"base", "pmem"}},
     Layer{"filter", {"base", "pmem", "filter"}},
+    Layer{"index", {"base", "pmem", "filter", "index"}},
 };
 inline constexpr std::array<std::string_view, 4> kFoldersThatSeeAll = {"tools", "bench", "tests", "examples"};
 

@@ -45,6 +45,14 @@ class KeyHasher {
 
   [[nodiscard]] std::uint64_t operator()(std::string_view key) const noexcept;
 
+  /// Keys of 128 bits: both halves get a multiplication of their own before they meet in the last one.
+  [[nodiscard]] std::uint64_t operator()(std::uint64_t low, std::uint64_t high) const noexcept {
+    const unsigned __int128 a = static_cast<unsigned __int128>(low ^ seed_.words[0]) * seed_.words[1];
+    const unsigned __int128 b = static_cast<unsigned __int128>(high ^ seed_.words[2]) * (seed_.words[3] | 1);
+    return fold(static_cast<std::uint64_t>(a) ^ static_cast<std::uint64_t>(b >> 64) ^ seed_.words[3],
+                static_cast<std::uint64_t>(a >> 64) ^ static_cast<std::uint64_t>(b) ^ seed_.words[2]);
+  }
+
   /// The seed in use: as given, with an odd b.
   [[nodiscard]] const HashSeed& seed() const noexcept { return seed_; }
 

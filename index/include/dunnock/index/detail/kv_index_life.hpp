@@ -1,0 +1,567 @@
+// Part of KvIndex: making, opening, closing, counting, checking.
+#pragma once
+
+#include "dunnock/index/kv_index.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <cstring>
+#include <map>
+#include <tuple>
+
+namespace dunnock {
+
+/// The lock of growth: chunks, free slots, directory. A spin lock, because simulated threads can't block.
+template <Media M>
+class KvIndex<M>::GrowthLock {
+ public:
+  explicit GrowthLock(const KvIndex& index) : growing_(index.shared_->growing) {
+    while (growing_.exchange(true, std::memory_order_acquire)) {  // Partner: the destructor.
+      index.media_.pause();
+      std::this_thread::yield();
+    }
+  }
+  GrowthLock(const GrowthLock&) = delete;
+  GrowthLock& operator=(const GrowthLock&) = delete;
+  ~GrowthLock() { growing_.store(false, std::memory_order_release); }
+
+ private:
+  std::atomic<bool>& growing_;
+};
+
+template <Media M>
+KvIndex<M>::KvIndex(Region meta, IndexMemory memory, const IndexHeader& header, M media)
+    : media_(std::move(media)),
+      hasher_(header.seed),
+      groups_(header.segment_groups),
+      initial_segments_(header.initial_segments),
+      segments_max_(header.segments_max),
+      directory_depth_max_(static_cast<unsigned>(header.directory_depth)),
+      meta_(std::move(meta)),
+      memory_(std::move(memory)),
+      shared_(std::make_unique<Shared>(header.segment_groups, header.segments_max * header.segment_groups)) {
+  shared_->chunk_starts.push_back(0);
+}
+
+template <Media M>
+Status KvIndex<M>::check_options(const IndexOptions& options) {
+  const auto refuse = [](const std::string& why) { return make_error(ErrorCode::kInvalidArgument, why); };
+  if (options.segment_groups < 2 || options.segment_groups > 4096 || !std::has_single_bit(options.segment_groups))
+    return refuse("a segment has 2 to 4096 groups, a power of two, not " + std::to_string(options.segment_groups));
+  if (options.bytes_max < segment_bytes(options.segment_groups))
+    return refuse("an index needs at least one segment of " + std::to_string(segment_bytes(options.segment_groups)) +
+                  " bytes, not " + std::to_string(options.bytes_max));
+  if (options.entries / kGroupLanes > options.bytes_max / segment_bytes(1))
+    return refuse(std::to_string(options.entries) + " entries do not fit in " + std::to_string(options.bytes_max) +
+                  " bytes");
+  const IndexHeader header = header_for(options);
+  if (header.directory_depth > kIndexDepthMax)
+    return refuse("an index of more than 2^" + std::to_string(kIndexDepthMax - 2) +
+                  " segments; make the segments larger");
+  if (header.initial_segments > header.segments_max)
+    return refuse(std::to_string(options.entries) + " entries need " + std::to_string(header.initial_segments) +
+                  " segments of " + std::to_string(segment_bytes(options.segment_groups)) + " bytes, and there may be " +
+                  std::to_string(header.segments_max));
+  return {};
+}
+
+template <Media M>
+IndexHeader KvIndex<M>::header_for(const IndexOptions& options) {
+  IndexHeader header{};
+  header.magic = kIndexMagic;
+  header.format_version = kIndexFormatVersion;
+  header.segment_groups = options.segment_groups;
+  // Segments are planned to be three fifths full; they split when they are three quarters full.
+  const std::uint64_t per_segment = static_cast<std::uint64_t>(options.segment_groups) * kGroupLanes * 3 / 5;
+  header.initial_segments = std::bit_ceil(std::max<std::uint64_t>(1, (options.entries + per_segment - 1) / per_segment));
+  header.segments_max = options.bytes_max / segment_bytes(options.segment_groups);
+  // Numbers of segments may be up to four times the count of them before depth runs out: splits need not be even.
+  header.directory_depth = static_cast<std::uint64_t>(std::bit_width(header.segments_max - 1)) + 2;
+  header.seed = options.seed;
+  header.checksum = checksum_of(header);
+  return header;
+}
+
+template <Media M>
+std::uint64_t KvIndex<M>::meta_bytes(const IndexOptions& options) {
+  const std::uint64_t words = 1ULL << header_for(options).directory_depth;
+  return kIndexDirectoryOffset + (words * sizeof(Word) + kLineBytes - 1) / kLineBytes * kLineBytes;
+}
+
+template <Media M>
+auto KvIndex<M>::format(Region meta, IndexMemory memory, const IndexOptions& options, M media) -> Result<KvIndex> {
+  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  if (meta.bytes() < meta_bytes(options) || meta.extents().size() != 1)
+    return make_error(ErrorCode::kInvalidArgument, "the index's meta region does not fit its options");
+  const IndexHeader header = header_for(options);
+  KvIndex index(std::move(meta), std::move(memory), header, std::move(media));
+  if (Status made = index.make_first_segments(); !made) return tl::unexpected(made.error());
+
+  std::array<std::uint64_t, sizeof(IndexHeader) / sizeof(Word)> values;
+  std::memcpy(values.data(), &header, sizeof header);
+  Word* words = reinterpret_cast<Word*>(index.meta_.at(0));
+  const M& m = index.media_;
+  for (std::size_t i = 1; i < values.size(); ++i) m.store(index_point::kFormatFields, words[i], values[i]);
+  m.flush(index_point::kFormatFields, words);
+  m.flush(index_point::kFormatFields, words + kLineBytes / sizeof(Word));
+  m.fence(index_point::kFormatFields);
+  m.store(index_point::kFormatMagic, words[0], values[0]);
+  m.flush(index_point::kFormatMagic, words);
+  m.fence(index_point::kFormatMagic);  // The index exists.
+  return index;
+}
+
+/// Obtains the chunks of the first segments and writes directory and state; the caller fences them before the magic.
+template <Media M>
+Status KvIndex<M>::make_first_segments() {
+  const unsigned depth = static_cast<unsigned>(std::countr_zero(initial_segments_));
+  Shared& shared = *shared_;
+  while (shared.chunk_starts.back() < initial_segments_) {
+    if (Status added = add_chunk(true); !added) return added;
+  }
+  for (std::uint64_t n = 0; n < initial_segments_; ++n) {
+    media_.store(index_point::kFormatFields, directory_at(n), directory_word(n, n));
+    if (n % 8 == 7 || n + 1 == initial_segments_) media_.flush(index_point::kFormatFields, &directory_at(n));
+  }
+  media_.store(index_point::kFormatFields, state().depth, depth);
+  media_.flush(index_point::kFormatFields, &state());
+  auto directory = std::make_unique<Directory>(depth);
+  for (std::uint64_t n = 0; n < initial_segments_; ++n)
+    directory->entries[n].store(reinterpret_cast<std::uintptr_t>(memory_at(n)) | depth, std::memory_order_relaxed);
+  shared.directory.store(directory.get(), std::memory_order_release);
+  shared.directories.push_back(std::move(directory));
+  shared.segments = initial_segments_;
+  shared.next_slot = initial_segments_;
+  return {};
+}
+
+template <Media M>
+Status KvIndex<M>::check_header(const Region& meta, IndexHeader& header) {
+  const auto wrong = [](ErrorCode code, std::string what) { return make_error(code, "not this index: " + what); };
+  if (meta.bytes() < kIndexDirectoryOffset + kLineBytes || meta.extents().size() != 1)
+    return wrong(ErrorCode::kCorrupt, "its meta region has " + std::to_string(meta.bytes()) + " bytes");
+  std::memcpy(&header, meta.at(0), sizeof header);
+  if (header.magic != kIndexMagic) return wrong(ErrorCode::kWrongLayout, "the header's magic word is missing");
+  if (header.format_version != kIndexFormatVersion)
+    return wrong(ErrorCode::kWrongVersion, "format version " + std::to_string(header.format_version) + ", expected " +
+                                               std::to_string(kIndexFormatVersion));
+  if (header.checksum != checksum_of(header)) return wrong(ErrorCode::kCorrupt, "the header's checksum fails");
+  if (header.segment_groups < 2 || header.segment_groups > 4096 || !std::has_single_bit(header.segment_groups) ||
+      !std::has_single_bit(header.initial_segments) || header.initial_segments > header.segments_max ||
+      header.directory_depth > kIndexDepthMax || header.segments_max > 1ULL << header.directory_depth ||
+      meta.bytes() < kIndexDirectoryOffset + (sizeof(Word) << header.directory_depth))
+    return wrong(ErrorCode::kCorrupt, "its sizes contradict each other");
+  return {};
+}
+
+template <Media M>
+auto KvIndex<M>::attach(Region meta, IndexMemory memory, M media) -> Result<Opened> {
+  const auto start = std::chrono::steady_clock::now();
+  IndexHeader header;
+  if (Status valid = check_header(meta, header); !valid) return tl::unexpected(valid.error());
+  KvIndex index(std::move(meta), std::move(memory), header, std::move(media));
+  Result<IndexRecovery> report = index.recover();
+  if (!report) return tl::unexpected(report.error());
+  report->nanoseconds = static_cast<std::uint64_t>(
+      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count());
+  return Opened{std::move(index), *report};
+}
+
+/// Builds the volatile directory from the durable one. Nothing else: see index_format.hpp.
+template <Media M>
+Result<IndexRecovery> KvIndex<M>::recover() {
+  const auto corrupt = [](const std::string& what) { return make_error(ErrorCode::kCorrupt, "the index: " + what); };
+  IndexRecovery report;
+  Shared& shared = *shared_;
+  const std::uint64_t depth = media_.load(state().depth);
+  const auto first_depth = static_cast<unsigned>(std::countr_zero(initial_segments_));
+  if (depth < first_depth || depth > directory_depth_max_)
+    return corrupt("a directory of 2^" + std::to_string(depth) + " words is not possible");
+  const std::uint64_t numbers = 1ULL << depth;
+  std::vector<std::uint32_t> slots(numbers, 0);  // plus one
+  std::vector<bool> used;
+  for (std::uint64_t n = 0; n < numbers; ++n) {
+    const std::uint64_t word = media_.load(directory_at(n));
+    if (word == 0) {
+      if (n < initial_segments_) return corrupt("segment " + std::to_string(n) + " is missing");
+      continue;
+    }
+    const std::uint64_t slot = (word & 0xffffffffULL) - 1;
+    if (slot >= segments_max_ || word != directory_word(n, slot))
+      return corrupt("directory word " + std::to_string(n) + " is damaged");
+    if (n >= initial_segments_ && slots[n - std::bit_floor(n)] == 0)
+      return corrupt("segment " + std::to_string(n) + " has no parent");
+    if (used.size() <= slot) used.resize(slot + 1, false);
+    if (used[slot]) return corrupt("two segments in slot " + std::to_string(slot));
+    used[slot] = true;
+    slots[n] = static_cast<std::uint32_t>(slot + 1);
+    ++report.segments;
+  }
+  while (shared.chunk_starts.back() < used.size()) {
+    if (Status added = add_chunk(false); !added) return tl::unexpected(added.error());
+  }
+  for (std::uint64_t slot = used.size(); slot-- > 0;) {
+    if (!used[slot]) shared.free_slots.push_back(slot);
+  }
+  shared.next_slot = used.size();
+  shared.segments = report.segments;
+
+  // A segment's depth is one more than that of the last split that it took part in.
+  std::vector<std::uint8_t> depths(numbers, 0);
+  for (std::uint64_t n = 0; n < numbers; ++n) {
+    if (slots[n] == 0) continue;
+    depths[n] = static_cast<std::uint8_t>(std::max<unsigned>(first_depth, static_cast<unsigned>(std::bit_width(n))));
+    if (n < initial_segments_) continue;
+    const std::uint64_t parent = n - std::bit_floor(n);
+    depths[parent] = std::max(depths[parent], depths[n]);
+  }
+  auto directory = std::make_unique<Directory>(static_cast<unsigned>(depth));
+  std::vector<std::uint64_t> owner(numbers, 0);
+  for (std::uint64_t i = 0; i < numbers; ++i) {
+    owner[i] = slots[i] != 0 ? i : owner[i - std::bit_floor(i)];
+    directory->entries[i].store(reinterpret_cast<std::uintptr_t>(memory_at(slots[owner[i]] - 1)) | depths[owner[i]],
+                                std::memory_order_relaxed);
+  }
+  shared.directory.store(directory.get(), std::memory_order_release);
+  shared.directories.push_back(std::move(directory));
+
+  const std::uint64_t entries = media_.load(state().entries);
+  const std::uint64_t clean = media_.load(state().clean);
+  report.clean_shutdown = clean != 0 && clean == index_clean_mark(entries);
+  shared.base_known.store(report.clean_shutdown, std::memory_order_relaxed);
+  shared.base.store(report.clean_shutdown ? static_cast<std::int64_t>(entries) : 0, std::memory_order_relaxed);
+  if (clean != 0) {
+    media_.store(index_point::kOpenDirty, state().clean, 0);
+    media_.flush(index_point::kOpenDirty, &state());
+    media_.fence(index_point::kOpenDirty);  // From here the count is stale after a crash.
+  }
+  return report;
+}
+
+/// Slots of the chunk that follows the first `before` slots: all of the first segments, then a quarter of what there
+/// is. A chunk is one extent, so it stays under 1 GiB.
+template <Media M>
+std::uint64_t KvIndex<M>::chunk_slots(std::uint64_t before) const noexcept {
+  const std::uint64_t most = std::max<std::uint64_t>(1, (1ULL << 30) / segment_bytes(static_cast<std::uint32_t>(groups_)));
+  const std::uint64_t wanted = before < initial_segments_ ? initial_segments_ - before : std::max<std::uint64_t>(1, before / 4);
+  return std::min({wanted, most, segments_max_ - before});
+}
+
+template <Media M>
+std::byte* KvIndex<M>::memory_at(std::uint64_t slot) const noexcept {
+  const auto& starts = shared_->chunk_starts;
+  const auto chunk = static_cast<std::size_t>(std::upper_bound(starts.begin(), starts.end(), slot) - starts.begin()) - 1;
+  return shared_->chunks[chunk].at((slot - starts[chunk]) * segment_bytes(static_cast<std::uint32_t>(groups_)));
+}
+
+template <Media M>
+Status KvIndex<M>::add_chunk(bool may_create) const {
+  Shared& shared = *shared_;
+  const std::uint64_t slots = chunk_slots(shared.chunk_starts.back());
+  if (slots == 0) return make_error(ErrorCode::kNoSpace, "the index has all the segments that it may have");
+  const auto number = static_cast<unsigned>(shared.chunks.size());
+  const std::uint64_t bytes = slots * segment_bytes(static_cast<std::uint32_t>(groups_));
+  Result<Region> chunk = may_create ? memory_.obtain(number, bytes) : memory_.open(number, bytes);
+  if (!chunk) return tl::unexpected(chunk.error());
+  if (chunk->bytes() < bytes || chunk->extents().size() != 1)
+    return make_error(ErrorCode::kCorrupt, "chunk " + std::to_string(number) + " of the index has " +
+                                               std::to_string(chunk->bytes()) + " bytes, expected " +
+                                               std::to_string(bytes));
+  shared.chunks.push_back(std::move(*chunk));
+  shared.chunk_starts.push_back(shared.chunk_starts.back() + slots);
+  return {};
+}
+
+template <Media M>
+IndexMemory KvIndex<M>::memory_of(Pool& pool, std::string_view name) {
+  const auto open = [pool = &pool, name = std::string(name)](unsigned chunk, std::uint64_t) {
+    return pool->open_region(name + ".s" + std::to_string(chunk));
+  };
+  const auto obtain = [pool = &pool, name = std::string(name), open](unsigned chunk,
+                                                                     std::uint64_t bytes) -> Result<Region> {
+    // There already when a crash came between making it and using it.
+    if (auto region = open(chunk, bytes); region || region.error().code != ErrorCode::kNotFound) return region;
+    const std::string region_name = name + ".s" + std::to_string(chunk);
+    RegionSpec spec{};
+    spec.name = region_name;
+    spec.bytes = bytes;
+    spec.extent_bytes = std::max<std::uint64_t>(4096, std::bit_ceil(bytes));
+    auto regions = pool->create_regions(std::span(&spec, 1));
+    if (!regions) return tl::unexpected(regions.error());
+    return regions->front();
+  };
+  return {open, obtain};
+}
+
+template <Media M>
+auto KvIndex<M>::create(Pool& pool, std::string_view name, const IndexOptions& options, M media) -> Result<KvIndex> {
+  IndexOptions bounded = options;
+  if (bounded.bytes_max == 0) bounded.bytes_max = pool.bytes();
+  if (Status valid = check_options(bounded); !valid) return tl::unexpected(valid.error());
+  const std::string meta_name = std::string(name) + ".meta";
+  if (pool.open_region(meta_name)) {
+    return make_error(ErrorCode::kAlreadyExists, "there is an index '" + std::string(name) + "' in " + pool.path());
+  }
+  // The chunks first: when memory runs out, they are all that has to be given back.
+  const IndexMemory memory = memory_of(pool, name);
+  RegionSpec spec{};
+  spec.name = meta_name;
+  spec.bytes = meta_bytes(bounded);
+  spec.extent_bytes = std::max<std::uint64_t>(4096, std::bit_ceil(spec.bytes));
+  auto regions = pool.create_regions(std::span(&spec, 1));
+  if (!regions) return tl::unexpected(regions.error());
+  auto index = format(regions->front(), memory, bounded, std::move(media));
+  if (!index) {
+    (void)pool.remove_region(meta_name);
+    for (unsigned chunk = 0; pool.remove_region(std::string(name) + ".s" + std::to_string(chunk)); ++chunk) {
+    }
+  }
+  return index;
+}
+
+template <Media M>
+auto KvIndex<M>::open(Pool& pool, std::string_view name, M media) -> Result<Opened> {
+  auto meta = pool.open_region(std::string(name) + ".meta");
+  if (!meta) return tl::unexpected(meta.error());
+  return attach(*meta, memory_of(pool, name), std::move(media));
+}
+
+template <Media M>
+auto KvIndex<M>::create_volatile(const IndexOptions& options, M media) -> Result<KvIndex>
+  requires std::default_initializable<M>
+{
+  IndexOptions bounded = options;
+  if (bounded.bytes_max == 0) bounded.bytes_max = 64ULL << 30;
+  if (Status valid = check_options(bounded); !valid) return tl::unexpected(valid.error());
+  auto owned = std::make_shared<std::vector<VolatileRegion>>();
+  const auto obtain = [owned](unsigned, std::uint64_t bytes) -> Result<Region> {
+    auto region = VolatileRegion::create(bytes);
+    if (!region) return tl::unexpected(region.error());
+    owned->push_back(std::move(*region));
+    return owned->back().region();
+  };
+  auto meta = obtain(0, meta_bytes(bounded));
+  if (!meta) return tl::unexpected(meta.error());
+  return format(*meta, {obtain, obtain}, bounded, std::move(media));
+}
+
+template <Media M>
+void KvIndex<M>::close() {
+  const std::uint64_t entries = size();
+  media_.store(index_point::kCloseCount, state().entries, entries);
+  media_.store(index_point::kCloseClean, state().clean, index_clean_mark(entries));
+  media_.flush(index_point::kCloseClean, &state());
+  media_.fence(index_point::kCloseClean);  // The count may be believed.
+}
+
+template <Media M>
+auto KvIndex<M>::shard() const noexcept -> Shard& {
+  static std::atomic<unsigned> next{0};
+  static thread_local const unsigned mine = next.fetch_add(1, std::memory_order_relaxed);
+  return shared_->shards[mine % kShards];
+}
+
+/// Calls visit(group, word, value, lane, record) for each occupied lane of a segment.
+template <Media M>
+template <class Visit>
+void KvIndex<M>::for_each_lane(Segment segment, Visit&& visit) const {
+  for (std::uint64_t group = 0; group < groups_; ++group) {
+    Word* words = words_of(segment, group);
+    IndexRecord* records = records_of(segment, group);
+    for (unsigned v = 0; v < kGroupWords; ++v) {
+      const std::uint64_t value = media_.load(words[v]);
+      for (unsigned lane = 0; lane < L::kLanes; ++lane) {
+        if (L::lane(value, lane) != 0) visit(group, v, value, lane, records[v * L::kLanes + lane]);
+      }
+    }
+  }
+}
+
+/// The cursor that follows `cursor` when a segment of that depth has been seen: numbers are counted up from their
+/// highest bit, so what splits make of a segment is all behind the cursor or all ahead of it. 0: that was the last.
+template <Media M>
+std::uint64_t KvIndex<M>::next_cursor(std::uint64_t cursor, unsigned depth) noexcept {
+  std::uint64_t bit = depth == 0 ? 0 : 1ULL << (depth - 1);
+  for (; bit != 0 && (cursor & bit) != 0; bit >>= 1) cursor &= ~bit;
+  return bit == 0 ? 0 : (cursor & (2 * bit - 1)) | bit;
+}
+
+/// Calls visit(segment, number) for each segment, as they are when it comes to them.
+template <Media M>
+template <class Visit>
+void KvIndex<M>::for_each_segment(Visit&& visit) const {
+  std::uint64_t cursor = 0;
+  do {
+    Place at{};
+    at.segment = cursor;
+    const Segment segment = segment_of(at);
+    visit(segment, segment.number(cursor));
+    cursor = next_cursor(cursor, segment.depth());
+  } while (cursor != 0);
+}
+
+template <Media M>
+bool KvIndex<M>::is_entry(Segment segment, std::uint64_t number, std::uint64_t group, std::uint64_t fingerprint,
+                          const IndexRecord& record, Place& place) const {
+  if (!detail::Control::live(media_.load(record.control))) return false;
+  place = place_of(key_of(record));
+  return place.fingerprint == fingerprint && segment.number(place.segment) == number &&
+         (place.group == group || place.other == group);
+}
+
+template <Media M>
+template <class Visit>
+void KvIndex<M>::for_each(Visit&& visit) const {
+  std::vector<Entry> entries;
+  std::uint64_t cursor = 0;
+  do {
+    Place at{};
+    at.segment = cursor;
+    Segment segment;
+    do {  // Until it was not split meanwhile: then none has moved away before it was seen.
+      segment = segment_of(at);
+      entries.clear();
+      for_each_lane(segment, [&](std::uint64_t group, unsigned, std::uint64_t value, unsigned lane,
+                                 const IndexRecord& record) {
+        Place place;
+        if (!is_entry(segment, segment.number(cursor), group, L::lane(value, lane), record, place)) return;
+        const IndexKey key = key_of(record);
+        const GetResult found = get_at(key, place_of(key));  // The value as of one moment, and durable.
+        if (found) entries.push_back({key, found.value});
+      });
+    } while (!(segment_of(at) == segment));
+    for (const Entry& entry : entries) visit(entry.key, entry.value);
+    cursor = next_cursor(cursor, segment.depth());
+  } while (cursor != 0);
+}
+
+template <Media M>
+std::uint64_t KvIndex<M>::size() const {
+  Shared& shared = *shared_;
+  const auto changes = [&shared] {
+    std::int64_t sum = 0;
+    for (const Shard& one : shared.shards) sum += one.entries.load(std::memory_order_relaxed);
+    return sum;
+  };
+  if (!shared.base_known.load(std::memory_order_acquire)) {
+    const std::lock_guard guard(shared.recount);
+    if (!shared.base_known.load(std::memory_order_relaxed)) {
+      // Writers stand still while the table is counted.
+      for (std::uint64_t i = 0; i < shared.locks.count(); ++i) shared.locks.acquire(i, media_);
+      std::int64_t entries = 0;
+      for_each_segment([&](Segment segment, std::uint64_t number) {
+        for_each_lane(segment, [&](std::uint64_t group, unsigned, std::uint64_t value, unsigned lane,
+                                   const IndexRecord& record) {
+          Place place;
+          entries += is_entry(segment, number, group, L::lane(value, lane), record, place) ? 1 : 0;
+        });
+      });
+      shared.base.store(entries - changes(), std::memory_order_relaxed);
+      shared.base_known.store(true, std::memory_order_release);
+      for (std::uint64_t i = 0; i < shared.locks.count(); ++i) shared.locks.release(i);
+    }
+  }
+  const std::int64_t entries = shared.base.load(std::memory_order_relaxed) + changes();
+  return entries < 0 ? 0 : static_cast<std::uint64_t>(entries);
+}
+
+template <Media M>
+IndexStats KvIndex<M>::stats() const {
+  IndexStats stats;
+  for_each_segment([&](Segment segment, std::uint64_t number) {
+    ++stats.segments;
+    for (std::uint64_t group = 0; group < groups_; ++group) {
+      for (unsigned v = 0; v < kGroupWords; ++v) {
+        const unsigned level = L::level(media_.load(words_of(segment, group)[v]));
+        stats.words_spilled += level != 0 ? 1 : 0;
+        stats.words_overflowed += level >= 2 ? 1 : 0;
+      }
+    }
+    for_each_lane(segment, [&](std::uint64_t group, unsigned, std::uint64_t value, unsigned lane,
+                               const IndexRecord& record) {
+      Place place;
+      const bool entry = is_entry(segment, number, group, L::lane(value, lane), record, place);
+      stats.entries += entry ? 1 : 0;
+      stats.dead_lanes += entry ? 0 : 1;
+    });
+  });
+  const GrowthLock growth(*this);
+  const Shared& shared = *shared_;
+  stats.slots = stats.segments * groups_ * kGroupLanes;
+  stats.depth = shared.directory.load(std::memory_order_relaxed)->depth;
+  stats.bytes = meta_.bytes();
+  for (const Region& chunk : shared.chunks) stats.bytes += chunk.bytes();
+  stats.splits = shared.splits.load(std::memory_order_relaxed);
+  stats.split_ns_max = shared.split_ns_max.load(std::memory_order_relaxed);
+  stats.refusals = shared.refusals.load(std::memory_order_relaxed);
+  for (const Shard& one : shared.shards) stats.reader_persists += one.reader_persists.load(std::memory_order_relaxed);
+  return stats;
+}
+
+template <Media M>
+IndexCheck KvIndex<M>::check() const {
+  IndexCheck report;
+  const auto violated = [&report](std::string what) {
+    if (report.violations.size() < 100) report.violations.push_back(std::move(what));
+  };
+  IndexHeader header;
+  if (Status valid = check_header(meta_, header); !valid) violated(valid.error().message);
+  // The durable directory says what the volatile one says.
+  const Directory& directory = *shared_->directory.load(std::memory_order_acquire);
+  if (media_.load(state().depth) != directory.depth) violated("the directory's depth differs from the durable one");
+  for (std::uint64_t i = 0; i < 1ULL << directory_depth_max_; ++i) {
+    const std::uint64_t word = media_.load(directory_at(i));
+    if (i > directory.mask()) {
+      if (word != 0) violated("directory word " + std::to_string(i) + " is beyond the directory's depth");
+      continue;
+    }
+    if (word == 0) continue;
+    const Segment segment{directory.entries[i].load(std::memory_order_acquire)};
+    if (word != directory_word(i, (word & 0xffffffffULL) - 1) || segment.base() != memory_at((word & 0xffffffffULL) - 1))
+      violated("directory word " + std::to_string(i) + " is damaged");
+  }
+
+  for_each_segment([&](Segment segment, std::uint64_t number) {
+    std::map<std::pair<std::uint64_t, std::uint64_t>, unsigned> seen;
+    const auto where = [&](std::uint64_t group, unsigned v) {
+      return "segment " + std::to_string(number) + " group " + std::to_string(group) + " word " + std::to_string(v);
+    };
+    for (std::uint64_t group = 0; group < groups_; ++group) {
+      for (unsigned v = 0; v < kGroupWords; ++v) {
+        const std::uint64_t value = media_.load(words_of(segment, group)[v]);
+        if ((value & ~L::kLanesMask & ~(3ULL << L::kLevelShift)) != 0) violated(where(group, v) + " uses a spare bit");
+      }
+    }
+    for_each_lane(segment, [&](std::uint64_t group, unsigned v, std::uint64_t value, unsigned lane,
+                               const IndexRecord& record) {
+      Place place;
+      const std::uint64_t fingerprint = L::lane(value, lane);
+      if (!is_entry(segment, number, group, fingerprint, record, place)) {
+        ++report.dead_lanes;
+        return;
+      }
+      const IndexKey key = key_of(record);
+      const std::uint64_t control = media_.load(record.control);
+      const auto sum = detail::Control::sum(key, value_of(record, detail::Control::slot(control)),
+                                            control & detail::Control::kLowMask);
+      if (sum >> 32 != control >> 32 || !detail::Control::sound_tag(control)) {
+        ++report.damaged;
+        violated(where(group, v) + " lane " + std::to_string(lane) + ": the record fails its checksum");
+        return;
+      }
+      ++report.entries;
+      if (++seen[{key.low, key.high}] == 2) violated(where(group, v) + " has a key for the second time");
+      const std::uint64_t home = media_.load(words_of(segment, place.group)[place.word]);
+      if (group != place.group && !L::is_far(home, fingerprint))
+        violated(where(group, v) + " has an entry in its other group, and its bucket does not say so");
+      if (group == place.group && v != place.word && L::level(home) == 0)
+        violated(where(group, v) + " has an entry outside of its bucket, and that does not say so");
+    });
+  });
+  if (shared_->base_known.load(std::memory_order_acquire) && size() != report.entries)
+    violated("size() is " + std::to_string(size()) + " but there are " + std::to_string(report.entries) + " entries");
+  return report;
+}
+
+}  // namespace dunnock

@@ -1,0 +1,395 @@
+// KvIndex: a durable concurrent map from 128-bit keys to small values, on the words of the cuckoo filter.
+//
+// What it is for: telling *where* something is, exactly, at memory speed, with changes that survive a crash the moment
+// they return. A value is up to 16 bytes, or the locator of something in a ValueLog.
+// What it is not for: ordered scans, and keys that somebody else chooses without a hash in between (hash them first).
+//
+//               hash(key)                 a segment: 256 groups
+//   key -> segment n ---------> group g   +----------------------------+
+//          bucket (word) w, f     |       | line of 8 words, 40 lanes  |  the filter's words: fingerprints of 12 bits
+//                                 |       +----------------------------+
+//                                 |       | 40 record lines            |  control, key, two values
+//                                 |       +----------------------------+
+//                                 +-> other group of the same segment, when g is full
+//
+//   get, hit     the line of g, the record line                              2 lines
+//   get, miss    the line of g alone (1.03 on average at full segments, and a record in 1 of 100: see docs/index.md)
+//   put, new     record line, fingerprint line                               2 lines flushed, 1 fence
+//   put, again   record line: the other of its two values, then the control  1 line flushed, 1 fence
+//   erase        record line: the control word                               1 line flushed, 1 fence
+//
+// The record carries the whole key, so answers are exact; the fingerprints only say where it is worth looking. When
+// both groups of a key are full, its segment is split in two (extendible hashing): half of its entries are copied to
+// a new segment, and one 8-byte store makes that exist. Readers go on meanwhile; writers of that segment wait.
+//
+// The bytes in the pool: index_format.hpp. Why this survives: docs/crash_consistency.md.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "dunnock/base/result.hpp"
+#include "dunnock/filter/hash.hpp"
+#include "dunnock/filter/layout.hpp"
+#include "dunnock/index/detail/group_locks.hpp"
+#include "dunnock/index/index_format.hpp"
+#include "dunnock/index/index_points.hpp"
+#include "dunnock/pmem/media.hpp"
+#include "dunnock/pmem/pool.hpp"
+#include "dunnock/pmem/region.hpp"
+#include "dunnock/pmem/volatile_region.hpp"
+
+namespace dunnock {
+
+struct IndexOptions {
+  /// Entries to have room for from the start. It grows beyond.
+  std::uint64_t entries = 0;
+  /// Bytes that segments may take in all. 0: as many as the pool has (in plain memory: 64 GiB).
+  std::uint64_t bytes_max = 0;
+  /// Groups of 40 entries in a segment: a power of two, 2 .. 4096. Larger segments are a little fuller when
+  /// they split, and take longer to split.
+  std::uint32_t segment_groups = 256;
+  HashSeed seed = HashSeed::random();
+};
+
+/// What opening found. There is nothing to repair: see index_format.hpp.
+struct IndexRecovery {
+  bool clean_shutdown = false;     ///< close() was called; otherwise the last user crashed.
+  std::uint64_t segments = 0;
+  std::uint64_t nanoseconds = 0;   ///< Time that it took: 8 bytes are read for each segment of 10,240 entries.
+};
+
+/// A picture of the index (by a full scan) and counts since it was opened.
+struct IndexStats {
+  std::uint64_t entries = 0;
+  std::uint64_t slots = 0;            ///< Entries that the segments could hold.
+  std::uint64_t segments = 0;
+  std::uint64_t depth = 0;            ///< Bits that choose a segment.
+  std::uint64_t bytes = 0;            ///< Of segments and directory, reserved ones included.
+  std::uint64_t dead_lanes = 0;       ///< Lanes that point to no entry: left by crashes, or erased just now.
+  std::uint64_t words_spilled = 0;    ///< Buckets with an entry elsewhere in their group, or beyond.
+  std::uint64_t words_overflowed = 0; ///< Buckets with an entry in the other group.
+  std::uint64_t splits = 0;
+  std::uint64_t split_ns_max = 0;
+  std::uint64_t refusals = 0;         ///< Puts that returned kFull.
+  std::uint64_t reader_persists = 0;  ///< Gets that had to persist what they had read.
+};
+
+/// The outcome of check().
+struct IndexCheck {
+  std::uint64_t entries = 0;
+  std::uint64_t dead_lanes = 0;
+  std::uint64_t damaged = 0;            ///< Records that fail their checksum.
+  std::vector<std::string> violations;  ///< At most 100 sentences. Empty when all is well.
+  [[nodiscard]] bool ok() const noexcept { return violations.empty(); }
+};
+
+enum class PutResult : std::uint8_t {
+  kInserted,  ///< The key is new.
+  kReplaced,  ///< The key had a value; it has this one now.
+  kFull,      ///< No segment can be had any more. The index holds what it held.
+};
+
+enum class GetState : std::uint8_t {
+  kMissing,
+  kFound,
+  kDamaged,  ///< A record with this fingerprint fails its checksum: it may have been this key's. Never a wrong value.
+};
+
+struct GetResult {
+  GetState state = GetState::kMissing;
+  IndexValue value;
+  explicit operator bool() const noexcept { return state == GetState::kFound; }
+};
+
+/// Where an index gets the memory for its chunks from. Both return at least `bytes` of line-aligned memory in one
+/// extent. Called by one thread at a time.
+struct IndexMemory {
+  std::function<Result<Region>(unsigned chunk, std::uint64_t bytes)> open;    ///< A chunk that was obtained before.
+  std::function<Result<Region>(unsigned chunk, std::uint64_t bytes)> obtain;  ///< Opens it, or makes a zeroed one.
+};
+
+/// Threads: all functions but close and check may be called by any number of threads at any time. get, get_bulk and
+/// may_contain are lock-free and never wait for a writer, not even for one that splits a segment.
+///
+/// Crashes: when a call returns, what it did is durable as the media defines it. A call that a crash interrupts is
+/// wholly there or wholly not (a bulk call: each of its entries). No result that any call returned is undone by a
+/// crash, not even one that depends on another thread's call that had not returned yet.
+template <Media M>
+class KvIndex {
+ public:
+  using L = Layout<12>;
+  static constexpr unsigned kGroupWords = kIndexGroupWords;
+  static constexpr unsigned kGroupLanes = kIndexGroupLanes;
+
+  struct Entry {
+    IndexKey key;
+    IndexValue value;
+  };
+  struct Opened;
+
+  // ----- life -----------------------------------------------------------------------------------------------------
+
+  /// Creates an index in `pool` under `name` (regions "<name>.meta", "<name>.s0", ...).
+  /// Errors: InvalidArgument, AlreadyExists, NoSpace. A crash leaves no index, or an empty one.
+  [[nodiscard]] static Result<KvIndex> create(Pool& pool, std::string_view name, const IndexOptions& options, M media);
+  /// Opens the index `name`. The pool must outlive the index.
+  /// Errors: NotFound, WrongVersion, WrongLayout, Corrupt.
+  [[nodiscard]] static Result<Opened> open(Pool& pool, std::string_view name, M media);
+  /// An index in plain memory. Lost with the process.
+  [[nodiscard]] static Result<KvIndex> create_volatile(const IndexOptions& options, M media = {})
+    requires std::default_initializable<M>;
+
+  /// The same on memory of the caller, which must be zeroed and outlive the index. For tests, crash harnesses and
+  /// embedding. `bytes_max` of the options must be given.
+  [[nodiscard]] static std::uint64_t meta_bytes(const IndexOptions& options);
+  [[nodiscard]] static std::uint64_t segment_bytes(std::uint32_t groups) noexcept {
+    return groups * (1ULL + kGroupLanes) * kLineBytes;
+  }
+  [[nodiscard]] static Result<KvIndex> format(Region meta, IndexMemory memory, const IndexOptions& options, M media);
+  [[nodiscard]] static Result<Opened> attach(Region meta, IndexMemory memory, M media);
+
+  /// Marks a clean shutdown, so that size() is known when the index is opened next. The index must not be used
+  /// afterwards. Without it nothing but that mark is missing.
+  void close();
+
+  KvIndex(KvIndex&&) noexcept = default;
+  KvIndex& operator=(KvIndex&&) noexcept = default;
+
+  // ----- one key --------------------------------------------------------------------------------------------------
+
+  /// Gives the key this value. Expected O(1); a split of the key's segment now and then.
+  PutResult put(const IndexKey& key, const IndexValue& value);
+  [[nodiscard]] GetResult get(const IndexKey& key) const;
+  /// Takes the key away. False: it was not there.
+  bool erase(const IndexKey& key);
+  /// Gives the key `desired` if its value is `expected`, in one step. False: it was another, or not there.
+  bool replace_if(const IndexKey& key, const IndexValue& expected, const IndexValue& desired);
+  /// Takes the key away if its value is `expected`, in one step. False: it was another, or not there.
+  bool erase_if(const IndexKey& key, const IndexValue& expected);
+
+  /// The filter in it: false only when the key is not there; true for about 1 in 100 keys that are not, too. Reads
+  /// fingerprints alone.
+  [[nodiscard]] bool may_contain(const IndexKey& key) const;
+  /// Starts fetching what may_contain and get will read.
+  void prefetch(const IndexKey& key) const;
+
+  // ----- many keys ------------------------------------------------------------------------------------------------
+
+  /// As one call per key in some order, but with memory latency hidden and one fence for a batch of keys. `results`
+  /// receives one a key; those of put_bulk and erase_bulk may be null. Return how many were new (put), found (get),
+  /// or erased.
+  std::size_t put_bulk(std::span<const Entry> entries, PutResult* results = nullptr);
+  std::size_t get_bulk(std::span<const IndexKey> keys, GetResult* results) const;
+  std::size_t erase_bulk(std::span<const IndexKey> keys, std::uint8_t* erased = nullptr);
+
+  // ----- the whole ------------------------------------------------------------------------------------------------
+
+  /// Calls visit(key, value) for every entry: once for each that is there all the while, once or not at all for those
+  /// that come or go meanwhile. `visit` may use the index. Damaged records are left out.
+  template <class Visit>
+  void for_each(Visit&& visit) const;
+  /// Number of entries. Exact when no writer is active. After a crash the first call counts them (writers wait).
+  [[nodiscard]] std::uint64_t size() const;
+  [[nodiscard]] IndexStats stats() const;
+  /// Scans everything: each entry sound, where it belongs, and there once. Needs the index for itself.
+  [[nodiscard]] IndexCheck check() const;
+  [[nodiscard]] const HashSeed& seed() const noexcept { return hasher_.seed(); }
+
+ private:
+  static constexpr bool kReadersPersist = !M::kVisibleIsDurable;
+  static constexpr unsigned kBatch = 32;        // Keys that share a fence.
+  static constexpr unsigned kDepthMask = 63;    // Low bits of a directory entry: segments are line-aligned.
+
+  /// Where a key lives, from its hash.
+  struct Place {
+    std::uint64_t fingerprint;
+    unsigned word;         // of the home group
+    std::uint64_t group;   // in the segment
+    std::uint64_t other;   // group, too
+    std::uint64_t segment; // bits that choose the segment
+  };
+  /// A segment as the directory knows it: its memory and its depth in one word.
+  struct Segment {
+    std::uint64_t packed = 0;
+    [[nodiscard]] std::byte* base() const noexcept {
+      return reinterpret_cast<std::byte*>(packed & ~static_cast<std::uint64_t>(kDepthMask));
+    }
+    [[nodiscard]] unsigned depth() const noexcept { return static_cast<unsigned>(packed & kDepthMask); }
+    [[nodiscard]] std::uint64_t number(std::uint64_t bits) const noexcept { return bits & ((1ULL << depth()) - 1); }
+    friend bool operator==(const Segment&, const Segment&) = default;
+  };
+  /// The volatile directory. Replaced by one twice as long when it must grow; old ones stay for readers in them.
+  struct Directory {
+    explicit Directory(unsigned bits)
+        : depth(bits), entries(std::make_unique<std::atomic<std::uint64_t>[]>(1ULL << bits)) {}
+    unsigned depth;
+    std::unique_ptr<std::atomic<std::uint64_t>[]> entries;
+    [[nodiscard]] std::uint64_t mask() const noexcept { return (1ULL << depth) - 1; }
+  };
+  /// An occupied lane and its record.
+  struct Slot {
+    Word* word = nullptr;
+    unsigned lane = 0;
+    IndexRecord* record = nullptr;
+    std::uint64_t group = 0;
+    explicit operator bool() const noexcept { return record != nullptr; }
+  };
+  struct alignas(kLineBytes) Shard {
+    std::atomic<std::int64_t> entries{0};
+    std::atomic<std::uint64_t> reader_persists{0};
+  };
+  static constexpr unsigned kShards = 16;
+
+  /// Volatile state that does not move with the object.
+  struct Shared {
+    Shared(std::uint64_t groups, std::uint64_t all) : locks(groups, all) {}
+    detail::GroupLocks locks;
+    std::array<Shard, kShards> shards;
+    std::atomic<const Directory*> directory{nullptr};
+    std::atomic<bool> growing{false};  // The lock of what follows, and of directory commits.
+    std::vector<std::unique_ptr<Directory>> directories;
+    std::vector<Region> chunks;
+    std::vector<std::uint64_t> chunk_starts;  // First slot of each chunk, and the one after the last.
+    std::vector<std::uint64_t> free_slots;
+    std::uint64_t next_slot = 0;
+    std::uint64_t segments = 0;
+    std::atomic<std::uint64_t> splits{0};
+    std::atomic<std::uint64_t> split_ns_max{0};
+    std::atomic<std::uint64_t> refusals{0};
+    std::mutex recount;
+    std::atomic<bool> base_known{true};
+    std::atomic<std::int64_t> base{0};
+  };
+  class GrowthLock;
+  class Writer;
+
+  KvIndex(Region meta, IndexMemory memory, const IndexHeader& header, M media);
+
+  [[nodiscard]] static Status check_options(const IndexOptions& options);
+  [[nodiscard]] static IndexHeader header_for(const IndexOptions& options);
+  [[nodiscard]] static Status check_header(const Region& meta, IndexHeader& header);
+  [[nodiscard]] Result<IndexRecovery> recover();
+  [[nodiscard]] Status make_first_segments();
+  [[nodiscard]] static IndexMemory memory_of(Pool& pool, std::string_view name);
+
+  [[nodiscard]] IndexState& state() const noexcept {
+    return *reinterpret_cast<IndexState*>(meta_.at(kIndexStateOffset));
+  }
+  [[nodiscard]] Word& directory_at(std::uint64_t segment) const noexcept {
+    return *reinterpret_cast<Word*>(meta_.at(kIndexDirectoryOffset + segment * sizeof(Word)));
+  }
+  [[nodiscard]] std::uint64_t chunk_slots(std::uint64_t before) const noexcept;
+  [[nodiscard]] std::byte* memory_at(std::uint64_t slot) const noexcept;
+  [[nodiscard]] Status add_chunk(bool may_create) const;
+
+  [[nodiscard]] Place place_of(const IndexKey& key) const noexcept;
+  [[nodiscard]] Segment segment_of(const Place& place) const noexcept {
+    const Directory* directory = shared_->directory.load(std::memory_order_acquire);
+    return {directory->entries[place.segment & directory->mask()].load(std::memory_order_acquire)};
+  }
+  [[nodiscard]] Word* words_of(Segment segment, std::uint64_t group) const noexcept {
+    return reinterpret_cast<Word*>(segment.base() + group * kLineBytes);
+  }
+  [[nodiscard]] IndexRecord* records_of(Segment segment, std::uint64_t group) const noexcept {
+    return reinterpret_cast<IndexRecord*>(segment.base() + groups_ * kLineBytes) + group * kGroupLanes;
+  }
+  [[nodiscard]] std::uint64_t lock_of(Segment segment, const Place& place, std::uint64_t group) const noexcept {
+    return shared_->locks.of(segment.number(place.segment) * groups_ + group);
+  }
+  [[nodiscard]] Shard& shard() const noexcept;
+
+  // Reading.
+  [[nodiscard]] IndexKey key_of(const IndexRecord& record) const noexcept {
+    return {media_.load(record.key[0]), media_.load(record.key[1])};
+  }
+  [[nodiscard]] std::array<std::uint64_t, 2> value_of(const IndexRecord& record, unsigned slot) const noexcept {
+    return {media_.load(record.values[slot][0]), media_.load(record.values[slot][1])};
+  }
+  /// What one get has seen so far.
+  struct Reading {
+    GetResult result;
+    bool far = false;  // the other group, too
+  };
+  [[nodiscard]] bool read_record(const IndexRecord& record, const IndexKey& key, Reading& reading) const;
+  [[nodiscard]] bool read_word(std::uint64_t word, std::uint64_t pattern, const IndexRecord* records,
+                               const IndexKey& key, Reading& reading) const;
+  void read_segment(Segment segment, const IndexKey& key, const Place& place, Reading& reading) const;
+  [[nodiscard]] GetResult get_at(const IndexKey& key, const Place& place) const;
+  [[nodiscard]] bool is_unsettled(Segment segment, const Place& place, bool far) const noexcept;
+  void persist_read(Segment segment, const Place& place, bool far) const;
+  void prefetch_records(std::span<const Place> places) const;
+
+  // Writing, under the locks that `writer` holds.
+  /// What a writer knows of a key when it holds the locks that it needs.
+  struct Site {
+    Segment segment;
+    Slot slot;          // the key's entry, if there is one
+    bool both = false;  // the other group is locked, too
+  };
+  enum class Inserted : std::uint8_t { kYes, kNoRoom, kNeedsBothLocks };
+  [[nodiscard]] Slot find_in(Segment segment, std::uint64_t group, unsigned first, unsigned last,
+                             std::uint64_t pattern, const IndexKey& key) const;
+  [[nodiscard]] Site lock_and_find(Writer& writer, const IndexKey& key, const Place& place, bool both) const;
+  [[nodiscard]] bool lock_other(Writer& writer, const Place& place, Site& site) const;
+  [[nodiscard]] int roomiest(Segment segment, std::uint64_t group) const;
+  [[nodiscard]] PutResult put_with(Writer& writer, const IndexKey& key, const Place& place, const IndexValue& value);
+  [[nodiscard]] Inserted insert_at(Writer& writer, const IndexKey& key, const Place& place, const IndexValue& value,
+                                   Site& site);
+  void fill(Writer& writer, const Place& place, const Site& site, std::uint64_t group, unsigned v, const IndexKey& key,
+            const IndexValue& value);
+  void update(Writer& writer, const Place& place, const Site& site, const IndexKey& key, const IndexValue& value);
+  void remove(Writer& writer, const Place& place, const Site& site);
+  [[nodiscard]] bool holds_value(const Slot& slot, const IndexValue& expected) const;
+  [[nodiscard]] bool scrub(Writer& writer, const Place& place, const Site& site);
+  void count(std::int64_t by) const noexcept { shard().entries.fetch_add(by, std::memory_order_relaxed); }
+
+  // Growth.
+  struct SplitPlan;
+  [[nodiscard]] std::byte* take_slot(std::uint64_t& slot);
+  void give_slot_back(std::uint64_t slot);
+  [[nodiscard]] bool split(Segment segment, const Place& place);
+  void plan_split(Segment segment, std::uint64_t number, SplitPlan& plan) const;
+  void copy_movers(Segment from, Segment to, const SplitPlan& plan) const;
+  void commit_split(std::uint64_t number, Segment from, Segment to, std::uint64_t slot);
+  void clean_up(Segment segment, const SplitPlan& plan) const;
+  /// Is there an entry in that lane: live, of this segment, and where its key may be? Tells its place if it is live.
+  [[nodiscard]] bool is_entry(Segment segment, std::uint64_t number, std::uint64_t group, std::uint64_t fingerprint,
+                              const IndexRecord& record, Place& place) const;
+  template <class Visit>
+  void for_each_lane(Segment segment, Visit&& visit) const;
+  [[nodiscard]] static std::uint64_t next_cursor(std::uint64_t cursor, unsigned depth) noexcept;
+  template <class Visit>
+  void for_each_segment(Visit&& visit) const;
+
+  [[no_unique_address]] M media_;
+  KeyHasher hasher_;
+  std::uint64_t groups_;
+  std::uint64_t initial_segments_;
+  std::uint64_t segments_max_;
+  unsigned directory_depth_max_;
+  Region meta_;
+  IndexMemory memory_;
+  std::unique_ptr<Shared> shared_;
+};
+
+template <Media M>
+struct KvIndex<M>::Opened {
+  KvIndex index;
+  IndexRecovery report;
+};
+
+}  // namespace dunnock
+
+#include "dunnock/index/detail/kv_index_life.hpp"    // IWYU pragma: export
+#include "dunnock/index/detail/kv_index_ops.hpp"     // IWYU pragma: export
+#include "dunnock/index/detail/kv_index_growth.hpp"  // IWYU pragma: export

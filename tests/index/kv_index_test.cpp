@@ -1,0 +1,299 @@
+// The index as one user sees it: answers, values, growth, bounds, files, bad input.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "dunnock/index/kv_index.hpp"
+#include "support/seed.hpp"
+
+namespace dunnock {
+namespace {
+
+using Index = KvIndex<DramMedia>;
+
+IndexKey key_of(std::uint64_t n) { return {n * 0x9e3779b97f4a7c15ULL, n}; }
+IndexOptions small(std::uint64_t segments_max = 64, std::uint32_t groups = 4) {
+  return {.entries = 0, .bytes_max = segments_max * Index::segment_bytes(groups), .segment_groups = groups,
+          .seed = HashSeed::from(7)};
+}
+Index make(const IndexOptions& options) {
+  auto index = Index::create_volatile(options);
+  EXPECT_TRUE(index) << (index ? "" : index.error().message);
+  return std::move(*index);
+}
+std::string sentences(const IndexCheck& report) {
+  std::string all;
+  for (const std::string& one : report.violations) all += one + "\n";
+  return all;
+}
+
+TEST(KvIndex, answers_what_was_put) {
+  Index index = make(small());
+  EXPECT_FALSE(index.get(key_of(1)));
+  EXPECT_EQ(index.put(key_of(1), IndexValue::of(10)), PutResult::kInserted);
+  EXPECT_EQ(index.put(key_of(1), IndexValue::of(11)), PutResult::kReplaced);
+  const GetResult found = index.get(key_of(1));
+  ASSERT_TRUE(found);
+  EXPECT_EQ(found.value.number(), 11u);
+  EXPECT_TRUE(index.erase(key_of(1)));
+  EXPECT_FALSE(index.erase(key_of(1)));
+  EXPECT_FALSE(index.get(key_of(1)));
+  EXPECT_EQ(index.size(), 0u);
+}
+
+TEST(KvIndex, keeps_values_of_every_length_and_locators) {
+  Index index = make(small());
+  std::array<std::byte, 16> bytes;
+  for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i + 1);
+  for (std::size_t length = 0; length <= bytes.size(); ++length) {
+    index.put(key_of(length), IndexValue::of(std::span(bytes).first(length)));
+  }
+  const Locator locator{0x0123456789abcdefULL, 77, 0xdeadbeef};
+  index.put(key_of(100), IndexValue::of(locator));
+  for (std::size_t length = 0; length <= bytes.size(); ++length) {
+    const GetResult found = index.get(key_of(length));
+    ASSERT_TRUE(found);
+    EXPECT_FALSE(found.value.is_locator());
+    EXPECT_TRUE(std::ranges::equal(found.value.bytes(), std::span(bytes).first(length)));
+  }
+  const GetResult found = index.get(key_of(100));
+  ASSERT_TRUE(found);
+  ASSERT_TRUE(found.value.is_locator());
+  EXPECT_EQ(found.value.locator(), locator);
+}
+
+TEST(KvIndex, replaces_and_erases_only_the_expected_value) {
+  Index index = make(small());
+  index.put(key_of(1), IndexValue::of(10));
+  EXPECT_FALSE(index.replace_if(key_of(1), IndexValue::of(9), IndexValue::of(12)));
+  EXPECT_FALSE(index.replace_if(key_of(2), IndexValue::of(10), IndexValue::of(12)));
+  EXPECT_FALSE(index.replace_if(key_of(1), IndexValue::of(Locator{10, 0, 0}), IndexValue::of(12)));
+  EXPECT_TRUE(index.replace_if(key_of(1), IndexValue::of(10), IndexValue::of(12)));
+  EXPECT_FALSE(index.erase_if(key_of(1), IndexValue::of(10)));
+  EXPECT_TRUE(index.erase_if(key_of(1), IndexValue::of(12)));
+  EXPECT_FALSE(index.get(key_of(1)));
+}
+
+/// The same random operations on the index and on a std::map; small segments, so that it splits all the time.
+TEST(KvIndex, behaves_as_a_map_does_while_it_grows) {
+  const std::uint64_t seed = test::seed();
+  std::mt19937_64 random(seed);
+  Index index = make(small(512, 2u << random() % 3));
+  std::map<std::uint64_t, std::uint64_t> model;
+  for (unsigned step = 0; step < 60000; ++step) {
+    const std::uint64_t n = random() % 12000;
+    const std::uint64_t value = random();
+    switch (random() % 8) {
+      case 0: ASSERT_EQ(index.erase(key_of(n)), model.erase(n) == 1); break;
+      case 1: {
+        const auto at = model.find(n);
+        const std::uint64_t expected = at != model.end() && random() % 2 == 0 ? at->second : random();
+        const bool replaced = index.replace_if(key_of(n), IndexValue::of(expected), IndexValue::of(value));
+        ASSERT_EQ(replaced, at != model.end() && at->second == expected);
+        if (replaced) at->second = value;
+        break;
+      }
+      case 2:
+      case 3: {
+        const GetResult found = index.get(key_of(n));
+        const auto at = model.find(n);
+        ASSERT_EQ(static_cast<bool>(found), at != model.end());
+        if (found) ASSERT_EQ(found.value.number(), at->second);
+        if (found) ASSERT_TRUE(index.may_contain(key_of(n)));
+        break;
+      }
+      default: {
+        const PutResult result = index.put(key_of(n), IndexValue::of(value));
+        ASSERT_EQ(result, model.contains(n) ? PutResult::kReplaced : PutResult::kInserted) << step;
+        model[n] = value;
+      }
+    }
+  }
+  const IndexCheck report = index.check();
+  EXPECT_TRUE(report.ok()) << sentences(report);
+  EXPECT_EQ(report.entries, model.size());
+  EXPECT_EQ(report.dead_lanes, 0u) << "splits leave lanes behind";
+  EXPECT_EQ(index.size(), model.size());
+  std::map<std::uint64_t, std::uint64_t> seen;
+  index.for_each([&](const IndexKey& key, const IndexValue& value) {
+    EXPECT_TRUE(seen.emplace(key.high, value.number()).second) << "visited twice";
+  });
+  EXPECT_EQ(seen, model);
+  EXPECT_GT(index.stats().splits, 10u);
+}
+
+TEST(KvIndex, bulk_calls_do_what_single_calls_do) {
+  const std::uint64_t seed = test::seed();
+  std::mt19937_64 random(seed);
+  Index one = make(small(256));
+  Index many = make(small(256));
+  for (unsigned round = 0; round < 60; ++round) {
+    std::vector<Index::Entry> entries;
+    std::vector<IndexKey> keys;
+    for (unsigned i = 0; i < random() % 300; ++i) {
+      entries.push_back({key_of(random() % 8000), IndexValue::of(random())});
+      keys.push_back(key_of(random() % 8000));
+    }
+    std::vector<PutResult> put(entries.size());
+    many.put_bulk(entries, put.data());
+    for (std::size_t i = 0; i < entries.size(); ++i) ASSERT_EQ(put[i], one.put(entries[i].key, entries[i].value));
+    std::vector<GetResult> got(keys.size());
+    const std::size_t found = many.get_bulk(keys, got.data());
+    std::size_t expected = 0;
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+      const GetResult single = one.get(keys[i]);
+      expected += single ? 1 : 0;
+      ASSERT_EQ(static_cast<bool>(got[i]), static_cast<bool>(single));
+      if (single) ASSERT_EQ(got[i].value, single.value);
+    }
+    ASSERT_EQ(found, expected);
+    if (round % 3 == 0) {
+      std::vector<std::uint8_t> erased(keys.size());
+      many.erase_bulk(keys, erased.data());
+      for (std::size_t i = 0; i < keys.size(); ++i) ASSERT_EQ(erased[i] != 0, one.erase(keys[i]));
+    }
+  }
+  EXPECT_EQ(one.size(), many.size());
+  EXPECT_TRUE(many.check().ok()) << sentences(many.check());
+}
+
+TEST(KvIndex, says_full_and_keeps_what_it_holds) {
+  Index index = make(small(3));
+  std::uint64_t held = 0;
+  while (index.put(key_of(held), IndexValue::of(held)) == PutResult::kInserted) ++held;
+  EXPECT_EQ(index.stats().segments, 3u);
+  EXPECT_GT(static_cast<double>(held), 0.5 * 3 * 160);
+  EXPECT_EQ(index.put(key_of(held), IndexValue::of(1)), PutResult::kFull);
+  EXPECT_EQ(index.put(key_of(0), IndexValue::of(77)), PutResult::kReplaced) << "a key that is there needs no room";
+  for (std::uint64_t n = 1; n < held; ++n) ASSERT_EQ(index.get(key_of(n)).value.number(), n);
+  for (std::uint64_t n = 0; n < held; ++n) ASSERT_TRUE(index.erase(key_of(n)));
+  EXPECT_EQ(index.put(key_of(held), IndexValue::of(1)), PutResult::kInserted);
+  EXPECT_TRUE(index.check().ok()) << sentences(index.check());
+}
+
+TEST(KvIndex, segments_are_seven_tenths_full_when_they_split) {
+  IndexOptions options = small(1, 256);
+  options.seed = HashSeed::from(test::seed());
+  Index index = make(options);
+  std::uint64_t held = 0;
+  while (index.put(key_of(held), IndexValue::of(held)) == PutResult::kInserted) ++held;
+  EXPECT_GT(static_cast<double>(held) / (256 * 40), 0.70);
+}
+
+TEST(KvIndex, false_positives_of_the_filter_in_it_are_rare) {
+  Index index = make({.entries = 1 << 17, .segment_groups = 256, .seed = HashSeed::from(3)});
+  for (std::uint64_t n = 0; n < 1 << 17; ++n) index.put(key_of(n), IndexValue::of(n));
+  unsigned positives = 0;
+  for (std::uint64_t n = 0; n < 100000; ++n) positives += index.may_contain(key_of((1 << 20) + n)) ? 1 : 0;
+  EXPECT_LT(positives, 2000u);
+}
+
+class KvIndexFile : public ::testing::Test {
+ protected:
+  void SetUp() override { std::filesystem::remove(path_); }
+  void TearDown() override { std::filesystem::remove(path_); }
+  std::string path_ = (std::filesystem::temp_directory_path() / ("kv_index_test." + std::to_string(getpid()))).string();
+};
+
+TEST_F(KvIndexFile, is_there_again_after_reopening) {
+  using Durable = KvIndex<ProcessMedia>;
+  const IndexOptions options{.entries = 100, .bytes_max = 40 << 20, .segment_groups = 16, .seed = HashSeed::from(1)};
+  for (const bool clean : {true, false}) {
+    std::filesystem::remove(path_);
+    {
+      auto pool = Pool::create(path_, {.bytes = 64 << 20});
+      ASSERT_TRUE(pool) << pool.error().message;
+      auto index = Durable::create(*pool, "map", options, {});
+      ASSERT_TRUE(index) << index.error().message;
+      for (std::uint64_t n = 0; n < 20000; ++n) ASSERT_NE(index->put(key_of(n), IndexValue::of(n)), PutResult::kFull);
+      if (clean) index->close();
+    }
+    auto pool = Pool::open(path_);
+    ASSERT_TRUE(pool) << pool.error().message;
+    auto opened = Durable::open(*pool, "map", {});
+    ASSERT_TRUE(opened) << opened.error().message;
+    EXPECT_EQ(opened->report.clean_shutdown, clean);
+    EXPECT_GT(opened->report.segments, 30u);
+    EXPECT_EQ(opened->index.size(), 20000u);
+    for (std::uint64_t n = 0; n < 20000; ++n) ASSERT_EQ(opened->index.get(key_of(n)).value.number(), n);
+    EXPECT_TRUE(opened->index.check().ok()) << sentences(opened->index.check());
+    for (std::uint64_t n = 20000; n < 30000; ++n) ASSERT_NE(opened->index.put(key_of(n), IndexValue::of(n)), PutResult::kFull);
+    EXPECT_TRUE(opened->index.check().ok()) << sentences(opened->index.check());
+  }
+}
+
+TEST_F(KvIndexFile, refuses_what_is_not_an_index) {
+  using Durable = KvIndex<ProcessMedia>;
+  auto pool = Pool::create(path_, {.bytes = 64 << 20});
+  ASSERT_TRUE(pool);
+  EXPECT_EQ(Durable::open(*pool, "none", {}).error().code, ErrorCode::kNotFound);
+  const IndexOptions options{.entries = 100, .bytes_max = 16 << 20, .segment_groups = 16, .seed = HashSeed::from(1)};
+  ASSERT_TRUE(Durable::create(*pool, "map", options, {}));
+  EXPECT_EQ(Durable::create(*pool, "map", options, {}).error().code, ErrorCode::kAlreadyExists);
+  EXPECT_EQ(Durable::create(*pool, "big", {.entries = 100'000'000}, {}).error().code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(Durable::create(*pool, "big", {.entries = 1'000'000, .bytes_max = 1 << 30}, {}).error().code,
+            ErrorCode::kNoSpace);
+  EXPECT_EQ(Durable::open(*pool, "big", {}).error().code, ErrorCode::kNotFound) << "nothing is left of it";
+  EXPECT_EQ(Durable::create(*pool, "odd", {.segment_groups = 3}, {}).error().code, ErrorCode::kInvalidArgument);
+
+  auto meta = pool->open_region("map.meta");
+  ASSERT_TRUE(meta);
+  auto* header = reinterpret_cast<IndexHeader*>(meta->at(0));
+  const IndexHeader good = *header;
+  const auto refused = [&] { return Durable::open(*pool, "map", {}).error().code; };
+  header->magic ^= 1;
+  EXPECT_EQ(refused(), ErrorCode::kWrongLayout);
+  *header = good;
+  header->format_version = 99;
+  EXPECT_EQ(refused(), ErrorCode::kWrongVersion);
+  *header = good;
+  header->segments_max += 1;
+  EXPECT_EQ(refused(), ErrorCode::kCorrupt);
+  *header = good;
+  auto* directory = reinterpret_cast<std::uint64_t*>(meta->at(kIndexDirectoryOffset));
+  directory[0] ^= 1ULL << 40;
+  EXPECT_EQ(refused(), ErrorCode::kCorrupt);
+  directory[0] ^= 1ULL << 40;
+  const std::uint64_t first = std::exchange(directory[0], 0);
+  EXPECT_EQ(refused(), ErrorCode::kCorrupt);
+  directory[0] = first;
+  EXPECT_TRUE(Durable::open(*pool, "map", {}));
+}
+
+TEST_F(KvIndexFile, finds_a_damaged_record_and_never_returns_it) {
+  using Durable = KvIndex<ProcessMedia>;
+  auto pool = Pool::create(path_, {.bytes = 64 << 20});
+  ASSERT_TRUE(pool);
+  const IndexOptions options{.entries = 100, .bytes_max = 16 << 20, .segment_groups = 2, .seed = HashSeed::from(1)};
+  auto index = Durable::create(*pool, "map", options, {});
+  ASSERT_TRUE(index);
+  index->put(key_of(5), IndexValue::of(0x1122334455667788));
+  auto chunk = pool->open_region("map.s0");
+  ASSERT_TRUE(chunk);
+  unsigned found = 0;
+  for (std::uint64_t offset = 0; offset + sizeof(IndexRecord) <= chunk->bytes(); offset += sizeof(IndexRecord)) {
+    auto* words = reinterpret_cast<std::uint64_t*>(chunk->at(offset));
+    if (words[1] != key_of(5).low || words[2] != key_of(5).high) continue;
+    for (unsigned bit = 0; bit < 64 * 5; ++bit) {  // control, key, the value that holds
+      words[bit / 64] ^= 1ULL << (bit % 64);
+      const GetResult result = index->get(key_of(5));
+      EXPECT_NE(result.state, GetState::kFound) << "bit " << bit;
+      if (bit != 0) EXPECT_EQ(result.state, GetState::kDamaged) << "bit " << bit;
+      words[bit / 64] ^= 1ULL << (bit % 64);
+    }
+    words[4] ^= 1;
+    EXPECT_EQ(index->check().damaged, 1u);
+    words[4] ^= 1;
+    ++found;
+  }
+  EXPECT_EQ(found, 1u);
+  EXPECT_TRUE(index->get(key_of(5)));
+}
+
+}  // namespace
+}  // namespace dunnock
