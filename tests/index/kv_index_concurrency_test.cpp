@@ -22,8 +22,8 @@ constexpr std::uint64_t kSteps = 80000;
 
 template <class M>
 KvIndex<M> make() {
-  auto index = KvIndex<M>::create_volatile({.bytes_max = 2048 * KvIndex<M>::segment_bytes(4), .segment_groups = 4,
-                                            .seed = HashSeed::from(test::seed())});
+  auto index = KvIndex<M>::create_volatile(
+      {.bytes_max = 2048 * KvIndex<M>::segment_bytes(4), .segment_groups = 4, .seed = HashSeed::from(test::seed())});
   EXPECT_TRUE(index);
   return std::move(*index);
 }

@@ -18,7 +18,9 @@ using Index = KvIndex<DramMedia>;
 
 IndexKey key_of(std::uint64_t n) { return {n * 0x9e3779b97f4a7c15ULL, n}; }
 IndexOptions small(std::uint64_t segments_max = 64, std::uint32_t groups = 4) {
-  return {.entries = 0, .bytes_max = segments_max * Index::segment_bytes(groups), .segment_groups = groups,
+  return {.entries = 0,
+          .bytes_max = segments_max * Index::segment_bytes(groups),
+          .segment_groups = groups,
           .seed = HashSeed::from(7)};
 }
 Index make(const IndexOptions& options) {
@@ -222,7 +224,8 @@ TEST_F(KvIndexFile, is_there_again_after_reopening) {
     EXPECT_EQ(opened->index.size(), 20000u);
     for (std::uint64_t n = 0; n < 20000; ++n) ASSERT_EQ(opened->index.get(key_of(n)).value.number(), n);
     EXPECT_TRUE(opened->index.check().ok()) << sentences(opened->index.check());
-    for (std::uint64_t n = 20000; n < 30000; ++n) ASSERT_NE(opened->index.put(key_of(n), IndexValue::of(n)), PutResult::kFull);
+    for (std::uint64_t n = 20000; n < 30000; ++n)
+      ASSERT_NE(opened->index.put(key_of(n), IndexValue::of(n)), PutResult::kFull);
     EXPECT_TRUE(opened->index.check().ok()) << sentences(opened->index.check());
   }
 }

@@ -107,6 +107,9 @@ class Walk {
 /// Explores one record.
 class Exploration {
  public:
+  static constexpr std::size_t kAllImages = ~std::size_t{0};
+  static constexpr std::size_t kImagesOfUnseen = 4;
+
   Exploration(Subject& subject, const ExploreOptions& options, ExploreResult& result)
       : subject_(subject),
         options_(options),
@@ -128,7 +131,8 @@ class Exploration {
       ++result_.moments;
       const std::uint32_t newest =
           stored && !options_.eadr ? event.word / static_cast<std::uint32_t>(kWordsPerLine) : kNoLine;
-      if (!images(walk, newest, fixed_moment.value_or(i + 1), fixed_moment ? i + 1 : 0)) return false;
+      const std::size_t most = stored && subject_.is_unseen(event.point) ? kImagesOfUnseen : kAllImages;
+      if (!images(walk, newest, fixed_moment.value_or(i + 1), fixed_moment ? i + 1 : 0, most)) return false;
     }
     return true;
   }
@@ -141,7 +145,8 @@ class Exploration {
   }
 
   /// All images, or a sample, of one moment. `newest`: the line of the latest store, which all of them hold.
-  bool images(const Walk& walk, std::uint32_t newest, std::size_t moment, std::size_t more) {
+  /// `most`: no more than that, all of them random.
+  bool images(const Walk& walk, std::uint32_t newest, std::size_t moment, std::size_t more, std::size_t most) {
     const std::vector<std::uint32_t>& open = walk.open_lines();
     std::vector<std::size_t> low(open.size(), 0), high(open.size()), prefix;
     double combinations = 1;
@@ -150,7 +155,7 @@ class Exploration {
       if (open[i] == newest) low[i] = high[i];
       combinations *= static_cast<double>(high[i] - low[i] + 1);
     }
-    if (combinations <= static_cast<double>(options_.images_per_moment)) {
+    if (combinations <= static_cast<double>(std::min(options_.images_per_moment, most))) {
       prefix = low;
       for (;;) {
         if (!one(walk, prefix, moment, more)) return false;
@@ -164,6 +169,14 @@ class Exploration {
       }
     }
     ++result_.moments_sampled;
+    if (most != kAllImages) {
+      prefix = low;
+      for (std::size_t n = 0; n < most; ++n) {
+        for (std::size_t i = 0; i < open.size(); ++i) prefix[i] = low[i] + random_() % (high[i] - low[i] + 1);
+        if (!one(walk, prefix, moment, more)) return false;
+      }
+      return true;
+    }
     if (!one(walk, low, moment, more) || !one(walk, high, moment, more)) return false;
     for (std::size_t i = 0; i < open.size(); ++i) {  // One line ahead of the others, and one behind.
       prefix = low;

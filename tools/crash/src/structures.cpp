@@ -1,8 +1,10 @@
 #include "structures.hpp"
 
 #include "dunnock/filter/points.hpp"
+#include "dunnock/index/index_points.hpp"
 #include "filter_kill.hpp"
 #include "filter_subject.hpp"
+#include "index_subject.hpp"
 
 namespace dunnock::crash {
 namespace {
@@ -54,9 +56,9 @@ std::vector<Mutant> filter_mutants() {
   add(Kind::kDropFlush, "no flush", {kReaderPersist, kSpillMark});
   add(Kind::kFlushTooEarly, "flush before store", flushes);
   add(Kind::kDropFence, "no fence",
-      {kHome,         kSpill,        kOverflowMark,  kOverflow,      kErase,         kLogArm,
-       kKickFence,    kLogRetire,    kGroupFence,    kReaderPersist, kFormatFields,  kFormatMagic,
-       kRecoverFence, kRecoverRetire, kCloseClean,   kOpenDirty,     kClearBegin,    kClearWord,
+      {kHome,         kSpill,         kOverflowMark, kOverflow,      kErase,          kLogArm,
+       kKickFence,    kLogRetire,     kGroupFence,   kReaderPersist, kFormatFields,   kFormatMagic,
+       kRecoverFence, kRecoverRetire, kCloseClean,   kOpenDirty,     kClearBegin,     kClearWord,
        kClearEnd,     kBulkMarkFence, kBulkArmFence, kBulkMoveFence, kBulkRetireFence});
   const auto late = [&all](Kind kind, Point point, Point until, const char* what) {
     all.push_back({what, {kind, point, until}});
@@ -77,11 +79,60 @@ std::vector<Mutant> filter_mutants() {
   return all;
 }
 
+std::unique_ptr<Subject> index_subject(std::uint64_t seed, unsigned threads, unsigned operations, unsigned, bool eadr) {
+  const FilterWorkload workload{seed, threads, operations};
+  if (eadr) return std::make_unique<IndexSubject<SimEadrMedia>>(workload);
+  return std::make_unique<IndexSubject<SimMedia>>(workload);
+}
+
+/// Not in the list because they are no bugs: the stores that free lanes (EraseLane, ScrubLane, CleanWord) and records
+/// of the old segment (CleanRecord) may be lost, since a lane without an entry means nothing, and are not flushed.
+/// That they happen is checked where nobody crashes.
+std::vector<Mutant> index_mutants() {
+  using namespace index_point;
+  using Kind = Mutation::Kind;
+  std::vector<Mutant> all;
+  const auto add = [&all](Kind kind, const char* what, std::initializer_list<Point> points) {
+    for (const Point point : points)
+      all.push_back({std::string(what) + " " + std::string(name(point)), {kind, point, {}}});
+  };
+  add(Kind::kDropStore, "no store",
+      {kResetRecord, kRecordFields, kRecordLive,  kGroupMark,  kFarMark,    kLane,        kUpdateFields, kUpdateLive,
+       kEraseRecord, kEraseLane,    kSplitRecord, kSplitWord,  kDepth,      kSplitCommit, kCleanRecord,  kCleanWord,
+       kScrubLane,   kFormatFields, kFormatMagic, kCloseCount, kCloseClean, kOpenDirty});
+  const auto flushes = {kResetRecord,  kRecordLive,  kFarMark,    kLane,     kUpdateLive,
+                        kEraseRecord,  kSplitRecord, kSplitWord,  kDepth,    kSplitCommit,
+                        kFormatFields, kFormatMagic, kCloseClean, kOpenDirty};
+  add(Kind::kDropFlush, "no flush", flushes);
+  add(Kind::kDropFlush, "no flush", {kReadPersist});
+  add(Kind::kFlushTooEarly, "flush before store", flushes);
+  add(Kind::kDropFence, "no fence",
+      {kResetRecord, kFarMark, kPutFence, kUpdateLive, kEraseRecord, kBatchFence, kReadPersist, kSplitFence, kDepth,
+       kSplitCommit, kFormatFields, kFormatMagic, kCloseClean, kOpenDirty});
+  const auto late = [&all](Kind kind, Point point, Point until, const char* what) {
+    all.push_back({what, {kind, point, until}});
+  };
+  late(Kind::kStoreTooLate, kRecordFields, kRecordLive, "record live before it is filled");
+  late(Kind::kStoreTooLate, kUpdateFields, kUpdateLive, "value switched before it is there");
+  late(Kind::kStoreTooLate, kGroupMark, kLane, "spill mark after the spilled entry");
+  late(Kind::kStoreTooLate, kFarMark, kLane, "overflow mark after the overflowed entry");
+  late(Kind::kFlushTooLate, kFarMark, kPutFence, "overflow mark durable only with the entry");
+  late(Kind::kStoreTooLate, kSplitRecord, kSplitCommit, "records copied after the new segment exists");
+  late(Kind::kStoreTooLate, kSplitWord, kSplitCommit, "words copied after the new segment exists");
+  late(Kind::kFlushTooLate, kSplitRecord, kSplitCommit, "records durable only after the new segment exists");
+  late(Kind::kFlushTooLate, kSplitWord, kSplitCommit, "words durable only after the new segment exists");
+  late(Kind::kStoreTooLate, kDepth, kSplitCommit, "depth after the segment that needs it");
+  late(Kind::kFlushTooLate, kDepth, kSplitCommit, "depth durable only with the segment that needs it");
+  late(Kind::kStoreTooLate, kFormatFields, kFormatMagic, "header filled after its magic word");
+  return all;
+}
+
 }  // namespace
 
 const std::vector<Structure>& structures() {
   static const std::vector<Structure> kAll = {
-      {"filter", filter_subject, filter_mutants, filter_point::name, kill_filter, corrupt_filter}};
+      {"filter", filter_subject, filter_mutants, filter_point::name, kill_filter, corrupt_filter},
+      {"index", index_subject, index_mutants, index_point::name, {}, {}}};
   return kAll;
 }
 

@@ -109,7 +109,7 @@ struct IndexHeader {
   std::uint64_t directory_depth;   // the directory has 2^directory_depth words
   HashSeed seed;                   // 32 B
   std::array<std::uint64_t, 6> zero;
-  std::uint64_t checksum;          // XXH3 of the 112 bytes between magic and this
+  std::uint64_t checksum;  // XXH3 of the 112 bytes between magic and this
 };
 static_assert(sizeof(IndexHeader) == 128 && std::is_trivially_copyable_v<IndexHeader>);
 

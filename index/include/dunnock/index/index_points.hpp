@@ -8,32 +8,32 @@
 namespace dunnock::index_point {
 
 // A put of a new key.
-inline constexpr Point kResetRecord{1};    // store/flush/fence: what a crash left in the line is no entry
-inline constexpr Point kRecordFields{2};   // store: key and value (same line as kRecordLive)
-inline constexpr Point kRecordLive{3};     // store/flush: the line holds the entry
-inline constexpr Point kGroupMark{4};      // store: the home bucket says that it has spilled (same line as kLane)
-inline constexpr Point kFarMark{5};        // store/flush/fence: the home bucket says that it has overflowed
-inline constexpr Point kLane{6};           // store/flush: a lane points to the line
-inline constexpr Point kPutFence{7};       // fence: line and lane are durable
+inline constexpr Point kResetRecord{1};   // store/flush/fence: what a crash left in the line is no entry
+inline constexpr Point kRecordFields{2};  // store: key and value (same line as kRecordLive)
+inline constexpr Point kRecordLive{3};    // store/flush: the line holds the entry
+inline constexpr Point kGroupMark{4};     // store: the home bucket says that it has spilled (same line as kLane)
+inline constexpr Point kFarMark{5};       // store/flush/fence: the home bucket says that it has overflowed
+inline constexpr Point kLane{6};          // store/flush: a lane points to the line
+inline constexpr Point kPutFence{7};      // fence: line and lane are durable
 // A put of a key that is there, replace_if.
-inline constexpr Point kUpdateFields{8};   // store: the other value (same line as kUpdateLive)
-inline constexpr Point kUpdateLive{9};     // store/flush/fence: it holds
+inline constexpr Point kUpdateFields{8};  // store: the other value (same line as kUpdateLive)
+inline constexpr Point kUpdateLive{9};    // store/flush/fence: it holds
 // An erase.
-inline constexpr Point kEraseRecord{10};   // store/flush/fence: the entry is gone
-inline constexpr Point kEraseLane{11};     // store: no lane points to it (no flush: such a lane means nothing)
+inline constexpr Point kEraseRecord{10};  // store/flush/fence: the entry is gone
+inline constexpr Point kEraseLane{11};    // store: no lane points to it (no flush: such a lane means nothing)
 // Many keys: one fence for a batch of the steps above.
-inline constexpr Point kBatchFence{12};    // fence
+inline constexpr Point kBatchFence{12};  // fence
 // Readers.
-inline constexpr Point kReadPersist{13};   // flush/fence: what was read is durable before it is told
+inline constexpr Point kReadPersist{13};  // flush/fence: what was read is durable before it is told
 // Growth.
-inline constexpr Point kSplitRecord{14};   // store/flush: a record of the new segment
-inline constexpr Point kSplitWord{15};     // store/flush: a word of the new segment
-inline constexpr Point kSplitFence{16};    // fence: all of it is durable
-inline constexpr Point kDepth{17};         // store/flush/fence: the directory may be read that far
-inline constexpr Point kSplitCommit{18};   // store/flush/fence: the new segment exists
-inline constexpr Point kCleanRecord{19};   // store: what has moved is free in the old segment (no flush: the key's
-inline constexpr Point kCleanWord{20};     // store:   hash says that it is not to be looked for there)
-inline constexpr Point kScrubLane{21};     // store: a lane that points to no entry is free (no flush)
+inline constexpr Point kSplitRecord{14};  // store/flush: a record of the new segment
+inline constexpr Point kSplitWord{15};    // store/flush: a word of the new segment
+inline constexpr Point kSplitFence{16};   // fence: all of it is durable
+inline constexpr Point kDepth{17};        // store/flush/fence: the directory may be read that far
+inline constexpr Point kSplitCommit{18};  // store/flush/fence: the new segment exists
+inline constexpr Point kCleanRecord{19};  // store: what has moved is free in the old segment (no flush: the key's
+inline constexpr Point kCleanWord{20};    // store:   hash says that it is not to be looked for there)
+inline constexpr Point kScrubLane{21};    // store: a lane that points to no entry is free (no flush)
 // Life of an index.
 inline constexpr Point kFormatFields{22};  // store/flush/fence: header but for its magic word, state, directory
 inline constexpr Point kFormatMagic{23};   // store/flush/fence: the index exists
@@ -45,10 +45,10 @@ inline constexpr unsigned kCount = 26;
 /// The name of a point as it stands above, without the k. "?" for a number that is none.
 [[nodiscard]] constexpr std::string_view name(Point point) noexcept {
   constexpr std::string_view kNames[] = {
-      "?",          "ResetRecord", "RecordFields", "RecordLive", "GroupMark",  "FarMark",      "Lane",
-      "PutFence",   "UpdateFields", "UpdateLive",  "EraseRecord", "EraseLane", "BatchFence",   "ReadPersist",
-      "SplitRecord", "SplitWord",  "SplitFence",   "Depth",      "SplitCommit", "CleanRecord", "CleanWord",
-      "ScrubLane",  "FormatFields", "FormatMagic", "CloseCount", "CloseClean", "OpenDirty"};
+      "?",           "ResetRecord",  "RecordFields", "RecordLive",  "GroupMark",   "FarMark",     "Lane",
+      "PutFence",    "UpdateFields", "UpdateLive",   "EraseRecord", "EraseLane",   "BatchFence",  "ReadPersist",
+      "SplitRecord", "SplitWord",    "SplitFence",   "Depth",       "SplitCommit", "CleanRecord", "CleanWord",
+      "ScrubLane",   "FormatFields", "FormatMagic",  "CloseCount",  "CloseClean",  "OpenDirty"};
   static_assert(sizeof(kNames) / sizeof(kNames[0]) == kCount + 1);
   const auto index = static_cast<unsigned>(point);
   return index <= kCount ? kNames[index] : kNames[0];

@@ -63,21 +63,21 @@ struct IndexOptions {
 
 /// What opening found. There is nothing to repair: see index_format.hpp.
 struct IndexRecovery {
-  bool clean_shutdown = false;     ///< close() was called; otherwise the last user crashed.
+  bool clean_shutdown = false;  ///< close() was called; otherwise the last user crashed.
   std::uint64_t segments = 0;
-  std::uint64_t nanoseconds = 0;   ///< Time that it took: 8 bytes are read for each segment of 10,240 entries.
+  std::uint64_t nanoseconds = 0;  ///< Time that it took: 8 bytes are read for each segment of 10,240 entries.
 };
 
 /// A picture of the index (by a full scan) and counts since it was opened.
 struct IndexStats {
   std::uint64_t entries = 0;
-  std::uint64_t slots = 0;            ///< Entries that the segments could hold.
+  std::uint64_t slots = 0;  ///< Entries that the segments could hold.
   std::uint64_t segments = 0;
-  std::uint64_t depth = 0;            ///< Bits that choose a segment.
-  std::uint64_t bytes = 0;            ///< Of segments and directory, reserved ones included.
-  std::uint64_t dead_lanes = 0;       ///< Lanes that point to no entry: left by crashes, or erased just now.
-  std::uint64_t words_spilled = 0;    ///< Buckets with an entry elsewhere in their group, or beyond.
-  std::uint64_t words_overflowed = 0; ///< Buckets with an entry in the other group.
+  std::uint64_t depth = 0;             ///< Bits that choose a segment.
+  std::uint64_t bytes = 0;             ///< Of segments and directory, reserved ones included.
+  std::uint64_t dead_lanes = 0;        ///< Lanes that point to no entry: left by crashes, or erased just now.
+  std::uint64_t words_spilled = 0;     ///< Buckets with an entry elsewhere in their group, or beyond.
+  std::uint64_t words_overflowed = 0;  ///< Buckets with an entry in the other group.
   std::uint64_t splits = 0;
   std::uint64_t split_ns_max = 0;
   std::uint64_t refusals = 0;         ///< Puts that returned kFull.
@@ -146,8 +146,8 @@ class KvIndex {
   /// Errors: NotFound, WrongVersion, WrongLayout, Corrupt.
   [[nodiscard]] static Result<Opened> open(Pool& pool, std::string_view name, M media);
   /// An index in plain memory. Lost with the process.
-  [[nodiscard]] static Result<KvIndex> create_volatile(const IndexOptions& options, M media = {})
-    requires std::default_initializable<M>;
+  [[nodiscard]] static Result<KvIndex> create_volatile(const IndexOptions& options,
+                                                       M media = {}) requires std::default_initializable<M>;
 
   /// The same on memory of the caller, which must be zeroed and outlive the index. For tests, crash harnesses and
   /// embedding. `bytes_max` of the options must be given.
@@ -207,16 +207,16 @@ class KvIndex {
 
  private:
   static constexpr bool kReadersPersist = !M::kVisibleIsDurable;
-  static constexpr unsigned kBatch = 32;        // Keys that share a fence.
-  static constexpr unsigned kDepthMask = 63;    // Low bits of a directory entry: segments are line-aligned.
+  static constexpr unsigned kBatch = 32;      // Keys that share a fence.
+  static constexpr unsigned kDepthMask = 63;  // Low bits of a directory entry: segments are line-aligned.
 
   /// Where a key lives, from its hash.
   struct Place {
     std::uint64_t fingerprint;
-    unsigned word;         // of the home group
-    std::uint64_t group;   // in the segment
-    std::uint64_t other;   // group, too
-    std::uint64_t segment; // bits that choose the segment
+    unsigned word;          // of the home group
+    std::uint64_t group;    // in the segment
+    std::uint64_t other;    // group, too
+    std::uint64_t segment;  // bits that choose the segment
   };
   /// A segment as the directory knows it: its memory and its depth in one word.
   struct Segment {
@@ -337,8 +337,8 @@ class KvIndex {
     bool both = false;  // the other group is locked, too
   };
   enum class Inserted : std::uint8_t { kYes, kNoRoom, kNeedsBothLocks };
-  [[nodiscard]] Slot find_in(Segment segment, std::uint64_t group, unsigned first, unsigned last,
-                             std::uint64_t pattern, const IndexKey& key) const;
+  [[nodiscard]] Slot find_in(Segment segment, std::uint64_t group, unsigned first, unsigned last, std::uint64_t pattern,
+                             const IndexKey& key) const;
   [[nodiscard]] Site lock_and_find(Writer& writer, const IndexKey& key, const Place& place, bool both) const;
   [[nodiscard]] bool lock_other(Writer& writer, const Place& place, Site& site) const;
   [[nodiscard]] int roomiest(Segment segment, std::uint64_t group) const;
@@ -390,6 +390,6 @@ struct KvIndex<M>::Opened {
 
 }  // namespace dunnock
 
+#include "dunnock/index/detail/kv_index_growth.hpp"  // IWYU pragma: export
 #include "dunnock/index/detail/kv_index_life.hpp"    // IWYU pragma: export
 #include "dunnock/index/detail/kv_index_ops.hpp"     // IWYU pragma: export
-#include "dunnock/index/detail/kv_index_growth.hpp"  // IWYU pragma: export

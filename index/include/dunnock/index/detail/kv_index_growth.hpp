@@ -18,10 +18,10 @@ namespace dunnock {
 template <Media M>
 struct KvIndex<M>::SplitPlan {
   struct OneWord {
-    std::uint8_t movers = 0;      // bit i: the entry of lane i moves
-    std::uint8_t stayers = 0;     // bit i: it stays. In neither: no entry.
-    std::uint8_t level_old = 0;   // how far its own entries are, of those that stay
-    std::uint8_t level_new = 0;   // ... and of those that move
+    std::uint8_t movers = 0;     // bit i: the entry of lane i moves
+    std::uint8_t stayers = 0;    // bit i: it stays. In neither: no entry.
+    std::uint8_t level_old = 0;  // how far its own entries are, of those that stay
+    std::uint8_t level_new = 0;  // ... and of those that move
   };
   std::vector<OneWord> words;
 };
@@ -29,19 +29,19 @@ struct KvIndex<M>::SplitPlan {
 template <Media M>
 void KvIndex<M>::plan_split(Segment segment, std::uint64_t number, SplitPlan& plan) const {
   plan.words.assign(groups_ * kGroupWords, {});
-  for_each_lane(segment, [&](std::uint64_t group, unsigned v, std::uint64_t value, unsigned lane,
-                             const IndexRecord& record) {
-    Place place;
-    const std::uint64_t fingerprint = L::lane(value, lane);
-    if (!is_entry(segment, number, group, fingerprint, record, place)) return;
-    const bool moves = (place.segment >> segment.depth() & 1) != 0;
-    auto& here = plan.words[group * kGroupWords + v];
-    (moves ? here.movers : here.stayers) |= static_cast<std::uint8_t>(1U << lane);
-    auto& home = plan.words[place.group * kGroupWords + place.word];
-    const unsigned level = group != place.group ? L::far_level(fingerprint) : v != place.word ? 1 : 0;
-    std::uint8_t& needed = moves ? home.level_new : home.level_old;
-    needed = std::max(needed, static_cast<std::uint8_t>(level));
-  });
+  for_each_lane(segment,
+                [&](std::uint64_t group, unsigned v, std::uint64_t value, unsigned lane, const IndexRecord& record) {
+                  Place place;
+                  const std::uint64_t fingerprint = L::lane(value, lane);
+                  if (!is_entry(segment, number, group, fingerprint, record, place)) return;
+                  const bool moves = (place.segment >> segment.depth() & 1) != 0;
+                  auto& here = plan.words[group * kGroupWords + v];
+                  (moves ? here.movers : here.stayers) |= static_cast<std::uint8_t>(1U << lane);
+                  auto& home = plan.words[place.group * kGroupWords + place.word];
+                  const unsigned level = group != place.group ? L::far_level(fingerprint) : v != place.word ? 1 : 0;
+                  std::uint8_t& needed = moves ? home.level_new : home.level_old;
+                  needed = std::max(needed, static_cast<std::uint8_t>(level));
+                });
 }
 
 /// Every word of the new segment is written, so it does not matter what a crash left there. Records without a lane

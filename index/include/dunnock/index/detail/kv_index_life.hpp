@@ -61,8 +61,8 @@ Status KvIndex<M>::check_options(const IndexOptions& options) {
                   " segments; make the segments larger");
   if (header.initial_segments > header.segments_max)
     return refuse(std::to_string(options.entries) + " entries need " + std::to_string(header.initial_segments) +
-                  " segments of " + std::to_string(segment_bytes(options.segment_groups)) + " bytes, and there may be " +
-                  std::to_string(header.segments_max));
+                  " segments of " + std::to_string(segment_bytes(options.segment_groups)) +
+                  " bytes, and there may be " + std::to_string(header.segments_max));
   return {};
 }
 
@@ -74,7 +74,8 @@ IndexHeader KvIndex<M>::header_for(const IndexOptions& options) {
   header.segment_groups = options.segment_groups;
   // Segments are planned to be three fifths full; they split when they are three quarters full.
   const std::uint64_t per_segment = static_cast<std::uint64_t>(options.segment_groups) * kGroupLanes * 3 / 5;
-  header.initial_segments = std::bit_ceil(std::max<std::uint64_t>(1, (options.entries + per_segment - 1) / per_segment));
+  header.initial_segments =
+      std::bit_ceil(std::max<std::uint64_t>(1, (options.entries + per_segment - 1) / per_segment));
   header.segments_max = options.bytes_max / segment_bytes(options.segment_groups);
   // Numbers of segments may be up to four times the count of them before depth runs out: splits need not be even.
   header.directory_depth = static_cast<std::uint64_t>(std::bit_width(header.segments_max - 1)) + 2;
@@ -243,15 +244,18 @@ Result<IndexRecovery> KvIndex<M>::recover() {
 /// is. A chunk is one extent, so it stays under 1 GiB.
 template <Media M>
 std::uint64_t KvIndex<M>::chunk_slots(std::uint64_t before) const noexcept {
-  const std::uint64_t most = std::max<std::uint64_t>(1, (1ULL << 30) / segment_bytes(static_cast<std::uint32_t>(groups_)));
-  const std::uint64_t wanted = before < initial_segments_ ? initial_segments_ - before : std::max<std::uint64_t>(1, before / 4);
+  const std::uint64_t most =
+      std::max<std::uint64_t>(1, (1ULL << 30) / segment_bytes(static_cast<std::uint32_t>(groups_)));
+  const std::uint64_t wanted =
+      before < initial_segments_ ? initial_segments_ - before : std::max<std::uint64_t>(1, before / 4);
   return std::min({wanted, most, segments_max_ - before});
 }
 
 template <Media M>
 std::byte* KvIndex<M>::memory_at(std::uint64_t slot) const noexcept {
   const auto& starts = shared_->chunk_starts;
-  const auto chunk = static_cast<std::size_t>(std::upper_bound(starts.begin(), starts.end(), slot) - starts.begin()) - 1;
+  const auto chunk =
+      static_cast<std::size_t>(std::upper_bound(starts.begin(), starts.end(), slot) - starts.begin()) - 1;
   return shared_->chunks[chunk].at((slot - starts[chunk]) * segment_bytes(static_cast<std::uint32_t>(groups_)));
 }
 
@@ -329,8 +333,7 @@ auto KvIndex<M>::open(Pool& pool, std::string_view name, M media) -> Result<Open
 
 template <Media M>
 auto KvIndex<M>::create_volatile(const IndexOptions& options, M media) -> Result<KvIndex>
-  requires std::default_initializable<M>
-{
+requires std::default_initializable<M> {
   IndexOptions bounded = options;
   if (bounded.bytes_max == 0) bounded.bytes_max = 64ULL << 30;
   if (Status valid = check_options(bounded); !valid) return tl::unexpected(valid.error());
@@ -422,14 +425,15 @@ void KvIndex<M>::for_each(Visit&& visit) const {
     do {  // Until it was not split meanwhile: then none has moved away before it was seen.
       segment = segment_of(at);
       entries.clear();
-      for_each_lane(segment, [&](std::uint64_t group, unsigned, std::uint64_t value, unsigned lane,
-                                 const IndexRecord& record) {
-        Place place;
-        if (!is_entry(segment, segment.number(cursor), group, L::lane(value, lane), record, place)) return;
-        const IndexKey key = key_of(record);
-        const GetResult found = get_at(key, place_of(key));  // The value as of one moment, and durable.
-        if (found) entries.push_back({key, found.value});
-      });
+      for_each_lane(segment,
+                    [&](std::uint64_t group, unsigned, std::uint64_t value, unsigned lane, const IndexRecord& record) {
+                      Place place;
+                      if (!is_entry(segment, segment.number(cursor), group, L::lane(value, lane), record, place))
+                        return;
+                      const IndexKey key = key_of(record);
+                      const GetResult found = get_at(key, place_of(key));  // The value as of one moment, and durable.
+                      if (found) entries.push_back({key, found.value});
+                    });
     } while (!(segment_of(at) == segment));
     for (const Entry& entry : entries) visit(entry.key, entry.value);
     cursor = next_cursor(cursor, segment.depth());
@@ -451,11 +455,11 @@ std::uint64_t KvIndex<M>::size() const {
       for (std::uint64_t i = 0; i < shared.locks.count(); ++i) shared.locks.acquire(i, media_);
       std::int64_t entries = 0;
       for_each_segment([&](Segment segment, std::uint64_t number) {
-        for_each_lane(segment, [&](std::uint64_t group, unsigned, std::uint64_t value, unsigned lane,
-                                   const IndexRecord& record) {
-          Place place;
-          entries += is_entry(segment, number, group, L::lane(value, lane), record, place) ? 1 : 0;
-        });
+        for_each_lane(
+            segment, [&](std::uint64_t group, unsigned, std::uint64_t value, unsigned lane, const IndexRecord& record) {
+              Place place;
+              entries += is_entry(segment, number, group, L::lane(value, lane), record, place) ? 1 : 0;
+            });
       });
       shared.base.store(entries - changes(), std::memory_order_relaxed);
       shared.base_known.store(true, std::memory_order_release);
@@ -478,13 +482,13 @@ IndexStats KvIndex<M>::stats() const {
         stats.words_overflowed += level >= 2 ? 1 : 0;
       }
     }
-    for_each_lane(segment, [&](std::uint64_t group, unsigned, std::uint64_t value, unsigned lane,
-                               const IndexRecord& record) {
-      Place place;
-      const bool entry = is_entry(segment, number, group, L::lane(value, lane), record, place);
-      stats.entries += entry ? 1 : 0;
-      stats.dead_lanes += entry ? 0 : 1;
-    });
+    for_each_lane(segment,
+                  [&](std::uint64_t group, unsigned, std::uint64_t value, unsigned lane, const IndexRecord& record) {
+                    Place place;
+                    const bool entry = is_entry(segment, number, group, L::lane(value, lane), record, place);
+                    stats.entries += entry ? 1 : 0;
+                    stats.dead_lanes += entry ? 0 : 1;
+                  });
   });
   const GrowthLock growth(*this);
   const Shared& shared = *shared_;
@@ -518,7 +522,8 @@ IndexCheck KvIndex<M>::check() const {
     }
     if (word == 0) continue;
     const Segment segment{directory.entries[i].load(std::memory_order_acquire)};
-    if (word != directory_word(i, (word & 0xffffffffULL) - 1) || segment.base() != memory_at((word & 0xffffffffULL) - 1))
+    if (word != directory_word(i, (word & 0xffffffffULL) - 1) ||
+        segment.base() != memory_at((word & 0xffffffffULL) - 1))
       violated("directory word " + std::to_string(i) + " is damaged");
   }
 
@@ -533,31 +538,31 @@ IndexCheck KvIndex<M>::check() const {
         if ((value & ~L::kLanesMask & ~(3ULL << L::kLevelShift)) != 0) violated(where(group, v) + " uses a spare bit");
       }
     }
-    for_each_lane(segment, [&](std::uint64_t group, unsigned v, std::uint64_t value, unsigned lane,
-                               const IndexRecord& record) {
-      Place place;
-      const std::uint64_t fingerprint = L::lane(value, lane);
-      if (!is_entry(segment, number, group, fingerprint, record, place)) {
-        ++report.dead_lanes;
-        return;
-      }
-      const IndexKey key = key_of(record);
-      const std::uint64_t control = media_.load(record.control);
-      const auto sum = detail::Control::sum(key, value_of(record, detail::Control::slot(control)),
-                                            control & detail::Control::kLowMask);
-      if (sum >> 32 != control >> 32 || !detail::Control::sound_tag(control)) {
-        ++report.damaged;
-        violated(where(group, v) + " lane " + std::to_string(lane) + ": the record fails its checksum");
-        return;
-      }
-      ++report.entries;
-      if (++seen[{key.low, key.high}] == 2) violated(where(group, v) + " has a key for the second time");
-      const std::uint64_t home = media_.load(words_of(segment, place.group)[place.word]);
-      if (group != place.group && !L::is_far(home, fingerprint))
-        violated(where(group, v) + " has an entry in its other group, and its bucket does not say so");
-      if (group == place.group && v != place.word && L::level(home) == 0)
-        violated(where(group, v) + " has an entry outside of its bucket, and that does not say so");
-    });
+    for_each_lane(segment,
+                  [&](std::uint64_t group, unsigned v, std::uint64_t value, unsigned lane, const IndexRecord& record) {
+                    Place place;
+                    const std::uint64_t fingerprint = L::lane(value, lane);
+                    if (!is_entry(segment, number, group, fingerprint, record, place)) {
+                      ++report.dead_lanes;
+                      return;
+                    }
+                    const IndexKey key = key_of(record);
+                    const std::uint64_t control = media_.load(record.control);
+                    const auto sum = detail::Control::sum(key, value_of(record, detail::Control::slot(control)),
+                                                          control & detail::Control::kLowMask);
+                    if (sum >> 32 != control >> 32 || !detail::Control::sound_tag(control)) {
+                      ++report.damaged;
+                      violated(where(group, v) + " lane " + std::to_string(lane) + ": the record fails its checksum");
+                      return;
+                    }
+                    ++report.entries;
+                    if (++seen[{key.low, key.high}] == 2) violated(where(group, v) + " has a key for the second time");
+                    const std::uint64_t home = media_.load(words_of(segment, place.group)[place.word]);
+                    if (group != place.group && !L::is_far(home, fingerprint))
+                      violated(where(group, v) + " has an entry in its other group, and its bucket does not say so");
+                    if (group == place.group && v != place.word && L::level(home) == 0)
+                      violated(where(group, v) + " has an entry outside of its bucket, and that does not say so");
+                  });
   });
   if (shared_->base_known.load(std::memory_order_acquire) && size() != report.entries)
     violated("size() is " + std::to_string(size()) + " but there are " + std::to_string(report.entries) + " entries");

@@ -70,7 +70,8 @@ auto KvIndex<M>::place_of(const IndexKey& key) const noexcept -> Place {
   return place;
 }
 
-// ----- reading --------------------------------------------------------------------------------------------------------
+// ----- reading
+// --------------------------------------------------------------------------------------------------------
 
 /// True: the search is over. Lock-free: it starts again only when the record has changed under it.
 template <Media M>
@@ -162,9 +163,11 @@ GetResult KvIndex<M>::get_at(const IndexKey& key, const Place& place) const {
     const Segment segment = segment_of(place);
     Reading reading;
     read_segment(segment, key, place, reading);
-    if (!(segment_of(place) == segment)) [[unlikely]] continue;  // Split meanwhile: it may have moved.
+    if (!(segment_of(place) == segment)) [[unlikely]]
+      continue;  // Split meanwhile: it may have moved.
     if constexpr (kReadersPersist) {
-      if (is_unsettled(segment, place, reading.far)) [[unlikely]] persist_read(segment, place, reading.far);
+      if (is_unsettled(segment, place, reading.far)) [[unlikely]]
+        persist_read(segment, place, reading.far);
     }
     return reading.result;
   }
@@ -192,9 +195,11 @@ bool KvIndex<M>::may_contain(const IndexKey& key) const {
     const bool found = L::match_quickly(home, pattern) != 0 ||
                        (L::level(home) != 0 && in_group(segment, place.group)) ||
                        (far && in_group(segment, place.other));
-    if (!(segment_of(place) == segment)) [[unlikely]] continue;
+    if (!(segment_of(place) == segment)) [[unlikely]]
+      continue;
     if constexpr (kReadersPersist) {
-      if (is_unsettled(segment, place, far)) [[unlikely]] persist_read(segment, place, far);
+      if (is_unsettled(segment, place, far)) [[unlikely]]
+        persist_read(segment, place, far);
     }
     return found;
   }
@@ -244,7 +249,8 @@ std::size_t KvIndex<M>::get_bulk(std::span<const IndexKey> keys, GetResult* resu
   return found;
 }
 
-// ----- writing --------------------------------------------------------------------------------------------------------
+// ----- writing
+// --------------------------------------------------------------------------------------------------------
 
 template <Media M>
 auto KvIndex<M>::find_in(Segment segment, std::uint64_t group, unsigned first, unsigned last, std::uint64_t pattern,
@@ -350,7 +356,7 @@ template <Media M>
 auto KvIndex<M>::insert_at(Writer& writer, const IndexKey& key, const Place& place, const IndexValue& value, Site& site)
     -> Inserted {
   Word& home_word = words_of(site.segment, place.group)[place.word];
-  do {
+  for (bool scrubbed = false;; scrubbed = true) {
     const std::uint64_t home = media_.load(home_word);
     if (L::empty_lanes(home) != 0) {
       fill(writer, place, site, place.group, place.word, key, value);
@@ -375,8 +381,8 @@ auto KvIndex<M>::insert_at(Writer& writer, const IndexKey& key, const Place& pla
       fill(writer, place, site, place.other, static_cast<unsigned>(v), key, value);
       return Inserted::kYes;
     }
-  } while (scrub(writer, place, site));
-  return Inserted::kNoRoom;
+    if (scrubbed || !scrub(writer, place, site)) return Inserted::kNoRoom;
+  }
 }
 
 /// Frees the lanes of both groups that point to no entry: crashes leave them. True: there were some.

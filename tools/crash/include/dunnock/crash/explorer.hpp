@@ -56,6 +56,10 @@ class Subject {
   /// mark() at each acknowledgement), so that a recovery that leaves something behind is found out.
   virtual void recover(SimMemory& memory, std::size_t events) = 0;
 
+  /// Does a store of this point go where nobody looks before a later store says so (a copy that is being made)? Then
+  /// a few images after it are enough; those after the later store hold it in all its forms.
+  [[nodiscard]] virtual bool is_unseen(Point) const { return false; }
+
   /// One operation in words, for the report of a violation.
   [[nodiscard]] virtual std::string describe(std::size_t operation) const = 0;
 };
