@@ -21,9 +21,10 @@ function(dunnock_component name)
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/*.cpp)
   file(GLOB_RECURSE headers CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/include/*.hpp)
   # Parts of a class, included by its header only.
-  list(FILTER headers EXCLUDE REGEX "/detail/(cuckoo_filter|kv_index)_[a-z]+[.]hpp$")
+  list(FILTER headers EXCLUDE REGEX "/detail/(cuckoo_filter_[a-z]+|kv_index_[a-z]+|[a-z_]+_impl)[.]hpp$")
   file(GLOB_RECURSE parts CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/include/cuckoo_filter_*.hpp
-       ${CMAKE_CURRENT_SOURCE_DIR}/include/kv_index_*.hpp)
+       ${CMAKE_CURRENT_SOURCE_DIR}/include/kv_index_*.hpp
+       ${CMAKE_CURRENT_SOURCE_DIR}/include/*_impl.hpp)
   set(target dunnock_${name})
   add_library(${target} STATIC ${sources})
   add_library(dunnock::${name} ALIAS ${target})

@@ -167,11 +167,12 @@ class KvIndex {
 
   // ----- one key --------------------------------------------------------------------------------------------------
 
-  /// Gives the key this value. Expected O(1); a split of the key's segment now and then.
-  PutResult put(const IndexKey& key, const IndexValue& value);
+  /// Gives the key this value. Expected O(1); a split of the key's segment now and then. `previous`, if not null,
+  /// receives the value that a kReplaced has replaced.
+  PutResult put(const IndexKey& key, const IndexValue& value, IndexValue* previous = nullptr);
   [[nodiscard]] GetResult get(const IndexKey& key) const;
-  /// Takes the key away. False: it was not there.
-  bool erase(const IndexKey& key);
+  /// Takes the key away. False: it was not there. `previous`, if not null, receives the value that it had.
+  bool erase(const IndexKey& key, IndexValue* previous = nullptr);
   /// Gives the key `desired` if its value is `expected`, in one step. False: it was another, or not there.
   bool replace_if(const IndexKey& key, const IndexValue& expected, const IndexValue& desired);
   /// Takes the key away if its value is `expected`, in one step. False: it was another, or not there.
@@ -186,9 +187,9 @@ class KvIndex {
   // ----- many keys ------------------------------------------------------------------------------------------------
 
   /// As one call per key in some order, but with memory latency hidden and one fence for a batch of keys. `results`
-  /// receives one a key; those of put_bulk and erase_bulk may be null. Return how many were new (put), found (get),
-  /// or erased.
-  std::size_t put_bulk(std::span<const Entry> entries, PutResult* results = nullptr);
+  /// receives one a key; those of put_bulk and erase_bulk may be null, `previous` too. Return how many were new (put),
+  /// found (get), or erased.
+  std::size_t put_bulk(std::span<const Entry> entries, PutResult* results = nullptr, IndexValue* previous = nullptr);
   std::size_t get_bulk(std::span<const IndexKey> keys, GetResult* results) const;
   std::size_t erase_bulk(std::span<const IndexKey> keys, std::uint8_t* erased = nullptr);
 
@@ -342,13 +343,15 @@ class KvIndex {
   [[nodiscard]] Site lock_and_find(Writer& writer, const IndexKey& key, const Place& place, bool both) const;
   [[nodiscard]] bool lock_other(Writer& writer, const Place& place, Site& site) const;
   [[nodiscard]] int roomiest(Segment segment, std::uint64_t group) const;
-  [[nodiscard]] PutResult put_with(Writer& writer, const IndexKey& key, const Place& place, const IndexValue& value);
+  [[nodiscard]] PutResult put_with(Writer& writer, const IndexKey& key, const Place& place, const IndexValue& value,
+                                   IndexValue* previous);
   [[nodiscard]] Inserted insert_at(Writer& writer, const IndexKey& key, const Place& place, const IndexValue& value,
                                    Site& site);
   void fill(Writer& writer, const Place& place, const Site& site, std::uint64_t group, unsigned v, const IndexKey& key,
             const IndexValue& value);
   void update(Writer& writer, const Place& place, const Site& site, const IndexKey& key, const IndexValue& value);
   void remove(Writer& writer, const Place& place, const Site& site);
+  [[nodiscard]] IndexValue stored_value(const Slot& slot) const;
   [[nodiscard]] bool holds_value(const Slot& slot, const IndexValue& expected) const;
   [[nodiscard]] bool scrub(Writer& writer, const Place& place, const Site& site);
   void count(std::int64_t by) const noexcept { shard().entries.fetch_add(by, std::memory_order_relaxed); }

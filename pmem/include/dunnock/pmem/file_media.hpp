@@ -13,6 +13,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 
 #include "dunnock/pmem/media.hpp"
@@ -50,6 +51,12 @@ struct FileMedia : detail::MappedMedia {
   static constexpr bool kVisibleIsDurable = false;
 
   explicit FileMedia(detail::FileSync& file_sync) noexcept : sync_(&file_sync) {}
+  void write(Point, void* to, const void* from, std::size_t bytes) const noexcept {
+    if (bytes == 0) return;
+    std::memcpy(to, from, bytes);
+    sync_->note(to);
+    sync_->note(static_cast<const std::byte*>(to) + bytes - 1);  // One msync covers all from the lowest to the highest.
+  }
   void flush(Point, const void* address) const noexcept { sync_->note(address); }
   void fence(Point) const noexcept { sync_->sync(); }
 

@@ -27,6 +27,7 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 namespace dunnock {
 
@@ -56,6 +57,7 @@ enum class Durability : std::uint8_t {
 ///   flush(point, address)       starts making the line that holds `address` durable.
 ///   fence(point)                returns when all that this thread flushed is durable.
 ///   pause()            called while waiting for another thread.
+/// It may also offer write(point, to, from, bytes), a faster form of write_durably() below.
 template <class M>
 concept Media = std::copy_constructible<M> && requires(const M media, Word& word, const Word& source, Point point) {
   { M::kDurability } -> std::convertible_to<Durability>;
@@ -91,6 +93,9 @@ inline void store_fence() noexcept {
 #endif
 }
 
+/// Copies whole lines past the cache where that is faster, and starts making the rest durable.
+void copy_and_flush(void* to, const void* from, std::size_t bytes) noexcept;
+
 inline void cpu_pause() noexcept {
 #if defined(__x86_64__)
   asm volatile("pause");
@@ -110,6 +115,7 @@ struct MappedMedia {
 struct DramMedia : detail::MappedMedia {
   static constexpr Durability kDurability = Durability::kNone;
   static constexpr bool kVisibleIsDurable = true;
+  void write(Point, void* to, const void* from, std::size_t bytes) const noexcept { std::memcpy(to, from, bytes); }
   void flush(Point, const void*) const noexcept {}
   void fence(Point) const noexcept {}
 };
@@ -118,6 +124,7 @@ struct DramMedia : detail::MappedMedia {
 struct ProcessMedia : detail::MappedMedia {
   static constexpr Durability kDurability = Durability::kProcess;
   static constexpr bool kVisibleIsDurable = true;
+  void write(Point, void* to, const void* from, std::size_t bytes) const noexcept { std::memcpy(to, from, bytes); }
   void flush(Point, const void*) const noexcept {}
   void fence(Point) const noexcept {}
 };
@@ -126,6 +133,7 @@ struct ProcessMedia : detail::MappedMedia {
 struct EadrMedia : detail::MappedMedia {
   static constexpr Durability kDurability = Durability::kPower;
   static constexpr bool kVisibleIsDurable = true;
+  void write(Point, void* to, const void* from, std::size_t bytes) const noexcept { std::memcpy(to, from, bytes); }
   void flush(Point, const void*) const noexcept {}
   void fence(Point) const noexcept { detail::store_fence(); }
 };
@@ -134,9 +142,32 @@ struct EadrMedia : detail::MappedMedia {
 struct DirectMedia : detail::MappedMedia {
   static constexpr Durability kDurability = Durability::kPower;
   static constexpr bool kVisibleIsDurable = false;
+  void write(Point, void* to, const void* from, std::size_t bytes) const noexcept {
+    detail::copy_and_flush(to, from, bytes);
+  }
   void flush(Point, const void* address) const noexcept { detail::flush_line(address); }
   void fence(Point) const noexcept { detail::store_fence(); }
 };
+
+/// Stores `bytes` (a multiple of 8) bytes to `to` (8-byte aligned) and starts making them durable: a store for every
+/// word and a flush for every line, all of `point`. Until the next fence a power failure leaves any of these words as
+/// it was. Nobody else may read or write there meanwhile.
+template <Media M>
+void write_durably(const M& media, Point point, void* to, const void* from, std::size_t bytes) noexcept {
+  if constexpr (requires { media.write(point, to, from, bytes); }) {
+    media.write(point, to, from, bytes);
+  } else {
+    auto* words = static_cast<Word*>(to);
+    const auto* source = static_cast<const std::byte*>(from);
+    for (std::size_t i = 0; i < bytes / sizeof(Word); ++i) {
+      std::uint64_t value;
+      std::memcpy(&value, source + i * sizeof value, sizeof value);
+      media.store(point, words[i], value);
+      const bool line_ends = (reinterpret_cast<std::uintptr_t>(words + i + 1) & (kLineBytes - 1)) == 0;
+      if (line_ends || (i + 1) * sizeof(Word) == bytes) media.flush(point, words + i);
+    }
+  }
+}
 
 static_assert(Media<DramMedia> && Media<ProcessMedia> && Media<EadrMedia> && Media<DirectMedia>);
 

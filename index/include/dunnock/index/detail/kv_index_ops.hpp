@@ -412,10 +412,12 @@ bool KvIndex<M>::scrub(Writer& writer, const Place& place, const Site& site) {
 }
 
 template <Media M>
-PutResult KvIndex<M>::put_with(Writer& writer, const IndexKey& key, const Place& place, const IndexValue& value) {
+PutResult KvIndex<M>::put_with(Writer& writer, const IndexKey& key, const Place& place, const IndexValue& value,
+                               IndexValue* previous) {
   for (bool both = false;;) {
     Site site = lock_and_find(writer, key, place, both);
     if (site.slot) {
+      if (previous != nullptr) *previous = stored_value(site.slot);
       update(writer, place, site, key, value);
       return PutResult::kReplaced;
     }
@@ -464,24 +466,30 @@ void KvIndex<M>::remove(Writer& writer, const Place& place, const Site& site) {
 }
 
 template <Media M>
-bool KvIndex<M>::holds_value(const Slot& slot, const IndexValue& expected) const {
+IndexValue KvIndex<M>::stored_value(const Slot& slot) const {
   const std::uint64_t control = media_.load(slot.record->control);
-  return detail::Control::tag(control) == expected.tag() &&
-         value_of(*slot.record, detail::Control::slot(control)) == expected.words();
+  if (!detail::Control::sound_tag(control)) return {};  // Damaged; what it was can't be told.
+  return {value_of(*slot.record, detail::Control::slot(control)), detail::Control::tag(control)};
 }
 
 template <Media M>
-PutResult KvIndex<M>::put(const IndexKey& key, const IndexValue& value) {
+bool KvIndex<M>::holds_value(const Slot& slot, const IndexValue& expected) const {
+  return stored_value(slot) == expected;
+}
+
+template <Media M>
+PutResult KvIndex<M>::put(const IndexKey& key, const IndexValue& value, IndexValue* previous) {
   Writer writer(*this, false);
-  return put_with(writer, key, place_of(key), value);
+  return put_with(writer, key, place_of(key), value, previous);
 }
 
 template <Media M>
-bool KvIndex<M>::erase(const IndexKey& key) {
+bool KvIndex<M>::erase(const IndexKey& key, IndexValue* previous) {
   Writer writer(*this, false);
   const Place place = place_of(key);
   const Site site = lock_and_find(writer, key, place, false);
   if (!site.slot) return false;
+  if (previous != nullptr) *previous = stored_value(site.slot);
   remove(writer, place, site);
   return true;
 }
@@ -507,7 +515,7 @@ bool KvIndex<M>::replace_if(const IndexKey& key, const IndexValue& expected, con
 }
 
 template <Media M>
-std::size_t KvIndex<M>::put_bulk(std::span<const Entry> entries, PutResult* results) {
+std::size_t KvIndex<M>::put_bulk(std::span<const Entry> entries, PutResult* results, IndexValue* previous) {
   std::size_t inserted = 0;
   std::array<Place, kBatch> places;
   for (std::size_t from = 0; from < entries.size(); from += kBatch) {
@@ -520,7 +528,8 @@ std::size_t KvIndex<M>::put_bulk(std::span<const Entry> entries, PutResult* resu
     Writer writer(*this, true);
     for (std::size_t i = 0; i < many; ++i) {
       if (writer.full()) writer.commit();
-      const PutResult result = put_with(writer, entries[from + i].key, places[i], entries[from + i].value);
+      const PutResult result = put_with(writer, entries[from + i].key, places[i], entries[from + i].value,
+                                        previous == nullptr ? nullptr : previous + from + i);
       inserted += result == PutResult::kInserted ? 1 : 0;
       if (results != nullptr) results[from + i] = result;
     }

@@ -1,0 +1,192 @@
+// The functions of KvStore.
+#pragma once
+
+#include <thread>
+
+#include "dunnock/index/kv_store.hpp"
+
+namespace dunnock {
+
+template <Media M>
+KvStore<M>::KvStore(KvIndex<M> index, ValueLog<M> log) : index_(std::move(index)), log_(std::move(log)) {}
+
+template <Media M>
+auto KvStore<M>::create(Pool& pool, std::string_view name, const StoreOptions& options, M media) -> Result<KvStore> {
+  auto log = ValueLog<M>::create(pool, name, options.log, media);
+  if (!log) return tl::unexpected(log.error());
+  auto index = KvIndex<M>::create(pool, name, options.index, media);
+  if (!index) {
+    (void)pool.remove_region(std::string(name) + ".log");
+    (void)pool.remove_region(std::string(name) + ".logmeta");
+    return tl::unexpected(index.error());
+  }
+  return KvStore(std::move(*index), std::move(*log));
+}
+
+template <Media M>
+auto KvStore<M>::open(Pool& pool, std::string_view name, M media) -> Result<Opened> {
+  auto log = ValueLog<M>::open(pool, name, media);
+  if (!log) return tl::unexpected(log.error());
+  auto index = KvIndex<M>::open(pool, name, media);
+  if (!index) return tl::unexpected(index.error());
+  return Opened{KvStore(std::move(index->index), std::move(*log)), index->report};
+}
+
+template <Media M>
+PutResult KvStore<M>::put(const IndexKey& key, std::span<const std::byte> value) {
+  IndexValue previous;
+  PutResult result;
+  if (value.size() <= IndexValue::kInlineBytesMax) {
+    result = index_.put(key, IndexValue::of(value), &previous);
+  } else {
+    auto ticket = log_.append(key, value);
+    while (!ticket) {
+      if (value.size() > log_.value_bytes_max() || !make_room()) return PutResult::kFull;
+      ticket = log_.append(key, value);
+    }
+    result = index_.put(key, IndexValue::of(ticket->locator), &previous);
+    if (result == PutResult::kFull) log_.discard(ticket->locator);
+  }
+  if (result == PutResult::kReplaced && previous.is_locator()) log_.discard(previous.locator());
+  return result;
+}
+
+template <Media M>
+bool KvStore<M>::put_bulk(std::span<const Item> items) {
+  std::vector<Item> in_log;
+  std::vector<typename KvIndex<M>::Entry> entries;
+  for (const Item& item : items) {
+    if (item.bytes.size() > log_.value_bytes_max()) return false;
+    if (item.bytes.size() > IndexValue::kInlineBytesMax) {
+      in_log.push_back(item);
+    } else {
+      entries.push_back({item.key, IndexValue::of(item.bytes)});
+    }
+  }
+  auto tickets = log_.append_bulk(in_log);
+  while (!tickets) {
+    if (!make_room()) return false;
+    tickets = log_.append_bulk(in_log);
+  }
+  for (std::size_t i = 0; i < in_log.size(); ++i)
+    entries.push_back({in_log[i].key, IndexValue::of((*tickets)[i].locator)});
+  std::vector<PutResult> results(entries.size());
+  std::vector<IndexValue> previous(entries.size());
+  index_.put_bulk(entries, results.data(), previous.data());
+  bool all = true;
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    if (results[i] == PutResult::kReplaced && previous[i].is_locator()) log_.discard(previous[i].locator());
+    if (results[i] == PutResult::kFull) {
+      all = false;
+      if (entries[i].value.is_locator()) log_.discard(entries[i].value.locator());
+    }
+  }
+  return all;
+}
+
+template <Media M>
+KvValue<M> KvStore<M>::get(const IndexKey& key) const {
+  GetResult found = index_.get(key);
+  for (;;) {
+    KvValue<M> value;
+    value.state = found.state;
+    if (!found) return value;
+    value.entry = found.value;
+    if (!found.value.is_locator()) return value;
+    value.in_log = log_.view(found.value.locator(), key);
+    if (value.in_log.state == ReadState::kFound) return value;
+    // It may have been replaced or moved in between; if not, it is damaged.
+    const GetResult again = index_.get(key);
+    if (again && again.value == found.value) {
+      value.state = GetState::kDamaged;
+      return value;
+    }
+    found = again;
+  }
+}
+
+template <Media M>
+bool KvStore<M>::erase(const IndexKey& key) {
+  IndexValue previous;
+  if (!index_.erase(key, &previous)) return false;
+  if (previous.is_locator()) log_.discard(previous.locator());
+  return true;
+}
+
+/// Under the lock of compaction. False: nothing was gained.
+template <Media M>
+bool KvStore<M>::compact_one(double live_at_most) {
+  const auto victim = log_.victim(live_at_most);
+  if (!victim) return false;
+  const bool emptied =
+      log_.visit(*victim, [&](const IndexKey& key, const Locator& locator, std::span<const std::byte> bytes) {
+        const IndexValue old = IndexValue::of(locator);
+        const GetResult found = index_.get(key);
+        if (!found || !(found.value == old)) return true;  // Garbage.
+        if (bytes.size() != locator.length) return false;  // Damaged, and still needed: it stays where it is.
+        const auto moved = log_.append_moved(key, bytes);
+        if (!moved) return false;
+        if (!index_.replace_if(key, old, IndexValue::of(moved->locator))) log_.discard(moved->locator);
+        return true;
+      });
+  if (!emptied) {
+    log_.keep(*victim);
+    return false;
+  }
+  log_.free(*victim);
+  return true;
+}
+
+template <Media M>
+std::uint64_t KvStore<M>::compact(std::uint64_t segments_max, double live_at_most) {
+  std::uint64_t freed = 0;
+  while (shared_->compacting.exchange(true, std::memory_order_acquire)) log_.pause();  // Partner: the store below.
+  while (freed < segments_max && compact_one(live_at_most)) ++freed;
+  shared_->compacting.store(false, std::memory_order_release);
+  return freed;
+}
+
+/// A segment for users is free, or can be made so.
+template <Media M>
+bool KvStore<M>::make_room() {
+  while (shared_->compacting.exchange(true, std::memory_order_acquire)) log_.pause();
+  bool room = log_.has_room();
+  // What is moved may fill a segment before one is gained, so more than one may have to be compacted.
+  for (std::uint64_t n = 0; !room && n < log_.stats().segments; ++n) {
+    if (!compact_one(0.97)) {
+      if (std::exchange(shared_->counted, true)) break;
+      recount();
+    }
+    room = log_.has_room();
+  }
+  shared_->compacting.store(false, std::memory_order_release);
+  return room;
+}
+
+template <Media M>
+void KvStore<M>::recount() {
+  log_.recount([&](const auto& add) {
+    index_.for_each([&](const IndexKey&, const IndexValue& value) {
+      if (value.is_locator()) add(value.locator());
+    });
+  });
+}
+
+template <Media M>
+IndexCheck KvStore<M>::check() const {
+  IndexCheck report = index_.check();
+  index_.for_each([&](const IndexKey& key, const IndexValue& value) {
+    if (!value.is_locator()) return;
+    const auto view = log_.view(value.locator(), key);
+    if (view.state == ReadState::kFound) return;
+    ++report.damaged;
+    if (report.violations.size() < 100) {
+      report.violations.push_back("the value at " + std::to_string(value.locator().position) + " of " +
+                                  std::to_string(value.locator().length) + " bytes is " +
+                                  (view.state == ReadState::kStale ? "in a segment that is free" : "damaged"));
+    }
+  });
+  return report;
+}
+
+}  // namespace dunnock

@@ -1,0 +1,426 @@
+// The functions of ValueLog.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <string>
+#include <thread>
+
+#include "dunnock/index/value_log.hpp"
+
+namespace dunnock {
+
+/// A lock that simulated threads can wait for, too.
+template <Media M>
+class ValueLog<M>::SpinLock {
+ public:
+  SpinLock(std::atomic<bool>& taken, const M& media) noexcept : taken_(taken) {
+    while (taken_.exchange(true, std::memory_order_acquire)) {  // Partner: the destructor.
+      media.pause();
+      std::this_thread::yield();
+    }
+  }
+  SpinLock(const SpinLock&) = delete;
+  SpinLock& operator=(const SpinLock&) = delete;
+  ~SpinLock() { taken_.store(false, std::memory_order_release); }
+
+ private:
+  std::atomic<bool>& taken_;
+};
+
+template <Media M>
+ValueLog<M>::ValueLog(Region meta, Region data, const LogHeader& header, M media)
+    : media_(std::move(media)),
+      segment_bytes_(header.segment_bytes),
+      segments_(header.segments),
+      meta_(std::move(meta)),
+      data_(std::move(data)),
+      shared_(std::make_unique<Shared>(header.segments)) {}
+
+template <Media M>
+LogHeader ValueLog<M>::header_for(const LogOptions& options) noexcept {
+  LogHeader header{};
+  header.magic = kLogMagic;
+  header.format_version = kLogFormatVersion;
+  header.segment_bytes = options.segment_bytes;
+  header.segments = options.capacity_bytes / options.segment_bytes;
+  header.checksum = checksum_of(header);
+  return header;
+}
+
+template <Media M>
+std::uint64_t ValueLog<M>::meta_bytes(const LogOptions& options) noexcept {
+  const std::uint64_t table = header_for(options).segments * sizeof(Word);
+  return kLogTableOffset + (table + kLineBytes - 1) / kLineBytes * kLineBytes;
+}
+
+template <Media M>
+std::uint64_t ValueLog<M>::data_bytes(const LogOptions& options) noexcept {
+  return header_for(options).segments * options.segment_bytes;
+}
+
+template <Media M>
+Status ValueLog<M>::check_options(const LogOptions& options) {
+  if (options.segment_bytes < 1024 || options.segment_bytes > 1ULL << 30 || !std::has_single_bit(options.segment_bytes))
+    return make_error(
+        ErrorCode::kInvalidArgument,
+        "a segment of the log has 1024 bytes to 1 GiB, a power of two, not " + std::to_string(options.segment_bytes));
+  if (options.capacity_bytes / options.segment_bytes < 3 || options.capacity_bytes >= 1ULL << 48)
+    return make_error(ErrorCode::kInvalidArgument, "a log has at least three segments of " +
+                                                       std::to_string(options.segment_bytes) + " bytes, not " +
+                                                       std::to_string(options.capacity_bytes) + " bytes in all");
+  return {};
+}
+
+template <Media M>
+auto ValueLog<M>::format(Region meta, Region data, const LogOptions& options, M media) -> Result<ValueLog> {
+  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  if (meta.bytes() < meta_bytes(options) || meta.extents().size() != 1 || data.bytes() < data_bytes(options) ||
+      data.extent_bytes() % options.segment_bytes != 0)
+    return make_error(ErrorCode::kInvalidArgument, "the log's regions do not fit its options");
+  const LogHeader header = header_for(options);
+  Word* words = reinterpret_cast<Word*>(meta.at(0));
+  std::array<std::uint64_t, sizeof(LogHeader) / sizeof(Word)> values;
+  std::memcpy(values.data(), &header, sizeof header);
+  for (std::size_t i = 1; i < values.size(); ++i) media.store(log_point::kFormatFields, words[i], values[i]);
+  media.flush(log_point::kFormatFields, words);
+  media.flush(log_point::kFormatFields, words + kLineBytes / sizeof(Word));
+  for (std::uint64_t s = 0; s < header.segments; ++s) {
+    Word& word = words[kLogTableOffset / sizeof(Word) + s];
+    media.store(log_point::kFormatFields, word, segment_word(s, 0, false));
+    if (s % 8 == 7 || s + 1 == header.segments) media.flush(log_point::kFormatFields, &word);
+  }
+  media.fence(log_point::kFormatFields);
+  media.store(log_point::kFormatMagic, words[0], values[0]);
+  media.flush(log_point::kFormatMagic, words);
+  media.fence(log_point::kFormatMagic);  // The log exists.
+  ValueLog log(std::move(meta), std::move(data), header, std::move(media));
+  if (Status recovered = log.recover(); !recovered) return tl::unexpected(recovered.error());
+  return log;
+}
+
+template <Media M>
+auto ValueLog<M>::attach(Region meta, Region data, M media) -> Result<ValueLog> {
+  const auto wrong = [](ErrorCode code, std::string what) { return make_error(code, "not this log: " + what); };
+  LogHeader header;
+  if (meta.bytes() < kLogTableOffset || meta.extents().size() != 1)
+    return wrong(ErrorCode::kCorrupt, "its meta region has " + std::to_string(meta.bytes()) + " bytes");
+  std::memcpy(&header, meta.at(0), sizeof header);
+  if (header.magic != kLogMagic) return wrong(ErrorCode::kWrongLayout, "the header's magic word is missing");
+  if (header.format_version != kLogFormatVersion)
+    return wrong(ErrorCode::kWrongVersion, "format version " + std::to_string(header.format_version) + ", expected " +
+                                               std::to_string(kLogFormatVersion));
+  if (header.checksum != checksum_of(header)) return wrong(ErrorCode::kCorrupt, "the header's checksum fails");
+  if (!std::has_single_bit(header.segment_bytes) || header.segments < 3 ||
+      data.bytes() / header.segment_bytes < header.segments || data.extent_bytes() % header.segment_bytes != 0 ||
+      (meta.bytes() - kLogTableOffset) / sizeof(Word) < header.segments)
+    return wrong(ErrorCode::kCorrupt, "its sizes contradict each other");
+  ValueLog log(std::move(meta), std::move(data), header, std::move(media));
+  if (Status recovered = log.recover(); !recovered) return tl::unexpected(recovered.error());
+  return log;
+}
+
+/// Which segments are free. One that was being written counts as full: what a crash left of its last record is found
+/// out when it is compacted.
+template <Media M>
+Status ValueLog<M>::recover() {
+  Shared& shared = *shared_;
+  for (std::uint64_t s = segments_; s-- > 0;) {
+    const std::uint64_t word = media_.load(table_at(s));
+    const bool in_use = (word & 1) != 0;
+    if (word != segment_word(s, word >> 48, in_use))
+      return make_error(ErrorCode::kCorrupt, "the log: the word of segment " + std::to_string(s) + " is damaged");
+    Segment& segment = shared.table[s];
+    segment.word.store(word, std::memory_order_relaxed);
+    segment.full.store(in_use ? 1 : 0, std::memory_order_relaxed);
+    segment.live_bytes.store(in_use ? static_cast<std::int64_t>(segment_bytes_) : 0, std::memory_order_relaxed);
+    if (!in_use) shared.free.push_back(s);
+  }
+  shared.free_count.store(shared.free.size(), std::memory_order_relaxed);
+  return {};
+}
+
+template <Media M>
+auto ValueLog<M>::create(Pool& pool, std::string_view name, const LogOptions& options, M media) -> Result<ValueLog> {
+  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  const std::string meta_name = std::string(name) + ".logmeta";
+  const std::string data_name = std::string(name) + ".log";
+  RegionSpec meta_spec{};
+  meta_spec.name = meta_name;
+  meta_spec.bytes = meta_bytes(options);
+  RegionSpec data_spec{};
+  data_spec.name = data_name;
+  data_spec.bytes = data_bytes(options);
+  const std::array specs{meta_spec, data_spec};
+  auto regions = pool.create_regions(specs);
+  if (!regions) return tl::unexpected(regions.error());
+  return format((*regions)[0], (*regions)[1], options, std::move(media));
+}
+
+template <Media M>
+auto ValueLog<M>::open(Pool& pool, std::string_view name, M media) -> Result<ValueLog> {
+  auto meta = pool.open_region(std::string(name) + ".logmeta");
+  if (!meta) return tl::unexpected(meta.error());
+  auto data = pool.open_region(std::string(name) + ".log");
+  if (!data) return tl::unexpected(data.error());
+  return attach(*meta, *data, std::move(media));
+}
+
+// ----- appending
+// ------------------------------------------------------------------------------------------------------
+
+template <Media M>
+unsigned ValueLog<M>::head_of_thread() const noexcept {
+  static std::atomic<unsigned> next{0};
+  static thread_local const unsigned mine = next.fetch_add(1, std::memory_order_relaxed);
+  return mine % static_cast<unsigned>(std::min<std::uint64_t>(kHeads, segments_ - 2));
+}
+
+/// Under the lock of the head. A segment in use is durably so before anybody can point into it.
+template <Media M>
+bool ValueLog<M>::take_segment(Head& head, std::uint64_t kept_back) {
+  Shared& shared = *shared_;
+  std::uint64_t taken = kNone;
+  {
+    const SpinLock listing(shared.listing, media_);
+    std::erase_if(shared.unpinning, [&](std::uint64_t s) {
+      if (shared.table[s].pins.load(std::memory_order_seq_cst) != 0) return false;
+      shared.free.push_back(s);
+      return true;
+    });
+    if (shared.free.size() > kept_back) {
+      taken = shared.free.back();
+      shared.free.pop_back();
+    }
+    shared.free_count.store(shared.free.size(), std::memory_order_relaxed);
+  }
+  if (taken == kNone) return false;
+  if (head.segment != kNone) shared.table[head.segment].full.store(1, std::memory_order_release);
+  Segment& segment = shared.table[taken];
+  const std::uint64_t epoch = ((segment.word.load(std::memory_order_relaxed) >> 48) + 1) & kEpochMask;
+  const std::uint64_t word = segment_word(taken, epoch, true);
+  media_.store(log_point::kTake, table_at(taken), word);
+  media_.flush(log_point::kTake, &table_at(taken));
+  media_.fence(log_point::kTake);  // The segment is in use, in a new epoch.
+  segment.live_bytes.store(0, std::memory_order_relaxed);
+  segment.full.store(0, std::memory_order_relaxed);
+  segment.word.store(word, std::memory_order_seq_cst);
+  head.segment = taken;
+  head.used_bytes = 0;
+  return true;
+}
+
+/// Room for a record, pinned.
+template <Media M>
+auto ValueLog<M>::reserve(unsigned number, std::uint64_t length, std::uint64_t kept_back) -> std::optional<Ticket> {
+  if (length > value_bytes_max()) return std::nullopt;
+  Shared& shared = *shared_;
+  Head& head = shared.heads[number];
+  const SpinLock lock(head.taken, media_);
+  const std::uint64_t bytes = record_bytes(length);
+  if (head.segment == kNone || head.used_bytes + bytes > segment_bytes_) {
+    if (!take_segment(head, kept_back)) return std::nullopt;
+  }
+  Segment& segment = shared.table[head.segment];
+  segment.pins.fetch_add(1, std::memory_order_relaxed);  // It is not full, so nobody frees it.
+  segment.live_bytes.fetch_add(static_cast<std::int64_t>(bytes), std::memory_order_relaxed);
+  shared.appended_bytes.fetch_add(bytes, std::memory_order_relaxed);
+  Ticket ticket;
+  ticket.locator.position =
+      position_of(head.segment * segment_bytes_ + head.used_bytes, segment.word.load(std::memory_order_relaxed) >> 48);
+  ticket.locator.length = static_cast<std::uint32_t>(length);
+  ticket.pin = Pin(segment.pins);
+  head.used_bytes += bytes;
+  return ticket;
+}
+
+template <Media M>
+void ValueLog<M>::write(const Ticket& ticket, const IndexKey& key, std::span<const std::byte> bytes,
+                        std::uint32_t checksum) const {
+  RecordHeader header{key, static_cast<std::uint32_t>(bytes.size()), checksum, 0};
+  header.mark = record_mark(ticket.locator.position, header);
+  std::byte* at = data_.at(offset_of(ticket.locator.position));
+  write_durably(media_, log_point::kHeader, at, &header, sizeof header);
+  const std::size_t whole = bytes.size() / sizeof(Word) * sizeof(Word);
+  write_durably(media_, log_point::kPayload, at + sizeof header, bytes.data(), whole);
+  if (whole == bytes.size()) return;
+  std::uint64_t rest = 0;
+  std::memcpy(&rest, bytes.data() + whole, bytes.size() - whole);
+  write_durably(media_, log_point::kPayload, at + sizeof header + whole, &rest, sizeof rest);
+}
+
+template <Media M>
+auto ValueLog<M>::append(const IndexKey& key, std::span<const std::byte> bytes) -> std::optional<Ticket> {
+  auto ticket = reserve(head_of_thread(), bytes.size(), 1);
+  if (!ticket) return std::nullopt;
+  ticket->locator.checksum = payload_checksum(bytes);
+  write(*ticket, key, bytes, ticket->locator.checksum);
+  media_.fence(log_point::kAppendFence);  // The record may be pointed to.
+  return ticket;
+}
+
+template <Media M>
+auto ValueLog<M>::append_moved(const IndexKey& key, std::span<const std::byte> bytes) -> std::optional<Ticket> {
+  auto ticket = reserve(kHeads, bytes.size(), 0);
+  if (!ticket) return std::nullopt;
+  ticket->locator.checksum = payload_checksum(bytes);
+  write(*ticket, key, bytes, ticket->locator.checksum);
+  media_.fence(log_point::kAppendFence);  // The record may be pointed to.
+  shared_->compacted_bytes.fetch_add(record_bytes(bytes.size()), std::memory_order_relaxed);
+  return ticket;
+}
+
+template <Media M>
+auto ValueLog<M>::append_bulk(std::span<const Item> items) -> std::optional<std::vector<Ticket>> {
+  std::vector<Ticket> tickets;
+  tickets.reserve(items.size());
+  const unsigned head = head_of_thread();
+  for (const Item& item : items) {
+    auto ticket = reserve(head, item.bytes.size(), 1);
+    if (!ticket) {
+      for (const Ticket& one : tickets) discard(one.locator);
+      return std::nullopt;
+    }
+    ticket->locator.checksum = payload_checksum(item.bytes);
+    write(*ticket, item.key, item.bytes, ticket->locator.checksum);
+    tickets.push_back(std::move(*ticket));
+  }
+  media_.fence(log_point::kAppendFence);  // All of them may be pointed to.
+  return tickets;
+}
+
+template <Media M>
+void ValueLog<M>::discard(const Locator& locator) noexcept {
+  const std::uint64_t s = offset_of(locator.position) / segment_bytes_;
+  if (s >= segments_) return;
+  shared_->table[s].live_bytes.fetch_sub(static_cast<std::int64_t>(record_bytes(locator.length)),
+                                         std::memory_order_relaxed);
+}
+
+// ----- reading
+// --------------------------------------------------------------------------------------------------------
+
+template <Media M>
+auto ValueLog<M>::view(const Locator& locator, const IndexKey& key) const -> View {
+  View view;
+  const std::uint64_t offset = offset_of(locator.position);
+  const std::uint64_t s = offset / segment_bytes_;
+  view.state = ReadState::kDamaged;
+  if (s >= segments_ || offset % kLogAlignment != 0 ||
+      record_bytes(locator.length) > segment_bytes_ - offset % segment_bytes_)
+    return view;
+  Segment& segment = shared_->table[s];
+  // Partners: pin, then look whether it is still in use <-> free(): free it, then look whether it is pinned.
+  segment.pins.fetch_add(1, std::memory_order_seq_cst);
+  view.pin = Pin(segment.pins);
+  const std::uint64_t word = segment.word.load(std::memory_order_seq_cst);
+  if ((word & 1) == 0 || word >> 48 != locator.position >> 48) {
+    view.state = ReadState::kStale;
+    return view;
+  }
+  const std::byte* at = data_.at(offset);
+  RecordHeader header;
+  std::memcpy(&header, at, sizeof header);
+  if (header.mark != record_mark(locator.position, header) || !(header.key == key) || header.length != locator.length ||
+      header.checksum != locator.checksum)
+    return view;
+  const std::span<const std::byte> bytes{at + sizeof header, locator.length};
+  if (payload_checksum(bytes) != locator.checksum) return view;
+  view.state = ReadState::kFound;
+  view.bytes = bytes;
+  return view;
+}
+
+template <Media M>
+LogStats ValueLog<M>::stats() const {
+  const Shared& shared = *shared_;
+  LogStats stats;
+  stats.segments = segments_;
+  stats.segment_bytes = segment_bytes_;
+  stats.segments_free = shared.free_count.load(std::memory_order_relaxed);
+  for (std::uint64_t s = 0; s < segments_; ++s) {
+    const std::int64_t live = shared.table[s].live_bytes.load(std::memory_order_relaxed);
+    stats.live_bytes += live > 0 ? static_cast<std::uint64_t>(live) : 0;
+  }
+  stats.appended_bytes = shared.appended_bytes.load(std::memory_order_relaxed);
+  stats.compacted_bytes = shared.compacted_bytes.load(std::memory_order_relaxed);
+  stats.compactions = shared.compactions.load(std::memory_order_relaxed);
+  return stats;
+}
+
+// ----- compaction
+// -----------------------------------------------------------------------------------------------------
+
+template <Media M>
+std::optional<std::uint64_t> ValueLog<M>::victim(double live_at_most) const {
+  std::optional<std::uint64_t> best;
+  auto least = static_cast<std::int64_t>(static_cast<double>(segment_bytes_) * live_at_most);
+  for (std::uint64_t s = 0; s < segments_; ++s) {
+    const Segment& segment = shared_->table[s];
+    // Pins of writers: a full segment gets no more of them, and who has one may be about to publish its locator.
+    if (segment.full.load(std::memory_order_acquire) == 0) continue;
+    if (segment.pins.load(std::memory_order_acquire) != 0) continue;
+    const std::int64_t live = segment.live_bytes.load(std::memory_order_relaxed);
+    if (live >= least) continue;
+    least = live;
+    best = s;
+  }
+  return best;
+}
+
+template <Media M>
+template <class Visit>
+bool ValueLog<M>::visit(std::uint64_t s, Visit&& visit) const {
+  const std::uint64_t epoch = shared_->table[s].word.load(std::memory_order_acquire) >> 48;
+  for (std::uint64_t at = 0; at + sizeof(RecordHeader) <= segment_bytes_;) {
+    const std::uint64_t offset = s * segment_bytes_ + at;
+    RecordHeader header;
+    std::memcpy(&header, data_.at(offset), sizeof header);
+    const std::uint64_t position = position_of(offset, epoch);
+    if (header.mark != record_mark(position, header) || record_bytes(header.length) > segment_bytes_ - at) {
+      at += kLogAlignment;  // A gap, or a record that a crash has cut off.
+      continue;
+    }
+    std::span<const std::byte> payload{data_.at(offset) + sizeof header, header.length};
+    if (payload_checksum(payload) != header.checksum) payload = {};
+    if (!visit(header.key, Locator{position, header.length, header.checksum}, payload)) return false;
+    at += record_bytes(header.length);
+  }
+  return true;
+}
+
+template <Media M>
+void ValueLog<M>::free(std::uint64_t s) {
+  Shared& shared = *shared_;
+  Segment& segment = shared.table[s];
+  const std::uint64_t word = segment_word(s, segment.word.load(std::memory_order_relaxed) >> 48, false);
+  segment.full.store(0, std::memory_order_relaxed);
+  segment.live_bytes.store(0, std::memory_order_relaxed);
+  segment.word.store(word, std::memory_order_seq_cst);  // Partner: view().
+  media_.store(log_point::kFree, table_at(s), word);
+  const SpinLock listing(shared.listing, media_);
+  if (segment.pins.load(std::memory_order_seq_cst) == 0) {
+    shared.free.push_back(s);
+  } else {
+    shared.unpinning.push_back(s);
+  }
+  shared.free_count.store(shared.free.size(), std::memory_order_relaxed);
+  shared.compactions.fetch_add(1, std::memory_order_relaxed);
+}
+
+template <Media M>
+template <class ForEachLocator>
+void ValueLog<M>::recount(ForEachLocator&& for_each_locator) {
+  std::vector<std::int64_t> live(segments_, 0);
+  for_each_locator([&](const Locator& locator) {
+    const std::uint64_t s = offset_of(locator.position) / segment_bytes_;
+    if (s < segments_) live[s] += static_cast<std::int64_t>(record_bytes(locator.length));
+  });
+  for (std::uint64_t s = 0; s < segments_; ++s) {
+    if (shared_->table[s].full.load(std::memory_order_acquire) != 0)
+      shared_->table[s].live_bytes.store(live[s], std::memory_order_relaxed);
+  }
+}
+
+}  // namespace dunnock

@@ -1,0 +1,120 @@
+// KvStore: a KvIndex and a ValueLog together: a durable concurrent map from 128-bit keys to values of any size.
+//
+//   put      value of at most 16 bytes: KvIndex::put alone                            2 lines flushed, 1 fence (again:
+//   1)
+//            longer: its bytes and a header to the log, fence; then KvIndex::put      2 fences
+//   get      KvIndex::get, and the record in the log, whose checksum is verified
+//   erase    KvIndex::erase; the record in the log is garbage, and is collected when space runs out
+//
+// When the log is full, a put compacts it: the segment with the least that is alive is read, what is alive is appended
+// elsewhere and its entry replaced (if it is still the same), and the segment is free. If nothing can be gained so, the
+// put is refused and the store holds what it held.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "dunnock/base/result.hpp"
+#include "dunnock/index/kv_index.hpp"
+#include "dunnock/index/value_log.hpp"
+
+namespace dunnock {
+
+struct StoreOptions {
+  IndexOptions index;
+  LogOptions log;
+};
+
+/// A value that was found: its bytes stay as they are while this lives, whatever happens to the key.
+template <Media M>
+class KvValue {
+ public:
+  GetState state = GetState::kMissing;
+  explicit operator bool() const noexcept { return state == GetState::kFound; }
+  /// Only when found.
+  [[nodiscard]] std::span<const std::byte> bytes() const noexcept {
+    return entry.is_locator() ? in_log.bytes : entry.bytes();
+  }
+
+  IndexValue entry;  ///< As the index has it.
+  typename ValueLog<M>::View in_log;
+};
+
+struct StoreStats {
+  IndexStats index;
+  LogStats log;
+};
+
+/// Threads: all functions but close and check may be called by any number of threads at any time. get never waits for
+/// a writer or for compaction.
+/// Crashes: as KvIndex. A put that a crash interrupts leaves the value that was there before.
+template <Media M>
+class KvStore {
+ public:
+  struct Opened;
+  using Item = typename ValueLog<M>::Item;
+
+  /// Creates a store in `pool` under `name`. Errors: those of KvIndex::create and ValueLog::create. A crash leaves no
+  /// store: create again.
+  [[nodiscard]] static Result<KvStore> create(Pool& pool, std::string_view name, const StoreOptions& options, M media);
+  /// Errors: NotFound, WrongVersion, WrongLayout, Corrupt.
+  [[nodiscard]] static Result<Opened> open(Pool& pool, std::string_view name, M media);
+  /// Of parts that the caller has made.
+  KvStore(KvIndex<M> index, ValueLog<M> log);
+
+  KvStore(KvStore&&) noexcept = default;
+  KvStore& operator=(KvStore&&) noexcept = default;
+
+  /// See KvIndex::close.
+  void close() { index_.close(); }
+
+  PutResult put(const IndexKey& key, std::span<const std::byte> value);
+  /// As one put a key, in some order, with one fence for all that goes to the log and few for the index. Returns false
+  /// when there was no room for all of them: then some may have been put.
+  bool put_bulk(std::span<const Item> items);
+  [[nodiscard]] KvValue<M> get(const IndexKey& key) const;
+  bool erase(const IndexKey& key);
+  [[nodiscard]] bool may_contain(const IndexKey& key) const { return index_.may_contain(key); }
+
+  /// Compacts up to so many segments of which less than `live_at_most` seems to be alive. Returns how many it freed.
+  std::uint64_t compact(std::uint64_t segments_max, double live_at_most = 0.75);
+
+  [[nodiscard]] std::uint64_t size() const { return index_.size(); }
+  [[nodiscard]] StoreStats stats() const { return {index_.stats(), log_.stats()}; }
+  /// KvIndex::check, and every value in the log read and verified. Needs the store for itself.
+  [[nodiscard]] IndexCheck check() const;
+
+  [[nodiscard]] KvIndex<M>& index() noexcept { return index_; }
+  [[nodiscard]] const KvIndex<M>& index() const noexcept { return index_; }
+  [[nodiscard]] const ValueLog<M>& log() const noexcept { return log_; }
+
+ private:
+  [[nodiscard]] bool make_room();
+  [[nodiscard]] bool compact_one(double live_at_most);
+  void recount();
+
+  KvIndex<M> index_;
+  ValueLog<M> log_;
+  struct Shared {
+    std::atomic<bool> compacting{false};
+    bool counted = false;  // live bytes are known, not assumed
+  };
+  std::unique_ptr<Shared> shared_ = std::make_unique<Shared>();
+};
+
+template <Media M>
+struct KvStore<M>::Opened {
+  KvStore store;
+  IndexRecovery report;
+};
+
+}  // namespace dunnock
+
+#include "dunnock/index/detail/kv_store_impl.hpp"  // IWYU pragma: export

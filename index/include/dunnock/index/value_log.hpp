@@ -1,0 +1,232 @@
+// ValueLog: append-only, checksummed storage for values of any size, in segments of a pool.
+//
+// What it is for: keeping the bytes that an index points to. Appending is a copy at the speed of the media and one
+// fence; no allocator is involved. What it is not for: finding anything (an index does that), or telling by itself what
+// is still needed: its owner says so, when a segment is compacted.
+//
+//   segments   [ full ][ full ][ writing ][ free ][ full ][ writing ][ free ] ...
+//                 |                 ^
+//                 |  compaction:    |     live records are appended elsewhere, the owner is told, and the
+//                 +-----------------+     segment is free again when nobody reads in it any more
+//
+// Life of a value: append() makes the bytes durable and gives a ticket; the owner publishes the ticket's locator in its
+// index, durably; then the ticket may go. When the owner has replaced or erased the locator, durably, it says so with
+// discard(). KvStore (kv_store.hpp) is such an owner, ready made.
+//
+// The bytes in the pool: log_format.hpp.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "dunnock/base/result.hpp"
+#include "dunnock/index/log_format.hpp"
+#include "dunnock/index/log_points.hpp"
+#include "dunnock/pmem/media.hpp"
+#include "dunnock/pmem/pool.hpp"
+#include "dunnock/pmem/region.hpp"
+#include "dunnock/pmem/volatile_region.hpp"
+
+namespace dunnock {
+
+struct LogOptions {
+  /// Bytes of all segments together; rounded down to whole ones, at least three.
+  std::uint64_t capacity_bytes = 0;
+  /// A power of two, 4096 .. 2^30. No value is longer than this less 32.
+  std::uint64_t segment_bytes = 8 << 20;
+};
+
+struct LogStats {
+  std::uint64_t segments = 0;
+  std::uint64_t segments_free = 0;
+  std::uint64_t segment_bytes = 0;
+  std::uint64_t live_bytes = 0;       ///< Estimate: after a crash, what was discarded before it counts as alive.
+  std::uint64_t appended_bytes = 0;   ///< Since the log was opened: with headers and padding.
+  std::uint64_t compacted_bytes = 0;  ///< Of these, moved by compaction.
+  std::uint64_t compactions = 0;
+};
+
+enum class ReadState : std::uint8_t {
+  kFound,
+  kStale,    ///< The segment was freed since: look the locator up again.
+  kDamaged,  ///< The bytes fail a checksum. They are not returned.
+};
+
+/// Threads: all functions may be called by any number of threads at any time, but compaction (victim, visit, free) by
+/// one at a time.
+///
+/// Crashes: a record whose ticket was given is whole after a crash. One that was being appended may be there in parts;
+/// nobody has a locator of it, and compaction skips it.
+template <Media M>
+class ValueLog {
+ public:
+  struct Opened;
+  static constexpr std::uint64_t kOverheadBytes = sizeof(RecordHeader);
+
+  /// Keeps a segment as it is while it lives: not freed, not compacted.
+  class Pin {
+   public:
+    Pin() = default;
+    Pin(Pin&& other) noexcept : pins_(std::exchange(other.pins_, nullptr)) {}
+    Pin& operator=(Pin&& other) noexcept {
+      std::swap(pins_, other.pins_);
+      return *this;
+    }
+    ~Pin() {
+      if (pins_ != nullptr) pins_->fetch_sub(1, std::memory_order_release);
+    }
+
+   private:
+    friend ValueLog;
+    explicit Pin(std::atomic<std::uint32_t>& pins) noexcept : pins_(&pins) {}
+    std::atomic<std::uint32_t>* pins_ = nullptr;
+  };
+  /// A durable record that nobody points to yet. Keep it until the locator is published.
+  struct Ticket {
+    Locator locator;
+    Pin pin;
+  };
+  /// A value in place. The bytes stay where and as they are while it lives.
+  struct View {
+    ReadState state = ReadState::kStale;
+    std::span<const std::byte> bytes;
+    Pin pin;
+  };
+  struct Item {
+    IndexKey key;
+    std::span<const std::byte> bytes;
+  };
+
+  // ----- life -----------------------------------------------------------------------------------------------------
+
+  /// Creates a log in `pool` under `name` (regions "<name>.log" and "<name>.logmeta", both or none).
+  /// Errors: InvalidArgument, AlreadyExists, NoSpace. A crash leaves no log, or an empty one.
+  [[nodiscard]] static Result<ValueLog> create(Pool& pool, std::string_view name, const LogOptions& options, M media);
+  /// Opens the log `name`; reads eight bytes a segment. Errors: NotFound, WrongVersion, WrongLayout, Corrupt.
+  [[nodiscard]] static Result<ValueLog> open(Pool& pool, std::string_view name, M media);
+  /// The same on memory of the caller, which must be zeroed and outlive the log. Segments do not cross extents.
+  [[nodiscard]] static std::uint64_t meta_bytes(const LogOptions& options) noexcept;
+  [[nodiscard]] static std::uint64_t data_bytes(const LogOptions& options) noexcept;
+  [[nodiscard]] static Status check_options(const LogOptions& options);
+  [[nodiscard]] static Result<ValueLog> format(Region meta, Region data, const LogOptions& options, M media);
+  [[nodiscard]] static Result<ValueLog> attach(Region meta, Region data, M media);
+
+  ValueLog(ValueLog&&) noexcept = default;
+  ValueLog& operator=(ValueLog&&) noexcept = default;
+
+  // ----- values ---------------------------------------------------------------------------------------------------
+
+  /// Appends the value, durably. None: no segment is free (compact, or erase something), or the value is longer than
+  /// value_bytes_max().
+  [[nodiscard]] std::optional<Ticket> append(const IndexKey& key, std::span<const std::byte> bytes);
+  /// Appends values with one fence for all. None: not all of them found room; those that did are discarded.
+  [[nodiscard]] std::optional<std::vector<Ticket>> append_bulk(std::span<const Item> items);
+  /// The value at `locator`, checked. `key`: whose it must be.
+  [[nodiscard]] View view(const Locator& locator, const IndexKey& key) const;
+  /// The value at `locator` is not needed any more: no index points to it.
+  void discard(const Locator& locator) noexcept;
+
+  [[nodiscard]] std::uint64_t value_bytes_max() const noexcept { return segment_bytes_ - sizeof(RecordHeader); }
+  [[nodiscard]] std::uint64_t capacity_bytes() const noexcept { return segments_ * segment_bytes_; }
+  [[nodiscard]] LogStats stats() const;
+
+  // ----- compaction, for owners -----------------------------------------------------------------------------------
+
+  /// Appends with the one segment that is kept back for compaction.
+  [[nodiscard]] std::optional<Ticket> append_moved(const IndexKey& key, std::span<const std::byte> bytes);
+  /// The segment that seems to hold the least that is alive, if it is less than `live_at_most` of its bytes. None:
+  /// none such is full, unpinned and in use.
+  [[nodiscard]] std::optional<std::uint64_t> victim(double live_at_most) const;
+  /// Calls visit(key, locator, payload) for each whole record of a full segment; stops when visit returns false.
+  /// Returns false then. Records that fail their payload's checksum are visited with an empty payload.
+  template <class Visit>
+  [[nodiscard]] bool visit(std::uint64_t segment, Visit&& visit) const;
+  /// The segment can't be emptied: victim() does not name it again until something in it is discarded.
+  void keep(std::uint64_t segment) noexcept {
+    shared_->table[segment].live_bytes.store(static_cast<std::int64_t>(segment_bytes_), std::memory_order_relaxed);
+  }
+  /// Is a segment free for users?
+  [[nodiscard]] bool has_room() const noexcept { return shared_->free_count.load(std::memory_order_relaxed) > 1; }
+  /// Lets other threads go on, simulated ones too.
+  void pause() const noexcept {
+    media_.pause();
+    std::this_thread::yield();
+  }
+  /// Gives the segment back. Nothing in it may be pointed to any more.
+  void free(std::uint64_t segment);
+  /// What is alive in each segment, from the owner's index: replaces the estimates. `for_each_locator(add)` calls
+  /// add(locator) for each.
+  template <class ForEachLocator>
+  void recount(ForEachLocator&& for_each_locator);
+
+ private:
+  static constexpr unsigned kHeads = 4;  // Segments that are written at once by users; one more is compaction's.
+
+  struct Segment {
+    std::atomic<std::uint64_t> word{0};  // as in the table
+    std::atomic<std::uint32_t> pins{0};
+    std::atomic<std::uint32_t> full{0};       // 1: nobody appends to it any more
+    std::atomic<std::int64_t> live_bytes{0};  // estimate
+  };
+  /// Where records are being appended.
+  struct alignas(kLineBytes) Head {
+    std::atomic<bool> taken{false};
+    std::uint64_t segment = kNone;
+    std::uint64_t used_bytes = 0;
+  };
+  static constexpr std::uint64_t kNone = ~0ULL;
+  struct Shared {
+    explicit Shared(std::uint64_t segments) : table(std::make_unique<Segment[]>(segments)) {}
+    std::unique_ptr<Segment[]> table;
+    std::array<Head, kHeads + 1> heads;
+    std::atomic<bool> listing{false};  // The lock of the two lists.
+    std::vector<std::uint64_t> free;
+    std::vector<std::uint64_t> unpinning;  // free, but somebody still reads in it
+    std::atomic<std::uint64_t> free_count{0};
+    std::atomic<std::uint64_t> appended_bytes{0};
+    std::atomic<std::uint64_t> compacted_bytes{0};
+    std::atomic<std::uint64_t> compactions{0};
+  };
+  class SpinLock;
+
+  ValueLog(Region meta, Region data, const LogHeader& header, M media);
+  [[nodiscard]] static LogHeader header_for(const LogOptions& options) noexcept;
+  [[nodiscard]] Status recover();
+
+  [[nodiscard]] Word& table_at(std::uint64_t segment) const noexcept {
+    return *reinterpret_cast<Word*>(meta_.at(kLogTableOffset + segment * sizeof(Word)));
+  }
+  [[nodiscard]] static constexpr std::uint64_t position_of(std::uint64_t offset, std::uint64_t epoch) noexcept {
+    return offset | epoch << 48;
+  }
+  [[nodiscard]] static constexpr std::uint64_t offset_of(std::uint64_t position) noexcept {
+    return position & ((1ULL << 48) - 1);
+  }
+  [[nodiscard]] static constexpr std::uint64_t record_bytes(std::uint64_t length) noexcept {
+    return (sizeof(RecordHeader) + length + kLogAlignment - 1) / kLogAlignment * kLogAlignment;
+  }
+  [[nodiscard]] unsigned head_of_thread() const noexcept;
+  [[nodiscard]] std::optional<Ticket> reserve(unsigned head, std::uint64_t length, std::uint64_t kept_back);
+  [[nodiscard]] bool take_segment(Head& head, std::uint64_t kept_back);
+  void write(const Ticket& ticket, const IndexKey& key, std::span<const std::byte> bytes, std::uint32_t checksum) const;
+
+  [[no_unique_address]] M media_;
+  std::uint64_t segment_bytes_;
+  std::uint64_t segments_;
+  Region meta_;
+  Region data_;
+  std::unique_ptr<Shared> shared_;
+};
+
+}  // namespace dunnock
+
+#include "dunnock/index/detail/value_log_impl.hpp"  // IWYU pragma: export

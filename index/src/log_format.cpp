@@ -1,0 +1,21 @@
+#include "dunnock/index/log_format.hpp"
+
+#include <xxhash.h>
+
+namespace dunnock {
+
+std::uint64_t checksum_of(const LogHeader& header) noexcept {
+  const auto* bytes = reinterpret_cast<const unsigned char*>(&header);
+  constexpr std::size_t kFrom = offsetof(LogHeader, format_version);
+  return XXH3_64bits(bytes + kFrom, offsetof(LogHeader, checksum) - kFrom);
+}
+
+std::uint64_t record_mark(std::uint64_t position, const RecordHeader& header) noexcept {
+  return XXH3_64bits_withSeed(&header, offsetof(RecordHeader, mark), position) | 1;
+}
+
+std::uint32_t payload_checksum(std::span<const std::byte> payload) noexcept {
+  return static_cast<std::uint32_t>(XXH3_64bits(payload.data(), payload.size()));
+}
+
+}  // namespace dunnock
