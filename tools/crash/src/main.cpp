@@ -284,7 +284,7 @@ std::vector<std::string> steps_left_alone(const Structure& structure, const std:
                 {Event::kFlush, Kind::kDropFlush, "flush"},
                 {Event::kFence, Kind::kDropFence, "fence"}};
   std::vector<std::string> alone;
-  for (std::size_t p = 1; p < 256; ++p) {
+  for (std::size_t p = structure.first_point; p < 256; ++p) {
     const auto point = static_cast<dunnock::Point>(p);
     for (const auto& step : kSteps) {
       if (!original.seen[dunnock::crash::ExploreResult::index_of(step.event, point)]) continue;

@@ -2,9 +2,11 @@
 
 #include "dunnock/filter/points.hpp"
 #include "dunnock/index/index_points.hpp"
+#include "dunnock/index/log_points.hpp"
 #include "filter_kill.hpp"
 #include "filter_subject.hpp"
 #include "index_subject.hpp"
+#include "log_subject.hpp"
 
 namespace dunnock::crash {
 namespace {
@@ -127,12 +129,45 @@ std::vector<Mutant> index_mutants() {
   return all;
 }
 
+std::unique_ptr<Subject> log_subject(std::uint64_t seed, unsigned threads, unsigned operations, unsigned, bool eadr) {
+  const FilterWorkload workload{seed, threads, operations};
+  if (eadr) return std::make_unique<LogSubject<SimEadrMedia>>(workload);
+  return std::make_unique<LogSubject<SimMedia>>(workload);
+}
+
+/// The log's own steps; those of the index in front of it are in its list.
+std::vector<Mutant> log_mutants() {
+  using namespace log_point;
+  using Kind = Mutation::Kind;
+  std::vector<Mutant> all;
+  const auto add = [&all](Kind kind, const char* what, std::initializer_list<Point> points) {
+    for (const Point point : points)
+      all.push_back({std::string(what) + " " + std::string(name(point)), {kind, point, {}}});
+  };
+  add(Kind::kDropStore, "no store", {kHeader, kPayload, kTake, kFree, kFormatFields, kFormatMagic});
+  add(Kind::kDropFlush, "no flush", {kHeader, kPayload, kTake, kFormatFields, kFormatMagic});
+  add(Kind::kFlushTooEarly, "flush before store", {kHeader, kPayload, kTake, kFormatFields, kFormatMagic});
+  add(Kind::kDropFence, "no fence", {kAppendFence, kTake, kFormatFields, kFormatMagic});
+  const auto late = [&all](Kind kind, Point point, Point until, const char* what) {
+    all.push_back({what, {kind, point, until}});
+  };
+  late(Kind::kStoreTooLate, kPayload, index_point::kLane, "value written after its entry");
+  late(Kind::kStoreTooLate, kHeader, index_point::kLane, "record header written after the entry");
+  late(Kind::kFlushTooLate, kPayload, index_point::kPutFence, "value durable only with its entry");
+  late(Kind::kFlushTooLate, kPayload, index_point::kUpdateLive, "value durable only with its replaced entry");
+  late(Kind::kStoreTooLate, kTake, kAppendFence, "segment in use after the record in it");
+  late(Kind::kFlushTooLate, kTake, index_point::kPutFence, "segment durably in use only with the entry");
+  late(Kind::kStoreTooLate, kFormatFields, kFormatMagic, "log header filled after its magic word");
+  return all;
+}
+
 }  // namespace
 
 const std::vector<Structure>& structures() {
   static const std::vector<Structure> kAll = {
       {"filter", filter_subject, filter_mutants, filter_point::name, kill_filter, corrupt_filter},
-      {"index", index_subject, index_mutants, index_point::name, {}, {}}};
+      {"index", index_subject, index_mutants, index_point::name, {}, {}},
+      {"log", log_subject, log_mutants, log_point::name, {}, {}, log_point::kFirst}};
   return kAll;
 }
 

@@ -62,6 +62,7 @@ struct Structure {
   std::function<std::string_view(Point)> point_name;
   std::function<KillResult(const KillOptions&)> kill;
   std::function<std::vector<CorruptCase>(const CorruptOptions&)> corrupt;
+  unsigned first_point = 1;  ///< Steps below are those of a structure that it uses, which has mutants of its own.
 };
 
 [[nodiscard]] const std::vector<Structure>& structures();

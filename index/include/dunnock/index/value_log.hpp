@@ -23,6 +23,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 #include <thread>
 #include <utility>
@@ -138,6 +139,8 @@ class ValueLog {
   [[nodiscard]] std::uint64_t value_bytes_max() const noexcept { return segment_bytes_ - sizeof(RecordHeader); }
   [[nodiscard]] std::uint64_t capacity_bytes() const noexcept { return segments_ * segment_bytes_; }
   [[nodiscard]] LogStats stats() const;
+  /// Does the durable table say what is known here? A sentence if not. Needs the log for itself.
+  [[nodiscard]] std::string check() const;
 
   // ----- compaction, for owners -----------------------------------------------------------------------------------
 

@@ -70,8 +70,7 @@ auto KvIndex<M>::place_of(const IndexKey& key) const noexcept -> Place {
   return place;
 }
 
-// ----- reading
-// --------------------------------------------------------------------------------------------------------
+// ----- reading -------------------------------------------------------------------------------------------------------
 
 /// True: the search is over. Lock-free: it starts again only when the record has changed under it.
 template <Media M>
@@ -249,8 +248,7 @@ std::size_t KvIndex<M>::get_bulk(std::span<const IndexKey> keys, GetResult* resu
   return found;
 }
 
-// ----- writing
-// --------------------------------------------------------------------------------------------------------
+// ----- writing -------------------------------------------------------------------------------------------------------
 
 template <Media M>
 auto KvIndex<M>::find_in(Segment segment, std::uint64_t group, unsigned first, unsigned last, std::uint64_t pattern,

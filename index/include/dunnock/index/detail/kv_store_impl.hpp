@@ -175,6 +175,7 @@ void KvStore<M>::recount() {
 template <Media M>
 IndexCheck KvStore<M>::check() const {
   IndexCheck report = index_.check();
+  if (std::string wrong = log_.check(); !wrong.empty()) report.violations.push_back(std::move(wrong));
   index_.for_each([&](const IndexKey& key, const IndexValue& value) {
     if (!value.is_locator()) return;
     const auto view = log_.view(value.locator(), key);

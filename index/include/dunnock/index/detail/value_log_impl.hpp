@@ -167,8 +167,7 @@ auto ValueLog<M>::open(Pool& pool, std::string_view name, M media) -> Result<Val
   return attach(*meta, *data, std::move(media));
 }
 
-// ----- appending
-// ------------------------------------------------------------------------------------------------------
+// ----- appending -----------------------------------------------------------------------------------------------------
 
 template <Media M>
 unsigned ValueLog<M>::head_of_thread() const noexcept {
@@ -298,8 +297,7 @@ void ValueLog<M>::discard(const Locator& locator) noexcept {
                                          std::memory_order_relaxed);
 }
 
-// ----- reading
-// --------------------------------------------------------------------------------------------------------
+// ----- reading -------------------------------------------------------------------------------------------------------
 
 template <Media M>
 auto ValueLog<M>::view(const Locator& locator, const IndexKey& key) const -> View {
@@ -349,8 +347,16 @@ LogStats ValueLog<M>::stats() const {
   return stats;
 }
 
-// ----- compaction
-// -----------------------------------------------------------------------------------------------------
+template <Media M>
+std::string ValueLog<M>::check() const {
+  for (std::uint64_t s = 0; s < segments_; ++s) {
+    if (media_.load(table_at(s)) != shared_->table[s].word.load(std::memory_order_acquire))
+      return "the word of segment " + std::to_string(s) + " of the log is not what it should be";
+  }
+  return {};
+}
+
+// ----- compaction ----------------------------------------------------------------------------------------------------
 
 template <Media M>
 std::optional<std::uint64_t> ValueLog<M>::victim(double live_at_most) const {
