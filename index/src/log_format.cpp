@@ -1,5 +1,6 @@
 #include "dunnock/index/log_format.hpp"
 
+#define XXH_INLINE_ALL  // Compiled here, with the vector instructions that the rest of the library uses.
 #include <xxhash.h>
 
 namespace dunnock {

@@ -76,8 +76,8 @@ class KvStore {
   void close() { index_.close(); }
 
   PutResult put(const IndexKey& key, std::span<const std::byte> value);
-  /// As one put a key, in some order, with one fence for all that goes to the log and few for the index. Returns false
-  /// when there was no room for all of them: then some may have been put.
+  /// As one put a key, in some order, with few fences for all. False: there was no room for all of them; some may have
+  /// been put.
   bool put_bulk(std::span<const Item> items);
   [[nodiscard]] KvValue<M> get(const IndexKey& key) const;
   bool erase(const IndexKey& key);
@@ -96,6 +96,7 @@ class KvStore {
   [[nodiscard]] const ValueLog<M>& log() const noexcept { return log_; }
 
  private:
+  bool publish(std::span<const typename KvIndex<M>::Entry> entries);
   [[nodiscard]] bool make_room();
   [[nodiscard]] bool compact_one(double live_at_most);
   void recount();

@@ -105,6 +105,7 @@ class ValueLog {
   struct Item {
     IndexKey key;
     std::span<const std::byte> bytes;
+    std::optional<std::uint32_t> checksum{};  ///< payload_checksum(bytes), if it is known.
   };
 
   // ----- life -----------------------------------------------------------------------------------------------------
@@ -129,8 +130,8 @@ class ValueLog {
   /// Appends the value, durably. None: no segment is free (compact, or erase something), or the value is longer than
   /// value_bytes_max().
   [[nodiscard]] std::optional<Ticket> append(const IndexKey& key, std::span<const std::byte> bytes);
-  /// Appends values with one fence for all. None: not all of them found room; those that did are discarded.
-  [[nodiscard]] std::optional<std::vector<Ticket>> append_bulk(std::span<const Item> items);
+  /// Appends values with one fence for all: the first ones, as many as there is room for. A ticket for each of these.
+  [[nodiscard]] std::vector<Ticket> append_bulk(std::span<const Item> items);
   /// The value at `locator`, checked. `key`: whose it must be.
   [[nodiscard]] View view(const Locator& locator, const IndexKey& key) const;
   /// The value at `locator` is not needed any more: no index points to it.

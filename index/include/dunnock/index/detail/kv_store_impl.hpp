@@ -63,23 +63,32 @@ bool KvStore<M>::put_bulk(std::span<const Item> items) {
       entries.push_back({item.key, IndexValue::of(item.bytes)});
     }
   }
-  auto tickets = log_.append_bulk(in_log);
-  while (!tickets) {
-    if (!make_room()) return false;
-    tickets = log_.append_bulk(in_log);
+  bool all = publish(entries);
+  for (std::span<const Item> left = in_log; all && !left.empty();) {
+    // Those for which there is room; their segments stay as they are until the entries are published.
+    const auto tickets = log_.append_bulk(left);
+    if (tickets.empty() && !make_room()) return false;
+    entries.clear();
+    for (std::size_t i = 0; i < tickets.size(); ++i)
+      entries.push_back({left[i].key, IndexValue::of(tickets[i].locator)});
+    all = publish(entries);
+    left = left.subspan(tickets.size());
   }
-  for (std::size_t i = 0; i < in_log.size(); ++i)
-    entries.push_back({in_log[i].key, IndexValue::of((*tickets)[i].locator)});
+  return all;
+}
+
+/// Puts entries whose values are durable; gives up what they replace, and the values of those that find no room.
+template <Media M>
+bool KvStore<M>::publish(std::span<const typename KvIndex<M>::Entry> entries) {
   std::vector<PutResult> results(entries.size());
   std::vector<IndexValue> previous(entries.size());
   index_.put_bulk(entries, results.data(), previous.data());
   bool all = true;
   for (std::size_t i = 0; i < entries.size(); ++i) {
-    if (results[i] == PutResult::kReplaced && previous[i].is_locator()) log_.discard(previous[i].locator());
-    if (results[i] == PutResult::kFull) {
-      all = false;
-      if (entries[i].value.is_locator()) log_.discard(entries[i].value.locator());
-    }
+    const bool full = results[i] == PutResult::kFull;
+    all = all && !full;
+    const IndexValue& garbage = full ? entries[i].value : previous[i];
+    if (results[i] != PutResult::kInserted && garbage.is_locator()) log_.discard(garbage.locator());
   }
   return all;
 }

@@ -271,21 +271,18 @@ auto ValueLog<M>::append_moved(const IndexKey& key, std::span<const std::byte> b
 }
 
 template <Media M>
-auto ValueLog<M>::append_bulk(std::span<const Item> items) -> std::optional<std::vector<Ticket>> {
+auto ValueLog<M>::append_bulk(std::span<const Item> items) -> std::vector<Ticket> {
   std::vector<Ticket> tickets;
   tickets.reserve(items.size());
   const unsigned head = head_of_thread();
   for (const Item& item : items) {
     auto ticket = reserve(head, item.bytes.size(), 1);
-    if (!ticket) {
-      for (const Ticket& one : tickets) discard(one.locator);
-      return std::nullopt;
-    }
-    ticket->locator.checksum = payload_checksum(item.bytes);
+    if (!ticket) break;
+    ticket->locator.checksum = item.checksum ? *item.checksum : payload_checksum(item.bytes);
     write(*ticket, item.key, item.bytes, ticket->locator.checksum);
     tickets.push_back(std::move(*ticket));
   }
-  media_.fence(log_point::kAppendFence);  // All of them may be pointed to.
+  if (!tickets.empty()) media_.fence(log_point::kAppendFence);  // All of them may be pointed to.
   return tickets;
 }
 

@@ -1,0 +1,81 @@
+// What a checkpoint store adds to a KvStore in the pool. docs/on_media_format.md says the same in prose.
+//
+// Region "<name>.catalog":
+//
+//   offset 0      CatalogHeader   128 B   written once; magic last. Never changes.
+//   offset 4096   CatalogLine[]    64 B each: one checkpoint, or free
+//
+// The KvStore "<name>.data" holds
+//   chunks      key = XXH3-128 of the bytes: the same bytes are there once
+//   manifests   key = manifest_key(id, piece): a manifest (manifest.hpp) is cut into pieces that a log segment can hold
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <type_traits>
+
+#include "dunnock/index/index_format.hpp"
+#include "dunnock/pmem/media.hpp"
+
+namespace dunnock {
+
+inline constexpr std::uint64_t kCatalogMagic = 0x31544143'4b4e4e44ULL;  // "DNNKCAT1", little endian
+inline constexpr std::uint32_t kCatalogFormatVersion = 1;
+inline constexpr std::uint64_t kCatalogLinesOffset = 4096;
+
+/// The parameters of a checkpoint store. Every field is checked when it is attached.
+struct CatalogHeader {
+  std::uint64_t magic;           // kCatalogMagic. Written last: without it the store does not exist.
+  std::uint32_t format_version;  // kCatalogFormatVersion
+  std::uint32_t chunk_bytes;     // tensors are cut into chunks of so many bytes
+  std::uint64_t lines;           // checkpoints that there may be at a time
+  std::array<std::uint64_t, 12> zero;
+  std::uint64_t checksum;  // XXH3 of the 112 bytes between magic and this
+};
+static_assert(sizeof(CatalogHeader) == 128 && std::is_trivially_copyable_v<CatalogHeader>);
+
+[[nodiscard]] std::uint64_t checksum_of(const CatalogHeader& header) noexcept;
+
+/// One checkpoint. One line, so its stores become durable in their order: the fields first, then `state`.
+///   state == 0                       free. Whatever the fields say means nothing.
+///   state == catalog_mark(fields)    the checkpoint is there, with everything that it needs: all of that was durable
+///                                    before this word was stored
+///   anything else                    the pool was damaged
+/// Deleting stores 0.
+struct alignas(kLineBytes) CatalogLine {
+  Word state;
+  Word manifest_id;
+  Word manifest_bytes;
+  Word name_hash;
+  Word version;
+  Word created_seconds;
+  Word tensor_bytes;
+  std::uint64_t zero;
+};
+static_assert(sizeof(CatalogLine) == kLineBytes);
+
+/// The fields of a line as plain numbers, in their order.
+struct CatalogFields {
+  std::uint64_t manifest_id = 0;
+  std::uint64_t manifest_bytes = 0;
+  std::uint64_t name_hash = 0;
+  std::uint64_t version = 0;
+  std::uint64_t created_seconds = 0;
+  std::uint64_t tensor_bytes = 0;
+  friend bool operator==(const CatalogFields&, const CatalogFields&) = default;
+};
+
+/// Checksum of a line's fields, never 0.
+[[nodiscard]] std::uint64_t catalog_mark(const CatalogFields& fields) noexcept;
+[[nodiscard]] std::uint64_t catalog_name_hash(std::string_view name) noexcept;
+[[nodiscard]] IndexKey manifest_key(std::uint64_t manifest_id, std::uint64_t piece) noexcept;
+/// Key and payload checksum (as payload_checksum has it) of a chunk, in one pass.
+struct ChunkDigest {
+  IndexKey key;
+  std::uint32_t checksum = 0;
+};
+[[nodiscard]] ChunkDigest chunk_digest(std::span<const std::byte> bytes) noexcept;
+
+}  // namespace dunnock

@@ -1,0 +1,225 @@
+// CheckpointStore: named, versioned sets of tensors, of which only what has changed is written.
+//
+// What it is for: saving the state of a training job often, without writing unchanged tensors again, without stopping
+// the job, and so that a crash at any moment leaves every checkpoint whole that a save had returned for.
+// What it is not for: sharing a pool between processes (a pool is open in one), or hiding data: keys of chunks are a
+// fast hash, not a cryptographic one, so somebody who chooses what is in the tensors could make two chunks that are
+// taken for one.
+//
+//   tensors           chunks of 1 MiB          KvStore                                catalog
+//   +----------+      +---+---+---+    key =   +-------------------------+           +-----------------+
+//   | weight A | ---> |   |   |   | -- hash -> | there already: nothing  |           | name, version   |
+//   +----------+      +---+---+---+            | new: append, put        | <-------- | manifest        |
+//                                              | manifest: append, put   |  last,    +-----------------+
+//                                              +-------------------------+  one 8-byte store
+//
+// Order: chunks and manifest durable, then the catalog line, then one word of it. So a checkpoint is there wholly or
+// not at all, and what an interrupted save has written is found and reused by the next, or collected.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <shared_mutex>
+#include <span>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "dunnock/base/result.hpp"
+#include "dunnock/index/checkpoint_format.hpp"
+#include "dunnock/index/checkpoint_points.hpp"
+#include "dunnock/index/kv_store.hpp"
+#include "dunnock/index/manifest.hpp"
+#include "dunnock/index/tensor.hpp"
+
+namespace dunnock {
+
+struct CheckpointOptions {
+  std::uint64_t capacity_bytes = 0;         ///< Of all chunks and manifests together.
+  std::uint32_t chunk_bytes = 1 << 20;      ///< 64 .. segment_bytes / 2. Smaller ones share more, and cost more.
+  std::uint64_t segment_bytes = 32 << 20;   ///< Of the log: see LogOptions.
+  std::uint64_t checkpoints_max = 1024;     ///< That there may be at a time.
+  std::uint32_t index_segment_groups = 64;  ///< See IndexOptions.
+};
+
+struct SaveOptions {
+  unsigned threads = 1;
+  std::vector<std::pair<std::string, std::string>> notes;  ///< Kept with it; __metadata__ when it is exported.
+};
+
+struct SaveReport {
+  std::string name;
+  std::uint64_t version = 0;
+  std::uint64_t tensor_bytes = 0;
+  std::uint64_t chunks = 0;
+  std::uint64_t chunks_written = 0;  ///< The others were there.
+  std::uint64_t bytes_written = 0;   ///< To the log, with headers, padding and the manifest.
+  double seconds = 0;
+};
+
+struct RestoreReport {
+  std::uint64_t version = 0;
+  std::uint64_t tensor_bytes = 0;
+  double seconds = 0;
+};
+
+struct CheckpointInfo {
+  std::string name;
+  std::uint64_t version = 0;
+  std::uint64_t created_seconds = 0;  ///< Since 1970.
+  std::uint64_t tensors = 0;
+  std::uint64_t tensor_bytes = 0;
+};
+
+/// What distinguishes two checkpoints, by tensor name.
+struct CheckpointDiff {
+  std::vector<std::string> added, removed, reshaped, changed, same;
+  std::uint64_t changed_bytes = 0;  ///< In chunks of the second that the first does not have.
+};
+
+struct Retention {
+  std::uint64_t keep_last = 1;   ///< The newest versions of each name.
+  std::uint64_t keep_every = 0;  ///< And those whose version is a multiple of this. 0: no others.
+};
+
+struct CheckpointCheck {
+  std::uint64_t checkpoints = 0;
+  std::uint64_t chunks_read = 0;
+  std::vector<std::string> violations;  ///< At most 100 sentences. Empty when all is well.
+  [[nodiscard]] bool ok() const noexcept { return violations.empty(); }
+};
+
+inline constexpr std::uint64_t kLatestVersion = ~0ULL;
+
+/// Threads: all functions but check may be called by any number of threads at any time. Space is given back when no
+/// save is under way.
+///
+/// Crashes: when save returns, the checkpoint survives. A save that a crash interrupts leaves no trace but chunks that
+/// the next save may use; a removal is there wholly or not.
+template <Media M>
+class CheckpointStore {
+ public:
+  struct Opened;
+
+  /// Creates a store in `pool` under `name` (region "<name>.catalog" and a KvStore "<name>.data").
+  /// Errors: InvalidArgument, AlreadyExists, NoSpace. A crash leaves no store, or an empty one.
+  [[nodiscard]] static Result<CheckpointStore> create(Pool& pool, std::string_view name,
+                                                      const CheckpointOptions& options, M media);
+  /// Errors: NotFound, WrongVersion, WrongLayout, Corrupt. Does not read the checkpoints.
+  [[nodiscard]] static Result<CheckpointStore> open(Pool& pool, std::string_view name, M media);
+  /// Of parts that the caller has made. For crash harnesses and embedding.
+  [[nodiscard]] static std::uint64_t catalog_bytes(const CheckpointOptions& options) noexcept;
+  /// A size for a pool that is to hold such a store alone.
+  [[nodiscard]] static std::uint64_t pool_bytes(const CheckpointOptions& options) noexcept;
+  [[nodiscard]] static StoreOptions store_options(const CheckpointOptions& options) noexcept;
+  [[nodiscard]] static Result<CheckpointStore> format(Region catalog, KvStore<M> data, const CheckpointOptions& options,
+                                                      M media);
+  [[nodiscard]] static Result<CheckpointStore> attach(Region catalog, KvStore<M> data, M media);
+
+  CheckpointStore(CheckpointStore&&) noexcept = default;
+  CheckpointStore& operator=(CheckpointStore&&) noexcept = default;
+
+  /// See KvIndex::close.
+  void close() { data_.close(); }
+
+  // ----- saving and restoring -------------------------------------------------------------------------------------
+
+  /// Saves the tensors as `version` of `name`; they must not change meanwhile. Durable when it returns.
+  /// Errors: InvalidArgument (names, sizes), AlreadyExists (the version is there, or is being saved), NoSpace (nothing
+  /// is changed; see collect), Io (a source can't be read).
+  [[nodiscard]] Result<SaveReport> save(std::string_view name, std::uint64_t version,
+                                        std::span<const TensorSource> tensors, const SaveOptions& options = {});
+  /// Brings tensors back; those that the checkpoint has besides are left out. `version`: one, or kLatestVersion.
+  /// Errors: NotFound (name, version, tensor), InvalidArgument (dtype or shape differ from what is expected), Corrupt
+  /// (which tensor; what was written to the sinks by then is to be thrown away), Io (a sink refuses).
+  [[nodiscard]] Result<RestoreReport> restore(std::string_view name, std::uint64_t version,
+                                              std::span<const TensorSink> tensors, unsigned threads = 1) const;
+  /// Errors: NotFound, Corrupt.
+  [[nodiscard]] Result<Manifest> manifest(std::string_view name, std::uint64_t version = kLatestVersion) const;
+
+  // ----- all of them ----------------------------------------------------------------------------------------------
+
+  /// By name and version. Those whose manifest is damaged are left out; check() tells of them.
+  [[nodiscard]] std::vector<CheckpointInfo> list() const;
+  /// The newest version of the name, if there is one.
+  [[nodiscard]] std::optional<std::uint64_t> latest(std::string_view name) const;
+  /// Reads every chunk of a checkpoint and compares it with its key. Errors: NotFound, Corrupt.
+  [[nodiscard]] Status verify(std::string_view name, std::uint64_t version = kLatestVersion) const;
+  /// Errors: NotFound, Corrupt.
+  [[nodiscard]] Result<CheckpointDiff> diff(std::string_view first_name, std::uint64_t first_version,
+                                            std::string_view second_name, std::uint64_t second_version) const;
+  /// Removes a checkpoint, durably, and gives back the space of what no other needs. Errors: NotFound.
+  [[nodiscard]] Status remove(std::string_view name, std::uint64_t version);
+  /// Removes the versions of the name that the policy does not keep. Returns how many.
+  std::uint64_t retain(std::string_view name, const Retention& retention);
+  /// Gives back the space of everything that no checkpoint needs: what interrupted saves have left. Reads all
+  /// manifests and the whole index. Returns how many values went. Waits for saves that are under way.
+  std::uint64_t collect();
+
+  [[nodiscard]] StoreStats stats() const { return data_.stats(); }
+  /// Everything: the KvStore's check, every catalog line, every manifest, every chunk.
+  [[nodiscard]] CheckpointCheck check() const;
+  [[nodiscard]] std::uint32_t chunk_bytes() const noexcept { return chunk_bytes_; }
+
+ private:
+  struct KeyHash {
+    std::size_t operator()(const IndexKey& key) const noexcept { return key.low ^ key.high * 0x9e3779b97f4a7c15ULL; }
+  };
+  /// Volatile state that does not move with the object.
+  struct Shared {
+    std::shared_mutex gate;  // shared: a save writes chunks; exclusive: chunks are collected
+    std::mutex catalog;      // the lines, and the two sets
+    std::set<std::pair<std::string, std::uint64_t>> saving;
+    std::set<std::uint64_t> lines_taken;
+    std::uint64_t saves = 0;
+    std::vector<std::pair<CatalogFields, Manifest>> removed;  // their space is still to be given back
+    // How often manifests name a chunk, once somebody had to know.
+    std::optional<std::unordered_map<IndexKey, std::uint32_t, KeyHash>> references;
+    bool references_unsure = false;
+  };
+  struct Save;
+
+  CheckpointStore(Region catalog, KvStore<M> data, const CatalogHeader& header, M media);
+  [[nodiscard]] static CatalogHeader header_for(const CheckpointOptions& options);
+  [[nodiscard]] static Status check_options(const CheckpointOptions& options);
+
+  [[nodiscard]] CatalogLine& line_at(std::uint64_t line) const noexcept {
+    return *reinterpret_cast<CatalogLine*>(catalog_.at(kCatalogLinesOffset + line * kLineBytes));
+  }
+  [[nodiscard]] std::optional<CatalogFields> read_line(std::uint64_t line, bool* damaged = nullptr) const noexcept;
+  [[nodiscard]] Result<Manifest> read_manifest(const CatalogFields& fields) const;
+  [[nodiscard]] std::optional<std::uint64_t> find_line(std::string_view name, std::uint64_t version) const;
+  [[nodiscard]] Result<Manifest> manifest_of(std::string_view name, std::uint64_t version) const;
+
+  [[nodiscard]] static Status check_tensors(std::span<const TensorSource> tensors);
+  [[nodiscard]] Status save_once(Save& save, std::span<const TensorSource> tensors, unsigned threads);
+  void save_chunks(Save& save, std::span<const TensorSource> tensors);
+  [[nodiscard]] bool write_manifest(Save& save, CatalogFields& fields);
+  void publish(std::uint64_t line, const CatalogFields& fields);
+  [[nodiscard]] std::uint64_t pieces_of(std::uint64_t manifest_bytes) const noexcept;
+  [[nodiscard]] std::uint64_t piece_bytes() const noexcept { return data_.log().value_bytes_max() / 2; }
+  [[nodiscard]] Status restore_chunk(const ManifestTensor& from, const TensorSink& to, std::uint64_t chunk) const;
+  void count_references();
+  void give_back_removed();
+  void note_references(const Manifest& manifest);
+
+  [[no_unique_address]] M media_;
+  std::uint32_t chunk_bytes_;
+  std::uint64_t lines_;
+  Region catalog_;
+  KvStore<M> data_;
+  std::unique_ptr<Shared> shared_ = std::make_unique<Shared>();
+};
+
+}  // namespace dunnock
+
+#include "dunnock/index/detail/checkpoint_store_impl.hpp"  // IWYU pragma: export

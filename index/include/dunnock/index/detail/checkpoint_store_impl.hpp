@@ -1,0 +1,724 @@
+// The functions of CheckpointStore.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <ctime>
+#include <map>
+#include <unordered_set>
+
+#include "dunnock/index/checkpoint_store.hpp"
+#include "dunnock/index/detail/run_on_threads.hpp"
+
+namespace dunnock {
+
+/// One save under way.
+template <Media M>
+struct CheckpointStore<M>::Save {
+  static constexpr std::size_t kBatchBytes = 8 << 20;  // Chunks that share a fence.
+
+  Manifest manifest;
+  std::uint64_t line = 0;
+  std::uint64_t number = 0;
+  std::vector<std::uint64_t> first_chunk;  // of each tensor, in the count of all; and one more
+  std::atomic<std::uint64_t> next_chunk{0};
+  std::atomic<std::uint64_t> chunks_written{0};
+  std::atomic<std::uint64_t> bytes_written{0};
+  std::atomic<bool> failed{false};
+  std::mutex mutex;  // of what follows
+  std::unordered_set<IndexKey, KeyHash> writing;
+  Status status;
+
+  void fail(ErrorCode code, std::string what) {
+    const std::lock_guard lock(mutex);
+    if (!failed.exchange(true)) status = make_error(code, std::move(what));
+  }
+};
+
+// ----- life
+// -----------------------------------------------------------------------------------------------------------
+
+template <Media M>
+CheckpointStore<M>::CheckpointStore(Region catalog, KvStore<M> data, const CatalogHeader& header, M media)
+    : media_(std::move(media)),
+      chunk_bytes_(header.chunk_bytes),
+      lines_(header.lines),
+      catalog_(std::move(catalog)),
+      data_(std::move(data)) {}
+
+template <Media M>
+Status CheckpointStore<M>::check_options(const CheckpointOptions& options) {
+  if (options.chunk_bytes < 64 || options.chunk_bytes > options.segment_bytes / 2)
+    return make_error(ErrorCode::kInvalidArgument,
+                      "a chunk has 64 bytes to half a segment, not " + std::to_string(options.chunk_bytes));
+  if (options.checkpoints_max == 0 || options.checkpoints_max > 1U << 20)
+    return make_error(ErrorCode::kInvalidArgument,
+                      "a store has 1 to 2^20 checkpoints, not " + std::to_string(options.checkpoints_max));
+  return {};
+}
+
+template <Media M>
+CatalogHeader CheckpointStore<M>::header_for(const CheckpointOptions& options) {
+  CatalogHeader header{};
+  header.magic = kCatalogMagic;
+  header.format_version = kCatalogFormatVersion;
+  header.chunk_bytes = options.chunk_bytes;
+  header.lines = options.checkpoints_max;
+  header.checksum = checksum_of(header);
+  return header;
+}
+
+template <Media M>
+std::uint64_t CheckpointStore<M>::catalog_bytes(const CheckpointOptions& options) noexcept {
+  return kCatalogLinesOffset + options.checkpoints_max * kLineBytes;
+}
+
+template <Media M>
+StoreOptions CheckpointStore<M>::store_options(const CheckpointOptions& options) noexcept {
+  StoreOptions store;
+  store.log = {.capacity_bytes = options.capacity_bytes, .segment_bytes = options.segment_bytes};
+  // Small tensors make small chunks: room for four times as many entries as there are whole chunks, and it may grow.
+  store.index.entries = options.capacity_bytes / options.chunk_bytes;
+  store.index.segment_groups = options.index_segment_groups;
+  store.index.bytes_max = std::max<std::uint64_t>(16ULL << 20, store.index.entries * 4 * 2 * kLineBytes);
+  return store;
+}
+
+template <Media M>
+std::uint64_t CheckpointStore<M>::pool_bytes(const CheckpointOptions& options) noexcept {
+  const StoreOptions store = store_options(options);
+  const std::array regions{catalog_bytes(options), store.log.capacity_bytes, ValueLog<M>::meta_bytes(store.log),
+                           KvIndex<M>::meta_bytes(store.index), store.index.bytes_max};
+  return Pool::bytes_for(regions);
+}
+
+template <Media M>
+auto CheckpointStore<M>::format(Region catalog, KvStore<M> data, const CheckpointOptions& options, M media)
+    -> Result<CheckpointStore> {
+  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  if (catalog.bytes() < catalog_bytes(options))
+    return make_error(ErrorCode::kInvalidArgument, "the catalog's region does not fit its options");
+  const CatalogHeader header = header_for(options);
+  std::array<std::uint64_t, sizeof(CatalogHeader) / sizeof(Word)> values;
+  std::memcpy(values.data(), &header, sizeof header);
+  Word* words = reinterpret_cast<Word*>(catalog.at(0));
+  for (std::size_t i = 1; i < values.size(); ++i) media.store(checkpoint_point::kFormatFields, words[i], values[i]);
+  media.flush(checkpoint_point::kFormatFields, words);
+  media.flush(checkpoint_point::kFormatFields, words + kLineBytes / sizeof(Word));
+  media.fence(checkpoint_point::kFormatFields);
+  media.store(checkpoint_point::kFormatMagic, words[0], values[0]);
+  media.flush(checkpoint_point::kFormatMagic, words);
+  media.fence(checkpoint_point::kFormatMagic);  // The store exists.
+  return CheckpointStore(std::move(catalog), std::move(data), header, std::move(media));
+}
+
+template <Media M>
+auto CheckpointStore<M>::attach(Region catalog, KvStore<M> data, M media) -> Result<CheckpointStore> {
+  const auto wrong = [](ErrorCode code, std::string what) {
+    return make_error(code, "not this checkpoint store: " + what);
+  };
+  CatalogHeader header;
+  if (catalog.bytes() < kCatalogLinesOffset)
+    return wrong(ErrorCode::kCorrupt, "its catalog has " + std::to_string(catalog.bytes()) + " bytes");
+  std::memcpy(&header, catalog.at(0), sizeof header);
+  if (header.magic != kCatalogMagic) return wrong(ErrorCode::kWrongLayout, "the catalog's magic word is missing");
+  if (header.format_version != kCatalogFormatVersion)
+    return wrong(ErrorCode::kWrongVersion, "format version " + std::to_string(header.format_version) + ", expected " +
+                                               std::to_string(kCatalogFormatVersion));
+  if (header.checksum != checksum_of(header)) return wrong(ErrorCode::kCorrupt, "the catalog's checksum fails");
+  if (header.chunk_bytes == 0 || (catalog.bytes() - kCatalogLinesOffset) / kLineBytes < header.lines)
+    return wrong(ErrorCode::kCorrupt, "its sizes contradict each other");
+  return CheckpointStore(std::move(catalog), std::move(data), header, std::move(media));
+}
+
+template <Media M>
+auto CheckpointStore<M>::create(Pool& pool, std::string_view name, const CheckpointOptions& options, M media)
+    -> Result<CheckpointStore> {
+  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  const std::string catalog_name = std::string(name) + ".catalog";
+  if (pool.open_region(catalog_name))
+    return make_error(ErrorCode::kAlreadyExists,
+                      "there is a checkpoint store '" + std::string(name) + "' in " + pool.path());
+  auto data = KvStore<M>::create(pool, std::string(name) + ".data", store_options(options), media);
+  if (!data) return tl::unexpected(data.error());
+  RegionSpec spec{};
+  spec.name = catalog_name;
+  spec.bytes = catalog_bytes(options);
+  auto regions = pool.create_regions(std::span(&spec, 1));
+  if (!regions) return tl::unexpected(regions.error());
+  return format(regions->front(), std::move(*data), options, std::move(media));
+}
+
+template <Media M>
+auto CheckpointStore<M>::open(Pool& pool, std::string_view name, M media) -> Result<CheckpointStore> {
+  auto catalog = pool.open_region(std::string(name) + ".catalog");
+  if (!catalog) return tl::unexpected(catalog.error());
+  auto data = KvStore<M>::open(pool, std::string(name) + ".data", media);
+  if (!data) return tl::unexpected(data.error());
+  return attach(*catalog, std::move(data->store), std::move(media));
+}
+
+// ----- the catalog
+// ----------------------------------------------------------------------------------------------------
+
+template <Media M>
+std::optional<CatalogFields> CheckpointStore<M>::read_line(std::uint64_t line, bool* damaged) const noexcept {
+  const CatalogLine& at = line_at(line);
+  const std::uint64_t state = media_.load(at.state);
+  if (state == 0) return std::nullopt;
+  const CatalogFields fields{media_.load(at.manifest_id),     media_.load(at.manifest_bytes),
+                             media_.load(at.name_hash),       media_.load(at.version),
+                             media_.load(at.created_seconds), media_.load(at.tensor_bytes)};
+  if (state == catalog_mark(fields)) return fields;
+  if (damaged != nullptr) *damaged = true;
+  return std::nullopt;
+}
+
+/// Under the mutex of the catalog.
+template <Media M>
+std::optional<std::uint64_t> CheckpointStore<M>::find_line(std::string_view name, std::uint64_t version) const {
+  const std::uint64_t hash = catalog_name_hash(name);
+  std::optional<std::uint64_t> best;
+  std::uint64_t best_version = 0;
+  for (std::uint64_t line = 0; line < lines_; ++line) {
+    const auto fields = read_line(line);
+    if (!fields || fields->name_hash != hash) continue;
+    if (fields->version == version) return line;
+    if (version != kLatestVersion || (best && fields->version < best_version)) continue;
+    best = line;
+    best_version = fields->version;
+  }
+  return best;
+}
+
+template <Media M>
+std::uint64_t CheckpointStore<M>::pieces_of(std::uint64_t manifest_bytes) const noexcept {
+  return (manifest_bytes + piece_bytes() - 1) / piece_bytes();
+}
+
+template <Media M>
+Result<Manifest> CheckpointStore<M>::read_manifest(const CatalogFields& fields) const {
+  std::vector<std::byte> bytes;
+  for (std::uint64_t piece = 0; piece < pieces_of(fields.manifest_bytes); ++piece) {
+    const auto found = data_.get(manifest_key(fields.manifest_id, piece));
+    if (!found) return make_error(ErrorCode::kCorrupt, "a manifest is damaged or missing");
+    bytes.insert(bytes.end(), found.bytes().begin(), found.bytes().end());
+  }
+  auto manifest = decode_manifest(bytes);
+  if (!manifest) return manifest;
+  if (manifest->version != fields.version || catalog_name_hash(manifest->name) != fields.name_hash ||
+      manifest->chunk_bytes != chunk_bytes_)
+    return make_error(ErrorCode::kCorrupt, "a manifest is that of another checkpoint");
+  return manifest;
+}
+
+template <Media M>
+Result<Manifest> CheckpointStore<M>::manifest_of(std::string_view name, std::uint64_t version) const {
+  std::optional<CatalogFields> fields;
+  {
+    const std::lock_guard lock(shared_->catalog);
+    if (const auto line = find_line(name, version)) fields = read_line(*line);
+  }
+  if (!fields)
+    return make_error(ErrorCode::kNotFound,
+                      "no checkpoint '" + std::string(name) + "'" +
+                          (version == kLatestVersion ? std::string() : " of version " + std::to_string(version)));
+  auto manifest = read_manifest(*fields);
+  if (!manifest)
+    return make_error(manifest.error().code, "checkpoint '" + std::string(name) + "' of version " +
+                                                 std::to_string(fields->version) + ": " + manifest.error().message);
+  return manifest;
+}
+
+template <Media M>
+Result<Manifest> CheckpointStore<M>::manifest(std::string_view name, std::uint64_t version) const {
+  const std::shared_lock gate(shared_->gate);
+  return manifest_of(name, version);
+}
+
+template <Media M>
+void CheckpointStore<M>::publish(std::uint64_t line, const CatalogFields& fields) {
+  CatalogLine& at = line_at(line);
+  media_.store(checkpoint_point::kFields, at.manifest_id, fields.manifest_id);
+  media_.store(checkpoint_point::kFields, at.manifest_bytes, fields.manifest_bytes);
+  media_.store(checkpoint_point::kFields, at.name_hash, fields.name_hash);
+  media_.store(checkpoint_point::kFields, at.version, fields.version);
+  media_.store(checkpoint_point::kFields, at.created_seconds, fields.created_seconds);
+  media_.store(checkpoint_point::kFields, at.tensor_bytes, fields.tensor_bytes);
+  media_.store(checkpoint_point::kPublish, at.state, catalog_mark(fields));
+  media_.flush(checkpoint_point::kPublish, &at);
+  media_.fence(checkpoint_point::kPublish);  // The checkpoint is there.
+}
+
+// ----- saving
+// ---------------------------------------------------------------------------------------------------------
+
+template <Media M>
+Status CheckpointStore<M>::check_tensors(std::span<const TensorSource> tensors) {
+  std::unordered_set<std::string_view> names;
+  for (const TensorSource& tensor : tensors) {
+    const auto refuse = [&tensor](const char* what) {
+      return make_error(ErrorCode::kInvalidArgument, "tensor '" + tensor.spec.name + "' " + what);
+    };
+    const auto bytes = tensor.spec.bytes();
+    if (tensor.spec.name.empty() || tensor.spec.name.size() > 65535) return refuse("needs a name of 1 to 65535 bytes");
+    if (!names.insert(tensor.spec.name).second) return refuse("occurs twice");
+    if (bytes_of(tensor.spec.dtype) == 0) return refuse("has no known dtype");
+    if (tensor.spec.shape.size() > 255) return refuse("has more than 255 dimensions");
+    if (!bytes) return refuse("is too large");
+    if (!tensor.read && tensor.bytes.size() != *bytes) return refuse("has bytes that do not fit its shape");
+  }
+  return {};
+}
+
+template <Media M>
+Result<SaveReport> CheckpointStore<M>::save(std::string_view name, std::uint64_t version,
+                                            std::span<const TensorSource> tensors, const SaveOptions& options) {
+  const auto start = std::chrono::steady_clock::now();
+  if (name.empty() || name.size() > 1024 || version == kLatestVersion)
+    return make_error(ErrorCode::kInvalidArgument, "a checkpoint needs a name of 1 to 1024 bytes and a version");
+  if (Status valid = check_tensors(tensors); !valid) return tl::unexpected(valid.error());
+
+  Save save;
+  save.manifest.name = std::string(name);
+  save.manifest.version = version;
+  save.manifest.created_seconds = static_cast<std::uint64_t>(std::time(nullptr));
+  save.manifest.chunk_bytes = chunk_bytes_;
+  save.manifest.notes = options.notes;
+  save.first_chunk.push_back(0);
+  for (const TensorSource& tensor : tensors) {
+    const std::uint64_t chunks = chunks_of(tensor.spec.bytes().value_or(0), chunk_bytes_);
+    save.manifest.tensors.push_back({tensor.spec, std::vector<IndexKey>(chunks)});
+    save.first_chunk.push_back(save.first_chunk.back() + chunks);
+  }
+
+  Shared& shared = *shared_;
+  const std::pair<std::string, std::uint64_t> title(name, version);
+  {
+    const std::lock_guard lock(shared.catalog);
+    if (find_line(name, version) || shared.saving.contains(title))
+      return make_error(ErrorCode::kAlreadyExists, "checkpoint '" + title.first + "' of version " +
+                                                       std::to_string(version) + " is there, or is being saved");
+    while (save.line < lines_ && (media_.load(line_at(save.line).state) != 0 || shared.lines_taken.contains(save.line)))
+      ++save.line;
+    if (save.line == lines_)
+      return make_error(ErrorCode::kNoSpace, "there are " + std::to_string(lines_) + " checkpoints already");
+    shared.saving.insert(title);
+    shared.lines_taken.insert(save.line);
+    save.number = shared.saves++;
+  }
+  Status saved = save_once(save, tensors, options.threads);
+  if (!saved && saved.error().code == ErrorCode::kNoSpace && collect() != 0)
+    saved = save_once(save, tensors, options.threads);
+  {
+    const std::lock_guard lock(shared.catalog);
+    shared.saving.erase(title);
+    shared.lines_taken.erase(save.line);
+  }
+  give_back_removed();
+  if (!saved) return tl::unexpected(saved.error());
+  SaveReport report;
+  report.name = title.first;
+  report.version = version;
+  report.tensor_bytes = save.manifest.bytes();
+  report.chunks = save.first_chunk.back();
+  report.chunks_written = save.chunks_written.load();
+  report.bytes_written = save.bytes_written.load();
+  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return report;
+}
+
+/// Chunks, manifest, catalog line, in this order.
+template <Media M>
+Status CheckpointStore<M>::save_once(Save& save, std::span<const TensorSource> tensors, unsigned threads) {
+  const std::shared_lock gate(shared_->gate);  // Nothing is collected that this save counts upon.
+  save.next_chunk = 0;
+  save.failed = false;
+  save.status = {};
+  save.writing.clear();
+  detail::run_on_threads(threads, [&] { save_chunks(save, tensors); });
+  if (save.failed) return save.status;
+  CatalogFields fields;
+  if (!write_manifest(save, fields)) return make_error(ErrorCode::kNoSpace, "there is no room for the manifest");
+  const std::lock_guard lock(shared_->catalog);
+  publish(save.line, fields);
+  note_references(save.manifest);
+  return {};
+}
+
+/// What one thread does: takes the next chunks until there are no more.
+template <Media M>
+void CheckpointStore<M>::save_chunks(Save& save, std::span<const TensorSource> tensors) {
+  std::vector<typename KvStore<M>::Item> batch;
+  std::size_t batch_bytes = 0;
+  std::vector<std::vector<std::byte>> buffers;  // of chunks that had to be read
+  const auto write_batch = [&] {
+    if (!batch.empty() && !data_.put_bulk(batch)) {
+      save.fail(ErrorCode::kNoSpace, "there is no room for " + std::to_string(save.first_chunk.back()) + " chunks");
+      return false;
+    }
+    for (const auto& item : batch) save.bytes_written += item.bytes.size() + ValueLog<M>::kOverheadBytes;
+    save.chunks_written += batch.size();
+    batch.clear();
+    buffers.clear();
+    batch_bytes = 0;
+    return true;
+  };
+  while (!save.failed) {
+    const std::uint64_t at = save.next_chunk.fetch_add(1);
+    if (at >= save.first_chunk.back()) break;
+    const auto tensor = static_cast<std::size_t>(
+        std::upper_bound(save.first_chunk.begin(), save.first_chunk.end(), at) - save.first_chunk.begin() - 1);
+    const TensorSource& source = tensors[tensor];
+    ManifestTensor& target = save.manifest.tensors[tensor];
+    const std::uint64_t chunk = at - save.first_chunk[tensor];
+    const std::uint64_t offset = chunk * chunk_bytes_;
+    const std::uint64_t length = std::min<std::uint64_t>(chunk_bytes_, target.spec.bytes().value_or(0) - offset);
+    std::span<const std::byte> bytes;
+    if (source.read) {
+      buffers.emplace_back(length);
+      if (!source.read(offset, buffers.back())) {
+        save.fail(ErrorCode::kIo, "tensor '" + source.spec.name + "' can't be read at " + std::to_string(offset));
+        return;
+      }
+      bytes = buffers.back();
+    } else {
+      bytes = source.bytes.subspan(offset, length);
+    }
+    const ChunkDigest digest = chunk_digest(bytes);
+    target.chunks[chunk] = digest.key;
+    {
+      const std::lock_guard lock(save.mutex);
+      if (!save.writing.insert(digest.key).second) continue;  // This save has it already.
+    }
+    if (data_.index().get(digest.key)) continue;  // Durable, for a get never tells of what is not.
+    batch.push_back({digest.key, bytes, digest.checksum});
+    batch_bytes += length;
+    if ((batch_bytes >= Save::kBatchBytes || batch.size() >= 256) && !write_batch()) return;
+  }
+  if (!save.failed) (void)write_batch();
+}
+
+template <Media M>
+bool CheckpointStore<M>::write_manifest(Save& save, CatalogFields& fields) {
+  const std::vector<std::byte> bytes = encode(save.manifest);
+  fields.manifest_bytes = bytes.size();
+  fields.name_hash = catalog_name_hash(save.manifest.name);
+  fields.version = save.manifest.version;
+  fields.created_seconds = save.manifest.created_seconds;
+  fields.tensor_bytes = save.manifest.bytes();
+  // Other than that of any manifest whose pieces may still be given back.
+  const CatalogFields origin{save.line, save.number, fields.name_hash, fields.version, 0, 0};
+  fields.manifest_id = catalog_mark(origin);
+  for (std::uint64_t piece = 0; piece < pieces_of(bytes.size()); ++piece) {
+    const std::uint64_t from = piece * piece_bytes();
+    const auto part = std::span(bytes).subspan(from, std::min<std::uint64_t>(piece_bytes(), bytes.size() - from));
+    if (data_.put(manifest_key(fields.manifest_id, piece), part) == PutResult::kFull) return false;
+    save.bytes_written += part.size() + ValueLog<M>::kOverheadBytes;
+  }
+  return true;
+}
+
+// ----- restoring
+// ------------------------------------------------------------------------------------------------------
+
+template <Media M>
+Status CheckpointStore<M>::restore_chunk(const ManifestTensor& from, const TensorSink& to, std::uint64_t chunk) const {
+  const std::uint64_t offset = chunk * chunk_bytes_;
+  const std::uint64_t length = std::min<std::uint64_t>(chunk_bytes_, from.spec.bytes().value_or(0) - offset);
+  const auto found = data_.get(from.chunks[chunk]);
+  if (!found || found.bytes().size() != length)
+    return make_error(ErrorCode::kCorrupt,
+                      "tensor '" + from.spec.name + "' is damaged at byte " + std::to_string(offset) + ": its chunk " +
+                          (found.state == GetState::kMissing ? "is missing" : "fails its checksum"));
+  if (!to.write) {
+    if (length != 0) std::memcpy(to.bytes.data() + offset, found.bytes().data(), length);
+  } else if (!to.write(offset, found.bytes())) {
+    return make_error(ErrorCode::kIo, "tensor '" + from.spec.name + "' can't be written at " + std::to_string(offset));
+  }
+  return {};
+}
+
+template <Media M>
+Result<RestoreReport> CheckpointStore<M>::restore(std::string_view name, std::uint64_t version,
+                                                  std::span<const TensorSink> tensors, unsigned threads) const {
+  const auto start = std::chrono::steady_clock::now();
+  const std::shared_lock gate(shared_->gate);  // What it reads is not collected.
+  const auto manifest = manifest_of(name, version);
+  if (!manifest) return tl::unexpected(manifest.error());
+  RestoreReport report;
+  report.version = manifest->version;
+  std::map<std::string_view, const ManifestTensor*> by_name;
+  for (const ManifestTensor& tensor : manifest->tensors) by_name[tensor.spec.name] = &tensor;
+  std::vector<const ManifestTensor*> sources;
+  std::vector<std::uint64_t> first_chunk{0};
+  for (const TensorSink& sink : tensors) {
+    const auto found = by_name.find(sink.spec.name);
+    if (found == by_name.end())
+      return make_error(ErrorCode::kNotFound, "checkpoint '" + std::string(name) + "' of version " +
+                                                  std::to_string(manifest->version) + " has no tensor '" +
+                                                  sink.spec.name + "'");
+    const ManifestTensor& source = *found->second;
+    if (!(source.spec == sink.spec))
+      return make_error(ErrorCode::kInvalidArgument, "tensor '" + sink.spec.name + "' is " + describe(source.spec) +
+                                                         " in the checkpoint, expected " + describe(sink.spec));
+    const std::uint64_t bytes = source.spec.bytes().value_or(0);
+    if (!sink.write && sink.bytes.size() != bytes)
+      return make_error(ErrorCode::kInvalidArgument, "tensor '" + sink.spec.name + "' has " + std::to_string(bytes) +
+                                                         " bytes, and there is room for " +
+                                                         std::to_string(sink.bytes.size()));
+    sources.push_back(&source);
+    first_chunk.push_back(first_chunk.back() + source.chunks.size());
+    report.tensor_bytes += bytes;
+  }
+  std::atomic<std::uint64_t> next{0};
+  std::atomic<bool> failed{false};
+  std::mutex mutex;
+  Status status;
+  detail::run_on_threads(threads, [&] {
+    while (!failed) {
+      const std::uint64_t at = next.fetch_add(1);
+      if (at >= first_chunk.back()) return;
+      const auto tensor = static_cast<std::size_t>(std::upper_bound(first_chunk.begin(), first_chunk.end(), at) -
+                                                   first_chunk.begin() - 1);
+      Status done = restore_chunk(*sources[tensor], tensors[tensor], at - first_chunk[tensor]);
+      if (done) continue;
+      const std::lock_guard lock(mutex);
+      if (!failed.exchange(true)) status = std::move(done);
+    }
+  });
+  if (!status) return tl::unexpected(status.error());
+  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return report;
+}
+
+// ----- all of them
+// ----------------------------------------------------------------------------------------------------
+
+template <Media M>
+std::vector<CheckpointInfo> CheckpointStore<M>::list() const {
+  const std::shared_lock gate(shared_->gate);
+  std::vector<CheckpointInfo> all;
+  const std::lock_guard lock(shared_->catalog);
+  for (std::uint64_t line = 0; line < lines_; ++line) {
+    const auto fields = read_line(line);
+    if (!fields) continue;
+    const auto manifest = read_manifest(*fields);
+    if (!manifest) continue;
+    all.push_back(
+        {manifest->name, manifest->version, manifest->created_seconds, manifest->tensors.size(), fields->tensor_bytes});
+  }
+  std::sort(all.begin(), all.end(), [](const CheckpointInfo& a, const CheckpointInfo& b) {
+    return std::tie(a.name, a.version) < std::tie(b.name, b.version);
+  });
+  return all;
+}
+
+template <Media M>
+std::optional<std::uint64_t> CheckpointStore<M>::latest(std::string_view name) const {
+  const std::lock_guard lock(shared_->catalog);
+  const auto line = find_line(name, kLatestVersion);
+  if (!line) return std::nullopt;
+  const auto fields = read_line(*line);
+  return fields ? std::optional(fields->version) : std::nullopt;
+}
+
+template <Media M>
+Status CheckpointStore<M>::verify(std::string_view name, std::uint64_t version) const {
+  const std::shared_lock gate(shared_->gate);
+  const auto manifest = manifest_of(name, version);
+  if (!manifest) return tl::unexpected(manifest.error());
+  for (const ManifestTensor& tensor : manifest->tensors) {
+    for (std::size_t chunk = 0; chunk < tensor.chunks.size(); ++chunk) {
+      const auto found = data_.get(tensor.chunks[chunk]);
+      if (!found || !(chunk_digest(found.bytes()).key == tensor.chunks[chunk]))
+        return make_error(ErrorCode::kCorrupt, "tensor '" + tensor.spec.name + "' is damaged at byte " +
+                                                   std::to_string(chunk * chunk_bytes_));
+    }
+  }
+  return {};
+}
+
+template <Media M>
+Result<CheckpointDiff> CheckpointStore<M>::diff(std::string_view first_name, std::uint64_t first_version,
+                                                std::string_view second_name, std::uint64_t second_version) const {
+  const std::shared_lock gate(shared_->gate);
+  const auto first = manifest_of(first_name, first_version);
+  if (!first) return tl::unexpected(first.error());
+  const auto second = manifest_of(second_name, second_version);
+  if (!second) return tl::unexpected(second.error());
+  std::unordered_set<IndexKey, KeyHash> there;
+  std::map<std::string_view, const ManifestTensor*> before, after;
+  for (const ManifestTensor& tensor : first->tensors) {
+    before[tensor.spec.name] = &tensor;
+    there.insert(tensor.chunks.begin(), tensor.chunks.end());
+  }
+  CheckpointDiff diff;
+  for (const ManifestTensor& tensor : second->tensors) {
+    after[tensor.spec.name] = &tensor;
+    const std::uint64_t bytes = tensor.spec.bytes().value_or(0);
+    for (std::size_t chunk = 0; chunk < tensor.chunks.size(); ++chunk) {
+      if (there.insert(tensor.chunks[chunk]).second)
+        diff.changed_bytes += std::min<std::uint64_t>(chunk_bytes_, bytes - chunk * chunk_bytes_);
+    }
+    const auto old = before.find(tensor.spec.name);
+    if (old == before.end()) {
+      diff.added.push_back(tensor.spec.name);
+    } else if (!(old->second->spec == tensor.spec)) {
+      diff.reshaped.push_back(tensor.spec.name);
+    } else {
+      (old->second->chunks == tensor.chunks ? diff.same : diff.changed).push_back(tensor.spec.name);
+    }
+  }
+  for (const ManifestTensor& tensor : first->tensors) {
+    if (!after.contains(tensor.spec.name)) diff.removed.push_back(tensor.spec.name);
+  }
+  return diff;
+}
+
+template <Media M>
+Status CheckpointStore<M>::remove(std::string_view name, std::uint64_t version) {
+  Shared& shared = *shared_;
+  {
+    const std::lock_guard lock(shared.catalog);
+    const auto line = find_line(name, version);
+    const auto fields = line ? read_line(*line) : std::nullopt;
+    if (!fields)
+      return make_error(ErrorCode::kNotFound,
+                        "no checkpoint '" + std::string(name) + "' of version " + std::to_string(version));
+    auto manifest = read_manifest(*fields);
+    count_references();
+    media_.store(checkpoint_point::kRemove, line_at(*line).state, 0);
+    media_.flush(checkpoint_point::kRemove, &line_at(*line));
+    media_.fence(checkpoint_point::kRemove);  // It is not there any more.
+    // Without its manifest nobody knows what only it needed; collect() finds out.
+    if (manifest) shared.removed.emplace_back(*fields, std::move(*manifest));
+  }
+  give_back_removed();
+  return {};
+}
+
+/// Erases what only removed checkpoints needed, if no save or restore is under way; then the last of them does it.
+template <Media M>
+void CheckpointStore<M>::give_back_removed() {
+  Shared& shared = *shared_;
+  const std::unique_lock gate(shared.gate, std::try_to_lock);
+  if (!gate.owns_lock()) return;
+  const std::lock_guard lock(shared.catalog);
+  for (const auto& [fields, manifest] : shared.removed) {
+    for (const ManifestTensor& tensor : manifest.tensors) {
+      for (const IndexKey& chunk : tensor.chunks) {
+        const auto count = shared.references->find(chunk);
+        if (count == shared.references->end() || --count->second != 0) continue;
+        shared.references->erase(count);
+        if (!shared.references_unsure) data_.erase(chunk);
+      }
+    }
+    for (std::uint64_t piece = 0; piece < pieces_of(fields.manifest_bytes); ++piece)
+      data_.erase(manifest_key(fields.manifest_id, piece));
+  }
+  shared.removed.clear();
+}
+
+/// How often each chunk is named by the checkpoints that there are. Under the mutex of the catalog.
+template <Media M>
+void CheckpointStore<M>::count_references() {
+  Shared& shared = *shared_;
+  if (shared.references) return;
+  shared.references.emplace();
+  for (std::uint64_t line = 0; line < lines_; ++line) {
+    bool damaged = false;
+    const auto fields = read_line(line, &damaged);
+    const auto manifest = fields ? read_manifest(*fields) : Result<Manifest>(Manifest{});
+    // What a damaged checkpoint needs can't be told, so nothing is thrown away that it may need.
+    shared.references_unsure = shared.references_unsure || damaged || !manifest;
+    if (manifest) note_references(*manifest);
+  }
+}
+
+template <Media M>
+void CheckpointStore<M>::note_references(const Manifest& manifest) {
+  if (!shared_->references) return;
+  for (const ManifestTensor& tensor : manifest.tensors) {
+    for (const IndexKey& chunk : tensor.chunks) ++(*shared_->references)[chunk];
+  }
+}
+
+template <Media M>
+std::uint64_t CheckpointStore<M>::retain(std::string_view name, const Retention& retention) {
+  std::vector<std::uint64_t> versions;
+  {
+    const std::lock_guard lock(shared_->catalog);
+    const std::uint64_t hash = catalog_name_hash(name);
+    for (std::uint64_t line = 0; line < lines_; ++line) {
+      const auto fields = read_line(line);
+      if (fields && fields->name_hash == hash) versions.push_back(fields->version);
+    }
+  }
+  std::sort(versions.rbegin(), versions.rend());
+  std::uint64_t removed = 0;
+  for (std::size_t i = retention.keep_last; i < versions.size(); ++i) {
+    if (retention.keep_every != 0 && versions[i] % retention.keep_every == 0) continue;
+    removed += remove(name, versions[i]) ? 1 : 0;
+  }
+  return removed;
+}
+
+template <Media M>
+std::uint64_t CheckpointStore<M>::collect() {
+  Shared& shared = *shared_;
+  const std::unique_lock gate(shared.gate);
+  const std::lock_guard lock(shared.catalog);
+  std::unordered_set<IndexKey, KeyHash> needed;
+  for (std::uint64_t line = 0; line < lines_; ++line) {
+    bool damaged = false;
+    const auto fields = read_line(line, &damaged);
+    if (damaged) return 0;  // What it needs can't be told, so nothing is thrown away.
+    if (!fields) continue;
+    const auto manifest = read_manifest(*fields);
+    if (!manifest) return 0;
+    for (const ManifestTensor& tensor : manifest->tensors) needed.insert(tensor.chunks.begin(), tensor.chunks.end());
+    for (std::uint64_t piece = 0; piece < pieces_of(fields->manifest_bytes); ++piece)
+      needed.insert(manifest_key(fields->manifest_id, piece));
+  }
+  std::vector<IndexKey> garbage;
+  data_.index().for_each([&](const IndexKey& key, const IndexValue&) {
+    if (!needed.contains(key)) garbage.push_back(key);
+  });
+  for (const IndexKey& key : garbage) data_.erase(key);
+  shared.removed.clear();
+  return garbage.size();
+}
+
+template <Media M>
+CheckpointCheck CheckpointStore<M>::check() const {
+  CheckpointCheck report;
+  const auto violated = [&report](std::string what) {
+    if (report.violations.size() < 100) report.violations.push_back(std::move(what));
+  };
+  for (const std::string& one : data_.check().violations) violated(one);
+  for (std::uint64_t line = 0; line < lines_; ++line) {
+    bool damaged = false;
+    const auto fields = read_line(line, &damaged);
+    if (damaged) violated("catalog line " + std::to_string(line) + " fails its checksum");
+    if (!fields) continue;
+    ++report.checkpoints;
+    const auto manifest = read_manifest(*fields);
+    if (!manifest) {
+      violated("catalog line " + std::to_string(line) + ": " + manifest.error().message);
+      continue;
+    }
+    for (const ManifestTensor& tensor : manifest->tensors) {
+      for (std::size_t chunk = 0; chunk < tensor.chunks.size(); ++chunk, ++report.chunks_read) {
+        const auto found = data_.get(tensor.chunks[chunk]);
+        if (!found || !(chunk_digest(found.bytes()).key == tensor.chunks[chunk]))
+          violated("checkpoint '" + manifest->name + "' of version " + std::to_string(manifest->version) +
+                   ": tensor '" + tensor.spec.name + "' is damaged at byte " + std::to_string(chunk * chunk_bytes_));
+      }
+    }
+  }
+  return report;
+}
+
+}  // namespace dunnock

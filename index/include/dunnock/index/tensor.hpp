@@ -1,0 +1,69 @@
+// What a checkpoint says of a tensor: its name, element type and shape. The bytes are somebody else's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace dunnock {
+
+/// Element types, by the names that safetensors gives them. The numbers are in manifests: never change one.
+enum class Dtype : std::uint8_t {
+  kBool = 1,
+  kU8 = 2,
+  kI8 = 3,
+  kF8E5M2 = 4,
+  kF8E4M3 = 5,
+  kI16 = 6,
+  kU16 = 7,
+  kF16 = 8,
+  kBF16 = 9,
+  kI32 = 10,
+  kU32 = 11,
+  kF32 = 12,
+  kF64 = 13,
+  kI64 = 14,
+  kU64 = 15,
+};
+
+/// "F32" and so on; empty for a number that is none.
+[[nodiscard]] std::string_view name_of(Dtype dtype) noexcept;
+[[nodiscard]] std::optional<Dtype> dtype_of(std::string_view name) noexcept;
+/// Bytes of one element; 0 for a number that is none.
+[[nodiscard]] std::uint64_t bytes_of(Dtype dtype) noexcept;
+
+struct TensorSpec {
+  std::string name;  ///< Unique in its checkpoint. UTF-8.
+  Dtype dtype = Dtype::kF32;
+  std::vector<std::uint64_t> shape;  ///< Outermost first; empty: a scalar.
+
+  /// Bytes of all elements, or none when that is more than 2^63 - 1.
+  [[nodiscard]] std::optional<std::uint64_t> bytes() const noexcept;
+  friend bool operator==(const TensorSpec&, const TensorSpec&) = default;
+};
+
+/// "F32 [4096, 128]"
+[[nodiscard]] std::string describe(const TensorSpec& spec);
+
+/// A tensor to be saved: its bytes in memory (row-major, little endian), or a function that reads them in pieces, for
+/// those that do not fit in memory. `read` is called by several threads at once, for pieces of their own.
+struct TensorSource {
+  TensorSpec spec;
+  std::span<const std::byte> bytes;                                                 ///< All of them, if read is empty.
+  std::function<bool(std::uint64_t offset_bytes, std::span<std::byte> into)> read;  ///< False: it can't be read.
+};
+
+/// A tensor to be restored: `spec` is what is expected, and the bytes go to memory, or in pieces to a function, which
+/// is called by several threads at once, for pieces of their own.
+struct TensorSink {
+  TensorSpec spec;
+  std::span<std::byte> bytes;                                                              ///< If write is empty.
+  std::function<bool(std::uint64_t offset_bytes, std::span<const std::byte> from)> write;  ///< False: it can't be.
+};
+
+}  // namespace dunnock

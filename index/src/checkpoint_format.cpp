@@ -1,0 +1,37 @@
+#include "dunnock/index/checkpoint_format.hpp"
+
+#define XXH_INLINE_ALL  // Compiled here, with the vector instructions that the rest of the library uses.
+#include <xxhash.h>
+
+#include <string_view>
+
+namespace dunnock {
+
+std::uint64_t checksum_of(const CatalogHeader& header) noexcept {
+  const auto* bytes = reinterpret_cast<const unsigned char*>(&header);
+  constexpr std::size_t kFrom = offsetof(CatalogHeader, format_version);
+  return XXH3_64bits(bytes + kFrom, offsetof(CatalogHeader, checksum) - kFrom);
+}
+
+std::uint64_t catalog_mark(const CatalogFields& fields) noexcept {
+  static_assert(std::has_unique_object_representations_v<CatalogFields>);
+  return XXH3_64bits(&fields, sizeof fields) | 1;
+}
+
+std::uint64_t catalog_name_hash(std::string_view name) noexcept { return XXH3_64bits(name.data(), name.size()); }
+
+IndexKey manifest_key(std::uint64_t manifest_id, std::uint64_t piece) noexcept {
+  const std::uint64_t words[2] = {manifest_id, piece};
+  const XXH128_hash_t hash = XXH3_128bits_withSeed(words, sizeof words, 0x6d616e6966657374ULL);
+  return {hash.low64, hash.high64};
+}
+
+ChunkDigest chunk_digest(std::span<const std::byte> bytes) noexcept {
+  XXH3_state_t state;  // One pass gives both: the two hashes differ in how they end only.
+  XXH3_128bits_reset(&state);
+  XXH3_128bits_update(&state, bytes.data(), bytes.size());
+  const XXH128_hash_t hash = XXH3_128bits_digest(&state);
+  return {{hash.low64, hash.high64}, static_cast<std::uint32_t>(XXH3_64bits_digest(&state))};
+}
+
+}  // namespace dunnock

@@ -1,0 +1,315 @@
+// CheckpointStore: what is saved comes back, only what changed is written, space is given back, and errors say what.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <filesystem>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "dunnock/index/checkpoint_store.hpp"
+#include "support/seed.hpp"
+
+namespace dunnock {
+namespace {
+
+using Store = CheckpointStore<ProcessMedia>;
+
+/// Tensors of odd sizes, with their bytes.
+struct Model {
+  std::vector<TensorSpec> specs;
+  std::vector<std::vector<std::byte>> bytes;
+
+  void add(std::string name, Dtype dtype, std::vector<std::uint64_t> shape, std::uint64_t seed) {
+    specs.push_back({std::move(name), dtype, std::move(shape)});
+    bytes.emplace_back(*specs.back().bytes());
+    std::mt19937_64 random(seed);
+    for (std::byte& one : bytes.back()) one = static_cast<std::byte>(random());
+  }
+  [[nodiscard]] std::vector<TensorSource> sources() const {
+    std::vector<TensorSource> all;
+    for (std::size_t i = 0; i < specs.size(); ++i) all.push_back({specs[i], bytes[i], {}});
+    return all;
+  }
+  [[nodiscard]] std::uint64_t total() const {
+    std::uint64_t total = 0;
+    for (const auto& one : bytes) total += one.size();
+    return total;
+  }
+};
+Model small_model(std::uint64_t seed) {
+  Model model;
+  model.add("embedding", Dtype::kF32, {123, 77}, seed);
+  model.add("block.0.weight", Dtype::kBF16, {64, 129}, seed + 1);
+  model.add("block.0.bias", Dtype::kF32, {3}, seed + 2);
+  model.add("step", Dtype::kI64, {}, seed + 3);
+  model.add("empty", Dtype::kU8, {0, 5}, seed + 4);
+  return model;
+}
+/// Restores all tensors and compares them.
+::testing::AssertionResult holds(const Store& store, std::string_view name, std::uint64_t version, const Model& model,
+                                 unsigned threads = 1) {
+  std::vector<std::vector<std::byte>> bytes;
+  std::vector<TensorSink> sinks;
+  for (const TensorSpec& spec : model.specs) bytes.emplace_back(*spec.bytes(), std::byte{0xee});
+  for (std::size_t i = 0; i < model.specs.size(); ++i) sinks.push_back({model.specs[i], bytes[i], {}});
+  const auto restored = store.restore(name, version, sinks, threads);
+  if (!restored) return ::testing::AssertionFailure() << restored.error().message;
+  for (std::size_t i = 0; i < bytes.size(); ++i) {
+    if (bytes[i] != model.bytes[i]) return ::testing::AssertionFailure() << model.specs[i].name << " differs";
+  }
+  return ::testing::AssertionSuccess();
+}
+
+class CheckpointStoreTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::filesystem::remove(path_);
+    pool_.emplace(std::move(*Pool::create(path_, {.bytes = 96 << 20})));
+    store_.emplace(std::move(*Store::create(*pool_, "c", options_, {})));
+  }
+  void TearDown() override {
+    store_.reset();
+    pool_.reset();
+    std::filesystem::remove(path_);
+  }
+  void reopen() {
+    store_.reset();
+    pool_.reset();
+    pool_.emplace(std::move(*Pool::open(path_)));
+    auto opened = Store::open(*pool_, "c", {});
+    ASSERT_TRUE(opened) << opened.error().message;
+    store_.emplace(std::move(*opened));
+  }
+  std::string path_ =
+      (std::filesystem::temp_directory_path() / ("checkpoint_store_test." + std::to_string(getpid()))).string();
+  CheckpointOptions options_{.capacity_bytes = 4 << 20,
+                             .chunk_bytes = 4096,
+                             .segment_bytes = 1 << 16,
+                             .checkpoints_max = 64,
+                             .index_segment_groups = 4};
+  std::optional<Pool> pool_;
+  std::optional<Store> store_;
+};
+
+TEST_F(CheckpointStoreTest, brings_back_what_was_saved_also_after_reopening) {
+  const Model first = small_model(1);
+  Model second = small_model(1);
+  second.bytes[1][77] ^= std::byte{1};
+  ASSERT_TRUE(store_->save("run", 1, first.sources(), {.notes = {{"step", "1"}}}));
+  ASSERT_TRUE(store_->save("run", 2, second.sources(), {.threads = 3}));
+  for (int round = 0; round < 2; ++round) {
+    EXPECT_TRUE(holds(*store_, "run", 1, first));
+    EXPECT_TRUE(holds(*store_, "run", 2, second, 3));
+    EXPECT_TRUE(holds(*store_, "run", kLatestVersion, second));
+    EXPECT_EQ(store_->latest("run"), 2u);
+    EXPECT_TRUE(store_->verify("run", 1));
+    const auto all = store_->list();
+    ASSERT_EQ(all.size(), 2u);
+    EXPECT_EQ(all[0].version, 1u);
+    EXPECT_EQ(all[0].tensors, 5u);
+    EXPECT_EQ(all[0].tensor_bytes, first.total());
+    EXPECT_EQ(store_->manifest("run", 1)->notes.front().second, "1");
+    const CheckpointCheck report = store_->check();
+    EXPECT_TRUE(report.ok()) << report.violations.front();
+    reopen();
+  }
+}
+
+TEST_F(CheckpointStoreTest, writes_only_chunks_that_are_not_there) {
+  Model model;
+  model.add("w", Dtype::kU8, {100 * 4096}, 1);
+  auto saved = store_->save("run", 1, model.sources());
+  ASSERT_TRUE(saved);
+  EXPECT_EQ(saved->chunks_written, 100u);
+  for (const std::size_t chunk : {3, 50, 99}) model.bytes[0][chunk * 4096 + 5] ^= std::byte{1};
+  saved = store_->save("run", 2, model.sources());
+  ASSERT_TRUE(saved);
+  EXPECT_EQ(saved->chunks, 100u);
+  EXPECT_EQ(saved->chunks_written, 3u);
+  EXPECT_LT(saved->bytes_written, 3 * 4096 + 100 * 16 + 1000);
+  saved = store_->save("other", 1, model.sources());
+  ASSERT_TRUE(saved);
+  EXPECT_EQ(saved->chunks_written, 0u) << "another name shares them, too";
+  const auto diff = store_->diff("run", 1, "run", 2);
+  ASSERT_TRUE(diff);
+  EXPECT_EQ(diff->changed, std::vector<std::string>{"w"});
+  EXPECT_EQ(diff->changed_bytes, 3u * 4096);
+}
+
+TEST_F(CheckpointStoreTest, gives_space_back_when_checkpoints_go) {
+  // Each needs a third of what there is.
+  for (std::uint64_t version = 1; version <= 30; ++version) {
+    Model model;
+    model.add("w", Dtype::kU8, {1200000}, version);
+    auto saved = store_->save("run", version, model.sources());
+    ASSERT_TRUE(saved) << version << ": " << saved.error().message;
+    EXPECT_TRUE(holds(*store_, "run", version, model));
+    store_->retain("run", {.keep_last = 2});
+    if (version % 10 == 5) reopen();
+  }
+  EXPECT_EQ(store_->list().size(), 2u);
+  EXPECT_TRUE(store_->check().ok());
+}
+
+TEST_F(CheckpointStoreTest, keeps_the_last_and_every_tenth) {
+  Model model;
+  model.add("w", Dtype::kU8, {100}, 1);
+  for (std::uint64_t version = 5; version < 20; ++version) ASSERT_TRUE(store_->save("run", version, model.sources()));
+  EXPECT_EQ(store_->retain("run", {.keep_last = 2, .keep_every = 10}), 12u);
+  std::vector<std::uint64_t> left;
+  for (const auto& one : store_->list()) left.push_back(one.version);
+  EXPECT_EQ(left, (std::vector<std::uint64_t>{10, 18, 19}));
+  EXPECT_TRUE(holds(*store_, "run", 10, model));
+}
+
+TEST_F(CheckpointStoreTest, refuses_when_full_and_loses_nothing) {
+  Model first;
+  first.add("w", Dtype::kU8, {2000000}, 1);
+  ASSERT_TRUE(store_->save("run", 1, first.sources()));
+  Model second;
+  second.add("w", Dtype::kU8, {3000000}, 2);
+  EXPECT_EQ(store_->save("run", 2, second.sources()).error().code, ErrorCode::kNoSpace);
+  EXPECT_TRUE(holds(*store_, "run", 1, first));
+  EXPECT_EQ(store_->list().size(), 1u);
+  ASSERT_TRUE(store_->remove("run", 1));
+  EXPECT_TRUE(store_->save("run", 2, second.sources())) << "what the failed save left is used or collected";
+  EXPECT_TRUE(holds(*store_, "run", 2, second));
+  EXPECT_TRUE(store_->check().ok());
+}
+
+TEST_F(CheckpointStoreTest, says_what_is_wrong) {
+  const Model model = small_model(1);
+  ASSERT_TRUE(store_->save("run", 1, model.sources()));
+  const auto code_of_save = [&](std::string_view name, std::uint64_t version,
+                                const std::vector<TensorSource>& tensors) {
+    const auto saved = store_->save(name, version, tensors);
+    return saved ? ErrorCode::kIo : saved.error().code;
+  };
+  EXPECT_EQ(code_of_save("run", 1, model.sources()), ErrorCode::kAlreadyExists);
+  EXPECT_EQ(code_of_save("", 1, model.sources()), ErrorCode::kInvalidArgument);
+  auto sources = model.sources();
+  sources[1].spec.name = sources[0].spec.name;
+  EXPECT_EQ(code_of_save("run", 2, sources), ErrorCode::kInvalidArgument);
+  sources = model.sources();
+  sources[1].spec.shape[0] += 1;
+  EXPECT_EQ(code_of_save("run", 2, sources), ErrorCode::kInvalidArgument);
+  sources[1].spec.shape = {1ULL << 40, 1ULL << 40};
+  EXPECT_EQ(code_of_save("run", 2, sources), ErrorCode::kInvalidArgument);
+  sources = model.sources();
+  sources[0].read = [](std::uint64_t, std::span<std::byte>) { return false; };
+  EXPECT_EQ(store_->save("run", 2, sources).error().code, ErrorCode::kIo);
+  EXPECT_EQ(store_->list().size(), 1u);
+
+  std::vector<std::byte> room(*model.specs[0].bytes());
+  const auto restore = [&](std::string_view name, std::uint64_t version, TensorSpec spec) {
+    const TensorSink sink{std::move(spec), room, {}};
+    return store_->restore(name, version, std::span(&sink, 1));
+  };
+  EXPECT_TRUE(restore("run", 1, model.specs[0]));
+  EXPECT_EQ(restore("none", 1, model.specs[0]).error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(restore("run", 9, model.specs[0]).error().code, ErrorCode::kNotFound);
+  TensorSpec spec = model.specs[0];
+  spec.name = "nothing";
+  EXPECT_EQ(restore("run", 1, spec).error().code, ErrorCode::kNotFound);
+  spec = model.specs[0];
+  spec.dtype = Dtype::kI32;
+  const auto mismatch = restore("run", 1, spec);
+  EXPECT_EQ(mismatch.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_NE(mismatch.error().message.find("F32 [123, 77]"), std::string::npos) << mismatch.error().message;
+  spec = model.specs[0];
+  std::swap(spec.shape[0], spec.shape[1]);
+  EXPECT_EQ(restore("run", 1, spec).error().code, ErrorCode::kInvalidArgument);
+  room.pop_back();
+  EXPECT_EQ(restore("run", 1, model.specs[0]).error().code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(store_->remove("run", 7).error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(store_->verify("none").error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(store_->diff("run", 1, "run", 2).error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(Store::create(*pool_, "c", options_, {}).error().code, ErrorCode::kAlreadyExists);
+  EXPECT_EQ(Store::open(*pool_, "d", {}).error().code, ErrorCode::kNotFound);
+}
+
+TEST_F(CheckpointStoreTest, finds_damage_and_says_where) {
+  Model model;
+  model.add("w", Dtype::kU8, {20000}, 1);
+  ASSERT_TRUE(store_->save("run", 1, model.sources()));
+  auto data = pool_->open_region("c.data.log");
+  ASSERT_TRUE(data);
+  // The third chunk's bytes, wherever they are.
+  std::byte* at = nullptr;
+  for (std::uint64_t offset = 0; at == nullptr && offset + 4096 < data->bytes(); offset += 32) {
+    if (std::memcmp(data->at(offset), &model.bytes[0][2 * 4096], 4096) == 0) at = data->at(offset);
+  }
+  ASSERT_NE(at, nullptr);
+  at[100] ^= std::byte{4};
+  const auto verified = store_->verify("run", 1);
+  ASSERT_FALSE(verified);
+  EXPECT_EQ(verified.error().code, ErrorCode::kCorrupt);
+  EXPECT_NE(verified.error().message.find("8192"), std::string::npos) << verified.error().message;
+  EXPECT_FALSE(holds(*store_, "run", 1, model));
+  EXPECT_FALSE(store_->check().ok());
+  at[100] ^= std::byte{4};
+  auto catalog = pool_->open_region("c.catalog");
+  auto* line = reinterpret_cast<std::uint64_t*>(catalog->at(kCatalogLinesOffset));
+  line[4] ^= 2;
+  EXPECT_FALSE(store_->check().ok());
+  EXPECT_EQ(store_->collect(), 0u) << "what a damaged checkpoint needs is not thrown away";
+  line[4] ^= 2;
+  EXPECT_TRUE(store_->check().ok());
+  EXPECT_TRUE(holds(*store_, "run", 1, model));
+}
+
+TEST_F(CheckpointStoreTest, saves_and_restores_what_does_not_fit_in_memory) {
+  TensorSpec spec{"big", Dtype::kU8, {1000000}};
+  const auto byte_at = [](std::uint64_t i) { return static_cast<std::byte>(i * 7 + (i >> 12) * 3); };
+  const TensorSource source{spec, {}, [&](std::uint64_t offset, std::span<std::byte> into) {
+                              for (std::size_t i = 0; i < into.size(); ++i) into[i] = byte_at(offset + i);
+                              return true;
+                            }};
+  ASSERT_TRUE(store_->save("run", 1, std::span(&source, 1), {.threads = 2}));
+  std::atomic<std::uint64_t> seen{0};
+  const TensorSink sink{spec, {}, [&](std::uint64_t offset, std::span<const std::byte> from) {
+                          for (std::size_t i = 0; i < from.size(); ++i) {
+                            if (from[i] != byte_at(offset + i)) return false;
+                          }
+                          seen += from.size();
+                          return true;
+                        }};
+  ASSERT_TRUE(store_->restore("run", 1, std::span(&sink, 1), 2));
+  EXPECT_EQ(seen.load(), 1000000u);
+}
+
+TEST_F(CheckpointStoreTest, many_threads_save_restore_and_remove) {
+  std::vector<std::thread> threads;
+  std::atomic<unsigned> wrong{0};
+  for (unsigned t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      const std::string name = "run" + std::to_string(t % 2 == 0 ? 0 : t);  // Two of them share a name.
+      for (std::uint64_t round = 1; round <= 12; ++round) {
+        const std::uint64_t version = round * 4 + t;
+        Model model = small_model(round);  // The same tensors in all threads, but for one.
+        model.bytes[0][t] ^= std::byte{0x55};
+        if (!store_->save(name, version, model.sources(), {.threads = 2})) ++wrong;
+        if (!holds(*store_, name, version, model)) ++wrong;
+        if (round % 2 == 0 && !store_->remove(name, version)) ++wrong;
+        if (round % 5 == 0) store_->collect();
+      }
+    });
+  }
+  threads.emplace_back([&] {
+    for (int i = 0; i < 20; ++i) {
+      for (const CheckpointInfo& one : store_->list()) (void)store_->verify(one.name, one.version);
+    }
+  });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong.load(), 0u);
+  const CheckpointCheck report = store_->check();
+  EXPECT_TRUE(report.ok()) << report.violations.front();
+}
+
+}  // namespace
+}  // namespace dunnock
