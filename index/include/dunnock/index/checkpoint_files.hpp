@@ -1,0 +1,100 @@
+// Checkpoints as safetensors files: what a CheckpointStore holds, for PyTorch and every tool of that world, and back.
+//
+// Tensors are read and written in pieces, so files and checkpoints may be larger than memory.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "dunnock/base/result.hpp"
+#include "dunnock/index/checkpoint_store.hpp"
+#include "dunnock/index/safetensors.hpp"
+
+namespace dunnock {
+
+/// An open safetensors file whose header has been read and found sound.
+class SafetensorsFile {
+ public:
+  /// Errors: NotFound, Io, Corrupt (what is wrong with the header, or the file is cut off), Unsupported (a dtype).
+  [[nodiscard]] static Result<SafetensorsFile> open(const std::string& path);
+  SafetensorsFile(SafetensorsFile&& other) noexcept;
+  SafetensorsFile& operator=(SafetensorsFile&& other) noexcept;
+  ~SafetensorsFile();
+
+  [[nodiscard]] const SafetensorsHeader& header() const noexcept { return header_; }
+  /// The tensors, to be saved: read from the file as they are needed. Valid as long as this object stays where it is.
+  [[nodiscard]] std::vector<TensorSource> sources() const;
+  /// Reads bytes of the data, from `offset_bytes` after the header. False: they can't be read.
+  [[nodiscard]] bool read(std::uint64_t offset_bytes, std::span<std::byte> into) const noexcept;
+
+ private:
+  SafetensorsFile(int descriptor, std::uint64_t data_at, SafetensorsHeader header) noexcept
+      : descriptor_(descriptor), data_at_(data_at), header_(std::move(header)) {}
+  int descriptor_;
+  std::uint64_t data_at_;
+  SafetensorsHeader header_;
+};
+
+/// A file that is being written under another name, and gets its own when it is whole and on disk.
+class SafetensorsWriter {
+ public:
+  /// Errors: InvalidArgument (names), NotFound (directory), ReadOnly, NoSpace, Io.
+  [[nodiscard]] static Result<SafetensorsWriter> create(const std::string& path, std::span<const TensorSpec> tensors,
+                                                        std::span<const std::pair<std::string, std::string>> notes);
+  SafetensorsWriter(SafetensorsWriter&& other) noexcept;
+  SafetensorsWriter& operator=(SafetensorsWriter&&) = delete;
+  /// Removes what was written if commit() was not called.
+  ~SafetensorsWriter();
+
+  /// Writes bytes of tensor `tensor` (its place in `tensors`). Any number of threads. False: the disk refuses.
+  [[nodiscard]] bool write(std::size_t tensor, std::uint64_t offset_bytes, std::span<const std::byte> from) noexcept;
+  /// Errors: NoSpace, Io. A file that was there under the name is replaced in one step.
+  [[nodiscard]] Status commit();
+
+ private:
+  SafetensorsWriter(int descriptor, std::string path, std::string temporary, std::vector<std::uint64_t> begins) noexcept
+      : descriptor_(descriptor), path_(std::move(path)), temporary_(std::move(temporary)), begins_(std::move(begins)) {}
+  int descriptor_;
+  std::string path_;
+  std::string temporary_;
+  std::vector<std::uint64_t> begins_;  // of each tensor in the file
+};
+
+/// Writes a checkpoint to the file `path`. Errors: those of CheckpointStore::restore and SafetensorsWriter.
+template <Media M>
+[[nodiscard]] Result<RestoreReport> export_safetensors(const CheckpointStore<M>& store, std::string_view name,
+                                                       std::uint64_t version, const std::string& path,
+                                                       unsigned threads = 1) {
+  const auto manifest = store.manifest(name, version);
+  if (!manifest) return tl::unexpected(manifest.error());
+  std::vector<TensorSpec> specs;
+  for (const ManifestTensor& tensor : manifest->tensors) specs.push_back(tensor.spec);
+  auto writer = SafetensorsWriter::create(path, specs, manifest->notes);
+  if (!writer) return tl::unexpected(writer.error());
+  std::vector<TensorSink> sinks;
+  for (std::size_t i = 0; i < specs.size(); ++i) {
+    sinks.push_back({specs[i], {}, [&writer, i](std::uint64_t offset, std::span<const std::byte> from) {
+                       return writer->write(i, offset, from);
+                     }});
+  }
+  auto report = store.restore(name, manifest->version, sinks, threads);
+  if (!report) return report;
+  if (Status committed = writer->commit(); !committed) return tl::unexpected(committed.error());
+  return report;
+}
+
+/// Saves the file `path` as a checkpoint. Errors: those of SafetensorsFile::open and CheckpointStore::save.
+template <Media M>
+[[nodiscard]] Result<SaveReport> import_safetensors(CheckpointStore<M>& store, std::string_view name,
+                                                    std::uint64_t version, const std::string& path,
+                                                    unsigned threads = 1) {
+  const auto file = SafetensorsFile::open(path);
+  if (!file) return tl::unexpected(file.error());
+  const std::vector<TensorSource> sources = file->sources();
+  return store.save(name, version, sources, {.threads = threads, .notes = file->header().notes});
+}
+
+}  // namespace dunnock
