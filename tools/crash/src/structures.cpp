@@ -1,6 +1,8 @@
 #include "structures.hpp"
 
+#include "checkpoint_subject.hpp"
 #include "dunnock/filter/points.hpp"
+#include "dunnock/index/checkpoint_points.hpp"
 #include "dunnock/index/index_points.hpp"
 #include "dunnock/index/log_points.hpp"
 #include "filter_kill.hpp"
@@ -161,13 +163,46 @@ std::vector<Mutant> log_mutants() {
   return all;
 }
 
+std::unique_ptr<Subject> checkpoint_subject(std::uint64_t seed, unsigned, unsigned operations, unsigned, bool eadr) {
+  const FilterWorkload workload{seed, 1, operations};
+  if (eadr) return std::make_unique<CheckpointSubject<SimEadrMedia>>(workload);
+  return std::make_unique<CheckpointSubject<SimMedia>>(workload);
+}
+
+/// The catalog's own steps, and the orders between it and what it names.
+std::vector<Mutant> checkpoint_mutants() {
+  using namespace checkpoint_point;
+  using Kind = Mutation::Kind;
+  std::vector<Mutant> all;
+  const auto add = [&all](Kind kind, const char* what, std::initializer_list<Point> points) {
+    for (const Point point : points)
+      all.push_back({std::string(what) + " " + std::string(name(point)), {kind, point, {}}});
+  };
+  add(Kind::kDropStore, "no store", {kFields, kPublish, kRemove, kFormatFields, kFormatMagic});
+  add(Kind::kDropFlush, "no flush", {kPublish, kRemove, kFormatFields, kFormatMagic});
+  add(Kind::kFlushTooEarly, "flush before store", {kPublish, kRemove, kFormatFields, kFormatMagic});
+  add(Kind::kDropFence, "no fence", {kPublish, kRemove, kFormatFields, kFormatMagic});
+  const auto late = [&all](Kind kind, Point point, Point until, const char* what) {
+    all.push_back({what, {kind, point, until}});
+  };
+  late(Kind::kStoreTooLate, kFields, kPublish, "catalog line live before it is filled");
+  late(Kind::kFlushTooLate, index_point::kLane, kPublish, "chunks durable only with the checkpoint");
+  late(Kind::kFlushTooLate, index_point::kRecordLive, kPublish, "entries durable only with the checkpoint");
+  late(Kind::kFlushTooLate, log_point::kPayload, kPublish, "bytes durable only with the checkpoint");
+  late(Kind::kStoreTooLate, kRemove, index_point::kEraseRecord, "chunks erased before their checkpoint is removed");
+  late(Kind::kFlushTooLate, kRemove, index_point::kEraseRecord, "checkpoint durably removed after its chunks");
+  late(Kind::kStoreTooLate, kFormatFields, kFormatMagic, "catalog header filled after its magic word");
+  return all;
+}
+
 }  // namespace
 
 const std::vector<Structure>& structures() {
   static const std::vector<Structure> kAll = {
       {"filter", filter_subject, filter_mutants, filter_point::name, kill_filter, corrupt_filter},
       {"index", index_subject, index_mutants, index_point::name, {}, {}},
-      {"log", log_subject, log_mutants, log_point::name, {}, {}, log_point::kFirst}};
+      {"log", log_subject, log_mutants, log_point::name, {}, {}, log_point::kFirst},
+      {"checkpoint", checkpoint_subject, checkpoint_mutants, checkpoint_point::name, {}, {}, checkpoint_point::kFirst}};
   return kAll;
 }
 
