@@ -81,6 +81,11 @@ class KvStore {
   bool put_bulk(std::span<const Item> items);
   [[nodiscard]] KvValue<M> get(const IndexKey& key) const;
   bool erase(const IndexKey& key);
+  /// The first bytes of a value in the log, without verifying all of it: its header is. False: it is stale, damaged or
+  /// shorter than `into`.
+  [[nodiscard]] bool peek(const IndexKey& key, const Locator& locator, std::span<std::byte> into) const {
+    return log_.peek(locator, key, into);
+  }
   [[nodiscard]] bool may_contain(const IndexKey& key) const { return index_.may_contain(key); }
 
   /// Compacts up to so many segments of which less than `live_at_most` seems to be alive. Returns how many it freed.

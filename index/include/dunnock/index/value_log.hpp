@@ -134,9 +134,16 @@ class ValueLog {
   [[nodiscard]] std::vector<Ticket> append_bulk(std::span<const Item> items);
   /// The value at `locator`, checked. `key`: whose it must be.
   [[nodiscard]] View view(const Locator& locator, const IndexKey& key) const;
+  /// The first bytes of the value at `locator`; its header is verified, its bytes are not. False: it is stale, damaged,
+  /// or shorter than `into`.
+  [[nodiscard]] bool peek(const Locator& locator, const IndexKey& key, std::span<std::byte> into) const;
   /// The value at `locator` is not needed any more: no index points to it.
   void discard(const Locator& locator) noexcept;
 
+  /// Bytes that a value of that length takes, with header and padding.
+  [[nodiscard]] static constexpr std::uint64_t record_bytes(std::uint64_t length) noexcept {
+    return (sizeof(RecordHeader) + length + kLogAlignment - 1) / kLogAlignment * kLogAlignment;
+  }
   [[nodiscard]] std::uint64_t value_bytes_max() const noexcept { return segment_bytes_ - sizeof(RecordHeader); }
   [[nodiscard]] std::uint64_t capacity_bytes() const noexcept { return segments_ * segment_bytes_; }
   [[nodiscard]] LogStats stats() const;
@@ -215,9 +222,7 @@ class ValueLog {
   [[nodiscard]] static constexpr std::uint64_t offset_of(std::uint64_t position) noexcept {
     return position & ((1ULL << 48) - 1);
   }
-  [[nodiscard]] static constexpr std::uint64_t record_bytes(std::uint64_t length) noexcept {
-    return (sizeof(RecordHeader) + length + kLogAlignment - 1) / kLogAlignment * kLogAlignment;
-  }
+  [[nodiscard]] View whole_record(const Locator& locator, const IndexKey& key) const;
   [[nodiscard]] unsigned head_of_thread() const noexcept;
   [[nodiscard]] std::optional<Ticket> reserve(unsigned head, std::uint64_t length, std::uint64_t kept_back);
   [[nodiscard]] bool take_segment(Head& head, std::uint64_t kept_back);

@@ -296,8 +296,9 @@ void ValueLog<M>::discard(const Locator& locator) noexcept {
 
 // ----- reading -------------------------------------------------------------------------------------------------------
 
+/// The record at `locator`, pinned, if its header is that of this value. The payload is not verified.
 template <Media M>
-auto ValueLog<M>::view(const Locator& locator, const IndexKey& key) const -> View {
+auto ValueLog<M>::whole_record(const Locator& locator, const IndexKey& key) const -> View {
   View view;
   const std::uint64_t offset = offset_of(locator.position);
   const std::uint64_t s = offset / segment_bytes_;
@@ -320,11 +321,27 @@ auto ValueLog<M>::view(const Locator& locator, const IndexKey& key) const -> Vie
   if (header.mark != record_mark(locator.position, header) || !(header.key == key) || header.length != locator.length ||
       header.checksum != locator.checksum)
     return view;
-  const std::span<const std::byte> bytes{at + sizeof header, locator.length};
-  if (payload_checksum(bytes) != locator.checksum) return view;
   view.state = ReadState::kFound;
-  view.bytes = bytes;
+  view.bytes = {at + sizeof header, locator.length};
   return view;
+}
+
+template <Media M>
+auto ValueLog<M>::view(const Locator& locator, const IndexKey& key) const -> View {
+  View view = whole_record(locator, key);
+  if (view.state == ReadState::kFound && payload_checksum(view.bytes) != locator.checksum) {
+    view.state = ReadState::kDamaged;
+    view.bytes = {};
+  }
+  return view;
+}
+
+template <Media M>
+bool ValueLog<M>::peek(const Locator& locator, const IndexKey& key, std::span<std::byte> into) const {
+  const View view = whole_record(locator, key);
+  if (view.state != ReadState::kFound || view.bytes.size() < into.size()) return false;
+  std::memcpy(into.data(), view.bytes.data(), into.size());
+  return true;
 }
 
 template <Media M>

@@ -1,0 +1,394 @@
+// The functions of PrefixStore.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "dunnock/index/prefix_hash.hpp"
+#include "dunnock/index/prefix_store.hpp"
+
+namespace dunnock {
+
+// ----- life
+// -----------------------------------------------------------------------------------------------------------
+
+template <Media M>
+StoreOptions PrefixStore<M>::store_options(const PrefixOptions& options) noexcept {
+  StoreOptions store;
+  store.log = {.capacity_bytes = options.capacity_bytes, .segment_bytes = options.segment_bytes};
+  store.index.entries = std::min<std::uint64_t>(options.blocks_max, 1 << 16);  // It grows.
+  store.index.segment_groups = 64;
+  store.index.bytes_max =
+      std::max(options.blocks_max * 4 * kLineBytes, 16 * KvIndex<M>::segment_bytes(store.index.segment_groups));
+  store.index.seed = options.seed;
+  return store;
+}
+
+template <Media M>
+std::uint64_t PrefixStore<M>::pool_bytes(const PrefixOptions& options) noexcept {
+  const StoreOptions store = store_options(options);
+  const std::array regions{store.log.capacity_bytes, ValueLog<M>::meta_bytes(store.log),
+                           KvIndex<M>::meta_bytes(store.index), store.index.bytes_max};
+  return Pool::bytes_for(regions);
+}
+
+template <Media M>
+PrefixStore<M>::PrefixStore(KvStore<M> data, const PrefixOptions& options) : options_(options), data_(std::move(data)) {
+  if (options.admission != Admission::kSecondTime) return;
+  const FilterOptions filter{.slots = std::max<std::uint64_t>(1024, options.blocks_max), .seed = options.seed};
+  shared_->offered.emplace(std::move(*CuckooFilter<12, DramMedia>::create_volatile(filter)));
+  shared_->offered_before.emplace(std::move(*CuckooFilter<12, DramMedia>::create_volatile(filter)));
+}
+
+template <Media M>
+auto PrefixStore<M>::create(Pool& pool, std::string_view name, const PrefixOptions& options, M media)
+    -> Result<PrefixStore> {
+  auto data = KvStore<M>::create(pool, name, store_options(options), std::move(media));
+  if (!data) return tl::unexpected(data.error());
+  return PrefixStore(std::move(*data), options);
+}
+
+template <Media M>
+auto PrefixStore<M>::open(Pool& pool, std::string_view name, const PrefixOptions& options, M media)
+    -> Result<PrefixStore> {
+  auto opened = KvStore<M>::open(pool, name, std::move(media));
+  if (!opened) return tl::unexpected(opened.error());
+  return PrefixStore(std::move(opened->store), options);
+}
+
+// ----- keys
+// -----------------------------------------------------------------------------------------------------------
+
+template <Media M>
+IndexKey PrefixStore<M>::root(const PrefixDomain& domain) const {
+  IndexKey key = detail::chain_start(data_.index().seed());
+  // One link a field, so that no two sets of fields run together.
+  for (const std::string* text : {&domain.dtype, &domain.layout, &domain.tenant})
+    key = detail::chained_hash(key, std::as_bytes(std::span(*text)));
+  const std::uint64_t numbers[] = {domain.model_digest.low, domain.model_digest.high, domain.shard, domain.shards};
+  return detail::chained_hash(key, std::as_bytes(std::span(numbers)));
+}
+
+template <Media M>
+IndexKey PrefixStore<M>::next_key(const IndexKey& before, std::span<const std::uint32_t> tokens) noexcept {
+  return detail::chained_hash(before, std::as_bytes(tokens));
+}
+
+template <Media M>
+std::vector<IndexKey> PrefixStore<M>::keys_of(const IndexKey& root, std::span<const std::uint32_t> tokens,
+                                              std::size_t block_tokens) {
+  std::vector<IndexKey> keys;
+  IndexKey key = root;
+  for (; tokens.size() >= block_tokens; tokens = tokens.subspan(block_tokens)) {
+    key = next_key(key, tokens.first(block_tokens));
+    keys.push_back(key);
+  }
+  return keys;
+}
+
+// ----- lookup
+// ---------------------------------------------------------------------------------------------------------
+
+/// Is there a sound record of this block, at this depth, under this parent (null: not known)?
+template <Media M>
+bool PrefixStore<M>::is_block(const IndexKey& key, const IndexKey* parent, std::uint64_t depth) const {
+  const GetResult found = data_.index().get(key);
+  if (!found || !found.value.is_locator()) return false;
+  BlockHeader header;
+  if (!data_.peek(key, found.value.locator(), std::as_writable_bytes(std::span(&header, 1)))) return false;
+  return header.depth == depth && (parent == nullptr || header.parent == *parent);
+}
+
+template <Media M>
+auto PrefixStore<M>::lookup(std::span<const IndexKey> keys) const -> Match {
+  Shared& shared = *shared_;
+  std::uint64_t probes = 0, reads = 0;
+  // Blocks [0, low) are there, block `high` is not, as far as fingerprints tell. The last one found is then made sure
+  // of; if it was a false positive, the search goes on below it.
+  std::size_t low = 0, high = keys.size();
+  for (;;) {
+    low = 0;
+    while (low < high) {
+      const std::size_t middle = low + (high - low) / 2;
+      ++probes;
+      if (data_.may_contain(keys[middle])) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    if (low == 0) break;
+    ++reads;
+    if (is_block(keys[low - 1], low > 1 ? &keys[low - 2] : nullptr, low - 1)) break;
+    high = low - 1;
+  }
+  Match match;
+  {
+    const std::lock_guard lock(shared.mutex);
+    // It may have been evicted since; then what comes before it is still there.
+    while (low > 0 && shared.tree_known) {
+      const auto node = shared.nodes.find(keys[low - 1]);
+      if (node != shared.nodes.end() && !node->second.leaving) break;
+      --low;
+    }
+    if (low > 0) {
+      ++shared.pins[keys[low - 1]];
+      match.shared_ = &shared;
+      match.key_ = keys[low - 1];
+      touch(keys.first(low));
+    }
+  }
+  match.blocks_ = low;
+  shared.lookups.fetch_add(1, std::memory_order_relaxed);
+  shared.blocks_asked.fetch_add(keys.size(), std::memory_order_relaxed);
+  shared.blocks_found.fetch_add(low, std::memory_order_relaxed);
+  shared.probes.fetch_add(probes, std::memory_order_relaxed);
+  shared.record_reads.fetch_add(reads, std::memory_order_relaxed);
+  return match;
+}
+
+template <Media M>
+void PrefixStore<M>::unpin(Shared& shared, const IndexKey& key) {
+  const std::lock_guard lock(shared.mutex);
+  const auto pin = shared.pins.find(key);
+  if (pin != shared.pins.end() && --pin->second == 0) shared.pins.erase(pin);
+}
+
+/// They were used now. Under the mutex.
+template <Media M>
+void PrefixStore<M>::touch(std::span<const IndexKey> keys) const {
+  Shared& shared = *shared_;
+  if (!shared.tree_known) return;
+  const std::uint64_t now = shared.clock++;
+  for (const IndexKey& key : keys) {
+    const auto node = shared.nodes.find(key);
+    if (node == shared.nodes.end()) continue;
+    const bool leaf = shared.leaves.erase({node->second.used, key}) != 0;
+    node->second.used = now;
+    if (leaf) shared.leaves.insert({now, key});
+  }
+}
+
+template <Media M>
+auto PrefixStore<M>::get(const IndexKey& key) const -> Block {
+  Block block;
+  block.value = data_.get(key);
+  block.state = block.value.state;
+  if (block && block.value.bytes().size() < sizeof(BlockHeader)) block.state = GetState::kDamaged;
+  if (block) {
+    block.bytes = block.value.bytes().subspan(sizeof(BlockHeader));
+  } else if (block.state == GetState::kDamaged) {
+    quarantine(key);
+  }
+  return block;
+}
+
+// ----- the tree
+// -------------------------------------------------------------------------------------------------------
+
+/// Reads every block's header, once after opening. Under the mutex.
+template <Media M>
+void PrefixStore<M>::know_tree() const {
+  Shared& shared = *shared_;
+  if (shared.tree_known) return;
+  shared.tree_known = true;
+  data_.index().for_each([&](const IndexKey& key, const IndexValue& value) {
+    BlockHeader header;
+    if (!value.is_locator() || !data_.peek(key, value.locator(), std::as_writable_bytes(std::span(&header, 1)))) return;
+    const std::uint64_t bytes = ValueLog<M>::record_bytes(value.locator().length);
+    shared.nodes[key] = {header.parent, header.depth, header.age, bytes, 0, false};
+    shared.bytes += bytes;
+    shared.clock = std::max(shared.clock, header.age + 1);
+  });
+  for (const auto& [key, node] : shared.nodes) {
+    if (node.depth == 0) continue;
+    if (const auto parent = shared.nodes.find(node.parent); parent != shared.nodes.end()) ++parent->second.children;
+  }
+  for (const auto& [key, node] : shared.nodes) {
+    if (node.children == 0) shared.leaves.insert({node.used, key});
+  }
+}
+
+template <Media M>
+void PrefixStore<M>::add_child(Node& parent, const IndexKey& key) const {
+  if (parent.children++ == 0) shared_->leaves.erase({parent.used, key});
+}
+
+template <Media M>
+void PrefixStore<M>::drop_child(const IndexKey& key) const {
+  const auto parent = shared_->nodes.find(key);
+  if (parent == shared_->nodes.end() || --parent->second.children != 0 || parent->second.leaving) return;
+  shared_->leaves.insert({parent->second.used, key});
+}
+
+/// Forgets a node that has no children. Under the mutex.
+template <Media M>
+void PrefixStore<M>::remove_node(const IndexKey& key) const {
+  Shared& shared = *shared_;
+  const auto at = shared.nodes.find(key);
+  if (at == shared.nodes.end()) return;
+  const Node node = at->second;
+  shared.leaves.erase({node.used, key});
+  shared.nodes.erase(at);
+  shared.bytes -= node.bytes;
+  if (node.depth != 0) drop_child(node.parent);
+}
+
+/// Evicts the leaf that was used longest ago and is not pinned. False: there is none. Lets go of the lock meanwhile.
+template <Media M>
+bool PrefixStore<M>::evict_one(std::unique_lock<std::mutex>& lock) const {
+  Shared& shared = *shared_;
+  const auto leaf = std::find_if(shared.leaves.begin(), shared.leaves.end(),
+                                 [&](const Leaf& one) { return !shared.pins.contains(one.key); });
+  if (leaf == shared.leaves.end()) return false;
+  const IndexKey key = leaf->key;
+  shared.nodes.find(key)->second.leaving = true;
+  shared.leaves.erase(leaf);
+  lock.unlock();
+  data_.erase(key);  // Durable before its parent may go.
+  lock.lock();
+  remove_node(key);
+  shared.evicted.fetch_add(1, std::memory_order_relaxed);
+  return true;
+}
+
+template <Media M>
+std::size_t PrefixStore<M>::evict(std::size_t blocks_max) const {
+  std::unique_lock lock(shared_->mutex);
+  know_tree();
+  std::size_t gone = 0;
+  while (gone < blocks_max && evict_one(lock)) ++gone;
+  return gone;
+}
+
+/// Throws away a block that can't be read, and all that follow it, last ones first. Rare, so it looks at everything.
+template <Media M>
+void PrefixStore<M>::quarantine(const IndexKey& key) const {
+  Shared& shared = *shared_;
+  std::unique_lock lock(shared.mutex);
+  know_tree();
+  std::unordered_map<IndexKey, std::vector<IndexKey>, KeyHash> children;
+  for (const auto& [child, node] : shared.nodes) {
+    if (node.depth != 0) children[node.parent].push_back(child);
+  }
+  std::vector<IndexKey> doomed{key};
+  for (std::size_t i = 0; i < doomed.size(); ++i) {
+    const auto found = children.find(doomed[i]);
+    if (found != children.end()) doomed.insert(doomed.end(), found->second.begin(), found->second.end());
+  }
+  for (auto one = doomed.rbegin(); one != doomed.rend(); ++one) {
+    if (data_.erase(*one)) shared.quarantined.fetch_add(1, std::memory_order_relaxed);
+    remove_node(*one);
+  }
+}
+
+// ----- putting
+// --------------------------------------------------------------------------------------------------------
+
+/// Was it offered before? Under the mutex.
+template <Media M>
+bool PrefixStore<M>::admit(const IndexKey& key) const {
+  if (options_.admission == Admission::kAlways) return true;
+  Shared& shared = *shared_;
+  if (shared.offered->contains(key.low) || shared.offered_before->contains(key.low)) return true;
+  if (shared.offered->load() > 0.5 || !shared.offered->insert(key.low)) {
+    std::swap(shared.offered, shared.offered_before);  // The older half is forgotten.
+    shared.offered->clear();
+    (void)shared.offered->insert(key.low);
+  }
+  shared.not_admitted.fetch_add(1, std::memory_order_relaxed);
+  return false;
+}
+
+template <Media M>
+PutBlock PrefixStore<M>::put(std::span<const IndexKey> keys, std::size_t at, std::span<const std::byte> bytes) {
+  Shared& shared = *shared_;
+  const IndexKey key = keys[at];
+  const std::uint64_t needed = ValueLog<M>::record_bytes(sizeof(BlockHeader) + bytes.size());
+  const auto budget = static_cast<std::uint64_t>(options_.fill_max * static_cast<double>(data_.log().capacity_bytes()));
+  std::unique_lock lock(shared.mutex);
+  know_tree();
+  if (const auto node = shared.nodes.find(key); node != shared.nodes.end()) {
+    return node->second.leaving ? PutBlock::kNoParent : PutBlock::kThere;
+  }
+  if (at > 0) {
+    const auto parent = shared.nodes.find(keys[at - 1]);
+    if (parent == shared.nodes.end() || parent->second.leaving || parent->second.depth != at - 1)
+      return PutBlock::kNoParent;
+    if (!admit(key)) return PutBlock::kNotAdmitted;
+    add_child(parent->second, keys[at - 1]);  // Not evicted from here on.
+  } else if (!admit(key)) {
+    return PutBlock::kNotAdmitted;
+  }
+  const auto refuse = [&](PutBlock why) {
+    remove_node(key);
+    return why;
+  };
+  // It counts from here on, and nobody else puts it; but it is no leaf, and not found, until it is durable.
+  const std::uint64_t now = shared.clock++;
+  shared.nodes[key] = {at > 0 ? keys[at - 1] : IndexKey{}, at, now, needed, 0, true};
+  shared.bytes += needed;
+  if (sizeof(BlockHeader) + bytes.size() > data_.log().value_bytes_max()) return refuse(PutBlock::kFull);
+  while (shared.bytes > budget || shared.nodes.size() > options_.blocks_max) {
+    if (!evict_one(lock)) return refuse(PutBlock::kFull);
+  }
+  lock.unlock();
+
+  const BlockHeader header{at > 0 ? keys[at - 1] : IndexKey{}, at, now};
+  std::vector<std::byte> value(sizeof header + bytes.size());
+  std::memcpy(value.data(), &header, sizeof header);
+  if (!bytes.empty()) std::memcpy(value.data() + sizeof header, bytes.data(), bytes.size());
+  PutResult result = data_.put(key, value);
+  lock.lock();
+  while (result == PutResult::kFull) {
+    if (!evict_one(lock)) return refuse(PutBlock::kFull);
+    lock.unlock();
+    result = data_.put(key, value);
+    lock.lock();
+  }
+  const auto node = shared.nodes.find(key);
+  if (node == shared.nodes.end()) {  // What it hangs from was thrown away meanwhile.
+    data_.erase(key);
+    return PutBlock::kNoParent;
+  }
+  node->second.leaving = false;
+  if (node->second.children == 0) shared.leaves.insert({node->second.used, key});
+  return PutBlock::kStored;
+}
+
+// ----- the whole
+// ------------------------------------------------------------------------------------------------------
+
+template <Media M>
+PrefixStats PrefixStore<M>::stats() const {
+  const Shared& shared = *shared_;
+  const std::lock_guard lock(shared_->mutex);
+  PrefixStats stats;
+  stats.blocks = data_.size();
+  stats.bytes = shared.bytes;
+  stats.lookups = shared.lookups.load(std::memory_order_relaxed);
+  stats.blocks_asked = shared.blocks_asked.load(std::memory_order_relaxed);
+  stats.blocks_found = shared.blocks_found.load(std::memory_order_relaxed);
+  stats.probes = shared.probes.load(std::memory_order_relaxed);
+  stats.record_reads = shared.record_reads.load(std::memory_order_relaxed);
+  stats.evicted = shared.evicted.load(std::memory_order_relaxed);
+  stats.not_admitted = shared.not_admitted.load(std::memory_order_relaxed);
+  stats.quarantined = shared.quarantined.load(std::memory_order_relaxed);
+  return stats;
+}
+
+template <Media M>
+IndexCheck PrefixStore<M>::check() const {
+  IndexCheck report = data_.check();
+  data_.index().for_each([&](const IndexKey& key, const IndexValue& value) {
+    BlockHeader header;
+    if (!value.is_locator() || !data_.peek(key, value.locator(), std::as_writable_bytes(std::span(&header, 1)))) {
+      report.violations.push_back("an entry of the prefix store is no block");
+    } else if (header.depth != 0 && !is_block(header.parent, nullptr, header.depth - 1)) {
+      report.violations.push_back("the block before block " + std::to_string(header.depth) + " is not there");
+    }
+  });
+  return report;
+}
+
+}  // namespace dunnock

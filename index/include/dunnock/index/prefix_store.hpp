@@ -1,0 +1,233 @@
+// PrefixStore: KV-cache blocks of an inference server, found again by the tokens before them, also after a crash.
+//
+// What it is for: a prompt is cut into blocks of tokens; the attention keys and values of a block depend on all tokens
+// up to its end, so a block may be used again by every prompt that begins with the same tokens. The store holds such
+// blocks under a hash of everything they depend on, bounded in bytes, and finds the longest prefix that it has.
+// It may lose a block. It never gives a wrong one: the bytes are verified with every read.
+//
+//   tokens   | block 0      | block 1      | block 2      |         h_i = H(h_{i-1}, tokens of block i)
+//   keys     | h_0          | h_1          | h_2          |         h_-1 = H(secret, model, dtype, layout, shard,
+//   tenant)
+//
+//   tree     h_0 -- h_1 -- h_2            Eviction takes leaves only, those that were used longest ago first, and a
+//                     \--- h_2'           block is put only under one that is there. So "block i is there" implies
+//                                         that all before it are, at any moment and after any crash, and the longest
+//                                         prefix is found by bisection on fingerprints, and one record read to be sure.
+//
+// Which blocks hang together is known from their records; the tree of it is volatile and is built when the first block
+// is put after opening. Lookups do not need it, so a restarted server answers at once.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "dunnock/base/result.hpp"
+#include "dunnock/filter/cuckoo_filter.hpp"
+#include "dunnock/index/kv_store.hpp"
+
+namespace dunnock {
+
+/// Everything besides the tokens that the contents of a block depend on, or that must keep blocks apart.
+struct PrefixDomain {
+  IndexKey model_digest;    ///< Of the weights.
+  std::string dtype;        ///< Of keys and values.
+  std::string layout;       ///< How they lie in a block.
+  std::uint32_t shard = 0;  ///< Which part of the heads or layers.
+  std::uint32_t shards = 1;
+  std::string tenant;  ///< Whose they are; others do not find them.
+};
+
+enum class Admission : std::uint8_t {
+  kAlways,
+  kSecondTime,  ///< A block is kept only if it was offered before, not too long ago: one-time prompts leave no trace.
+};
+
+struct PrefixOptions {
+  std::uint64_t capacity_bytes = 0;        ///< Of the log.
+  std::uint64_t segment_bytes = 32 << 20;  ///< Of the log; no block is longer than this less 64.
+  std::uint64_t blocks_max = 1 << 20;      ///< Blocks that there may be at a time.
+  double fill_max = 0.85;                  ///< Of the log's bytes; the rest lets compaction work.
+  Admission admission = Admission::kAlways;
+  HashSeed seed = HashSeed::random();  ///< Of the index, and the secret in all keys.
+};
+
+struct PrefixStats {
+  std::uint64_t blocks = 0;
+  std::uint64_t bytes = 0;  ///< Of blocks, with headers.
+  std::uint64_t lookups = 0;
+  std::uint64_t blocks_asked = 0;
+  std::uint64_t blocks_found = 0;
+  std::uint64_t probes = 0;        ///< Of fingerprints.
+  std::uint64_t record_reads = 0;  ///< To be sure of a probe.
+  std::uint64_t evicted = 0;
+  std::uint64_t not_admitted = 0;
+  std::uint64_t quarantined = 0;  ///< Blocks thrown away because one failed its checksum.
+};
+
+enum class PutBlock : std::uint8_t {
+  kStored,
+  kThere,        ///< It was there already.
+  kNoParent,     ///< The block before it is not there (any more).
+  kNotAdmitted,  ///< By the policy.
+  kFull,         ///< Everything is pinned or needed, or the block is too long.
+};
+
+/// Threads: all functions but check may be called by any number of threads at any time.
+/// Crashes: a block whose put has returned is there, unless it was evicted. A put or an eviction that a crash
+/// interrupts is there wholly or not.
+template <Media M>
+class PrefixStore {
+  struct Shared;
+
+ public:
+  class Match;
+  /// A block's bytes, verified; they stay as they are while this lives, even if the block is evicted.
+  struct Block {
+    GetState state = GetState::kMissing;
+    std::span<const std::byte> bytes;
+    KvValue<M> value;
+    explicit operator bool() const noexcept { return state == GetState::kFound; }
+  };
+
+  /// Creates a store in `pool` under `name` (a KvStore of that name). Errors: those of KvStore::create.
+  [[nodiscard]] static Result<PrefixStore> create(Pool& pool, std::string_view name, const PrefixOptions& options,
+                                                  M media);
+  /// Opens the store; constant time. `options`: blocks_max, fill_max and admission; the others are in the pool.
+  /// Errors: NotFound, WrongVersion, WrongLayout, Corrupt.
+  [[nodiscard]] static Result<PrefixStore> open(Pool& pool, std::string_view name, const PrefixOptions& options,
+                                                M media);
+  /// Of a KvStore that the caller has made.
+  PrefixStore(KvStore<M> data, const PrefixOptions& options);
+  [[nodiscard]] static StoreOptions store_options(const PrefixOptions& options) noexcept;
+  /// A size for a pool that is to hold such a store alone.
+  [[nodiscard]] static std::uint64_t pool_bytes(const PrefixOptions& options) noexcept;
+
+  PrefixStore(PrefixStore&&) noexcept = default;
+
+  /// See KvIndex::close.
+  void close() { data_.close(); }
+
+  // ----- keys -----------------------------------------------------------------------------------------------------
+
+  /// The key that the first block's key is made from.
+  [[nodiscard]] IndexKey root(const PrefixDomain& domain) const;
+  /// The key of the block with these tokens after the block (or root) with key `before`.
+  [[nodiscard]] static IndexKey next_key(const IndexKey& before, std::span<const std::uint32_t> tokens) noexcept;
+  /// The keys of all whole blocks of a prompt.
+  [[nodiscard]] static std::vector<IndexKey> keys_of(const IndexKey& root, std::span<const std::uint32_t> tokens,
+                                                     std::size_t block_tokens);
+
+  // ----- blocks ---------------------------------------------------------------------------------------------------
+
+  /// The longest prefix of `keys` that is there, pinned. About log2(keys) probes and one record read.
+  [[nodiscard]] Match lookup(std::span<const IndexKey> keys) const;
+  /// One block of a prefix that was looked up. Damaged: the block and all that follow it are thrown away, and it counts
+  /// as missing from now on.
+  [[nodiscard]] Block get(const IndexKey& key) const;
+  /// Stores block `at` of `keys`, evicting others if it must. The block before it must be there.
+  PutBlock put(std::span<const IndexKey> keys, std::size_t at, std::span<const std::byte> bytes);
+  /// Evicts up to so many blocks. Returns how many.
+  std::size_t evict(std::size_t blocks_max) const;
+
+  [[nodiscard]] PrefixStats stats() const;
+  /// KvStore::check, and that each block's parent is there. Needs the store for itself.
+  [[nodiscard]] IndexCheck check() const;
+  [[nodiscard]] const KvStore<M>& data() const noexcept { return data_; }
+
+ private:
+  /// Before the bytes of a block.
+  struct BlockHeader {
+    IndexKey parent;      // root for the first block
+    std::uint64_t depth;  // 0 for the first block
+    std::uint64_t age;    // grows with every put: the order of use after a restart
+  };
+  static_assert(sizeof(BlockHeader) == 32 && std::is_trivially_copyable_v<BlockHeader>);
+
+  struct KeyHash {
+    std::size_t operator()(const IndexKey& key) const noexcept { return key.low ^ key.high * 0x9e3779b97f4a7c15ULL; }
+  };
+  struct Node {
+    IndexKey parent;
+    std::uint64_t depth = 0;
+    std::uint64_t used = 0;  // when
+    std::uint64_t bytes = 0;
+    std::uint32_t children = 0;  // puts under way included
+    bool leaving = false;        // it is being evicted
+  };
+  struct Leaf {
+    std::uint64_t used;
+    IndexKey key;
+    friend bool operator<(const Leaf& a, const Leaf& b) noexcept {
+      return std::tie(a.used, a.key.low, a.key.high) < std::tie(b.used, b.key.low, b.key.high);
+    }
+  };
+  /// Volatile state that does not move with the object.
+  struct Shared {
+    std::mutex mutex;  // of all that follows, but for the counts
+    bool tree_known = false;
+    std::unordered_map<IndexKey, Node, KeyHash> nodes;
+    std::set<Leaf> leaves;  // of nodes without children that are not leaving
+    std::unordered_map<IndexKey, std::uint32_t, KeyHash> pins;
+    std::uint64_t clock = 1;
+    std::uint64_t bytes = 0;
+    std::optional<CuckooFilter<12, DramMedia>> offered, offered_before;  // keys, for Admission::kSecondTime
+    std::atomic<std::uint64_t> lookups{0}, blocks_asked{0}, blocks_found{0}, probes{0}, record_reads{0}, evicted{0},
+        not_admitted{0}, quarantined{0};
+  };
+
+  static void unpin(Shared& shared, const IndexKey& key);
+  void know_tree() const;
+  void touch(std::span<const IndexKey> keys) const;
+  [[nodiscard]] bool admit(const IndexKey& key) const;
+  [[nodiscard]] bool evict_one(std::unique_lock<std::mutex>& lock) const;
+  void remove_node(const IndexKey& key) const;
+  void add_child(Node& parent, const IndexKey& key) const;
+  void drop_child(const IndexKey& parent_key) const;
+  void quarantine(const IndexKey& key) const;
+  [[nodiscard]] bool is_block(const IndexKey& key, const IndexKey* parent, std::uint64_t depth) const;
+
+  PrefixOptions options_;
+  mutable KvStore<M> data_;  // Lookups evict what they find damaged.
+  std::unique_ptr<Shared> shared_ = std::make_unique<Shared>();
+};
+
+/// A prefix that was found: its blocks stay while this lives, which must not be longer than the store does.
+template <Media M>
+class PrefixStore<M>::Match {
+ public:
+  Match() = default;
+  Match(Match&& other) noexcept
+      : blocks_(other.blocks_), shared_(std::exchange(other.shared_, nullptr)), key_(other.key_) {}
+  Match& operator=(Match&& other) noexcept {
+    std::swap(blocks_, other.blocks_);
+    std::swap(shared_, other.shared_);
+    std::swap(key_, other.key_);
+    return *this;
+  }
+  ~Match() {
+    if (shared_ != nullptr) unpin(*shared_, key_);
+  }
+  /// Blocks of the prompt that are there: the first so many.
+  [[nodiscard]] std::size_t blocks() const noexcept { return blocks_; }
+
+ private:
+  friend PrefixStore;
+  std::size_t blocks_ = 0;
+  Shared* shared_ = nullptr;
+  IndexKey key_;
+};
+
+}  // namespace dunnock
+
+#include "dunnock/index/detail/prefix_store_impl.hpp"  // IWYU pragma: export

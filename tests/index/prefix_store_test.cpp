@@ -1,0 +1,240 @@
+// PrefixStore: the longest prefix is found, blocks are right or missing, ancestors outlive descendants, and bounds
+// hold.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <random>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "dunnock/index/prefix_store.hpp"
+#include "support/seed.hpp"
+
+namespace dunnock {
+namespace {
+
+using Store = PrefixStore<ProcessMedia>;
+using Prompt = std::vector<std::uint32_t>;
+constexpr std::size_t kTokens = 4;
+
+/// Bytes that follow from the key, of a length that does, too.
+std::vector<std::byte> block_of(const IndexKey& key) {
+  std::vector<std::byte> bytes(20 + key.low % 400);
+  for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(key.high * (i + 1) >> 7);
+  return bytes;
+}
+/// Prompts that share prefixes: each block's tokens are one of a few.
+Prompt random_prompt(std::mt19937_64& random, std::size_t blocks_max) {
+  Prompt tokens;
+  const std::size_t blocks = 1 + random() % blocks_max;
+  for (std::size_t i = 0; i < blocks; ++i) {
+    const auto kind = static_cast<std::uint32_t>(random() % (i < 2 ? 3 : 2));
+    for (std::uint32_t t = 0; t < kTokens; ++t) tokens.push_back(kind * 100 + t);
+  }
+  return tokens;
+}
+
+class PrefixStoreTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::filesystem::remove(path_);
+    pool_.emplace(std::move(*Pool::create(path_, {.bytes = 64 << 20})));
+    make(options_);
+  }
+  void TearDown() override {
+    store_.reset();
+    pool_.reset();
+    std::filesystem::remove(path_);
+  }
+  void make(const PrefixOptions& options) {
+    auto store = Store::create(*pool_, "p" + std::to_string(made_++), options, {});
+    ASSERT_TRUE(store) << store.error().message;
+    store_.emplace(std::move(*store));
+    root_ = store_->root({.model_digest = {1, 2}, .dtype = "BF16", .layout = "hnd", .tenant = "t"});
+  }
+  void reopen() {
+    store_.reset();
+    pool_.reset();
+    pool_.emplace(std::move(*Pool::open(path_)));
+    auto opened = Store::open(*pool_, "p" + std::to_string(made_ - 1), options_, {});
+    ASSERT_TRUE(opened) << opened.error().message;
+    store_.emplace(std::move(*opened));
+  }
+  [[nodiscard]] std::vector<IndexKey> keys(const Prompt& prompt) const {
+    return Store::keys_of(root_, prompt, kTokens);
+  }
+  /// As a server does: looks up, reads what is there, computes and puts the rest. Returns how many were there.
+  std::size_t serve(const Prompt& prompt) {
+    const auto all = keys(prompt);
+    const auto match = store_->lookup(all);
+    for (std::size_t i = 0; i < match.blocks(); ++i) {
+      const auto block = store_->get(all[i]);
+      EXPECT_TRUE(block) << "a pinned block is missing";
+      EXPECT_TRUE(std::ranges::equal(block.bytes, block_of(all[i]))) << "a wrong block";
+    }
+    for (std::size_t i = match.blocks(); i < all.size(); ++i) {
+      if (store_->put(all, i, block_of(all[i])) > PutBlock::kThere) break;
+    }
+    return match.blocks();
+  }
+  std::string path_ =
+      (std::filesystem::temp_directory_path() / ("prefix_store_test." + std::to_string(getpid()))).string();
+  PrefixOptions options_{
+      .capacity_bytes = 1 << 20, .segment_bytes = 1 << 15, .blocks_max = 4000, .seed = HashSeed::from(3)};
+  unsigned made_ = 0;
+  std::optional<Pool> pool_;
+  std::optional<Store> store_;
+  IndexKey root_;
+};
+
+TEST_F(PrefixStoreTest, finds_the_longest_prefix) {
+  const Prompt prompt(10 * kTokens + 3, 7);
+  const auto all = keys(prompt);
+  ASSERT_EQ(all.size(), 10u) << "the last tokens are no whole block";
+  EXPECT_EQ(store_->lookup(all).blocks(), 0u);
+  for (std::size_t i = 0; i < 7; ++i) ASSERT_EQ(store_->put(all, i, block_of(all[i])), PutBlock::kStored);
+  EXPECT_EQ(store_->put(all, 3, block_of(all[3])), PutBlock::kThere);
+  EXPECT_EQ(store_->put(all, 8, block_of(all[8])), PutBlock::kNoParent);
+  EXPECT_EQ(store_->lookup(all).blocks(), 7u);
+  EXPECT_EQ(store_->lookup(std::span(all).first(4)).blocks(), 4u);
+  EXPECT_EQ(store_->lookup({}).blocks(), 0u);
+  Prompt other = prompt;
+  other[5 * kTokens] = 8;
+  EXPECT_EQ(store_->lookup(keys(other)).blocks(), 5u);
+}
+
+TEST_F(PrefixStoreTest, keeps_models_layouts_shards_and_tenants_apart) {
+  const PrefixDomain domain{.model_digest = {1, 2}, .dtype = "BF16", .layout = "hnd", .tenant = "t"};
+  std::set<std::pair<std::uint64_t, std::uint64_t>> roots;
+  const auto add = [&](PrefixDomain one) {
+    const IndexKey key = store_->root(one);
+    return roots.emplace(key.low, key.high).second;
+  };
+  EXPECT_TRUE(add(domain));
+  EXPECT_FALSE(add(domain));
+  PrefixDomain other = domain;
+  other.model_digest.high = 3;
+  EXPECT_TRUE(add(other));
+  other = domain;
+  other.dtype = "F16";
+  EXPECT_TRUE(add(other));
+  other = domain;
+  other.dtype = "BF16h";
+  other.layout = "nd";
+  EXPECT_TRUE(add(other)) << "fields run together";
+  other = domain;
+  other.shard = 1;
+  EXPECT_TRUE(add(other));
+  other = domain;
+  other.tenant = "";
+  EXPECT_TRUE(add(other));
+}
+
+TEST_F(PrefixStoreTest, serves_right_blocks_within_its_bounds_and_after_reopening) {
+  auto random = test::generator(1);
+  std::size_t found = 0;
+  for (int round = 0; round < 4; ++round) {
+    for (int i = 0; i < 800; ++i) found += serve(random_prompt(random, 14));
+    const IndexCheck report = store_->check();
+    EXPECT_TRUE(report.ok()) << report.violations.front();
+    EXPECT_LE(store_->stats().blocks, 4000u);
+    EXPECT_LE(store_->stats().bytes, 0.85 * (1 << 20));
+    if (round % 2 == 0) reopen();
+  }
+  EXPECT_GT(found, 5000u);
+  reopen();
+  Prompt prompt = random_prompt(random, 14);
+  (void)serve(prompt);
+  const std::size_t there = serve(prompt);
+  reopen();
+  EXPECT_EQ(store_->lookup(keys(prompt)).blocks(), there);
+}
+
+TEST_F(PrefixStoreTest, evicts_leaves_that_were_used_longest_ago) {
+  make({.capacity_bytes = 1 << 20, .segment_bytes = 1 << 15, .blocks_max = 30, .seed = HashSeed::from(3)});
+  const auto prompt_of = [](std::uint32_t n) { return Prompt(10 * kTokens, n); };
+  for (std::uint32_t n = 0; n < 3; ++n) (void)serve(prompt_of(n));
+  (void)serve(prompt_of(0));
+  for (std::uint32_t n = 3; n < 5; ++n) (void)serve(prompt_of(n));
+  EXPECT_EQ(store_->lookup(keys(prompt_of(0))).blocks(), 10u) << "it was used again";
+  EXPECT_EQ(store_->lookup(keys(prompt_of(1))).blocks(), 0u);
+  EXPECT_EQ(store_->lookup(keys(prompt_of(4))).blocks(), 10u);
+  const auto match = store_->lookup(keys(prompt_of(0)));
+  EXPECT_EQ(store_->evict(100), 20u) << "a pinned prefix stays";
+  EXPECT_EQ(store_->lookup(keys(prompt_of(0))).blocks(), 10u);
+}
+
+TEST_F(PrefixStoreTest, refuses_politely) {
+  const Prompt prompt(3 * kTokens, 1);
+  const auto all = keys(prompt);
+  EXPECT_EQ(store_->put(all, 0, std::vector<std::byte>(1 << 15)), PutBlock::kFull) << "longer than a segment";
+  make({.capacity_bytes = 1 << 20, .segment_bytes = 1 << 15, .blocks_max = 2, .seed = HashSeed::from(3)});
+  ASSERT_EQ(store_->put(all, 0, block_of(all[0])), PutBlock::kStored);
+  ASSERT_EQ(store_->put(all, 1, block_of(all[1])), PutBlock::kStored);
+  EXPECT_EQ(store_->put(all, 2, block_of(all[2])), PutBlock::kFull) << "its own ancestors are not evicted for it";
+  EXPECT_EQ(store_->lookup(all).blocks(), 2u);
+  EXPECT_TRUE(store_->check().ok());
+}
+
+TEST_F(PrefixStoreTest, admits_blocks_that_come_a_second_time) {
+  PrefixOptions options = options_;
+  options.admission = Admission::kSecondTime;
+  make(options);
+  auto random = test::generator(2);
+  const Prompt prompt(5 * kTokens, 9);
+  EXPECT_EQ(serve(prompt), 0u);
+  EXPECT_EQ(store_->stats().blocks, 0u);
+  for (int i = 0; i < 6; ++i) (void)serve(prompt);  // The first block comes in, then the second ...
+  EXPECT_EQ(serve(prompt), 5u);
+  EXPECT_GT(store_->stats().not_admitted, 0u);
+}
+
+TEST_F(PrefixStoreTest, throws_away_what_is_damaged_with_all_that_follows) {
+  const Prompt prompt(6 * kTokens, 1);
+  const auto all = keys(prompt);
+  (void)serve(prompt);
+  Prompt branch = prompt;
+  branch[4 * kTokens] = 2;
+  (void)serve(branch);
+  auto data = pool_->open_region("p0.log");
+  ASSERT_TRUE(data);
+  const Locator locator = store_->data().index().get(all[2]).value.locator();
+  data->at(locator.position & ((1ULL << 48) - 1))[32 + 40] ^= std::byte{1};
+  EXPECT_EQ(store_->get(all[2]).state, GetState::kDamaged);
+  EXPECT_EQ(store_->get(all[2]).state, GetState::kMissing);
+  EXPECT_EQ(store_->lookup(all).blocks(), 2u);
+  EXPECT_EQ(store_->stats().quarantined, 6u) << "blocks 2 to 5, and two of the branch";
+  EXPECT_TRUE(store_->check().ok());
+  (void)serve(prompt);
+  EXPECT_EQ(serve(prompt), 6u);
+}
+
+TEST_F(PrefixStoreTest, many_threads_never_see_a_wrong_block) {
+#if defined(__SANITIZE_THREAD__)
+  constexpr int kSteps = 150;
+#else
+  constexpr int kSteps = 1500;
+#endif
+  make({.capacity_bytes = 1 << 19, .segment_bytes = 1 << 15, .blocks_max = 500, .seed = HashSeed::from(3)});
+  std::vector<std::thread> threads;
+  for (unsigned t = 0; t < 4; ++t) {
+    threads.emplace_back([this, t] {
+      auto random = test::generator(10 + t);
+      for (int i = 0; i < kSteps; ++i) (void)serve(random_prompt(random, 10));
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  const IndexCheck report = store_->check();
+  EXPECT_TRUE(report.ok()) << report.violations.front();
+  EXPECT_GT(store_->stats().evicted, 100u);
+}
+
+}  // namespace
+}  // namespace dunnock
