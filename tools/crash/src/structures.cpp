@@ -9,6 +9,7 @@
 #include "filter_subject.hpp"
 #include "index_subject.hpp"
 #include "log_subject.hpp"
+#include "prefix_subject.hpp"
 
 namespace dunnock::crash {
 namespace {
@@ -195,6 +196,32 @@ std::vector<Mutant> checkpoint_mutants() {
   return all;
 }
 
+std::unique_ptr<Subject> prefix_subject(std::uint64_t seed, unsigned, unsigned operations, unsigned, bool eadr) {
+  const FilterWorkload workload{seed, 1, operations};
+  if (eadr) return std::make_unique<PrefixSubject<SimEadrMedia>>(workload);
+  return std::make_unique<PrefixSubject<SimMedia>>(workload);
+}
+
+/// It has no durable steps of its own: its promise (whole prefixes) rests on the order of those below.
+std::vector<Mutant> prefix_mutants() {
+  using Kind = Mutation::Kind;
+  std::vector<Mutant> all;
+  const auto add = [&all](Kind kind, const char* what, std::initializer_list<Point> points) {
+    for (const Point point : points)
+      all.push_back({std::string(what) + " " + std::string(log_point::name(point)), {kind, point, {}}});
+  };
+  using namespace index_point;
+  add(Kind::kDropStore, "no store", {kRecordLive, kLane, kEraseRecord, log_point::kHeader, log_point::kPayload});
+  add(Kind::kDropFlush, "no flush", {kRecordLive, kLane, kEraseRecord, log_point::kHeader, log_point::kPayload});
+  add(Kind::kDropFence, "no fence", {kPutFence, kEraseRecord, log_point::kAppendFence});
+  const auto late = [&all](Kind kind, Point point, Point until, const char* what) {
+    all.push_back({what, {kind, point, until}});
+  };
+  late(Kind::kFlushTooLate, kLane, log_point::kAppendFence, "a block durable only after the one that follows it");
+  late(Kind::kFlushTooLate, kEraseRecord, kPutFence, "evicted durably only after something else was put");
+  return all;
+}
+
 }  // namespace
 
 const std::vector<Structure>& structures() {
@@ -202,7 +229,8 @@ const std::vector<Structure>& structures() {
       {"filter", filter_subject, filter_mutants, filter_point::name, kill_filter, corrupt_filter},
       {"index", index_subject, index_mutants, index_point::name, {}, {}},
       {"log", log_subject, log_mutants, log_point::name, {}, {}, log_point::kFirst},
-      {"checkpoint", checkpoint_subject, checkpoint_mutants, checkpoint_point::name, {}, {}, checkpoint_point::kFirst}};
+      {"checkpoint", checkpoint_subject, checkpoint_mutants, checkpoint_point::name, {}, {}, checkpoint_point::kFirst},
+      {"prefix", prefix_subject, prefix_mutants, log_point::name, {}, {}, checkpoint_point::kCount + 1}};
   return kAll;
 }
 
