@@ -22,6 +22,7 @@
 #include <unordered_map>
 
 #include "dunnock/filter/cuckoo_filter.hpp"
+#include "storm.hpp"
 
 namespace dunnock::crash {
 namespace {
@@ -39,40 +40,6 @@ static_assert(sizeof(JournalEntry) == 16);  // Below PIPE_BUF: written whole or 
 
 constexpr std::uint64_t kSlots = 20000;
 constexpr std::size_t kTargetItems = kSlots * 97 / 100;  // High enough that kicks are common.
-
-/// Kills the process at a chosen durable step: a kill by the clock nearly always finds all threads in their pipes.
-struct Fuse {
-  std::atomic<std::int64_t> steps_left{0};  // 0: does not burn
-  Point point{};                            // counts the steps at this point; Point{}: all
-  std::atomic<bool>* blown = nullptr;       // in memory that the parent sees
-  void burn(Point at) noexcept {
-    if (steps_left.load(std::memory_order_relaxed) <= 0) return;
-    if (point != Point{} && point != at) return;
-    if (steps_left.fetch_sub(1) != 1) return;
-    blown->store(true);
-    (void)kill(getpid(), SIGKILL);
-    for (;;) pause();
-  }
-};
-
-/// A media whose every durable step may be the process's last.
-template <class M>
-struct FusedMedia : M {
-  Fuse* fuse;
-  FusedMedia(const M& media, Fuse& burning) : M(media), fuse(&burning) {}
-  void store(Point point, Word& word, std::uint64_t value) const noexcept {
-    fuse->burn(point);
-    M::store(point, word, value);
-  }
-  void flush(Point point, const void* address) const noexcept {
-    fuse->burn(point);
-    M::flush(point, address);
-  }
-  void fence(Point point) const noexcept {
-    fuse->burn(point);
-    M::fence(point);
-  }
-};
 
 /// Three of four kills happen at a step: at any, or at one of those that come seldom.
 void light(Fuse& fuse, std::mt19937_64& random) {
@@ -284,8 +251,6 @@ using CorruptFilter = CuckooFilter<12, ProcessMedia>;
 constexpr std::uint64_t kCorruptSlots = 100000;
 constexpr std::uint64_t kCorruptKeys = 90000;
 
-enum Outcome : int { kRefused = 10, kFound = 11, kUnharmed = 12, kApproximate = 13, kLostSilently = 14 };
-
 /// What a user would do with the file: open, check, look for the keys, insert and erase. In a process of its own.
 int use_damaged(const std::string& path, int message_pipe) {
   const auto refuse = [message_pipe](const Error& error) {
@@ -306,48 +271,6 @@ int use_damaged(const std::string& path, int message_pipe) {
   for (std::uint64_t key = 0; key < 1000; ++key) (void)filter.erase(key);
   if (!sound) return kFound;
   return missing == 0 && items == kCorruptKeys ? kUnharmed : kApproximate;
-}
-
-/// Runs `use` in a child; returns its exit code, or 128 + the signal that ended it.
-template <class Use>
-int in_child(const Use& use, std::string& message) {
-  int pipe_ends[2];
-  if (pipe(pipe_ends) != 0) return 1;
-  const pid_t child = fork();
-  if (child == 0) {
-    close(pipe_ends[0]);
-    const rlimit none{0, 0};
-    setrlimit(RLIMIT_CORE, &none);
-    alarm(60);  // An endless loop is a failure, too.
-    _exit(use(pipe_ends[1]));
-  }
-  close(pipe_ends[1]);
-  char buffer[512];
-  message.clear();
-  for (ssize_t got; (got = read(pipe_ends[0], buffer, sizeof buffer)) > 0;)
-    message.append(buffer, static_cast<std::size_t>(got));
-  close(pipe_ends[0]);
-  int status = 0;
-  waitpid(child, &status, 0);
-  return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
-}
-
-void count_outcome(CorruptCase& one, int outcome, const std::string& message, const std::string& damage) {
-  ++one.runs;
-  switch (outcome) {
-    case kRefused:
-      ++one.refused;
-      if (one.example.empty()) one.example = message;
-      if (message.empty()) one.violation = "refused without a word: " + damage;
-      break;
-    case kFound: ++one.found; break;
-    case kUnharmed: ++one.unharmed; break;
-    case kApproximate: ++one.approximate; break;
-    default:
-      one.violation = outcome > 128
-                          ? "signal " + std::to_string(outcome - 128) + " (" + strsignal(outcome - 128) + "): " + damage
-                          : "exit " + std::to_string(outcome) + ": " + damage;
-  }
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include "dunnock/index/log_points.hpp"
 #include "filter_kill.hpp"
 #include "filter_subject.hpp"
+#include "index_storms.hpp"
 #include "index_subject.hpp"
 #include "log_subject.hpp"
 #include "prefix_subject.hpp"
@@ -227,10 +228,12 @@ std::vector<Mutant> prefix_mutants() {
 const std::vector<Structure>& structures() {
   static const std::vector<Structure> kAll = {
       {"filter", filter_subject, filter_mutants, filter_point::name, kill_filter, corrupt_filter},
-      {"index", index_subject, index_mutants, index_point::name, {}, {}},
-      {"log", log_subject, log_mutants, log_point::name, {}, {}, log_point::kFirst},
-      {"checkpoint", checkpoint_subject, checkpoint_mutants, checkpoint_point::name, {}, {}, checkpoint_point::kFirst},
-      {"prefix", prefix_subject, prefix_mutants, log_point::name, {}, {}, checkpoint_point::kCount + 1}};
+      {"index", index_subject, index_mutants, index_point::name, kill_index, corrupt_index},
+      {"log", log_subject, log_mutants, log_point::name, kill_log, corrupt_log, log_point::kFirst},
+      {"checkpoint", checkpoint_subject, checkpoint_mutants, checkpoint_point::name, kill_checkpoint,
+       corrupt_checkpoint, checkpoint_point::kFirst},
+      {"prefix", prefix_subject, prefix_mutants, log_point::name, kill_prefix, corrupt_prefix,
+       checkpoint_point::kCount + 1}};
   return kAll;
 }
 

@@ -152,8 +152,10 @@ class ValueLog {
 
   // ----- compaction, for owners -----------------------------------------------------------------------------------
 
-  /// Appends with the one segment that is kept back for compaction.
-  [[nodiscard]] std::optional<Ticket> append_moved(const IndexKey& key, std::span<const std::byte> bytes);
+  /// Appends a value of segment `victim` elsewhere, with the one free segment that is kept back for compaction. When a
+  /// crash in the middle of a compaction has left none, what the crash left unused at the end of another one serves.
+  [[nodiscard]] std::optional<Ticket> append_moved(std::uint64_t victim, const IndexKey& key,
+                                                   std::span<const std::byte> bytes);
   /// The segment that seems to hold the least that is alive, if it is less than `live_at_most` of its bytes. None:
   /// none such is full, unpinned and in use.
   [[nodiscard]] std::optional<std::uint64_t> victim(double live_at_most) const;
@@ -222,10 +224,13 @@ class ValueLog {
   [[nodiscard]] static constexpr std::uint64_t offset_of(std::uint64_t position) noexcept {
     return position & ((1ULL << 48) - 1);
   }
+  template <class Visit>
+  [[nodiscard]] bool visit_headers(std::uint64_t segment, Visit&& visit) const;
   [[nodiscard]] View whole_record(const Locator& locator, const IndexKey& key) const;
   [[nodiscard]] unsigned head_of_thread() const noexcept;
   [[nodiscard]] std::optional<Ticket> reserve(unsigned head, std::uint64_t length, std::uint64_t kept_back);
   [[nodiscard]] bool take_segment(Head& head, std::uint64_t kept_back);
+  [[nodiscard]] bool adopt_tail(std::uint64_t victim, std::uint64_t bytes);
   void write(const Ticket& ticket, const IndexKey& key, std::span<const std::byte> bytes, std::uint32_t checksum) const;
 
   [[no_unique_address]] M media_;

@@ -133,7 +133,7 @@ bool KvStore<M>::compact_one(double live_at_most) {
         const GetResult found = index_.get(key);
         if (!found || !(found.value == old)) return true;  // Garbage.
         if (bytes.size() != locator.length) return false;  // Damaged, and still needed: it stays where it is.
-        const auto moved = log_.append_moved(key, bytes);
+        const auto moved = log_.append_moved(*victim, key, bytes);
         if (!moved) return false;
         if (!index_.replace_if(key, old, IndexValue::of(moved->locator))) log_.discard(moved->locator);
         return true;

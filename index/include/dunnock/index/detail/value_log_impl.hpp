@@ -260,14 +260,46 @@ auto ValueLog<M>::append(const IndexKey& key, std::span<const std::byte> bytes) 
 }
 
 template <Media M>
-auto ValueLog<M>::append_moved(const IndexKey& key, std::span<const std::byte> bytes) -> std::optional<Ticket> {
+auto ValueLog<M>::append_moved(std::uint64_t victim, const IndexKey& key, std::span<const std::byte> bytes)
+    -> std::optional<Ticket> {
   auto ticket = reserve(kHeads, bytes.size(), 0);
+  if (!ticket && adopt_tail(victim, record_bytes(bytes.size()))) ticket = reserve(kHeads, bytes.size(), 0);
   if (!ticket) return std::nullopt;
   ticket->locator.checksum = payload_checksum(bytes);
   write(*ticket, key, bytes, ticket->locator.checksum);
   media_.fence(log_point::kAppendFence);  // The record may be pointed to.
   shared_->compacted_bytes.fetch_add(record_bytes(bytes.size()), std::memory_order_relaxed);
   return ticket;
+}
+
+/// Lets compaction go on in the full segment with the most room behind its last record: crashes leave such, for they
+/// make all segments full. What may be there of a record that was being written is nobody's.
+template <Media M>
+bool ValueLog<M>::adopt_tail(std::uint64_t victim, std::uint64_t bytes) {
+  std::uint64_t best = kNone;
+  std::uint64_t best_used = segment_bytes_;
+  for (std::uint64_t s = 0; s < segments_; ++s) {
+    const Segment& segment = shared_->table[s];
+    if (s == victim || segment.full.load(std::memory_order_acquire) == 0 ||
+        segment.pins.load(std::memory_order_acquire) != 0)
+      continue;
+    std::uint64_t used = 0;
+    (void)visit_headers(s, [&](const RecordHeader& header, std::uint64_t at) {
+      used = at + record_bytes(header.length);
+      return true;
+    });
+    if (used >= best_used) continue;
+    best = s;
+    best_used = used;
+  }
+  if (best == kNone || segment_bytes_ - best_used < bytes) return false;
+  Head& head = shared_->heads[kHeads];
+  const SpinLock lock(head.taken, media_);
+  if (head.segment != kNone) shared_->table[head.segment].full.store(1, std::memory_order_release);
+  shared_->table[best].full.store(0, std::memory_order_relaxed);
+  head.segment = best;
+  head.used_bytes = best_used;
+  return true;
 }
 
 template <Media M>
@@ -389,25 +421,36 @@ std::optional<std::uint64_t> ValueLog<M>::victim(double live_at_most) const {
   return best;
 }
 
+/// Calls visit(header, offset in the segment) for each record whose header is whole; stops when that returns false.
 template <Media M>
 template <class Visit>
-bool ValueLog<M>::visit(std::uint64_t s, Visit&& visit) const {
+bool ValueLog<M>::visit_headers(std::uint64_t s, Visit&& visit) const {
   const std::uint64_t epoch = shared_->table[s].word.load(std::memory_order_acquire) >> 48;
   for (std::uint64_t at = 0; at + sizeof(RecordHeader) <= segment_bytes_;) {
     const std::uint64_t offset = s * segment_bytes_ + at;
     RecordHeader header;
     std::memcpy(&header, data_.at(offset), sizeof header);
-    const std::uint64_t position = position_of(offset, epoch);
-    if (header.mark != record_mark(position, header) || record_bytes(header.length) > segment_bytes_ - at) {
+    if (header.mark != record_mark(position_of(offset, epoch), header) ||
+        record_bytes(header.length) > segment_bytes_ - at) {
       at += kLogAlignment;  // A gap, or a record that a crash has cut off.
       continue;
     }
-    std::span<const std::byte> payload{data_.at(offset) + sizeof header, header.length};
-    if (payload_checksum(payload) != header.checksum) payload = {};
-    if (!visit(header.key, Locator{position, header.length, header.checksum}, payload)) return false;
+    if (!visit(header, at)) return false;
     at += record_bytes(header.length);
   }
   return true;
+}
+
+template <Media M>
+template <class Visit>
+bool ValueLog<M>::visit(std::uint64_t s, Visit&& visit) const {
+  const std::uint64_t epoch = shared_->table[s].word.load(std::memory_order_acquire) >> 48;
+  return visit_headers(s, [&](const RecordHeader& header, std::uint64_t at) {
+    const std::uint64_t offset = s * segment_bytes_ + at;
+    std::span<const std::byte> payload{data_.at(offset) + sizeof header, header.length};
+    if (payload_checksum(payload) != header.checksum) payload = {};
+    return visit(header.key, Locator{position_of(offset, epoch), header.length, header.checksum}, payload);
+  });
 }
 
 template <Media M>
