@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <mutex>
 
 #include "pool_format.hpp"
 
@@ -149,6 +150,7 @@ struct Pool::Impl {
   PoolRoot* root = nullptr;
   std::uint64_t bytes = 0;
   std::unique_ptr<detail::FileSync> sync;
+  std::mutex catalog_mutex;
 
   ~Impl() {
     sync.reset();
@@ -278,6 +280,7 @@ Result<Pool> Pool::open(const std::string& path) {
 }
 
 Result<std::vector<Region>> Pool::create_regions(std::span<const RegionSpec> specs) {
+  const std::lock_guard guard(impl_->catalog_mutex);
   std::vector<CatalogEntry*> entries;
   for (const RegionSpec& spec : specs) {
     if (spec.name.empty() || spec.name.size() >= detail::kNameBytes || spec.name.find('\0') != std::string_view::npos) {
@@ -323,8 +326,8 @@ Result<std::vector<Region>> Pool::create_regions(std::span<const RegionSpec> spe
     for (std::uint64_t done = 0; done < fresh.bytes; done += fresh.extent_bytes) {
       const std::uint64_t length = std::min(fresh.extent_bytes, fresh.bytes - done);
       pobj_action action;
-      const PMEMoid oid =
-          pmemobj_xreserve(impl_->handle, &action, length + detail::kRegionAlignment, 0, POBJ_XALLOC_ZERO);
+      const std::uint64_t reserved = std::max(length + detail::kRegionAlignment, detail::kReserveBytesMin);
+      const PMEMoid oid = pmemobj_xreserve(impl_->handle, &action, reserved, 0, POBJ_XALLOC_ZERO);
       if (OID_IS_NULL(oid)) return give_up(specs[i].name, errno);
       actions.push_back(action);
       fresh.offsets[fresh.extents++] = oid.off;
@@ -346,6 +349,7 @@ Result<std::vector<Region>> Pool::create_regions(std::span<const RegionSpec> spe
 }
 
 Result<Region> Pool::open_region(std::string_view name) const {
+  const std::lock_guard guard(impl_->catalog_mutex);
   const CatalogEntry* entry = impl_->find(name);
   if (entry == nullptr) {
     return make_error(ErrorCode::kNotFound, "no region '" + std::string(name) + "' in " + impl_->path);
@@ -357,6 +361,7 @@ Result<Region> Pool::open_region(std::string_view name) const {
 }
 
 Status Pool::remove_region(std::string_view name) {
+  const std::lock_guard guard(impl_->catalog_mutex);
   CatalogEntry* entry = impl_->find(name);
   if (entry == nullptr) {
     return make_error(ErrorCode::kNotFound, "no region '" + std::string(name) + "' in " + impl_->path);
@@ -374,6 +379,7 @@ Status Pool::remove_region(std::string_view name) {
 }
 
 std::vector<RegionInfo> Pool::regions() const {
+  const std::lock_guard guard(impl_->catalog_mutex);
   std::vector<RegionInfo> all;
   for (const CatalogEntry& entry : impl_->root->catalog) {
     if (entry.state == 1) all.push_back({entry.name.data(), entry.bytes});

@@ -10,11 +10,14 @@ namespace dunnock::detail {
 
 inline constexpr char kPoolLayout[] = "dunnock";
 inline constexpr std::uint64_t kPoolMagic = 0x314c4f4f504b4e44ULL;  // "DNKPOOL1", little endian
-inline constexpr std::uint32_t kPoolFormatVersion = 1;
+inline constexpr std::uint32_t kPoolFormatVersion = 2;
 /// Where libpmemobj's descriptor (media format 6) keeps the offset of the root object.
 inline constexpr std::uint64_t kRootOffsetAt = 4096 + 2048;
-inline constexpr unsigned kCatalogEntries = 32;
+inline constexpr unsigned kCatalogEntries = 256;
 inline constexpr unsigned kExtentsMax = 128;
+// libpmemobj serves smaller allocations out of runs of several MiB, one for each class of sizes: a dozen small regions
+// of different sizes would fill a pool of 24 MiB.
+inline constexpr std::uint64_t kReserveBytesMin = 512 << 10;
 inline constexpr std::size_t kNameBytes = 48;  // with the terminating 0
 inline constexpr std::uint64_t kRegionAlignment = 4096;
 

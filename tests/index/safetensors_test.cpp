@@ -25,7 +25,8 @@ std::string reason(const std::string& json, std::uint64_t data_bytes) {
 TEST(Safetensors, reads_what_other_tools_write) {
   const auto header = parse(
       R"({"b":{"dtype":"BF16","shape":[2,3],"data_offsets":[8,20]},"__metadata__":{"format":"pt"},)"
-      R"("a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"e":{"dtype":"I64","shape":[0],"data_offsets":[20,20]}}   )",
+      R"("a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},)"
+      R"("e":{"dtype":"I64","shape":[0],"data_offsets":[20,20]}}   )",
       20);
   ASSERT_TRUE(header) << header.error().message;
   ASSERT_EQ(header->tensors.size(), 3u);

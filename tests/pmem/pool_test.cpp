@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -20,8 +21,7 @@ namespace {
 
 class PoolFile : public testing::Test {
  protected:
-  std::string path_ =
-      std::filesystem::temp_directory_path() / ("dunnock_pool_" + std::to_string(getpid()) + ".pool");
+  std::string path_ = std::filesystem::temp_directory_path() / ("dunnock_pool_" + std::to_string(getpid()) + ".pool");
   void SetUp() override { std::filesystem::remove(path_); }
   void TearDown() override { std::filesystem::remove(path_); }
 };
@@ -101,6 +101,38 @@ TEST_F(PoolFile, is_whole_after_a_kill_while_regions_come_and_go) {
     }
     ASSERT_TRUE(pool->create_regions(std::array{RegionSpec{"z", 8 << 20}}).has_value()) << "memory has leaked";
     ASSERT_TRUE(pool->remove_region("z").has_value());
+  }
+}
+
+TEST_F(PoolFile, lets_threads_create_and_remove_regions_side_by_side) {
+  constexpr int kThreads = 4;
+  auto pool = Pool::create(path_, {64 << 20});
+  ASSERT_TRUE(pool.has_value()) << pool.error().message;
+  std::vector<std::thread> threads;
+  std::atomic<int> failed = 0;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 20; ++i) {
+        const std::string name = std::to_string(t) + "." + std::to_string(i);
+        const std::array specs{RegionSpec{name, 10000}};
+        auto made = pool->create_regions(specs);
+        if (!made || !pool->open_region(name)) {
+          ++failed;
+          continue;
+        }
+        std::memset((*made)[0].at(0), t + 1, 10000);
+        if (i % 5 != 0 && !pool->remove_region(name)) ++failed;
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_EQ(failed, 0);
+  ASSERT_EQ(pool->regions().size(), kThreads * 4U);
+  for (const RegionInfo& info : pool->regions()) {
+    auto region = pool->open_region(info.name);
+    ASSERT_TRUE(region) << info.name;
+    const auto expected = static_cast<std::byte>(info.name[0] - '0' + 1);
+    for (std::uint64_t at = 0; at < 10000; ++at) ASSERT_EQ(*region->at(at), expected) << info.name;
   }
 }
 

@@ -39,7 +39,8 @@ struct RegionInfo {
   std::uint64_t bytes;
 };
 
-/// Threads: all functions may be called by one thread at a time; regions may be used by any number.
+/// Threads: any number may call the functions of one pool and use its regions; a region that is being removed must not
+/// be in use.
 class Pool {
  public:
   /// Creates the file `path` and an empty pool in it. A crash leaves no usable pool: create again after removing it.

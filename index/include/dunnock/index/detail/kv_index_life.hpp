@@ -241,14 +241,14 @@ Result<IndexRecovery> KvIndex<M>::recover() {
 }
 
 /// Slots of the chunk that follows the first `before` slots: all of the first segments, then a quarter of what there
-/// is. A chunk is one extent, so it stays under 1 GiB.
+/// is, but at least 1 MiB. A chunk is one extent, so it stays under 1 GiB.
 template <Media M>
 std::uint64_t KvIndex<M>::chunk_slots(std::uint64_t before) const noexcept {
-  const std::uint64_t most =
-      std::max<std::uint64_t>(1, (1ULL << 30) / segment_bytes(static_cast<std::uint32_t>(groups_)));
-  const std::uint64_t wanted =
-      before < initial_segments_ ? initial_segments_ - before : std::max<std::uint64_t>(1, before / 4);
-  return std::min({wanted, most, segments_max_ - before});
+  const std::uint64_t bytes = segment_bytes(static_cast<std::uint32_t>(groups_));
+  const std::uint64_t least = ((1ULL << 20) + bytes - 1) / bytes;
+  const std::uint64_t most = std::max<std::uint64_t>(1, (1ULL << 30) / bytes);
+  const std::uint64_t wanted = before < initial_segments_ ? initial_segments_ - before : before / 4;
+  return std::min({std::max(wanted, least), most, segments_max_ - before});
 }
 
 template <Media M>
