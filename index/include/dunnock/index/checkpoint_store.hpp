@@ -21,6 +21,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -99,6 +100,8 @@ struct CheckpointCheck {
 };
 
 inline constexpr std::uint64_t kLatestVersion = ~0ULL;
+/// Chunks of so many bytes share a fence: what a thread that saves holds, less than a chunk more.
+inline constexpr std::uint64_t kSaveBatchBytes = 8 << 20;
 
 /// Threads: all functions but check may be called by any number of threads at any time. Space is given back when no
 /// save is under way.
@@ -175,10 +178,11 @@ class CheckpointStore {
     std::size_t operator()(const IndexKey& key) const noexcept { return key.low ^ key.high * 0x9e3779b97f4a7c15ULL; }
   };
   /// Volatile state that does not move with the object.
+  struct Save;
   struct Shared {
     std::shared_mutex gate;  // shared: a save writes chunks; exclusive: chunks are collected
-    std::mutex catalog;      // the lines, and the two sets
-    std::set<std::pair<std::string, std::uint64_t>> saving;
+    std::mutex catalog;      // the lines, and what follows
+    std::map<std::pair<std::string, std::uint64_t>, const Save*> saving;
     std::set<std::uint64_t> lines_taken;
     std::uint64_t saves = 0;
     std::vector<std::pair<CatalogFields, Manifest>> removed;  // their space is still to be given back
@@ -186,7 +190,6 @@ class CheckpointStore {
     std::optional<std::unordered_map<IndexKey, std::uint32_t, KeyHash>> references;
     bool references_unsure = false;
   };
-  struct Save;
 
   CheckpointStore(Region catalog, KvStore<M> data, const CatalogHeader& header, M media);
   [[nodiscard]] static CatalogHeader header_for(const CheckpointOptions& options);
@@ -203,6 +206,9 @@ class CheckpointStore {
   [[nodiscard]] static Status check_tensors(std::span<const TensorSource> tensors);
   [[nodiscard]] Status save_once(Save& save, std::span<const TensorSource> tensors, unsigned threads);
   void save_chunks(Save& save, std::span<const TensorSource> tensors);
+  void save_chunk(Save& save, const TensorSource& source, std::size_t tensor, std::uint64_t chunk,
+                  typename Save::Batch& batch);
+  [[nodiscard]] bool write_batch(Save& save, typename Save::Batch& batch);
   [[nodiscard]] bool write_manifest(Save& save, CatalogFields& fields);
   void publish(std::uint64_t line, const CatalogFields& fields);
   [[nodiscard]] std::uint64_t pieces_of(std::uint64_t manifest_bytes) const noexcept;

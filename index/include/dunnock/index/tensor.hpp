@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -50,12 +51,16 @@ struct TensorSpec {
 /// "F32 [4096, 128]"
 [[nodiscard]] std::string describe(const TensorSpec& spec);
 
-/// A tensor to be saved: its bytes in memory (row-major, little endian), or a function that reads them in pieces, for
-/// those that do not fit in memory. `read` is called by several threads at once, for pieces of their own.
+/// A tensor to be saved: its bytes in memory (row-major, little endian), or a function that gives them in pieces, for
+/// those that do not fit in memory or lie elsewhere. Such a function is called once for each piece, in the order of the
+/// tensors and of their offsets, though by several threads at once.
 struct TensorSource {
   TensorSpec spec;
-  std::span<const std::byte> bytes;                                                 ///< All of them, if read is empty.
-  std::function<bool(std::uint64_t offset_bytes, std::span<std::byte> into)> read;  ///< False: it can't be read.
+  std::span<const std::byte> bytes;  ///< All of them, if there is no function.
+  /// Copies a piece. False: it can't be read.
+  std::function<bool(std::uint64_t offset_bytes, std::span<std::byte> into)> read;
+  /// Or lends one, to be held until it is durable. Empty: it can't be read.
+  std::function<std::shared_ptr<const std::byte[]>(std::uint64_t offset_bytes, std::uint64_t bytes)> piece;
 };
 
 /// A tensor to be restored: `spec` is what is expected, and the bytes go to memory, or in pieces to a function, which

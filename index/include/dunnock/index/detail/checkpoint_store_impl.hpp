@@ -16,7 +16,15 @@ namespace dunnock {
 /// One save under way.
 template <Media M>
 struct CheckpointStore<M>::Save {
-  static constexpr std::size_t kBatchBytes = 8 << 20;  // Chunks that share a fence.
+  /// Chunks that share a fence, with the memory that they lie in unless it is the tensor's own.
+  struct Batch {
+    std::vector<typename KvStore<M>::Item> items;
+    std::vector<std::shared_ptr<const std::byte[]>> pieces;
+    std::vector<std::unique_ptr<std::byte[]>> buffers;  // The first of them are in use.
+    std::size_t buffers_used = 0;
+    std::size_t bytes = 0;
+    [[nodiscard]] bool full() const noexcept { return bytes >= kSaveBatchBytes || items.size() >= 256; }
+  };
 
   Manifest manifest;
   std::uint64_t line = 0;
@@ -26,8 +34,9 @@ struct CheckpointStore<M>::Save {
   std::atomic<std::uint64_t> chunks_written{0};
   std::atomic<std::uint64_t> bytes_written{0};
   std::atomic<bool> failed{false};
-  std::mutex mutex;  // of what follows
-  std::unordered_set<IndexKey, KeyHash> writing;
+  std::mutex mutex;                               // of what follows
+  std::unordered_set<IndexKey, KeyHash> writing;  // what it has come to, and counts upon
+  std::vector<Batch> left;                        // what there was no room for
   Status status;
 
   void fail(ErrorCode code, std::string what) {
@@ -36,8 +45,7 @@ struct CheckpointStore<M>::Save {
   }
 };
 
-// ----- life
-// -----------------------------------------------------------------------------------------------------------
+// ----- life -------------------------------------------------------------------------------------------------------
 
 template <Media M>
 CheckpointStore<M>::CheckpointStore(Region catalog, KvStore<M> data, const CatalogHeader& header, M media)
@@ -159,8 +167,7 @@ auto CheckpointStore<M>::open(Pool& pool, std::string_view name, M media) -> Res
   return attach(*catalog, std::move(data->store), std::move(media));
 }
 
-// ----- the catalog
-// ----------------------------------------------------------------------------------------------------
+// ----- the catalog ------------------------------------------------------------------------------------------------
 
 template <Media M>
 std::optional<CatalogFields> CheckpointStore<M>::read_line(std::uint64_t line, bool* damaged) const noexcept {
@@ -251,8 +258,7 @@ void CheckpointStore<M>::publish(std::uint64_t line, const CatalogFields& fields
   media_.fence(checkpoint_point::kPublish);  // The checkpoint is there.
 }
 
-// ----- saving
-// ---------------------------------------------------------------------------------------------------------
+// ----- saving -----------------------------------------------------------------------------------------------------
 
 template <Media M>
 Status CheckpointStore<M>::check_tensors(std::span<const TensorSource> tensors) {
@@ -267,7 +273,8 @@ Status CheckpointStore<M>::check_tensors(std::span<const TensorSource> tensors) 
     if (bytes_of(tensor.spec.dtype) == 0) return refuse("has no known dtype");
     if (tensor.spec.shape.size() > 255) return refuse("has more than 255 dimensions");
     if (!bytes) return refuse("is too large");
-    if (!tensor.read && tensor.bytes.size() != *bytes) return refuse("has bytes that do not fit its shape");
+    if (!tensor.read && !tensor.piece && tensor.bytes.size() != *bytes)
+      return refuse("has bytes that do not fit its shape");
   }
   return {};
 }
@@ -304,13 +311,13 @@ Result<SaveReport> CheckpointStore<M>::save(std::string_view name, std::uint64_t
       ++save.line;
     if (save.line == lines_)
       return make_error(ErrorCode::kNoSpace, "there are " + std::to_string(lines_) + " checkpoints already");
-    shared.saving.insert(title);
+    shared.saving.emplace(title, &save);
     shared.lines_taken.insert(save.line);
     save.number = shared.saves++;
   }
   Status saved = save_once(save, tensors, options.threads);
   if (!saved && saved.error().code == ErrorCode::kNoSpace && collect() != 0)
-    saved = save_once(save, tensors, options.threads);
+    saved = save_once(save, tensors, options.threads);  // Goes on where it stopped.
   {
     const std::lock_guard lock(shared.catalog);
     shared.saving.erase(title);
@@ -329,14 +336,16 @@ Result<SaveReport> CheckpointStore<M>::save(std::string_view name, std::uint64_t
   return report;
 }
 
-/// Chunks, manifest, catalog line, in this order.
+/// Chunks, manifest, catalog line, in this order. After NoSpace it may be called again, and goes on.
 template <Media M>
 Status CheckpointStore<M>::save_once(Save& save, std::span<const TensorSource> tensors, unsigned threads) {
   const std::shared_lock gate(shared_->gate);  // Nothing is collected that this save counts upon.
-  save.next_chunk = 0;
   save.failed = false;
   save.status = {};
-  save.writing.clear();
+  while (!save.left.empty()) {
+    if (!write_batch(save, save.left.back())) return save.status;
+    save.left.pop_back();
+  }
   detail::run_on_threads(threads, [&] { save_chunks(save, tensors); });
   if (save.failed) return save.status;
   CatalogFields fields;
@@ -347,57 +356,79 @@ Status CheckpointStore<M>::save_once(Save& save, std::span<const TensorSource> t
   return {};
 }
 
+/// False: there is no room, and the batch is as it was.
+template <Media M>
+bool CheckpointStore<M>::write_batch(Save& save, typename Save::Batch& batch) {
+  if (!batch.items.empty() && !data_.put_bulk(batch.items)) {
+    save.fail(ErrorCode::kNoSpace, "there is no room for " + std::to_string(save.first_chunk.back()) + " chunks");
+    return false;
+  }
+  for (const auto& item : batch.items) save.bytes_written += item.bytes.size() + ValueLog<M>::kOverheadBytes;
+  save.chunks_written += batch.items.size();
+  batch.items.clear();
+  batch.pieces.clear();
+  batch.buffers_used = 0;
+  batch.bytes = 0;
+  return true;
+}
+
 /// What one thread does: takes the next chunks until there are no more.
 template <Media M>
 void CheckpointStore<M>::save_chunks(Save& save, std::span<const TensorSource> tensors) {
-  std::vector<typename KvStore<M>::Item> batch;
-  std::size_t batch_bytes = 0;
-  std::vector<std::vector<std::byte>> buffers;  // of chunks that had to be read
-  const auto write_batch = [&] {
-    if (!batch.empty() && !data_.put_bulk(batch)) {
-      save.fail(ErrorCode::kNoSpace, "there is no room for " + std::to_string(save.first_chunk.back()) + " chunks");
-      return false;
-    }
-    for (const auto& item : batch) save.bytes_written += item.bytes.size() + ValueLog<M>::kOverheadBytes;
-    save.chunks_written += batch.size();
-    batch.clear();
-    buffers.clear();
-    batch_bytes = 0;
-    return true;
-  };
-  while (!save.failed) {
+  typename Save::Batch batch;
+  while (!save.failed && !(batch.full() && !write_batch(save, batch))) {
     const std::uint64_t at = save.next_chunk.fetch_add(1);
-    if (at >= save.first_chunk.back()) break;
+    if (at >= save.first_chunk.back()) {
+      (void)write_batch(save, batch);
+      break;
+    }
     const auto tensor = static_cast<std::size_t>(
         std::upper_bound(save.first_chunk.begin(), save.first_chunk.end(), at) - save.first_chunk.begin() - 1);
-    const TensorSource& source = tensors[tensor];
-    ManifestTensor& target = save.manifest.tensors[tensor];
-    const std::uint64_t chunk = at - save.first_chunk[tensor];
-    const std::uint64_t offset = chunk * chunk_bytes_;
-    const std::uint64_t length = std::min<std::uint64_t>(chunk_bytes_, target.spec.bytes().value_or(0) - offset);
-    std::span<const std::byte> bytes;
-    if (source.read) {
-      buffers.emplace_back(length);
-      if (!source.read(offset, buffers.back())) {
-        save.fail(ErrorCode::kIo, "tensor '" + source.spec.name + "' can't be read at " + std::to_string(offset));
-        return;
-      }
-      bytes = buffers.back();
-    } else {
-      bytes = source.bytes.subspan(offset, length);
-    }
-    const ChunkDigest digest = chunk_digest(bytes);
-    target.chunks[chunk] = digest.key;
-    {
-      const std::lock_guard lock(save.mutex);
-      if (!save.writing.insert(digest.key).second) continue;  // This save has it already.
-    }
-    if (data_.index().get(digest.key)) continue;  // Durable, for a get never tells of what is not.
-    batch.push_back({digest.key, bytes, digest.checksum});
-    batch_bytes += length;
-    if ((batch_bytes >= Save::kBatchBytes || batch.size() >= 256) && !write_batch()) return;
+    save_chunk(save, tensors[tensor], tensor, at - save.first_chunk[tensor], batch);
   }
-  if (!save.failed) (void)write_batch();
+  if (batch.items.empty()) return;
+  const std::lock_guard lock(save.mutex);
+  save.left.push_back(std::move(batch));
+}
+
+/// Puts a chunk into the batch unless it is durable already.
+template <Media M>
+void CheckpointStore<M>::save_chunk(Save& save, const TensorSource& source, std::size_t tensor, std::uint64_t chunk,
+                                    typename Save::Batch& batch) {
+  ManifestTensor& target = save.manifest.tensors[tensor];
+  const std::uint64_t offset = chunk * chunk_bytes_;
+  const std::uint64_t length = std::min<std::uint64_t>(chunk_bytes_, target.spec.bytes().value_or(0) - offset);
+  std::shared_ptr<const std::byte[]> piece;
+  const std::byte* bytes = nullptr;
+  bool readable = true;
+  if (source.piece) {
+    piece = source.piece(offset, length);
+    bytes = piece.get();
+    readable = bytes != nullptr;
+  } else if (source.read) {
+    if (batch.buffers_used == batch.buffers.size())
+      batch.buffers.push_back(std::make_unique_for_overwrite<std::byte[]>(chunk_bytes_));
+    std::byte* const buffer = batch.buffers[batch.buffers_used].get();
+    readable = source.read(offset, std::span(buffer, length));
+    bytes = buffer;
+  } else {
+    bytes = source.bytes.data() + offset;
+  }
+  if (!readable) {
+    save.fail(ErrorCode::kIo, "tensor '" + source.spec.name + "' can't be read at " + std::to_string(offset));
+    return;
+  }
+  const ChunkDigest digest = chunk_digest({bytes, length});
+  target.chunks[chunk] = digest.key;
+  {
+    const std::lock_guard lock(save.mutex);
+    if (!save.writing.insert(digest.key).second) return;  // This save has it already.
+  }
+  if (data_.index().get(digest.key)) return;  // Durable, for a get never tells of what is not.
+  batch.items.push_back({digest.key, {bytes, length}, digest.checksum});
+  batch.bytes += length;
+  batch.buffers_used += source.read && !source.piece ? 1 : 0;
+  if (piece) batch.pieces.push_back(std::move(piece));
 }
 
 template <Media M>
@@ -420,8 +451,7 @@ bool CheckpointStore<M>::write_manifest(Save& save, CatalogFields& fields) {
   return true;
 }
 
-// ----- restoring
-// ------------------------------------------------------------------------------------------------------
+// ----- restoring --------------------------------------------------------------------------------------------------
 
 template <Media M>
 Status CheckpointStore<M>::restore_chunk(const ManifestTensor& from, const TensorSink& to, std::uint64_t chunk) const {
@@ -493,8 +523,7 @@ Result<RestoreReport> CheckpointStore<M>::restore(std::string_view name, std::ui
   return report;
 }
 
-// ----- all of them
-// ----------------------------------------------------------------------------------------------------
+// ----- all of them ------------------------------------------------------------------------------------------------
 
 template <Media M>
 std::vector<CheckpointInfo> CheckpointStore<M>::list() const {
@@ -612,7 +641,11 @@ void CheckpointStore<M>::give_back_removed() {
         const auto count = shared.references->find(chunk);
         if (count == shared.references->end() || --count->second != 0) continue;
         shared.references->erase(count);
-        if (!shared.references_unsure) data_.erase(chunk);
+        // A save that waits for room may count upon it.
+        const bool counted_upon = std::any_of(shared.saving.begin(), shared.saving.end(), [&chunk](const auto& saving) {
+          return saving.second->writing.contains(chunk);
+        });
+        if (!shared.references_unsure && !counted_upon) data_.erase(chunk);
       }
     }
     for (std::uint64_t piece = 0; piece < pieces_of(fields.manifest_bytes); ++piece)
@@ -682,12 +715,15 @@ std::uint64_t CheckpointStore<M>::collect() {
     for (std::uint64_t piece = 0; piece < pieces_of(fields->manifest_bytes); ++piece)
       needed.insert(manifest_key(fields->manifest_id, piece));
   }
+  for (const auto& [title, save] : shared.saving) needed.insert(save->writing.begin(), save->writing.end());
   std::vector<IndexKey> garbage;
   data_.index().for_each([&](const IndexKey& key, const IndexValue&) {
     if (!needed.contains(key)) garbage.push_back(key);
   });
   for (const IndexKey& key : garbage) data_.erase(key);
   shared.removed.clear();
+  shared.references.reset();  // They still count what was removed.
+  shared.references_unsure = false;
   return garbage.size();
 }
 
