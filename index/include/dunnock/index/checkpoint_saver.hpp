@@ -1,0 +1,105 @@
+// CheckpointSaver: saves checkpoints in the background, from a snapshot, in a bounded amount of memory.
+//
+// What it is for: a training loop that must not stand still while its state is written. What it is not for: a snapshot
+// of tensors that change while it is taken: between save() and wait_captured() they are only read.
+//
+//   training thread   save()  forward, backward (read the weights)  wait_captured()  optimizer step (writes them) ...
+//   capture thread    copies pieces into the staging memory ------->|
+//   save thread          hashes, compares, writes pieces, gives their memory back -------> durable: wait() returns
+//
+// Source of the two steps, snapshot and persist: CheckFreq (Mohan et al., FAST 2021). Here the snapshot waits for
+// staging memory to be given back when it is smaller than the tensors, and with none the tensors are written as they
+// lie.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "dunnock/base/result.hpp"
+#include "dunnock/index/checkpoint_store.hpp"
+
+namespace dunnock {
+
+struct SaverOptions {
+  /// Memory for copies of tensors. 0: none is copied, and tensors are captured when they are durable; otherwise at
+  /// least staging_bytes_min(threads, chunk_bytes).
+  std::uint64_t staging_bytes = 0;
+  unsigned threads = 1;  ///< That write one checkpoint, besides the one that copies.
+  /// Saves that may be under way: one more waits in save().
+  unsigned pending_max = 2;
+  /// Applied to the name after each save.
+  std::optional<Retention> retention;
+};
+
+/// The least staging memory with which a save can go on: what its threads hold, and a piece on its way to each.
+[[nodiscard]] constexpr std::uint64_t staging_bytes_min(unsigned threads, std::uint64_t chunk_bytes) noexcept {
+  return (threads == 0 ? 1 : threads) * (kSaveBatchBytes + 2 * chunk_bytes) + chunk_bytes;
+}
+
+/// A save under way, or done. Copies are of the same save. Threads: any number, at any time.
+class PendingSave {
+ public:
+  /// Returns when the tensors may change: they are copied, or durable, or the save has failed.
+  void wait_captured() const;
+  /// Returns when the checkpoint is durable, or not to be. Errors: those of CheckpointStore::save.
+  [[nodiscard]] Result<SaveReport> wait() const;
+  [[nodiscard]] bool captured() const;
+  [[nodiscard]] bool done() const;
+
+ private:
+  template <Media M>
+  friend class CheckpointSaver;
+  struct State;
+  explicit PendingSave(std::shared_ptr<State> state) noexcept : state_(std::move(state)) {}
+  std::shared_ptr<State> state_;
+};
+
+/// Threads: save and wait_all may be called by any number of threads. Saves become durable in the order in which they
+/// were given. Crashes: as with CheckpointStore; of a save that is not done nothing is seen.
+template <Media M>
+class CheckpointSaver {
+ public:
+  /// Errors: InvalidArgument (options). The store must stay where it is, and outlive the saver.
+  [[nodiscard]] static Result<std::unique_ptr<CheckpointSaver>> create(CheckpointStore<M>& store,
+                                                                       const SaverOptions& options);
+  CheckpointSaver(const CheckpointSaver&) = delete;
+  CheckpointSaver& operator=(const CheckpointSaver&) = delete;
+  /// Waits for the saves under way.
+  ~CheckpointSaver();
+
+  /// Starts to save the tensors, which must stay as they are until wait_captured() of what is returned. Waits while
+  /// pending_max saves are under way.
+  [[nodiscard]] PendingSave save(std::string_view name, std::uint64_t version, std::vector<TensorSource> tensors,
+                                 std::vector<std::pair<std::string, std::string>> notes = {});
+  /// Returns when there is no save under way.
+  void wait_all();
+  /// The most bytes that copies have taken at a time.
+  [[nodiscard]] std::uint64_t staged_bytes_most() const;
+
+ private:
+  using StatePointer = std::shared_ptr<PendingSave::State>;
+  struct Shared;
+
+  CheckpointSaver(CheckpointStore<M>& store, const SaverOptions& options);
+  void capture_all();
+  void capture(PendingSave::State& save);
+  void save_all();
+  [[nodiscard]] std::vector<TensorSource> staged_sources(const StatePointer& save) const;
+
+  CheckpointStore<M>& store_;
+  SaverOptions options_;
+  std::shared_ptr<Shared> shared_;
+  std::thread capture_thread_;  // If anything is to be copied.
+  std::thread save_thread_;
+};
+
+}  // namespace dunnock
+
+#include "dunnock/index/detail/checkpoint_saver_impl.hpp"  // IWYU pragma: export
