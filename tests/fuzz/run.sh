@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds a fuzzer with clang and libFuzzer and runs it for some seconds, from the seeds that are kept here.
+# Builds the fuzzers with clang and libFuzzer and runs each for some seconds, from the seeds that are kept here.
 # Usage: run.sh SOURCE_DIR BUILD_DIR SECONDS. Without clang it says so and exits with 77 (ctest: skipped).
 set -euo pipefail
 source=$1
@@ -10,11 +10,18 @@ if ! command -v clang++ > /dev/null; then
   echo "skipped: clang++ is not installed (Debian: clang)"
   exit 77
 fi
-mkdir -p "$build"
-clang++ -std=c++20 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
-  -I"$source"/base/include -I"$source"/pmem/include -I"$source"/filter/include -I"$source"/index/include \
-  "$source"/tests/fuzz/safetensors_fuzz.cpp "$source"/index/src/safetensors.cpp "$source"/index/src/tensor.cpp \
-  "$source"/index/src/manifest.cpp -lxxhash -o "$build"/safetensors_fuzz
-mkdir -p "$build"/corpus
-"$build"/safetensors_fuzz -max_total_time="$seconds" -max_len=600 -artifact_prefix="$build"/ -print_final_stats=1 \
-  "$build"/corpus "$source"/tests/fuzz/seeds 2>&1 | grep -v "NEW\|REDUCE\|pulse\|# Uses\|dictionary"
+
+# fuzz NAME SEEDS LONGEST SOURCES...
+fuzz() {
+  local name=$1 seeds=$2 longest=$3
+  shift 3
+  mkdir -p "$build/corpus.$name"
+  clang++ -std=c++20 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+    -I"$source"/base/include -I"$source"/pmem/include -I"$source"/filter/include -I"$source"/index/include -I"$source"/tools/dunnock/src \
+    "$source/tests/fuzz/${name}_fuzz.cpp" "$@" -lxxhash -o "$build/${name}_fuzz"
+  "$build/${name}_fuzz" -max_total_time="$seconds" -max_len="$longest" -artifact_prefix="$build/" -print_final_stats=1 \
+    "$build/corpus.$name" "$source/tests/fuzz/$seeds" 2>&1 | grep -v "NEW\|REDUCE\|pulse\|# Uses\|dictionary"
+}
+
+fuzz safetensors seeds 600 "$source"/index/src/{safetensors,tensor,manifest}.cpp
+fuzz dump dump_seeds 300 "$source"/tools/dunnock/src/dump_text.cpp "$source"/base/src/*.cpp

@@ -1,0 +1,290 @@
+// The tool `dunnock` as a user runs it: what it prints, what it leaves, and its exit status.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <sstream>
+#include <string>
+
+#include "dunnock/filter/cuckoo_filter.hpp"
+#include "dunnock/index/checkpoint_store.hpp"
+#include "dunnock/index/kv_store.hpp"
+#include "support/seed.hpp"
+
+namespace dunnock {
+namespace {
+
+struct Ran {
+  int status;
+  std::string output;  // standard output and error
+};
+
+Ran run(const std::string& arguments) {
+  std::FILE* pipe = popen((std::string(DUNNOCK_TOOL) + " " + arguments + " 2>&1").c_str(), "r");
+  Ran ran{-1, {}};
+  std::array<char, 4096> buffer;
+  while (const std::size_t got = std::fread(buffer.data(), 1, buffer.size(), pipe))
+    ran.output.append(buffer.data(), got);
+  const int status = pclose(pipe);
+  if (WIFEXITED(status)) ran.status = WEXITSTATUS(status);
+  return ran;
+}
+
+class DunnockTool : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::filesystem::remove_all(directory_);
+    std::filesystem::create_directories(directory_);
+  }
+  void TearDown() override { std::filesystem::remove_all(directory_); }
+  [[nodiscard]] std::string at(const std::string& name) const { return (directory_ / name).string(); }
+  static std::string read(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    std::stringstream all;
+    all << file.rdbuf();
+    return all.str();
+  }
+  static void write(const std::string& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
+  /// A pool with one structure of each kind.
+  void make_pool(const std::string& path) const {
+    auto pool = Pool::create(path, {.bytes = 192 << 20});
+    ASSERT_TRUE(pool) << pool.error().message;
+    auto filter = CuckooFilter<8, ProcessMedia>::create(*pool, "seen", {.slots = 1000}, {});
+    ASSERT_TRUE(filter) << filter.error().message;
+    for (std::uint64_t key = 0; key < 100; ++key) ASSERT_TRUE(filter->insert(key));
+    filter->close();
+    auto index = KvIndex<ProcessMedia>::create(*pool, "where", {.entries = 1000, .bytes_max = 16 << 20}, {});
+    ASSERT_TRUE(index) << index.error().message;
+    index->put({1, 2}, IndexValue::of(Locator{12, 34, 56}));
+    index->put({0x8899aabbccddeeff, 0x0011223344556677}, IndexValue::of(std::uint64_t{7}));
+    index->close();
+    auto store = KvStore<ProcessMedia>::create(*pool, "data",
+                                               {.index = {.entries = 1000, .bytes_max = 16 << 20},
+                                                .log = {.capacity_bytes = 8 << 20, .segment_bytes = 1 << 20}},
+                                               {});
+    ASSERT_TRUE(store) << store.error().message;
+    std::mt19937_64 random(test::seed());
+    for (std::uint64_t key = 0; key < 500; ++key) {
+      std::vector<std::byte> value(key * 7 % 300);
+      for (std::byte& one : value) one = static_cast<std::byte>(random());
+      ASSERT_NE(store->put({key, ~key}, value), PutResult::kFull);
+    }
+    store->close();
+    auto checkpoints = CheckpointStore<ProcessMedia>::create(
+        *pool, "runs", {.capacity_bytes = 8 << 20, .chunk_bytes = 4096, .segment_bytes = 1 << 20}, {});
+    ASSERT_TRUE(checkpoints) << checkpoints.error().message;
+    std::vector<std::byte> bytes(100000);
+    for (std::uint64_t version = 1; version <= 4; ++version) {
+      bytes[version * 5000] = std::byte{1};
+      const std::array sources{TensorSource{{"w", Dtype::kF32, {250, 100}}, bytes, {}, {}}};
+      ASSERT_TRUE(checkpoints->save("model", version, sources, {.notes = {{"step", std::to_string(version)}}}));
+    }
+    checkpoints->close();
+  }
+
+  std::filesystem::path directory_ =
+      std::filesystem::temp_directory_path() / ("dunnock_tool_test." + std::to_string(getpid()));
+};
+
+TEST_F(DunnockTool, says_what_a_pool_holds_and_that_it_is_sound) {
+  make_pool(at("p"));
+  const Ran info = run("info --json " + at("p"));
+  ASSERT_EQ(info.status, 0) << info.output;
+  const auto json = nlohmann::json::parse(info.output);
+  ASSERT_EQ(json["structures"].size(), 4u) << info.output;
+  EXPECT_EQ(json["structures"][0]["name"], "data");
+  EXPECT_EQ(json["structures"][0]["kind"], "store");
+  EXPECT_EQ(json["structures"][0]["entries"], 500);
+  EXPECT_EQ(json["structures"][1]["kind"], "checkpoints");
+  EXPECT_EQ(json["structures"][1]["checkpoints"], 4);
+  EXPECT_EQ(json["structures"][2]["kind"], "filter");
+  EXPECT_EQ(json["structures"][2]["fingerprint_bits"], 8);
+  EXPECT_EQ(json["structures"][2]["items"], 100);
+  EXPECT_EQ(json["structures"][3]["kind"], "index");
+  EXPECT_EQ(json["structures"][3]["entries"], 2);
+  EXPECT_FALSE(json.contains("other_regions")) << info.output;
+  EXPECT_EQ(run("info " + at("p")).status, 0);
+  const Ran check = run("check " + at("p"));
+  EXPECT_EQ(check.status, 0) << check.output;
+  EXPECT_NE(check.output.find("checkpoints 'runs': sound"), std::string::npos) << check.output;
+  EXPECT_EQ(run("check " + at("p") + " data seen").status, 0);
+  EXPECT_EQ(run("check " + at("p") + " nothing").status, 3);
+}
+
+TEST_F(DunnockTool, finds_damage) {
+  make_pool(at("p"));
+  // A byte in the middle of a value of the log: its place is found by its contents.
+  std::string bytes = read(at("p"));
+  const Ran dump = run("dump --name data " + at("p"));
+  ASSERT_EQ(dump.status, 0);
+  std::string longest;
+  std::stringstream lines(dump.output);
+  for (std::string line; std::getline(lines, line);) longest = line.size() > longest.size() ? line : longest;
+  std::string value;
+  for (std::size_t i = 33; i + 1 < longest.size(); i += 2)
+    value += static_cast<char>(std::stoi(longest.substr(i, 2), nullptr, 16));
+  const std::size_t found = bytes.find(value);
+  ASSERT_NE(found, std::string::npos);
+  bytes = read(at("p"));
+  bytes[found + 5] = static_cast<char>(bytes[found + 5] ^ 4);
+  write(at("p"), bytes);
+  const Ran check = run("check " + at("p"));
+  EXPECT_EQ(check.status, 1) << check.output;
+  EXPECT_NE(check.output.find("store 'data': DAMAGED"), std::string::npos) << check.output;
+  EXPECT_NE(check.output.find("checkpoints 'runs': sound"), std::string::npos) << check.output;
+  const Ran again = run("dump --name data --output " + at("dump") + " " + at("p"));
+  EXPECT_EQ(again.status, 1) << again.output;
+  EXPECT_NE(again.output.find("1 damaged"), std::string::npos) << again.output;
+  EXPECT_NE(read(at("dump")).find("end 499"), std::string::npos);
+}
+
+TEST_F(DunnockTool, a_dump_that_is_loaded_is_the_same) {
+  make_pool(at("p"));
+  const auto sorted = [](const std::string& text) {
+    std::stringstream lines(text);
+    std::vector<std::string> all;
+    for (std::string line; std::getline(lines, line);) all.push_back(line);
+    std::sort(all.begin(), all.end());
+    return all;
+  };
+  ASSERT_EQ(run("dump --name data --output " + at("dump") + " " + at("p")).status, 0);
+  const Ran loaded = run("load --create --capacity 16m --input " + at("dump") + " " + at("q"));
+  ASSERT_EQ(loaded.status, 0) << loaded.output;
+  EXPECT_EQ(loaded.output, "500 entries loaded\n");
+  const Ran again = run("dump " + at("q"));
+  EXPECT_EQ(sorted(again.output), sorted(read(at("dump"))));
+  // Through a pipe, into what is there already; locators go from index to index.
+  EXPECT_EQ(run("load " + at("q") + " < " + at("dump")).status, 0);
+  EXPECT_EQ(sorted(run("dump " + at("q")).output), sorted(again.output));
+  const Ran locators = run("dump --name where " + at("p"));
+  EXPECT_NE(locators.output.find("00000000000000020000000000000001 @12:34:56\n"), std::string::npos) << locators.output;
+  EXPECT_NE(locators.output.find("00112233445566778899aabbccddeeff 0700000000000000\n"), std::string::npos);
+  write(at("locators"), locators.output);
+  EXPECT_EQ(run("load --name where --input " + at("locators") + " " + at("p")).status, 0);
+  EXPECT_EQ(run("load --name data --input " + at("locators") + " " + at("p")).status, 2);
+}
+
+TEST_F(DunnockTool, refuses_a_dump_that_is_wrong_before_it_changes_anything) {
+  make_pool(at("p"));
+  const std::string key = "0000000000000000000000000000aaaa";
+  const std::array<std::string, 9> wrong{
+      "",
+      "dunnock-dump 2\nend 0\n",
+      "dunnock-dump 1\n" + key + " 01\n",
+      "dunnock-dump 1\n" + key + " 01\nend 2\n",
+      "dunnock-dump 1\n" + key + " 0\nend 1\n",
+      "dunnock-dump 1\n" + key + " 0g\nend 1\n",
+      "dunnock-dump 1\n" + key.substr(1) + " 01\nend 1\n",
+      "dunnock-dump 1\n" + key + " @1:2\nend 1\n",
+      "dunnock-dump 1\n" + key + " 01\nend 1\n" + key + " 02\n",
+  };
+  for (const std::string& text : wrong) {
+    write(at("dump"), text);
+    const Ran loaded = run("load --name data --input " + at("dump") + " " + at("p"));
+    EXPECT_EQ(loaded.status, 1) << text << loaded.output;
+    EXPECT_EQ(run("load --create --input " + at("dump") + " " + at("new")).status, 1);
+    EXPECT_FALSE(std::filesystem::exists(at("new")));
+  }
+  EXPECT_EQ(run("dump --name data " + at("p")).output.find(key), std::string::npos);
+}
+
+TEST_F(DunnockTool, lists_shows_and_compares_checkpoints) {
+  make_pool(at("p"));
+  const auto list = nlohmann::json::parse(run("checkpoint list --json " + at("p")).output);
+  ASSERT_EQ(list.size(), 4u);
+  EXPECT_EQ(list[3]["version"], 4);
+  EXPECT_EQ(run("checkpoint list " + at("p")).status, 0);
+  const auto show = nlohmann::json::parse(run("checkpoint show --json " + at("p") + " model").output);
+  EXPECT_EQ(show["version"], 4);
+  EXPECT_EQ(show["notes"]["step"], "4");
+  EXPECT_EQ(show["tensors"][0]["dtype"], "F32");
+  EXPECT_EQ(run("checkpoint show " + at("p") + " model@2").status, 0);
+  const Ran diff = run("checkpoint diff " + at("p") + " model@1 model@2");
+  EXPECT_EQ(diff.output, "~ w\n0 added, 0 removed, 0 of another shape, 1 changed, 0 the same; 4.0 KiB in new chunks\n");
+  EXPECT_EQ(nlohmann::json::parse(run("checkpoint diff --json " + at("p") + " model@1 model@1").output)["same"][0],
+            "w");
+  const Ran verify = run("checkpoint verify " + at("p"));
+  EXPECT_EQ(verify.status, 0);
+  EXPECT_EQ(verify.output, "model@1: sound\nmodel@2: sound\nmodel@3: sound\nmodel@4: sound\n");
+}
+
+TEST_F(DunnockTool, exports_imports_and_deletes_checkpoints) {
+  make_pool(at("p"));
+  ASSERT_EQ(run("checkpoint export " + at("p") + " model@2 " + at("f")).status, 0);
+  const Ran imported = run("checkpoint import --create --capacity 8m --chunk 64k " + at("q") + " copy " + at("f"));
+  ASSERT_EQ(imported.status, 0) << imported.output;
+  EXPECT_EQ(imported.output.substr(0, 27), "copy@1: 97.7 KiB in 2 chunk");
+  EXPECT_EQ(run("checkpoint import --threads 2 " + at("q") + " copy " + at("f")).output.substr(0, 7), "copy@2:");
+  ASSERT_EQ(run("checkpoint export --threads 2 " + at("q") + " copy@2 " + at("g")).status, 0);
+  EXPECT_EQ(read(at("f")), read(at("g")));
+  EXPECT_EQ(run("checkpoint import " + at("q") + " copy@2 " + at("f")).status, 3);  // It is there.
+  EXPECT_EQ(run("checkpoint delete " + at("q") + " copy@2").status, 0);
+  EXPECT_EQ(run("checkpoint delete " + at("q") + " copy@2").status, 3);
+  EXPECT_EQ(run("checkpoint delete " + at("q") + " copy").status, 2);
+  EXPECT_EQ(run("checkpoint retain --last 1 --every 2 " + at("p") + " model").output, "2 deleted\n");
+  EXPECT_EQ(nlohmann::json::parse(run("checkpoint list --json " + at("p")).output).size(), 2u);
+  EXPECT_EQ(run("checkpoint collect " + at("p")).output, "0 values given back\n");
+  EXPECT_EQ(run("check " + at("p")).status, 0);
+  write(at("f"), read(at("f")).substr(0, 500));
+  EXPECT_EQ(run("checkpoint import " + at("p") + " cut " + at("f")).status, 1);
+  EXPECT_EQ(run("checkpoint import --create " + at("r") + " cut " + at("f")).status, 1);
+  EXPECT_FALSE(std::filesystem::exists(at("r")));
+}
+
+TEST_F(DunnockTool, says_what_is_wrong) {
+  make_pool(at("p"));
+  EXPECT_EQ(run("").status, 2);
+  EXPECT_EQ(run("nothing " + at("p")).status, 2);
+  EXPECT_EQ(run("info").status, 2);
+  EXPECT_EQ(run("info " + at("missing")).status, 3);
+  write(at("text"), "not a pool");
+  EXPECT_EQ(run("info " + at("text")).status, 1);
+  EXPECT_EQ(run("load " + at("missing") + " < /dev/null").status, 3);
+  EXPECT_EQ(run("dump " + at("p")).status, 2);  // There are two that could be meant.
+  EXPECT_EQ(run("dump --name seen " + at("p")).status, 2);
+  EXPECT_EQ(run("dump --name gone " + at("p")).status, 3);
+  EXPECT_EQ(run("dump --name data --output " + at("no/dir") + " " + at("p")).status, 3);
+  EXPECT_EQ(run("checkpoint show " + at("p") + " other").status, 3);
+  EXPECT_EQ(run("checkpoint show " + at("p") + " model@x").status, 2);
+  EXPECT_EQ(run("checkpoint export " + at("p") + " model@1 " + at("no/dir")).status, 3);
+  EXPECT_EQ(run("checkpoint list --store data " + at("p")).status, 2);
+  auto pool = Pool::open(at("p"));
+  ASSERT_TRUE(pool);
+  const Ran open = run("info " + at("p"));
+  EXPECT_EQ(open.status, 3);
+  EXPECT_NE(open.output.find("AlreadyOpen"), std::string::npos) << open.output;
+}
+
+TEST_F(DunnockTool, has_a_manual_with_every_command_and_option) {
+  const std::string manual = read(std::string(DUNNOCK_SOURCE_DIR) + "/tools/dunnock/man/dunnock.1");
+  const auto named = [&manual](const std::string& help) {
+    std::stringstream words(help);
+    for (std::string word; words >> word;) {
+      if (!word.starts_with("--") || word.size() < 4) continue;
+      word = word.substr(2, word.find_first_of(",=.[ ", 2) - 2);
+      EXPECT_NE(manual.find("Fl -" + word), std::string::npos) << word;
+    }
+  };
+  for (const char* command : {"info", "check", "dump", "load"}) {
+    const Ran help = run(std::string(command) + " --help");
+    EXPECT_EQ(help.status, 0);
+    EXPECT_NE(manual.find(std::string("Cm ") + command), std::string::npos);
+    named(help.output);
+  }
+  const std::string all = run("checkpoint --help").output;
+  for (const char* command : {"list", "show", "verify", "diff", "export", "import", "delete", "retain", "collect"}) {
+    EXPECT_NE(all.find(command), std::string::npos);
+    EXPECT_NE(manual.find(std::string("Cm checkpoint ") + command), std::string::npos) << command;
+    named(run(std::string("checkpoint ") + command + " --help").output);
+  }
+}
+
+}  // namespace
+}  // namespace dunnock

@@ -1,0 +1,48 @@
+// What a pool holds: which regions make which structure.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "dunnock/pmem/detect.hpp"
+#include "dunnock/pmem/pool.hpp"
+
+namespace dunnock::tool {
+
+enum class Kind : unsigned char { kFilter, kIndex, kLog, kStore, kCheckpoints };
+[[nodiscard]] std::string_view to_string(Kind kind) noexcept;
+
+struct Structure {
+  std::string name;
+  Kind kind;
+  std::uint64_t bytes = 0;  // of its regions
+};
+
+struct Contents {
+  std::vector<Structure> structures;   // by name
+  std::vector<RegionInfo> unfinished;  // Regions of none: left by a crash in a create(), or of another program.
+};
+
+[[nodiscard]] Contents contents_of(const Pool& pool);
+/// The structure that the user means: that name, or the only one of these kinds. Errors: NotFound, InvalidArgument.
+[[nodiscard]] Result<Structure> find_structure(const Pool& pool, std::string_view name, std::vector<Kind> kinds);
+
+/// Calls use(media) with what keeps the stores to the pool's file through a power loss.
+template <class Use>
+auto with_durable_media(const Pool& pool, Use&& use) -> decltype(use(DirectMedia{})) {
+  const auto detected = detect_media(pool.path());
+  if (!detected) return tl::unexpected(detected.error());
+  // Where caches survive a power loss, DirectMedia flushes in vain and is as right.
+  if (detected->kind == MediaKind::kFile) return use(pool.file_media());
+  return use(DirectMedia{});
+}
+
+/// Segments for a log of that capacity: about 32 of them, of 1 MiB to 32 MiB, but not smaller than `least`.
+[[nodiscard]] std::uint64_t segment_bytes_for(std::uint64_t capacity_bytes, std::uint64_t least) noexcept;
+
+/// "12.3 MiB"
+[[nodiscard]] std::string human_bytes(std::uint64_t bytes);
+
+}  // namespace dunnock::tool

@@ -1,0 +1,440 @@
+// info, check, dump and load.
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <functional>
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "contents.hpp"
+#include "dump_text.hpp"
+#include "dunnock/filter/cuckoo_filter.hpp"
+#include "dunnock/index/checkpoint_store.hpp"
+#include "dunnock/index/kv_store.hpp"
+#include "options.hpp"
+
+namespace dunnock::tool {
+namespace {
+
+using Json = nlohmann::ordered_json;
+constexpr std::size_t kLoadBatch = 256;  // Entries that share a fence.
+
+/// Opens the filter with the fingerprint width that it has and calls use(filter).
+template <class M, class Use>
+Status with_filter(Pool& pool, const std::string& name, M media, Use&& use) {
+  auto wide = CuckooFilter<16, M>::open(pool, name, media);
+  if (wide) return use(wide->filter), Status();
+  if (wide.error().code != ErrorCode::kWrongLayout) return tl::unexpected(wide.error());
+  auto middle = CuckooFilter<12, M>::open(pool, name, media);
+  if (middle) return use(middle->filter), Status();
+  if (middle.error().code != ErrorCode::kWrongLayout) return tl::unexpected(middle.error());
+  auto narrow = CuckooFilter<8, M>::open(pool, name, media);
+  if (narrow) return use(narrow->filter), Status();
+  return tl::unexpected(narrow.error());
+}
+
+Json json_of(const IndexStats& stats) {
+  return {{"entries", stats.entries},
+          {"slots", stats.slots},
+          {"segments", stats.segments},
+          {"index_bytes", stats.bytes},
+          {"dead_lanes", stats.dead_lanes}};
+}
+
+Json json_of(const LogStats& stats) {
+  return {{"log_segments", stats.segments},
+          {"log_segments_free", stats.segments_free},
+          {"log_segment_bytes", stats.segment_bytes},
+          {"log_live_bytes_at_most", stats.live_bytes}};
+}
+
+/// What a structure says of itself.
+template <class M>
+Result<Json> describe(Pool& pool, const Structure& structure, M media) {
+  Json json;
+  switch (structure.kind) {
+    case Kind::kFilter: {
+      Status done = with_filter(pool, structure.name, media, [&json](auto& filter) {
+        using Filter = std::remove_reference_t<decltype(filter)>;
+        const FilterStats stats = filter.stats();
+        json = {{"fingerprint_bits", 60 / Filter::L::kLanes}, {"slots", stats.slots}, {"items", stats.items}};
+        filter.close();
+      });
+      if (!done) return tl::unexpected(done.error());
+      return json;
+    }
+    case Kind::kIndex: {
+      auto opened = KvIndex<M>::open(pool, structure.name, media);
+      if (!opened) return tl::unexpected(opened.error());
+      json = json_of(opened->index.stats());
+      json["clean_shutdown"] = opened->report.clean_shutdown;
+      opened->index.close();
+      return json;
+    }
+    case Kind::kLog: {
+      auto log = ValueLog<M>::open(pool, structure.name, media);
+      if (!log) return tl::unexpected(log.error());
+      return json_of(log->stats());
+    }
+    case Kind::kStore: {
+      auto opened = KvStore<M>::open(pool, structure.name, media);
+      if (!opened) return tl::unexpected(opened.error());
+      const StoreStats stats = opened->store.stats();
+      json = json_of(stats.index);
+      json.update(json_of(stats.log));
+      json["clean_shutdown"] = opened->report.clean_shutdown;
+      opened->store.close();
+      return json;
+    }
+    case Kind::kCheckpoints: {
+      auto store = CheckpointStore<M>::open(pool, structure.name, media);
+      if (!store) return tl::unexpected(store.error());
+      const StoreStats stats = store->stats();
+      json = {{"checkpoints", store->list().size()}, {"chunk_bytes", store->chunk_bytes()}};
+      json.update(json_of(stats.index));
+      json.update(json_of(stats.log));
+      store->close();
+      return json;
+    }
+  }
+  return json;
+}
+
+/// What is wrong with a structure: sentences.
+template <class M>
+Result<std::vector<std::string>> violations_of(Pool& pool, const Structure& structure, M media) {
+  std::vector<std::string> found;
+  switch (structure.kind) {
+    case Kind::kFilter: {
+      Status done = with_filter(pool, structure.name, media, [&found](auto& filter) {
+        found = filter.check().violations;
+        filter.close();
+      });
+      if (!done) return tl::unexpected(done.error());
+      return found;
+    }
+    case Kind::kIndex: {
+      auto opened = KvIndex<M>::open(pool, structure.name, media);
+      if (!opened) return tl::unexpected(opened.error());
+      found = opened->index.check().violations;
+      opened->index.close();
+      return found;
+    }
+    case Kind::kLog: {
+      auto log = ValueLog<M>::open(pool, structure.name, media);
+      if (!log) return tl::unexpected(log.error());
+      if (std::string what = log->check(); !what.empty()) found.push_back(std::move(what));
+      return found;
+    }
+    case Kind::kStore: {
+      auto opened = KvStore<M>::open(pool, structure.name, media);
+      if (!opened) return tl::unexpected(opened.error());
+      found = opened->store.check().violations;
+      opened->store.close();
+      return found;
+    }
+    case Kind::kCheckpoints: {
+      auto store = CheckpointStore<M>::open(pool, structure.name, media);
+      if (!store) return tl::unexpected(store.error());
+      found = store->check().violations;
+      store->close();
+      return found;
+    }
+  }
+  return found;
+}
+
+bool is_damage(ErrorCode code) noexcept { return code == ErrorCode::kCorrupt || code == ErrorCode::kNotADunnockPool; }
+
+struct CloseFile {
+  void operator()(std::FILE* file) const noexcept { std::fclose(file); }
+};
+using File = std::unique_ptr<std::FILE, CloseFile>;
+
+/// A new file that gets its name when it is whole, or standard output.
+class Output {
+ public:
+  static Result<Output> create(const std::string& path) {
+    Output output;
+    if (path.empty() || path == "-") return Result<Output>(std::move(output));
+    output.path_ = path;
+    output.file_.reset(std::fopen((path + ".part").c_str(), "w"));
+    if (!output.file_) return make_error(ErrorCode::kIo, "can't write " + path + ": " + std::strerror(errno));
+    return Result<Output>(std::move(output));
+  }
+  Output(Output&&) noexcept = default;
+  Output& operator=(Output&&) = delete;
+  /// Removes what is not whole.
+  ~Output() {
+    if (file_) std::remove((path_ + ".part").c_str());
+  }
+  void write(std::string_view text) {
+    std::FILE* const to = file_ ? file_.get() : stdout;
+    failed_ = failed_ || std::fwrite(text.data(), 1, text.size(), to) != text.size();
+  }
+  Status commit() {
+    std::FILE* const to = file_ ? file_.get() : stdout;
+    failed_ = std::fflush(to) != 0 || failed_;
+    if (failed_) return make_error(ErrorCode::kIo, "can't write all of the dump: " + std::string(std::strerror(errno)));
+    if (!file_) return {};
+    std::error_code error;
+    std::filesystem::rename(path_ + ".part", path_, error);
+    if (error) return make_error(ErrorCode::kIo, "can't name " + path_ + ": " + error.message());
+    file_.reset();
+    return {};
+  }
+
+ private:
+  Output() = default;
+  File file_;
+  std::string path_;
+  bool failed_ = false;
+};
+
+/// Calls use(entry) for every entry of a dump, in order, until it fails.
+template <class Use>
+Result<std::uint64_t> for_each_entry(const std::string& path, Use&& use) {
+  File file;
+  std::FILE* from = stdin;
+  if (path != "-") {
+    file.reset(std::fopen(path.c_str(), "r"));
+    if (!file) return make_error(ErrorCode::kNotFound, "can't read " + path + ": " + std::strerror(errno));
+    from = file.get();
+  }
+  DumpReader reader;
+  std::unique_ptr<char, decltype(&std::free)> line(nullptr, &std::free);
+  char* buffer = nullptr;
+  std::size_t room = 0;
+  for (ssize_t got = 0; (got = getline(&buffer, &room, from)) >= 0;) {
+    (void)line.release();
+    line.reset(buffer);
+    std::string_view text(buffer, static_cast<std::size_t>(got));
+    if (text.ends_with('\n')) text.remove_suffix(1);
+    auto entry = reader.line(text);
+    if (!entry) return tl::unexpected(entry.error());
+    if (!*entry) continue;
+    if (Status used = use(std::move(**entry)); !used) return tl::unexpected(used.error());
+  }
+  if (std::ferror(from) != 0) return make_error(ErrorCode::kIo, "can't read all of " + path);
+  if (Status ended = reader.end(); !ended) return tl::unexpected(ended.error());
+  return reader.entries();
+}
+
+Result<int> dump_index_entry(Output& output, const IndexKey& key, const IndexValue& value) {
+  output.write(value.is_locator() ? dump_line(key, value.locator()) : dump_line(key, value.bytes()));
+  return kFine;
+}
+
+template <class M>
+Result<int> load_store(KvStore<M>& store, const std::string& file, std::uint64_t& loaded) {
+  std::vector<DumpEntry> entries;
+  const auto flush = [&]() -> Status {
+    std::vector<typename KvStore<M>::Item> items;
+    for (const DumpEntry& entry : entries) items.push_back({entry.key, std::get<0>(entry.value)});
+    if (!store.put_bulk(items))
+      return make_error(ErrorCode::kNoSpace, fmt::format("there is no room after {} entries, which are kept", loaded));
+    loaded += entries.size();
+    entries.clear();
+    return {};
+  };
+  auto all = for_each_entry(file, [&](DumpEntry entry) -> Status {
+    if (entry.value.index() != 0)
+      return make_error(ErrorCode::kInvalidArgument, "a bare locator can't be loaded into a store");
+    if (std::get<0>(entry.value).size() > store.log().value_bytes_max())
+      return make_error(ErrorCode::kInvalidArgument,
+                        fmt::format("a value of {} bytes is too long; a store's segments of its log bound it",
+                                    std::get<0>(entry.value).size()));
+    // A key that occurs again must win, and a bulk call knows no order.
+    const bool again =
+        std::any_of(entries.begin(), entries.end(), [&](const auto& one) { return one.key == entry.key; });
+    if (again || entries.size() == kLoadBatch) {
+      if (Status done = flush(); !done) return done;
+    }
+    entries.push_back(std::move(entry));
+    return {};
+  });
+  if (!all) return tl::unexpected(all.error());
+  if (Status done = flush(); !done) return tl::unexpected(done.error());
+  return kFine;
+}
+
+template <class M>
+Result<int> load_index(KvIndex<M>& index, const std::string& file, std::uint64_t& loaded) {
+  auto all = for_each_entry(file, [&](const DumpEntry& entry) -> Status {
+    const auto* bytes = std::get_if<0>(&entry.value);
+    if (bytes != nullptr && bytes->size() > IndexValue::kInlineBytesMax)
+      return make_error(ErrorCode::kInvalidArgument, "an index holds values of up to 16 bytes; load into a store");
+    const IndexValue value = bytes != nullptr ? IndexValue::of(*bytes) : IndexValue::of(std::get<1>(entry.value));
+    if (index.put(entry.key, value) == PutResult::kFull)
+      return make_error(ErrorCode::kNoSpace, fmt::format("there is no room after {} entries, which are kept", loaded));
+    ++loaded;
+    return {};
+  });
+  if (!all) return tl::unexpected(all.error());
+  return kFine;
+}
+
+}  // namespace
+
+Result<int> info(const Options& options) {
+  auto pool = Pool::open(options.pool);
+  if (!pool) return tl::unexpected(pool.error());
+  const Contents contents = contents_of(*pool);
+  return with_durable_media(*pool, [&](auto media) -> Result<int> {
+    int status = kFine;
+    Json json = {{"pool", options.pool}, {"bytes", pool->bytes()}, {"structures", Json::array()}};
+    if (!options.json) fmt::print("{}: {}\n", options.pool, human_bytes(pool->bytes()));
+    for (const Structure& structure : contents.structures) {
+      const auto described = describe(*pool, structure, media);
+      Json one = {{"name", structure.name}, {"kind", to_string(structure.kind)}, {"bytes", structure.bytes}};
+      if (described) one.update(*described);
+      if (!described) one["error"] = described.error().message;
+      if (!described) status = is_damage(described.error().code) ? kDamaged : std::max(status, kDamaged);
+      if (!options.json) {
+        fmt::print("\n{} '{}', {}\n", to_string(structure.kind), structure.name, human_bytes(structure.bytes));
+        for (const auto& [key, value] : one.items()) {
+          if (key != "name" && key != "kind" && key != "bytes")
+            fmt::print("  {:<24} {}\n", key, value.is_string() ? value.template get<std::string>() : value.dump());
+        }
+      }
+      json["structures"].push_back(std::move(one));
+    }
+    for (const RegionInfo& region : contents.unfinished) {
+      json["other_regions"].push_back({{"name", region.name}, {"bytes", region.bytes}});
+      if (!options.json) fmt::print("\nregion '{}' of no structure, {}\n", region.name, human_bytes(region.bytes));
+    }
+    if (options.json) fmt::print("{}\n", json.dump(2));
+    return status;
+  });
+}
+
+Result<int> check(const Options& options) {
+  auto pool = Pool::open(options.pool);
+  if (!pool) return tl::unexpected(pool.error());
+  std::vector<Structure> structures = contents_of(*pool).structures;
+  if (!options.names.empty()) {
+    std::vector<Structure> wanted;
+    for (const std::string& name : options.names) {
+      const auto found = std::find_if(structures.begin(), structures.end(),
+                                      [&name](const Structure& structure) { return structure.name == name; });
+      if (found == structures.end())
+        return make_error(ErrorCode::kNotFound, "no structure '" + name + "' in " + options.pool);
+      wanted.push_back(*found);
+    }
+    structures = std::move(wanted);
+  }
+  return with_durable_media(*pool, [&](auto media) -> Result<int> {
+    int status = kFine;
+    Json json = {{"pool", options.pool}, {"structures", Json::array()}};
+    for (const Structure& structure : structures) {
+      auto found = violations_of(*pool, structure, media);
+      // One that can't be opened does not keep the others from being looked at.
+      if (!found) found = std::vector{found.error().message};
+      if (!found->empty()) status = kDamaged;
+      json["structures"].push_back(
+          {{"name", structure.name}, {"kind", to_string(structure.kind)}, {"violations", *found}});
+      if (options.json) continue;
+      fmt::print("{} '{}': {}\n", to_string(structure.kind), structure.name, found->empty() ? "sound" : "DAMAGED");
+      for (const std::string& one : *found) fmt::print("  {}\n", one);
+    }
+    if (options.json) fmt::print("{}\n", json.dump(2));
+    return status;
+  });
+}
+
+Result<int> dump(const Options& options) {
+  auto pool = Pool::open(options.pool);
+  if (!pool) return tl::unexpected(pool.error());
+  const auto structure = find_structure(*pool, options.name, {Kind::kStore, Kind::kIndex});
+  if (!structure) return tl::unexpected(structure.error());
+  auto output = Output::create(options.file);
+  if (!output) return tl::unexpected(output.error());
+  output->write(dump_header());
+  std::uint64_t entries = 0;
+  std::uint64_t damaged = 0;
+  const auto done = with_durable_media(*pool, [&](auto media) -> Result<int> {
+    using M = decltype(media);
+    if (structure->kind == Kind::kIndex) {
+      auto opened = KvIndex<M>::open(*pool, structure->name, media);
+      if (!opened) return tl::unexpected(opened.error());
+      opened->index.for_each([&](const IndexKey& key, const IndexValue& value) {
+        (void)dump_index_entry(*output, key, value);
+        ++entries;
+      });
+      damaged = opened->index.check().damaged;
+      opened->index.close();
+      return kFine;
+    }
+    auto opened = KvStore<M>::open(*pool, structure->name, media);
+    if (!opened) return tl::unexpected(opened.error());
+    opened->store.index().for_each([&](const IndexKey& key, const IndexValue&) {
+      const auto value = opened->store.get(key);
+      if (!value) {
+        ++damaged;
+        return;
+      }
+      output->write(dump_line(key, value.bytes()));
+      ++entries;
+    });
+    damaged += opened->store.index().check().damaged;
+    opened->store.close();
+    return kFine;
+  });
+  if (!done) return done;
+  output->write(dump_end(entries));
+  if (Status committed = output->commit(); !committed) return tl::unexpected(committed.error());
+  if (damaged != 0) fmt::print(stderr, "dunnock: {} damaged entries are not in the dump\n", damaged);
+  return damaged == 0 ? kFine : kDamaged;
+}
+
+Result<int> load(const Options& options) {
+  // A file is read twice: what is cut off or wrong is refused before anything is changed.
+  if (options.file != "-") {
+    const auto sound = for_each_entry(options.file, [](const DumpEntry&) { return Status(); });
+    if (!sound) return make_error(sound.error().code, options.file + ": " + sound.error().message);
+  }
+  const bool fresh = !std::filesystem::exists(options.pool);
+  if (fresh && !options.create)
+    return make_error(ErrorCode::kNotFound, "there is no " + options.pool + "; --create makes one");
+  const StoreOptions sizes{
+      .index = {.bytes_max = std::max<std::uint64_t>(options.capacity_bytes / 4, 32 << 20)},
+      .log = {.capacity_bytes = options.capacity_bytes, .segment_bytes = segment_bytes_for(options.capacity_bytes, 0)}};
+  const std::array regions{sizes.log.capacity_bytes, sizes.index.bytes_max};
+  auto pool = fresh ? Pool::create(options.pool, {.bytes = Pool::bytes_for(regions)}) : Pool::open(options.pool);
+  if (!pool) return tl::unexpected(pool.error());
+  std::uint64_t loaded = 0;
+  const std::string name = options.name.empty() ? "data" : options.name;
+  const auto done = with_durable_media(*pool, [&](auto media) -> Result<int> {
+    using M = decltype(media);
+    const auto structure = find_structure(*pool, fresh ? name : options.name, {Kind::kStore, Kind::kIndex});
+    if (!structure && !(options.create && structure.error().code == ErrorCode::kNotFound))
+      return tl::unexpected(structure.error());
+    if (!structure) {
+      auto made = KvStore<M>::create(*pool, name, sizes, media);
+      if (!made) return tl::unexpected(made.error());
+      auto status = load_store(*made, options.file, loaded);
+      made->close();
+      return status;
+    }
+    if (structure->kind == Kind::kStore) {
+      auto opened = KvStore<M>::open(*pool, structure->name, media);
+      if (!opened) return tl::unexpected(opened.error());
+      auto status = load_store(opened->store, options.file, loaded);
+      opened->store.close();
+      return status;
+    }
+    auto opened = KvIndex<M>::open(*pool, structure->name, media);
+    if (!opened) return tl::unexpected(opened.error());
+    auto status = load_index(opened->index, options.file, loaded);
+    opened->index.close();
+    return status;
+  });
+  if (done) fmt::print("{} entries loaded\n", loaded);
+  return done;
+}
+
+}  // namespace dunnock::tool
