@@ -17,7 +17,8 @@ fuzz() {
   shift 3
   mkdir -p "$build/corpus.$name"
   clang++ -std=c++20 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
-    -I"$source"/base/include -I"$source"/pmem/include -I"$source"/filter/include -I"$source"/index/include -I"$source"/tools/dunnock/src \
+    -I"$source"/base/include -I"$source"/pmem/include -I"$source"/filter/include -I"$source"/index/include \
+    -I"$source"/tools/dunnock/src \
     "$source/tests/fuzz/${name}_fuzz.cpp" "$@" -lxxhash -o "$build/${name}_fuzz"
   "$build/${name}_fuzz" -max_total_time="$seconds" -max_len="$longest" -artifact_prefix="$build/" -print_final_stats=1 \
     "$build/corpus.$name" "$source/tests/fuzz/$seeds" 2>&1 | grep -v "NEW\|REDUCE\|pulse\|# Uses\|dictionary"

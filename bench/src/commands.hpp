@@ -1,0 +1,16 @@
+// The commands of dunnock-bench. Each adds itself to the program and says what is to be run when it is chosen.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+
+namespace dunnock::bench {
+
+using Run = std::function<int()>;  // The exit status.
+
+void add_filter_commands(CLI::App& app, Run& run);
+void add_index_command(CLI::App& app, Run& run);
+void add_checkpoint_command(CLI::App& app, Run& run);
+void add_prefix_command(CLI::App& app, Run& run);
+
+}  // namespace dunnock::bench
