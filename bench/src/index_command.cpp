@@ -13,6 +13,7 @@
 #include "dunnock/index/kv_store.hpp"
 #include "peers.hpp"
 #include "report.hpp"
+#include "scratch.hpp"
 
 namespace dunnock::bench {
 namespace {
@@ -54,11 +55,6 @@ std::vector<PeerKey> random_keys(const Options& options, std::uint64_t salt, std
   std::vector<PeerKey> keys(options.operations);
   for (std::uint64_t i = 0; i < keys.size(); ++i) keys[i] = key_of(options.seed, mix(salt << 32 | i) % among);
   return keys;
-}
-
-[[noreturn]] void fail(const std::string& what) {
-  std::fprintf(stderr, "%s\n", what.c_str());
-  std::exit(3);
 }
 
 /// Ours, as the benchmark uses it. Values of up to 16 bytes: KvIndex. Longer ones: KvStore.
@@ -142,23 +138,6 @@ class OurStore : public System {
 
  private:
   std::optional<KvStore<M>> store_;
-};
-
-/// A directory that goes with the object.
-struct Scratch {
-  explicit Scratch(const std::string& in)
-      : path(std::filesystem::path(in) / ("dunnock-bench-" + std::to_string(getpid()))) {
-    std::error_code error;
-    std::filesystem::remove_all(path, error);
-    if (!std::filesystem::create_directories(path, error)) fail("can't write to " + in);
-  }
-  ~Scratch() {
-    std::error_code error;
-    std::filesystem::remove_all(path, error);
-  }
-  Scratch(const Scratch&) = delete;
-  [[nodiscard]] std::string at(const std::string& name) const { return (path / name).string(); }
-  std::filesystem::path path;
 };
 
 Pool make_pool(const std::string& path, std::uint64_t entries, unsigned value_bytes, std::uint64_t updates) {
