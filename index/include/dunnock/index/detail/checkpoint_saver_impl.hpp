@@ -246,6 +246,11 @@ void CheckpointSaver<M>::save_all() {
     const bool staged = options_.staging_bytes != 0;
     Result<SaveReport> result = store_.save(save->name, save->version, staged ? staged_sources(save) : save->tensors,
                                             {.threads = options_.threads, .notes = save->notes});
+    if (!staged) {
+      const std::lock_guard lock(save->mutex);
+      save->captured = true;
+      save->changed.notify_all();
+    }
     if (result && options_.retention) (void)store_.retain(save->name, *options_.retention);
     std::deque<PendingSave::State::Piece> unwanted;
     {
@@ -268,7 +273,6 @@ void CheckpointSaver<M>::save_all() {
     save->tensors.clear();
     {
       const std::lock_guard lock(save->mutex);
-      save->captured = true;
       save->result.emplace(std::move(result));
       save->changed.notify_all();
     }
