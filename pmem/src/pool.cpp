@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <libpmemobj.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
@@ -12,6 +13,7 @@
 #include <cstring>
 #include <mutex>
 
+#include "journal.hpp"
 #include "pool_format.hpp"
 
 namespace dunnock {
@@ -99,7 +101,65 @@ void seal(const std::string& path) {
   ::close(fd);
 }
 
-/// Refuses what libpmemobj should not even map.
+std::string journal_path(const std::string& pool) { return pool + ".journal"; }
+
+/// A file in memory for as long as this lives.
+class Mapped {
+ public:
+  Mapped(int fd, std::uint64_t bytes, int protection)
+      : bytes_(bytes), address_(bytes == 0 ? MAP_FAILED : mmap(nullptr, bytes, protection, MAP_SHARED, fd, 0)) {}
+  ~Mapped() {
+    if (*this) munmap(address_, bytes_);
+  }
+  Mapped(const Mapped&) = delete;
+  Mapped& operator=(const Mapped&) = delete;
+  explicit operator bool() const noexcept { return address_ != MAP_FAILED; }
+  [[nodiscard]] std::span<std::byte> bytes() const noexcept { return {static_cast<std::byte*>(address_), bytes_}; }
+
+ private:
+  std::uint64_t bytes_;
+  void* address_;
+};
+
+/// Brings what a crash has left in the journal `id` into the pool's file, durably, and forgets the journal. A crash in
+/// the middle leaves the journal, to be replayed again.
+Status replay(int fd, const std::string& path, std::uint64_t root_offset, std::uint64_t id) {
+  const std::string from = journal_path(path);
+  const int journal = ::open(from.c_str(), O_RDONLY | O_CLOEXEC);
+  struct stat pool_info {};
+  struct stat journal_info {};
+  if (journal < 0 || fstat(journal, &journal_info) != 0 || fstat(fd, &pool_info) != 0) {
+    const int error = errno;
+    if (journal >= 0) ::close(journal);
+    if (error != ENOENT) return system_error("can't read " + from, error);
+    return make_error(ErrorCode::kCorrupt,
+                      path + " was not closed, and its journal " + from + " is missing: what was fenced last is there");
+  }
+  const auto pool_bytes = static_cast<std::uint64_t>(pool_info.st_size);
+  Status replayed;
+  {
+    const Mapped source(journal, static_cast<std::uint64_t>(journal_info.st_size), PROT_READ);
+    const Mapped target(fd, pool_bytes, PROT_READ | PROT_WRITE);
+    ::close(journal);
+    if (!source && journal_info.st_size != 0) return system_error("can't map " + from, errno);
+    if (!target) return system_error("can't map " + path, errno);
+    replayed = detail::replay_journal(source ? source.bytes() : std::span<std::byte>(), id, pool_bytes,
+                                      [&target](std::uint64_t offset, const std::uint64_t* words) {
+                                        std::memcpy(target.bytes().data() + offset, words, kLineBytes);
+                                      });
+  }
+  if (!replayed)
+    return make_error(replayed.error().code, "the journal " + from + " can't be replayed: " + replayed.error().message);
+  const std::uint64_t none = 0;
+  const auto at = static_cast<off_t>(root_offset + offsetof(PoolRoot, journal));
+  if (fdatasync(fd) != 0 || pwrite(fd, &none, sizeof none, at) != static_cast<ssize_t>(sizeof none) ||
+      fdatasync(fd) != 0)
+    return system_error("can't write to " + path, errno);
+  unlink(from.c_str());
+  return {};
+}
+
+/// Refuses what libpmemobj should not even map, and completes the file after a crash.
 Status check_file(const std::string& path) {
   struct stat info {};
   if (stat(path.c_str(), &info) != 0) return system_error("can't open " + path, errno);
@@ -114,9 +174,16 @@ Status check_file(const std::string& path) {
   std::uint64_t seal_now = 0;
   auto root = std::make_unique<PoolRoot>();
   const bool free = flock(fd, LOCK_EX | LOCK_NB) == 0;
-  const bool broken_seal = free && read_root_head(fd, root_offset, *root) && root->sealed != 0 &&
+  const bool has_root = free && read_root_head(fd, root_offset, *root);
+  const bool broken_seal = has_root && root->sealed != 0 &&
                            (root->sealed != 1 || !hash_file(fd, root_offset, seal_now) || seal_now != root->seal);
-  if (free && !broken_seal && root->magic == detail::kPoolMagic && root->sealed == 1) {
+  if (has_root && root->format_version == detail::kPoolFormatVersion && root->sealed == 0 && root->journal != 0) {
+    if (Status replayed = replay(fd, path, root_offset, root->journal); !replayed) {
+      ::close(fd);
+      return replayed;
+    }
+  }
+  if (has_root && !broken_seal && root->sealed == 1) {
     // Broken durably before libpmemobj changes anything: a crash right after that must not look like damage.
     const std::uint64_t open_now = 0;
     const auto at = static_cast<off_t>(root_offset + offsetof(PoolRoot, sealed));
@@ -157,6 +224,15 @@ struct Pool::Impl {
     if (handle == nullptr) return;
     pmemobj_close(handle);
     if (root != nullptr) seal(path);  // Only what opened without an error.
+  }
+
+  void start_sync(std::uint64_t journal_bytes) {
+    if (journal_bytes == kJournalBytesAuto) journal_bytes = std::clamp<std::uint64_t>(bytes / 8, 8 << 20, 64 << 20);
+    sync = std::make_unique<detail::FileSync>(
+        handle, bytes, detail::FileSync::Options{path, journal_bytes, [this](std::uint64_t id) {
+                                                   root->journal = id;
+                                                   pmemobj_persist(handle, &root->journal, sizeof root->journal);
+                                                 }});
   }
 
   [[nodiscard]] CatalogEntry* find(std::string_view name) const noexcept {
@@ -210,6 +286,7 @@ Result<Pool> Pool::create(const std::string& path, const PoolOptions& options) {
   impl->bytes = options.bytes / 4096 * 4096;
   impl->handle = pmemobj_create(path.c_str(), detail::kPoolLayout, impl->bytes, 0644);
   if (impl->handle == nullptr) return system_error("can't create a pool in " + path, errno);
+  unlink(journal_path(path).c_str());  // Of a pool that was removed without it: this one is new.
   const PMEMoid oid = pmemobj_root(impl->handle, sizeof(PoolRoot));
   if (OID_IS_NULL(oid)) return system_error("can't create the root of " + path, errno);
   auto* root = static_cast<PoolRoot*>(pmemobj_direct(oid));
@@ -221,11 +298,17 @@ Result<Pool> Pool::create(const std::string& path, const PoolOptions& options) {
   root->magic = detail::kPoolMagic;
   pmemobj_persist(impl->handle, &root->magic, sizeof root->magic);  // The pool exists.
   impl->root = root;
-  impl->sync = std::make_unique<detail::FileSync>(impl->handle, impl->bytes);
+  impl->start_sync(options.journal_bytes);
   return Pool(std::move(impl));
 }
 
-Result<Pool> Pool::open(const std::string& path) {
+Status Pool::remove(const std::string& path) {
+  if (unlink(path.c_str()) != 0) return system_error("can't remove " + path, errno);
+  unlink(journal_path(path).c_str());
+  return {};
+}
+
+Result<Pool> Pool::open(const std::string& path, std::uint64_t journal_bytes) {
   if (Status fine = check_file(path); !fine) return tl::unexpected(fine.error());
   auto impl = std::make_unique<Impl>();
   impl->path = path;
@@ -275,7 +358,7 @@ Result<Pool> Pool::open(const std::string& path) {
     }
   }
   impl->root = root;
-  impl->sync = std::make_unique<detail::FileSync>(impl->handle, impl->bytes);
+  impl->start_sync(journal_bytes);
   return Pool(std::move(impl));
 }
 
@@ -366,6 +449,8 @@ Status Pool::remove_region(std::string_view name) {
   if (entry == nullptr) {
     return make_error(ErrorCode::kNotFound, "no region '" + std::string(name) + "' in " + impl_->path);
   }
+  // What the journal has of it must not come back over what libpmemobj writes there.
+  if (impl_->sync->has_journal()) impl_->sync->write_back_all();
   std::vector<pobj_action> actions(entry->extents + 1);
   const std::uint64_t uuid = pmemobj_oid(impl_->root).pool_uuid_lo;
   for (std::uint64_t i = 0; i < entry->extents; ++i) {

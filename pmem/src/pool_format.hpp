@@ -43,9 +43,10 @@ struct PoolRoot {
   std::uint64_t checksum;    // XXH3 of format_version .. file_bytes
   /// libpmemobj believes its own lanes and heap when it opens a pool, and may crash when they are damaged. So closing
   /// seals everything before the root, and opening looks at the seal before libpmemobj looks at anything.
-  std::uint64_t sealed;      // 1 while the pool is closed cleanly, 0 while it is open and after a crash
-  std::uint64_t seal;        // XXH3 of the file up to the root
-  std::array<std::uint64_t, 2> zero;
+  std::uint64_t sealed;   // 1 while the pool is closed cleanly, 0 while it is open and after a crash
+  std::uint64_t seal;     // XXH3 of the file up to the root
+  std::uint64_t journal;  // id of the journal without which the file is not whole (see journal.hpp); 0: none
+  std::uint64_t zero;
   std::array<CatalogEntry, kCatalogEntries> catalog;
 };
 static_assert(std::is_trivially_copyable_v<PoolRoot>);

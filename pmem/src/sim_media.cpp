@@ -72,7 +72,7 @@ struct SimMemory::Fibers {
     bool over = false;
     ShadowStack shadow;
   };
-  void* scheduler = nullptr;    // its stack pointer
+  void* scheduler = nullptr;  // its stack pointer
   ShadowStack scheduler_shadow;
   std::vector<Fiber> all;
   std::size_t current = 0;

@@ -5,7 +5,8 @@
 // making a structure's stores durable (that is the media's part, media.hpp).
 //
 // Caveats: a pool is opened by one process at a time. Its file must be on a local file system. Pointers into it change
-// from one opening to the next; offsets within a region do not.
+// from one opening to the next; offsets within a region do not. After a crash a pool in an ordinary file is whole only
+// together with the journal beside it, "<pool>.journal" (file_media.hpp): move both, or open and close it first.
 #pragma once
 
 #include <cstdint>
@@ -21,14 +22,19 @@
 
 namespace dunnock {
 
+/// The journal that FileMedia makes beside the pool: an eighth of the pool, 8 to 64 MiB.
+inline constexpr std::uint64_t kJournalBytesAuto = ~0ULL;
+
 struct PoolOptions {
   /// Size of the file in bytes; all of it is allocated on disk. See Pool::bytes_for.
   std::uint64_t bytes = 0;
+  /// Of the journal, while the pool is open. 0: none, and every fence of FileMedia writes back pages.
+  std::uint64_t journal_bytes = kJournalBytesAuto;
 };
 
 struct RegionSpec {
-  std::string_view name;        ///< 1 .. 47 bytes, unique in the pool.
-  std::uint64_t bytes = 0;      ///< More than 0.
+  std::string_view name;    ///< 1 .. 47 bytes, unique in the pool.
+  std::uint64_t bytes = 0;  ///< More than 0.
   /// Power of two, at least 4096. libpmemobj's heap is cut into zones of almost 16 GiB that no allocation crosses;
   /// extents of 2 GiB leave an eighth of a zone unused at most.
   std::uint64_t extent_bytes = 2ULL << 30;
@@ -46,9 +52,12 @@ class Pool {
   /// Creates the file `path` and an empty pool in it. A crash leaves no usable pool: create again after removing it.
   /// Errors: AlreadyExists, InvalidArgument (size), NoSpace, ReadOnly, NotFound (directory), Io.
   [[nodiscard]] static Result<Pool> create(const std::string& path, const PoolOptions& options);
-  /// Opens the pool in `path`. Does not read the regions; constant time.
-  /// Errors: NotFound, NotADunnockPool, WrongVersion, AlreadyOpen, ReadOnly, Corrupt, Io.
-  [[nodiscard]] static Result<Pool> open(const std::string& path);
+  /// Opens the pool in `path`. Does not read the regions; constant time, but for a journal that a crash has left.
+  /// Errors: NotFound, NotADunnockPool, WrongVersion, AlreadyOpen, ReadOnly, Corrupt (also: its journal is missing),
+  /// Io.
+  [[nodiscard]] static Result<Pool> open(const std::string& path, std::uint64_t journal_bytes = kJournalBytesAuto);
+  /// Removes the pool's file and what may lie beside it. It must not be open. Errors: NotFound, Io.
+  [[nodiscard]] static Status remove(const std::string& path);
 
   Pool(Pool&&) noexcept;
   Pool& operator=(Pool&&) noexcept;
