@@ -7,11 +7,13 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <cstring>
 #include <mutex>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "dunnock/base/check.hpp"
@@ -22,6 +24,8 @@ namespace {
 
 /// Fences before a journal is made: who opens a pool to look at it needs none.
 constexpr std::uint64_t kFencesBefore = 32;
+/// The longest that a fence waits for others to share its write: less than half of what a write to a disk takes.
+constexpr auto kGatherFor = std::chrono::microseconds(50);
 /// Writes of so many bytes go past the journal.
 constexpr std::size_t kLongWrite = 16 << 10;
 
@@ -93,6 +97,8 @@ struct FileSync::State {
   std::uint64_t round_started = 0;  // rounds taken by a leader
   std::uint64_t round_done = 0;
   bool running = false;
+  unsigned expected = 1;         // fences in the next round: as many as met in the last
+  std::atomic<unsigned> met{0};  // fences in `gathering`
   std::atomic<std::uint64_t> syncs{0};
   std::atomic<std::uint64_t> fences{0};
 
@@ -184,8 +190,17 @@ struct FileSync::State {
   template <class Work>
   void lead(std::unique_lock<std::mutex>& lock, const Work& work) {
     running = true;
+    if (met.load(std::memory_order_relaxed) < expected) {
+      // The others of the last round are on their way, if they go on as they did.
+      lock.unlock();
+      const auto until = std::chrono::steady_clock::now() + kGatherFor;
+      while (met.load(std::memory_order_relaxed) < expected && std::chrono::steady_clock::now() < until)
+        std::this_thread::yield();
+      lock.lock();
+    }
     const std::uint64_t round = ++round_started;
     std::swap(leading, gathering);
+    expected = std::max(1U, met.exchange(0, std::memory_order_relaxed));
     lock.unlock();
     if (!leading.empty()) commit(leading);
     leading.clear();
@@ -257,6 +272,7 @@ void FileSync::sync() noexcept {
   s.fences.fetch_add(1, std::memory_order_relaxed);
   std::unique_lock lock(s.mutex);
   s.gathering.take(mine);
+  s.met.fetch_add(1, std::memory_order_relaxed);
   const std::uint64_t my_round = s.round_started + 1;  // The one that `gathering` belongs to.
   while (s.round_done < my_round) {
     if (s.running)

@@ -208,7 +208,14 @@ class KvIndex {
 
  private:
   static constexpr bool kReadersPersist = !M::kVisibleIsDurable;
-  static constexpr unsigned kBatch = 32;      // Keys that share a fence.
+  static constexpr unsigned kBatch = 32;  // Keys whose lines are fetched together.
+  // Keys that share a fence. Their groups stay locked until then, so more of them only pay where fences are slow.
+  static constexpr unsigned kFenceBatch = [] {
+    if constexpr (requires { M::kFenceBatch; })
+      return M::kFenceBatch;
+    else
+      return kBatch;
+  }();
   static constexpr unsigned kDepthMask = 63;  // Low bits of a directory entry: segments are line-aligned.
 
   /// Where a key lives, from its hash.

@@ -68,6 +68,7 @@ class FileSync {
 struct FileMedia : detail::MappedMedia {
   static constexpr Durability kDurability = Durability::kPower;
   static constexpr bool kVisibleIsDurable = false;
+  static constexpr unsigned kFenceBatch = 256;  ///< Keys of a bulk operation that should share a fence.
 
   explicit FileMedia(detail::FileSync& file_sync) noexcept : sync_(&file_sync) {}
   void write(Point, void* to, const void* from, std::size_t bytes) const noexcept { sync_->write(to, from, bytes); }

@@ -57,7 +57,8 @@ enum class Durability : std::uint8_t {
 ///   flush(point, address)       starts making the line that holds `address` durable.
 ///   fence(point)                returns when all that this thread flushed is durable.
 ///   pause()            called while waiting for another thread.
-/// It may also offer write(point, to, from, bytes), a faster form of write_durably() below.
+/// It may also offer write(point, to, from, bytes), a faster form of write_durably() below, and kFenceBatch, how many
+/// keys of a bulk operation should share a fence where fences are slow.
 template <class M>
 concept Media = std::copy_constructible<M> && requires(const M media, Word& word, const Word& source, Point point) {
   { M::kDurability } -> std::convertible_to<Durability>;

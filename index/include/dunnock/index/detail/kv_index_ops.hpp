@@ -53,7 +53,7 @@ class KvIndex<M>::Writer {
   Point owed_{};
   unsigned held_count_ = 0;
   std::uint64_t highest_ = 0;
-  std::array<std::uint64_t, 2 * kBatch> held_;  // the first held_count_
+  std::array<std::uint64_t, 2 * kFenceBatch> held_;  // the first held_count_
 };
 
 template <Media M>
@@ -516,20 +516,23 @@ template <Media M>
 std::size_t KvIndex<M>::put_bulk(std::span<const Entry> entries, PutResult* results, IndexValue* previous) {
   std::size_t inserted = 0;
   std::array<Place, kBatch> places;
-  for (std::size_t from = 0; from < entries.size(); from += kBatch) {
-    const std::size_t many = std::min<std::size_t>(kBatch, entries.size() - from);
-    for (std::size_t i = 0; i < many; ++i) {
-      places[i] = place_of(entries[from + i].key);
-      __builtin_prefetch(words_of(segment_of(places[i]), places[i].group), 1);
-    }
-    prefetch_records(std::span(places).first(many));
+  for (std::size_t fenced = 0; fenced < entries.size(); fenced += kFenceBatch) {
+    const std::size_t end = std::min<std::size_t>(fenced + kFenceBatch, entries.size());
     Writer writer(*this, true);
-    for (std::size_t i = 0; i < many; ++i) {
-      if (writer.full()) writer.commit();
-      const PutResult result = put_with(writer, entries[from + i].key, places[i], entries[from + i].value,
-                                        previous == nullptr ? nullptr : previous + from + i);
-      inserted += result == PutResult::kInserted ? 1 : 0;
-      if (results != nullptr) results[from + i] = result;
+    for (std::size_t from = fenced; from < end; from += kBatch) {
+      const std::size_t many = std::min<std::size_t>(kBatch, end - from);
+      for (std::size_t i = 0; i < many; ++i) {
+        places[i] = place_of(entries[from + i].key);
+        __builtin_prefetch(words_of(segment_of(places[i]), places[i].group), 1);
+      }
+      prefetch_records(std::span(places).first(many));
+      for (std::size_t i = 0; i < many; ++i) {
+        if (writer.full()) writer.commit();
+        const PutResult result = put_with(writer, entries[from + i].key, places[i], entries[from + i].value,
+                                          previous == nullptr ? nullptr : previous + from + i);
+        inserted += result == PutResult::kInserted ? 1 : 0;
+        if (results != nullptr) results[from + i] = result;
+      }
     }
   }
   return inserted;
@@ -551,20 +554,23 @@ template <Media M>
 std::size_t KvIndex<M>::erase_bulk(std::span<const IndexKey> keys, std::uint8_t* erased) {
   std::size_t gone = 0;
   std::array<Place, kBatch> places;
-  for (std::size_t from = 0; from < keys.size(); from += kBatch) {
-    const std::size_t many = std::min<std::size_t>(kBatch, keys.size() - from);
-    for (std::size_t i = 0; i < many; ++i) {
-      places[i] = place_of(keys[from + i]);
-      __builtin_prefetch(words_of(segment_of(places[i]), places[i].group), 1);
-    }
-    prefetch_records(std::span(places).first(many));
+  for (std::size_t fenced = 0; fenced < keys.size(); fenced += kFenceBatch) {
+    const std::size_t end = std::min<std::size_t>(fenced + kFenceBatch, keys.size());
     Writer writer(*this, true);
-    for (std::size_t i = 0; i < many; ++i) {
-      if (writer.full()) writer.commit();
-      const Site site = lock_and_find(writer, keys[from + i], places[i], false);
-      if (site.slot) remove(writer, places[i], site);
-      gone += site.slot ? 1 : 0;
-      if (erased != nullptr) erased[from + i] = site.slot ? 1 : 0;
+    for (std::size_t from = fenced; from < end; from += kBatch) {
+      const std::size_t many = std::min<std::size_t>(kBatch, end - from);
+      for (std::size_t i = 0; i < many; ++i) {
+        places[i] = place_of(keys[from + i]);
+        __builtin_prefetch(words_of(segment_of(places[i]), places[i].group), 1);
+      }
+      prefetch_records(std::span(places).first(many));
+      for (std::size_t i = 0; i < many; ++i) {
+        if (writer.full()) writer.commit();
+        const Site site = lock_and_find(writer, keys[from + i], places[i], false);
+        if (site.slot) remove(writer, places[i], site);
+        gone += site.slot ? 1 : 0;
+        if (erased != nullptr) erased[from + i] = site.slot ? 1 : 0;
+      }
     }
   }
   return gone;
