@@ -191,7 +191,8 @@ class KvIndex {
   /// found (get), or erased.
   std::size_t put_bulk(std::span<const Entry> entries, PutResult* results = nullptr, IndexValue* previous = nullptr);
   std::size_t get_bulk(std::span<const IndexKey> keys, GetResult* results) const;
-  std::size_t erase_bulk(std::span<const IndexKey> keys, std::uint8_t* erased = nullptr);
+  std::size_t erase_bulk(std::span<const IndexKey> keys, std::uint8_t* erased = nullptr,
+                         IndexValue* previous = nullptr);
 
   // ----- the whole ------------------------------------------------------------------------------------------------
 

@@ -81,6 +81,8 @@ class KvStore {
   bool put_bulk(std::span<const Item> items);
   [[nodiscard]] KvValue<M> get(const IndexKey& key) const;
   bool erase(const IndexKey& key);
+  /// As one erase a key, in some order, with few fences for all. Returns how many were there.
+  std::size_t erase_bulk(std::span<const IndexKey> keys);
   /// The first bytes of a value in the log, without verifying all of it: its header is. False: it is stale, damaged or
   /// shorter than `into`.
   [[nodiscard]] bool peek(const IndexKey& key, const Locator& locator, std::span<std::byte> into) const {

@@ -635,6 +635,7 @@ void CheckpointStore<M>::give_back_removed() {
   const std::unique_lock gate(shared.gate, std::try_to_lock);
   if (!gate.owns_lock()) return;
   const std::lock_guard lock(shared.catalog);
+  std::vector<IndexKey> unneeded;
   for (const auto& [fields, manifest] : shared.removed) {
     for (const ManifestTensor& tensor : manifest.tensors) {
       for (const IndexKey& chunk : tensor.chunks) {
@@ -645,12 +646,13 @@ void CheckpointStore<M>::give_back_removed() {
         const bool counted_upon = std::any_of(shared.saving.begin(), shared.saving.end(), [&chunk](const auto& saving) {
           return saving.second->writing.contains(chunk);
         });
-        if (!shared.references_unsure && !counted_upon) data_.erase(chunk);
+        if (!shared.references_unsure && !counted_upon) unneeded.push_back(chunk);
       }
     }
     for (std::uint64_t piece = 0; piece < pieces_of(fields.manifest_bytes); ++piece)
-      data_.erase(manifest_key(fields.manifest_id, piece));
+      unneeded.push_back(manifest_key(fields.manifest_id, piece));
   }
+  data_.erase_bulk(unneeded);
   shared.removed.clear();
 }
 
@@ -720,7 +722,7 @@ std::uint64_t CheckpointStore<M>::collect() {
   data_.index().for_each([&](const IndexKey& key, const IndexValue&) {
     if (!needed.contains(key)) garbage.push_back(key);
   });
-  for (const IndexKey& key : garbage) data_.erase(key);
+  data_.erase_bulk(garbage);
   shared.removed.clear();
   shared.references.reset();  // They still count what was removed.
   shared.references_unsure = false;

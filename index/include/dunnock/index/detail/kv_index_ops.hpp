@@ -551,7 +551,7 @@ void KvIndex<M>::prefetch_records(std::span<const Place> places) const {
 }
 
 template <Media M>
-std::size_t KvIndex<M>::erase_bulk(std::span<const IndexKey> keys, std::uint8_t* erased) {
+std::size_t KvIndex<M>::erase_bulk(std::span<const IndexKey> keys, std::uint8_t* erased, IndexValue* previous) {
   std::size_t gone = 0;
   std::array<Place, kBatch> places;
   for (std::size_t fenced = 0; fenced < keys.size(); fenced += kFenceBatch) {
@@ -567,6 +567,7 @@ std::size_t KvIndex<M>::erase_bulk(std::span<const IndexKey> keys, std::uint8_t*
       for (std::size_t i = 0; i < many; ++i) {
         if (writer.full()) writer.commit();
         const Site site = lock_and_find(writer, keys[from + i], places[i], false);
+        if (site.slot && previous != nullptr) previous[from + i] = stored_value(site.slot);
         if (site.slot) remove(writer, places[i], site);
         gone += site.slot ? 1 : 0;
         if (erased != nullptr) erased[from + i] = site.slot ? 1 : 0;

@@ -122,6 +122,17 @@ bool KvStore<M>::erase(const IndexKey& key) {
   return true;
 }
 
+template <Media M>
+std::size_t KvStore<M>::erase_bulk(std::span<const IndexKey> keys) {
+  std::vector<std::uint8_t> erased(keys.size());
+  std::vector<IndexValue> previous(keys.size());
+  const std::size_t gone = index_.erase_bulk(keys, erased.data(), previous.data());
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    if (erased[i] != 0 && previous[i].is_locator()) log_.discard(previous[i].locator());
+  }
+  return gone;
+}
+
 /// Under the lock of compaction. False: nothing was gained.
 template <Media M>
 bool KvStore<M>::compact_one(double live_at_most) {
