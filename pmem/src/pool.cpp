@@ -450,7 +450,7 @@ Status Pool::remove_region(std::string_view name) {
     return make_error(ErrorCode::kNotFound, "no region '" + std::string(name) + "' in " + impl_->path);
   }
   // What the journal has of it must not come back over what libpmemobj writes there.
-  ;
+  if (impl_->sync->has_journal()) impl_->sync->write_back_all();
   std::vector<pobj_action> actions(entry->extents + 1);
   const std::uint64_t uuid = pmemobj_oid(impl_->root).pool_uuid_lo;
   for (std::uint64_t i = 0; i < entry->extents; ++i) {
