@@ -434,6 +434,6 @@ int main(int argc, char** argv) {
     return kUsage;
   }
   const int status = demo(options);
-  if (!options.keep) std::filesystem::remove(options.path, ignored);
+  if (!options.keep) static_cast<void>(dunnock::Pool::remove(options.path));
   return status;
 }

@@ -176,7 +176,7 @@ void plain_copy(const Model& model, const std::string& path, unsigned threads) {
   in_pieces(model, threads, [&](std::size_t tensor, std::uint64_t from, std::uint64_t to) {
     write_all(file, model.bytes[tensor].data() + from, to - from, begins[tensor] + from);
   });
-  check(fdatasync(file) == 0, "fdatasync");
+  check(fsync(file) == 0, "fsync");
   close(file);
 }
 

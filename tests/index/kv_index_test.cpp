@@ -179,12 +179,21 @@ TEST(KvIndex, says_full_and_keeps_what_it_holds) {
 }
 
 TEST(KvIndex, segments_are_seven_tenths_full_when_they_split) {
-  IndexOptions options = small(1, 256);
-  options.seed = HashSeed::from(test::seed());
-  Index index = make(options);
-  std::uint64_t held = 0;
-  while (index.put(key_of(held), IndexValue::of(held)) == PutResult::kInserted) ++held;
-  EXPECT_GT(static_cast<double>(held) / (256 * 40), 0.70);
+  // The first group that overflows ends a segment, an extreme value that spreads from seed to seed (deviation about
+  // 0.02), so the mean of many is what is promised.
+  constexpr unsigned kTrials = 40;
+  double fill = 0;
+  for (unsigned trial = 0; trial < kTrials; ++trial) {
+    IndexOptions options = small(1, 256);
+    options.seed = HashSeed::from(test::seed() + trial);
+    Index index = make(options);
+    std::uint64_t held = 0;
+    while (index.put(key_of(held), IndexValue::of(held)) == PutResult::kInserted) ++held;
+    EXPECT_GT(static_cast<double>(held) / (256 * 40), 0.6) << "trial " << trial;
+    fill += static_cast<double>(held) / (256 * 40);
+  }
+  EXPECT_GT(fill / kTrials, 0.70);
+  RecordProperty("fill", std::to_string(fill / kTrials));
 }
 
 TEST(KvIndex, false_positives_of_the_filter_in_it_are_rare) {

@@ -97,7 +97,7 @@ KillResult kill_filter_on(const KillOptions& options, const MakeMedia& make_medi
         "after kill " + std::to_string(result.kills) + ": " + std::move(what) + " (the pool is " + options.path + ")";
     return result;
   };
-  std::filesystem::remove(options.path);
+  static_cast<void>(Pool::remove(options.path));
   std::mt19937_64 random(options.seed);
   std::vector<std::vector<std::uint64_t>> sure(options.threads);  // acknowledged keys of each thread
   std::vector<std::uint64_t> next_key(options.threads);
@@ -241,7 +241,7 @@ KillResult kill_filter_on(const KillOptions& options, const MakeMedia& make_medi
     if (options.progress) options.progress(result.kills);
   }
   munmap(shared, sizeof(std::atomic<bool>));
-  std::filesystem::remove(options.path);
+  static_cast<void>(Pool::remove(options.path));
   return result;
 }
 

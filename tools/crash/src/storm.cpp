@@ -62,7 +62,7 @@ KillResult run_storm(const KillOptions& options, StormSystem& system) {
         "after kill " + std::to_string(result.kills) + ": " + what + " (the pool is " + options.path + ")";
     return result;
   };
-  std::filesystem::remove(options.path);
+  static_cast<void>(Pool::remove(options.path));
   std::mt19937_64 random(options.seed);
   {
     auto pool = Pool::create(options.path, {system.pool_bytes()});
@@ -116,7 +116,7 @@ KillResult run_storm(const KillOptions& options, StormSystem& system) {
     if (options.progress) options.progress(result.kills);
   }
   munmap(shared, sizeof(std::atomic<bool>));
-  std::filesystem::remove(options.path);
+  static_cast<void>(Pool::remove(options.path));
   return result;
 }
 
