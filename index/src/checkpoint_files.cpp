@@ -91,9 +91,11 @@ bool SafetensorsFile::read(std::uint64_t offset_bytes, std::span<std::byte> into
 std::vector<TensorSource> SafetensorsFile::sources() const {
   std::vector<TensorSource> all;
   for (const SafetensorsEntry& entry : header_.tensors) {
-    all.push_back({entry.spec, {}, [this, begin = entry.begin_bytes](std::uint64_t offset, std::span<std::byte> into) {
-                     return read(begin + offset, into);
-                   }});
+    TensorSource& source = all.emplace_back();
+    source.spec = entry.spec;
+    source.read = [this, begin = entry.begin_bytes](std::uint64_t offset, std::span<std::byte> into) {
+      return read(begin + offset, into);
+    };
   }
   return all;
 }

@@ -12,4 +12,9 @@ std::uint64_t checksum_of(const IndexHeader& header) noexcept {
   return XXH3_64bits(bytes + kFrom, offsetof(IndexHeader, checksum) - kFrom);
 }
 
+IndexKey IndexKey::of(std::string_view name) noexcept {
+  const XXH128_hash_t hash = XXH3_128bits(name.data(), name.size());
+  return {hash.low64, hash.high64};
+}
+
 }  // namespace dunnock

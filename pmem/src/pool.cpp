@@ -10,7 +10,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <mutex>
 
 #include "journal.hpp"
@@ -209,6 +211,42 @@ Status check_file(const std::string& path) {
   return {};
 }
 
+/// Removes what a crash has left of a pool in the making. Error: AlreadyOpen (somebody is making it), Io.
+Status remove_unfinished(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+  if (fd < 0) {
+    if (errno == ENOENT) return {};
+    return system_error("can't remove " + path, errno);
+  }
+  // libpmemobj holds this lock while it has the pool open.
+  const bool free = flock(fd, LOCK_EX | LOCK_NB) == 0;
+  const bool gone = free && unlink(path.c_str()) == 0;
+  const int error = errno;
+  ::close(fd);
+  if (!free) return make_error(ErrorCode::kAlreadyOpen, "another process is creating " + path);
+  return gone ? Status{} : Status(system_error("can't remove " + path, error));
+}
+
+/// Renames `from` to `to` unless there is something: then it fails with EEXIST.
+int rename_new(const std::string& from, const std::string& to) {
+  if (renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0) return 0;
+  if (errno != EINVAL && errno != ENOSYS) return -1;
+  // This file system can't; it can make a second name, which is as good.
+  if (link(from.c_str(), to.c_str()) != 0) return -1;
+  return unlink(from.c_str());
+}
+
+int sync_directory_of(const std::string& path) {
+  const std::filesystem::path folder = std::filesystem::path(path).parent_path();
+  const int fd = ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return -1;
+  const int status = fsync(fd);
+  const int error = errno;
+  ::close(fd);
+  errno = error;
+  return status != 0 && error == EINVAL ? 0 : status;  // EINVAL: a file system that has nothing to sync.
+}
+
 }  // namespace
 
 struct Pool::Impl {
@@ -281,14 +319,22 @@ Result<Pool> Pool::create(const std::string& path, const PoolOptions& options) {
     return make_error(ErrorCode::kInvalidArgument, "a pool has at least " + std::to_string(PMEMOBJ_MIN_POOL) +
                                                        " bytes, not " + std::to_string(options.bytes));
   }
+  struct stat info {};
+  if (lstat(path.c_str(), &info) == 0) return system_error("can't create a pool in " + path, EEXIST);
+  const std::string unfinished = path + ".new";
+  if (Status free = remove_unfinished(unfinished); !free) return tl::unexpected(free.error());
+
   auto impl = std::make_unique<Impl>();
   impl->path = path;
   impl->bytes = options.bytes / 4096 * 4096;
-  impl->handle = pmemobj_create(path.c_str(), detail::kPoolLayout, impl->bytes, 0644);
+  impl->handle = pmemobj_create(unfinished.c_str(), detail::kPoolLayout, impl->bytes, 0644);
   if (impl->handle == nullptr) return system_error("can't create a pool in " + path, errno);
-  unlink(journal_path(path).c_str());  // Of a pool that was removed without it: this one is new.
+  const auto give_up = [&unfinished](const std::string& what, int error) {
+    unlink(unfinished.c_str());  // Still open and locked, so it is ours.
+    return system_error(what, error);
+  };
   const PMEMoid oid = pmemobj_root(impl->handle, sizeof(PoolRoot));
-  if (OID_IS_NULL(oid)) return system_error("can't create the root of " + path, errno);
+  if (OID_IS_NULL(oid)) return give_up("can't create the root of " + path, errno);
   auto* root = static_cast<PoolRoot*>(pmemobj_direct(oid));
   root->format_version = detail::kPoolFormatVersion;
   root->entries = detail::kCatalogEntries;
@@ -296,8 +342,15 @@ Result<Pool> Pool::create(const std::string& path, const PoolOptions& options) {
   root->checksum = checksum_of(*root);
   pmemobj_persist(impl->handle, root, offsetof(PoolRoot, catalog));
   root->magic = detail::kPoolMagic;
-  pmemobj_persist(impl->handle, &root->magic, sizeof root->magic);  // The pool exists.
-  impl->root = root;
+  pmemobj_persist(impl->handle, &root->magic, sizeof root->magic);
+  unlink(journal_path(path).c_str());  // Of a pool that was removed without it: this one is new.
+  if (rename_new(unfinished, path) != 0) return give_up("can't create a pool in " + path, errno);
+  if (sync_directory_of(path) != 0) {
+    const int error = errno;
+    unlink(path.c_str());
+    return system_error("can't create a pool in " + path, error);
+  }
+  impl->root = root;  // The pool exists.
   impl->start_sync(options.journal_bytes);
   return Pool(std::move(impl));
 }
@@ -305,6 +358,7 @@ Result<Pool> Pool::create(const std::string& path, const PoolOptions& options) {
 Status Pool::remove(const std::string& path) {
   if (unlink(path.c_str()) != 0) return system_error("can't remove " + path, errno);
   unlink(journal_path(path).c_str());
+  static_cast<void>(remove_unfinished(path + ".new"));
   return {};
 }
 

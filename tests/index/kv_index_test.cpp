@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <map>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -46,6 +47,16 @@ TEST(KvIndex, answers_what_was_put) {
   EXPECT_FALSE(index.erase(key_of(1)));
   EXPECT_FALSE(index.get(key_of(1)));
   EXPECT_EQ(index.size(), 0u);
+}
+
+TEST(KvIndex, hashes_longer_keys_as_everybody_does) {
+  // The published XXH3 (128 bits) of nothing: stored keys must mean the same in every release.
+  EXPECT_EQ(IndexKey::of(""), (IndexKey{0x6001c324468d497fULL, 0x99aa06d3014798d8ULL}));
+  std::set<std::pair<std::uint64_t, std::uint64_t>> seen;
+  for (int n = 0; n < 10'000; ++n) {
+    const IndexKey key = IndexKey::of("objects/" + std::to_string(n));
+    EXPECT_TRUE(seen.insert({key.low, key.high}).second);
+  }
 }
 
 TEST(KvIndex, keeps_values_of_every_length_and_locators) {

@@ -1,8 +1,10 @@
 // Pool and FileMedia: regions come and go as a whole, errors are clear, fences reach the disk together.
 #include "dunnock/pmem/pool.hpp"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -11,6 +13,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <random>
 #include <thread>
 
 #include "dunnock/pmem/detect.hpp"
@@ -23,7 +26,7 @@ class PoolFile : public testing::Test {
  protected:
   std::string path_ = std::filesystem::temp_directory_path() / ("dunnock_pool_" + std::to_string(getpid()) + ".pool");
   void SetUp() override { std::filesystem::remove(path_); }
-  void TearDown() override { std::filesystem::remove(path_); }
+  void TearDown() override { static_cast<void>(Pool::remove(path_)); }
 };
 
 TEST_F(PoolFile, gives_regions_back_as_they_were_left) {
@@ -72,6 +75,59 @@ TEST_F(PoolFile, creates_all_regions_of_a_call_or_none) {
   EXPECT_EQ(pool->create_regions(std::array{RegionSpec{"z", 64, 5000}}).error().code, ErrorCode::kInvalidArgument);
   EXPECT_EQ(pool->create_regions(std::array{RegionSpec{"t", 64}, RegionSpec{"t", 64}}).error().code,
             ErrorCode::kAlreadyExists);
+}
+
+TEST_F(PoolFile, is_there_wholly_or_not_when_its_creation_is_killed) {
+  std::mt19937_64 random(test::seed());
+  const std::string unfinished = path_ + ".new";
+  unsigned left = 0;
+  unsigned created = 0;
+  for (unsigned round = 0; round < 40; ++round) {
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      auto pool = Pool::create(path_, {24 << 20});
+      _exit(pool ? 0 : 1);
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 30000));
+    kill(child, SIGKILL);
+    int status = 0;
+    waitpid(child, &status, 0);
+    EXPECT_FALSE(WIFEXITED(status) && WEXITSTATUS(status) != 0);
+    left += std::filesystem::exists(unfinished) ? 1 : 0;
+    auto pool = Pool::open(path_);
+    if (pool) {
+      ++created;
+      EXPECT_TRUE(pool->create_regions(std::array{RegionSpec{"r", 64}}).has_value());
+    } else {
+      ASSERT_EQ(pool.error().code, ErrorCode::kNotFound) << pool.error().message;
+      ASSERT_TRUE(Pool::create(path_, {24 << 20}).has_value()) << "what the crash has left is in the way";
+      EXPECT_FALSE(std::filesystem::exists(unfinished));
+    }
+    pool = make_error(ErrorCode::kNotFound, "");  // Closes it.
+    ASSERT_TRUE(Pool::remove(path_).has_value());
+  }
+  RecordProperty("created", std::to_string(created));
+  RecordProperty("left", std::to_string(left));
+}
+
+TEST_F(PoolFile, is_created_by_one_and_never_over_another_file) {
+  std::ofstream(path_) << "of value";
+  EXPECT_EQ(Pool::create(path_, {24 << 20}).error().code, ErrorCode::kAlreadyExists);
+  EXPECT_EQ(std::filesystem::file_size(path_), 8U);
+  std::filesystem::remove(path_);
+
+  // Somebody else is at it: libpmemobj locks the file that it makes.
+  const std::string unfinished = path_ + ".new";
+  const int other = ::open(unfinished.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  ASSERT_GE(other, 0);
+  ASSERT_EQ(flock(other, LOCK_EX | LOCK_NB), 0);
+  EXPECT_EQ(Pool::create(path_, {24 << 20}).error().code, ErrorCode::kAlreadyOpen);
+  EXPECT_TRUE(std::filesystem::exists(unfinished));
+  ::close(other);
+  EXPECT_TRUE(Pool::create(path_, {24 << 20}).has_value());
+  EXPECT_FALSE(std::filesystem::exists(unfinished));
+  EXPECT_EQ(Pool::create("/nonexistent/p.pool", {24 << 20}).error().code, ErrorCode::kNotFound);
 }
 
 TEST_F(PoolFile, is_whole_after_a_kill_while_regions_come_and_go) {

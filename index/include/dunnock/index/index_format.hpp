@@ -23,6 +23,7 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
+#include <string_view>
 #include <type_traits>
 
 #include "dunnock/base/check.hpp"
@@ -40,10 +41,15 @@ inline constexpr unsigned kIndexGroupWords = 8;
 inline constexpr unsigned kIndexGroupLanes = kIndexGroupWords * Layout<12>::kLanes;  // 40
 inline constexpr unsigned kIndexDepthMax = 24;
 
-/// What an index maps from: 128 bits, taken as they are. Hash longer keys with a good 128-bit hash.
+/// What an index maps from: 128 bits, taken as they are.
 struct IndexKey {
   std::uint64_t low = 0;
   std::uint64_t high = 0;
+
+  /// The XXH3 hash (128 bits, no seed) of a longer key: the same on every machine, so it may be stored. Among 2^32
+  /// keys two have the same with a probability of 2^-65. Not for keys that an adversary chooses: hash these yourself,
+  /// with a secret.
+  [[nodiscard]] static IndexKey of(std::string_view name) noexcept;
   friend bool operator==(const IndexKey&, const IndexKey&) = default;
 };
 

@@ -49,8 +49,10 @@ struct RegionInfo {
 /// be in use.
 class Pool {
  public:
-  /// Creates the file `path` and an empty pool in it. A crash leaves no usable pool: create again after removing it.
-  /// Errors: AlreadyExists, InvalidArgument (size), NoSpace, ReadOnly, NotFound (directory), Io.
+  /// Creates the file `path` with an empty pool in it. It is made as "<path>.new" and gets its name when it is whole:
+  /// a crash leaves nothing at `path`, and the next create removes what it has left beside it.
+  /// Errors: AlreadyExists, InvalidArgument (size), NoSpace, ReadOnly, NotFound (directory), AlreadyOpen (another
+  /// process is creating it), Io.
   [[nodiscard]] static Result<Pool> create(const std::string& path, const PoolOptions& options);
   /// Opens the pool in `path`. Does not read the regions; constant time, but for a journal that a crash has left.
   /// Errors: NotFound, NotADunnockPool, WrongVersion, AlreadyOpen, ReadOnly, Corrupt (also: its journal is missing),
