@@ -442,7 +442,8 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer("Exit codes: 0 fine, 1 violated, 2 usage, 3 environment.");
   const auto common = [&options](CLI::App* command) {
-    command->add_option("--structure", options.structure, "what to test: filter")->capture_default_str();
+    command->add_option("--structure", options.structure, "filter, index, log, checkpoint or prefix")
+        ->capture_default_str();
     command->add_option("--seed", options.seed, "of everything random")->capture_default_str();
     command->add_option("--json", options.json, "file for a summary");
     command->add_option("--threads", options.threads, "at most so many simulated or real threads")

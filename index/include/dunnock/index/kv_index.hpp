@@ -13,7 +13,7 @@
 //                                 +-> other group of the same segment, when g is full
 //
 //   get, hit     the line of g, the record line                              2 lines
-//   get, miss    the line of g alone (1.03 on average at full segments, and a record in 1 of 100: see docs/index.md)
+//   get, miss    the line of g alone; more where g has overflowed, or a fingerprint agrees (1 of 100)  1 line
 //   put, new     record line, fingerprint line                               2 lines flushed, 1 fence
 //   put, again   record line: the other of its two values, then the control  1 line flushed, 1 fence
 //   erase        record line: the control word                               1 line flushed, 1 fence
