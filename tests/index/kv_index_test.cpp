@@ -167,8 +167,16 @@ TEST(KvIndex, bulk_calls_do_what_single_calls_do) {
     ASSERT_EQ(found, expected);
     if (round % 3 == 0) {
       std::vector<std::uint8_t> erased(keys.size());
-      many.erase_bulk(keys, erased.data());
-      for (std::size_t i = 0; i < keys.size(); ++i) ASSERT_EQ(erased[i] != 0, one.erase(keys[i]));
+      std::vector<IndexValue> previous(keys.size());
+      many.erase_bulk(keys, erased.data(), previous.data());
+      std::map<std::pair<std::uint64_t, std::uint64_t>, std::vector<IndexValue>> of_many, of_one;
+      for (std::size_t i = 0; i < keys.size(); ++i) {
+        // Of a key that is given twice, either call may be the one that finds it.
+        if (erased[i] != 0) of_many[{keys[i].low, keys[i].high}].push_back(previous[i]);
+        IndexValue single;
+        if (one.erase(keys[i], &single)) of_one[{keys[i].low, keys[i].high}].push_back(single);
+      }
+      ASSERT_EQ(of_many, of_one);
     }
   }
   EXPECT_EQ(one.size(), many.size());

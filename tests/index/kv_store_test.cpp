@@ -76,6 +76,40 @@ TEST(KvStore, keeps_values_of_every_size_and_compacts_what_was_replaced) {
   EXPECT_TRUE(store.check().ok());
 }
 
+TEST(KvStore, erases_in_bulk_what_single_calls_would_and_gives_the_space_back) {
+  auto random = test::generator(2);
+  Volatile<DramMedia> holder(1 << 20, 1 << 14);
+  KvStore<DramMedia>& store = *holder.store;
+  std::map<std::uint64_t, std::vector<std::byte>> model;
+  for (unsigned round = 0; round < 60; ++round) {
+    for (unsigned i = 0; i < 100; ++i) {
+      const std::uint64_t n = random() % 500;
+      model[n] = bytes_of(round * 100 + i, random() % 600);  // Some in the index, most in the log.
+      ASSERT_NE(store.put(key_of(n), model[n]), PutResult::kFull);
+    }
+    std::vector<IndexKey> keys;
+    std::size_t expected = 0;
+    for (unsigned i = 0; i < random() % 300; ++i) {
+      const std::uint64_t n = random() % 600;  // Some that are not there, some twice.
+      keys.push_back(key_of(n));
+      expected += model.erase(n);
+    }
+    ASSERT_EQ(store.erase_bulk(keys), expected);
+    ASSERT_EQ(store.size(), model.size());
+  }
+  for (std::uint64_t n = 0; n < 600; ++n) {
+    const auto found = store.get(key_of(n));
+    ASSERT_EQ(static_cast<bool>(found), model.contains(n));
+    if (found) ASSERT_TRUE(std::ranges::equal(found.bytes(), model[n]));
+  }
+  EXPECT_TRUE(store.check().ok());
+  std::vector<IndexKey> all;
+  for (const auto& [n, value] : model) all.push_back(key_of(n));
+  EXPECT_EQ(store.erase_bulk(all), all.size());
+  EXPECT_EQ(store.size(), 0U);
+  EXPECT_EQ(store.stats().log.live_bytes, 0U) << "an erased value is still counted as alive";
+}
+
 TEST(KvStore, refuses_when_full_and_has_room_again_after_erasing) {
   Volatile<DramMedia> holder(1 << 18, 1 << 14);
   KvStore<DramMedia>& store = *holder.store;

@@ -182,6 +182,9 @@ class ValueLog {
   void recount(ForEachLocator&& for_each_locator);
 
  private:
+  // Of a value that is read: as many lines as a core has outstanding loads; beyond, it sees the sequence by itself.
+  static constexpr std::uint64_t kPrefetchBytes = 512;
+
   static constexpr unsigned kHeads = 4;  // Segments that are written at once by users; one more is compaction's.
 
   struct Segment {

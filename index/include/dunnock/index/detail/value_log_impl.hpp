@@ -338,6 +338,10 @@ auto ValueLog<M>::whole_record(const Locator& locator, const IndexKey& key) cons
   if (s >= segments_ || offset % kLogAlignment != 0 ||
       record_bytes(locator.length) > segment_bytes_ - offset % segment_bytes_)
     return view;
+  // The length is known, so all lines come at once, and while the pin waits for the processor's stores.
+  const std::byte* const at = data_.at(offset);
+  for (std::uint64_t line = 0; line < std::min(record_bytes(locator.length), kPrefetchBytes); line += kLineBytes)
+    __builtin_prefetch(at + line);
   Segment& segment = shared_->table[s];
   // Partners: pin, then look whether it is still in use <-> free(): free it, then look whether it is pinned.
   segment.pins.fetch_add(1, std::memory_order_seq_cst);
@@ -347,7 +351,6 @@ auto ValueLog<M>::whole_record(const Locator& locator, const IndexKey& key) cons
     view.state = ReadState::kStale;
     return view;
   }
-  const std::byte* at = data_.at(offset);
   RecordHeader header;
   std::memcpy(&header, at, sizeof header);
   if (header.mark != record_mark(locator.position, header) || !(header.key == key) || header.length != locator.length ||
