@@ -64,6 +64,10 @@ function(dunnock_install)
   # Relative to the .pc file, so that an installed tree can be moved.
   file(RELATIVE_PATH DUNNOCK_PC_TO_PREFIX
        ${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
+  # Upper layers first, as a static link wants them.
+  list(TRANSFORM DUNNOCK_COMPONENTS PREPEND -l OUTPUT_VARIABLE libraries)
+  list(REVERSE libraries)
+  list(JOIN libraries " " DUNNOCK_PC_LIBS)
   configure_file(cmake/dunnock.pc.in ${PROJECT_BINARY_DIR}/dunnock.pc @ONLY)
   install(FILES ${PROJECT_BINARY_DIR}/dunnock.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 endfunction()
