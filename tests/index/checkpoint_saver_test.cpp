@@ -227,7 +227,7 @@ TEST(CheckpointSaverOptions, are_checked) {
   auto store =
       Store::create(*pool, "c", {.capacity_bytes = 4 << 20, .chunk_bytes = 4096, .segment_bytes = 1 << 16}, {});
   ASSERT_TRUE(store) << store.error().message;
-  EXPECT_EQ(Saver::create(*store, {.staging_bytes = 1 << 20}).error().code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(Saver::create(*store, {.staging_bytes = 8192}).error().code, ErrorCode::kInvalidArgument);
   EXPECT_EQ(Saver::create(*store, {.staging_bytes = staging_bytes_min(2, 4096) - 1, .threads = 2}).error().code,
             ErrorCode::kInvalidArgument);
   EXPECT_EQ(Saver::create(*store, {.pending_max = 0}).error().code, ErrorCode::kInvalidArgument);

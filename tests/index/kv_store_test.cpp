@@ -76,6 +76,84 @@ TEST(KvStore, keeps_values_of_every_size_and_compacts_what_was_replaced) {
   EXPECT_TRUE(store.check().ok());
 }
 
+TEST(KvStore, shows_a_batch_when_it_is_committed_and_needs_the_values_no_longer_than_it_adds_them) {
+  Volatile<DramMedia> holder(1 << 20, 1 << 14);
+  KvStore<DramMedia>& store = *holder.store;
+  KvStore<DramMedia>::Batch batch(store);
+  for (std::uint64_t n = 0; n < 100; ++n) {
+    auto value = bytes_of(n, n * 7);  // The first ones fit into the index.
+    ASSERT_TRUE(batch.add({key_of(n), value}));
+    std::ranges::fill(value, std::byte{0xee});
+  }
+  EXPECT_EQ(store.size(), 0U);
+  EXPECT_EQ(batch.size(), 100U);
+  ASSERT_TRUE(batch.commit());
+  EXPECT_EQ(batch.size(), 0U);
+  EXPECT_EQ(batch.bytes(), 0U);
+  for (std::uint64_t n = 0; n < 100; ++n)
+    ASSERT_TRUE(std::ranges::equal(store.get(key_of(n)).bytes(), bytes_of(n, n * 7))) << n;
+  EXPECT_TRUE(store.check().ok());
+}
+
+TEST(KvStore, gives_the_space_of_a_batch_back_that_is_not_committed) {
+  Volatile<DramMedia> holder(1 << 18, 1 << 14);
+  KvStore<DramMedia>& store = *holder.store;
+  for (unsigned round = 0; round < 100; ++round) {  // Ten times what the log holds.
+    KvStore<DramMedia>::Batch batch(store);
+    for (std::uint64_t n = 0; n < 25; ++n) ASSERT_TRUE(batch.add({key_of(n), bytes_of(n, 1000)})) << round;
+    ASSERT_GT(batch.bytes(), 0U);
+  }
+  for (std::uint64_t n = 0; n < 25; ++n) (void)store.erase(key_of(n));  // Full logs have had some committed.
+  EXPECT_EQ(store.size(), 0U);
+  EXPECT_EQ(store.stats().log.live_bytes, 0U);
+}
+
+TEST(KvStore, commits_a_batch_by_itself_when_the_log_is_full_and_refuses_what_has_no_room) {
+  Volatile<DramMedia> holder(1 << 18, 1 << 14);
+  KvStore<DramMedia>& store = *holder.store;
+  KvStore<DramMedia>::Batch batch(store);
+  std::uint64_t added = 0;
+  while (batch.add({key_of(added), bytes_of(added, 1000)})) ++added;
+  EXPECT_GT(added, 200U);
+  EXPECT_EQ(store.size(), added) << "what was added before is there";
+  EXPECT_FALSE(batch.add({key_of(1 << 20), bytes_of(0, 1 << 14)})) << "longer than a segment";
+  for (std::uint64_t n = 0; n < added / 2; ++n) ASSERT_TRUE(store.erase(key_of(n)));
+  EXPECT_TRUE(batch.add({key_of(added), bytes_of(added, 1000)}));
+  ASSERT_TRUE(batch.commit());
+  for (std::uint64_t n = added / 2; n <= added; ++n)
+    ASSERT_TRUE(std::ranges::equal(store.get(key_of(n)).bytes(), bytes_of(n, 1000))) << n;
+  EXPECT_TRUE(store.check().ok());
+}
+
+TEST(KvStore, keeps_in_a_batch_what_the_index_has_no_room_for) {
+  Volatile<DramMedia> holder(1 << 20, 1 << 14, 1);
+  KvStore<DramMedia>& store = *holder.store;
+  KvStore<DramMedia>::Batch batch(store);
+  constexpr std::uint64_t kMany = 600;
+  for (std::uint64_t n = 0; n < kMany; ++n) ASSERT_TRUE(batch.add({key_of(n), bytes_of(n, 100 + n % 7)}));
+  ASSERT_FALSE(batch.commit());
+  const std::uint64_t held = store.size();
+  ASSERT_GT(held, 0U);
+  EXPECT_EQ(batch.size(), kMany - held);
+  // Every time that there is room again, more of it goes in; nothing is lost.
+  std::vector<bool> seen(kMany);
+  for (bool all = false;;) {
+    for (std::uint64_t n = 0; n < kMany; ++n) {
+      const auto found = store.get(key_of(n));
+      if (!found) continue;
+      ASSERT_TRUE(std::ranges::equal(found.bytes(), bytes_of(n, 100 + n % 7))) << n;
+      ASSERT_FALSE(seen[n]) << n << " came again";
+      seen[n] = true;
+    }
+    if (all) break;
+    for (std::uint64_t n = 0; n < kMany; ++n) (void)store.erase(key_of(n));
+    all = batch.commit();
+  }
+  EXPECT_EQ(std::ranges::count(seen, true), static_cast<std::ptrdiff_t>(kMany));
+  for (std::uint64_t n = 0; n < kMany; ++n) (void)store.erase(key_of(n));
+  EXPECT_EQ(store.stats().log.live_bytes, 0U);
+}
+
 TEST(KvStore, erases_in_bulk_what_single_calls_would_and_gives_the_space_back) {
   auto random = test::generator(2);
   Volatile<DramMedia> holder(1 << 20, 1 << 14);

@@ -38,9 +38,10 @@ struct SaverOptions {
   std::optional<Retention> retention;
 };
 
-/// The least staging memory with which a save can go on: what its threads hold, and a piece on its way to each.
+/// The least staging memory with which a save can go on: the piece that each of its threads writes and one on its way
+/// to it, and one that is being copied.
 [[nodiscard]] constexpr std::uint64_t staging_bytes_min(unsigned threads, std::uint64_t chunk_bytes) noexcept {
-  return (threads == 0 ? 1 : threads) * (kSaveBatchBytes + 2 * chunk_bytes) + chunk_bytes;
+  return (2 * (threads == 0 ? 1 : threads) + 1) * chunk_bytes;
 }
 
 /// A save under way, or done. Copies are of the same save. Threads: any number, at any time.

@@ -100,8 +100,10 @@ struct CheckpointCheck {
 };
 
 inline constexpr std::uint64_t kLatestVersion = ~0ULL;
-/// Chunks of so many bytes share a fence: what a thread that saves holds, less than a chunk more.
-inline constexpr std::uint64_t kSaveBatchBytes = 8 << 20;
+/// Chunks of so many bytes, or so many, share their fences: a disk is written while more are hashed. They are in the
+/// log already; a thread that saves holds one.
+inline constexpr std::uint64_t kSaveBatchBytes = 64 << 20;
+inline constexpr std::size_t kSaveBatchChunks = 4096;
 
 /// Threads: all functions but check may be called by any number of threads at any time. Space is given back when no
 /// save is under way.
@@ -207,8 +209,9 @@ class CheckpointStore {
   [[nodiscard]] Status save_once(Save& save, std::span<const TensorSource> tensors, unsigned threads);
   void save_chunks(Save& save, std::span<const TensorSource> tensors);
   void save_chunk(Save& save, const TensorSource& source, std::size_t tensor, std::uint64_t chunk,
-                  typename Save::Batch& batch);
-  [[nodiscard]] bool write_batch(Save& save, typename Save::Batch& batch);
+                  typename Save::Batch& batch, std::shared_ptr<std::byte[]>& buffer);
+  [[nodiscard]] bool write_left(Save& save);
+  void finish(Save& save, typename Save::Batch& batch);
   [[nodiscard]] bool write_manifest(Save& save, CatalogFields& fields);
   void publish(std::uint64_t line, const CatalogFields& fields);
   [[nodiscard]] std::uint64_t pieces_of(std::uint64_t manifest_bytes) const noexcept;

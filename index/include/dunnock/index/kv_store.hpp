@@ -59,6 +59,7 @@ template <Media M>
 class KvStore {
  public:
   struct Opened;
+  class Batch;
   using Item = typename ValueLog<M>::Item;
 
   /// Creates a store in `pool` under `name`. Errors: those of KvIndex::create and ValueLog::create. A crash leaves no
@@ -103,7 +104,6 @@ class KvStore {
   [[nodiscard]] const ValueLog<M>& log() const noexcept { return log_; }
 
  private:
-  bool publish(std::span<const typename KvIndex<M>::Entry> entries);
   [[nodiscard]] bool make_room();
   [[nodiscard]] bool compact_one(double live_at_most);
   void recount();
@@ -115,6 +115,38 @@ class KvStore {
     bool counted = false;  // live bytes are known, not assumed
   };
   std::unique_ptr<Shared> shared_ = std::make_unique<Shared>();
+};
+
+/// Puts that become durable and visible together, with few fences for all. Values are in the log when add returns, so
+/// their memory is free for other things.
+///
+///   add, add, ...   bytes to the log        the disk may begin with them
+///   commit()        one fence; KvIndex::put_bulk
+///
+/// Threads: one; a batch may pass to another thread after a call that has returned false. The store must outlive it.
+/// Crashes: before commit returns, any of its puts may have taken place.
+template <Media M>
+class KvStore<M>::Batch {
+ public:
+  explicit Batch(KvStore& store) noexcept : store_(&store) {}
+  Batch(Batch&& other) noexcept;
+  Batch& operator=(Batch&&) = delete;
+  /// What was not committed is given up.
+  ~Batch();
+
+  /// False: there is no room for the item, even after what was added before has been committed.
+  [[nodiscard]] bool add(const Item& item);
+  /// False: the index has no room for some; these stay in the batch, durable in the log, for another commit.
+  [[nodiscard]] bool commit();
+  /// Not committed: puts, and the bytes of their values in the log.
+  [[nodiscard]] std::size_t size() const noexcept { return entries_.size(); }
+  [[nodiscard]] std::uint64_t bytes() const noexcept { return bytes_; }
+
+ private:
+  KvStore* store_;
+  std::vector<typename KvIndex<M>::Entry> entries_;
+  std::vector<typename ValueLog<M>::Ticket> tickets_;  // They keep segments from being compacted.
+  std::uint64_t bytes_ = 0;
 };
 
 template <Media M>

@@ -130,8 +130,10 @@ class ValueLog {
   /// Appends the value, durably. None: no segment is free (compact, or erase something), or the value is longer than
   /// value_bytes_max().
   [[nodiscard]] std::optional<Ticket> append(const IndexKey& key, std::span<const std::byte> bytes);
-  /// Appends values with one fence for all: the first ones, as many as there is room for. A ticket for each of these.
-  [[nodiscard]] std::vector<Ticket> append_bulk(std::span<const Item> items);
+  /// As append, but durable only after fence() by the same thread, so that many can share one.
+  [[nodiscard]] std::optional<Ticket> begin_append(const Item& item);
+  /// What this thread has appended is durable, and may be pointed to.
+  void fence();
   /// The value at `locator`, checked. `key`: whose it must be.
   [[nodiscard]] View view(const Locator& locator, const IndexKey& key) const;
   /// The first bytes of the value at `locator`; its header is verified, its bytes are not. False: it is stale, damaged,

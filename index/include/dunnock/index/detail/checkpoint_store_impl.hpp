@@ -16,14 +16,12 @@ namespace dunnock {
 /// One save under way.
 template <Media M>
 struct CheckpointStore<M>::Save {
-  /// Chunks that share a fence, with the memory that they lie in unless it is the tensor's own.
-  struct Batch {
-    std::vector<typename KvStore<M>::Item> items;
-    std::vector<std::shared_ptr<const std::byte[]>> pieces;
-    std::vector<std::unique_ptr<std::byte[]>> buffers;  // The first of them are in use.
-    std::size_t buffers_used = 0;
-    std::size_t bytes = 0;
-    [[nodiscard]] bool full() const noexcept { return bytes >= kSaveBatchBytes || items.size() >= 256; }
+  using Batch = typename KvStore<M>::Batch;
+  using Memory = std::shared_ptr<const std::byte[]>;
+  /// What there was no room for: a chunk, with the memory that it lies in unless it is the tensor's own.
+  struct Left {
+    typename KvStore<M>::Item item;
+    Memory memory;
   };
 
   Manifest manifest;
@@ -36,12 +34,20 @@ struct CheckpointStore<M>::Save {
   std::atomic<bool> failed{false};
   std::mutex mutex;                               // of what follows
   std::unordered_set<IndexKey, KeyHash> writing;  // what it has come to, and counts upon
-  std::vector<Batch> left;                        // what there was no room for
+  std::vector<Left> left;                         // chunks that the log had no room for
+  std::vector<Batch> unpublished;                 // chunks that the index had no room for
   Status status;
 
   void fail(ErrorCode code, std::string what) {
     const std::lock_guard lock(mutex);
     if (!failed.exchange(true)) status = make_error(code, std::move(what));
+  }
+  void fail_for_room() {
+    fail(ErrorCode::kNoSpace, "there is no room for " + std::to_string(first_chunk.back()) + " chunks");
+  }
+  void count(std::uint64_t chunk_bytes) {
+    bytes_written += chunk_bytes + ValueLog<M>::kOverheadBytes;
+    ++chunks_written;
   }
 };
 
@@ -342,10 +348,7 @@ Status CheckpointStore<M>::save_once(Save& save, std::span<const TensorSource> t
   const std::shared_lock gate(shared_->gate);  // Nothing is collected that this save counts upon.
   save.failed = false;
   save.status = {};
-  while (!save.left.empty()) {
-    if (!write_batch(save, save.left.back())) return save.status;
-    save.left.pop_back();
-  }
+  if (!write_left(save)) return save.status;
   detail::run_on_threads(threads, [&] { save_chunks(save, tensors); });
   if (save.failed) return save.status;
   CatalogFields fields;
@@ -356,61 +359,64 @@ Status CheckpointStore<M>::save_once(Save& save, std::span<const TensorSource> t
   return {};
 }
 
-/// False: there is no room, and the batch is as it was.
+/// What a save before it has left. False: there is no room.
 template <Media M>
-bool CheckpointStore<M>::write_batch(Save& save, typename Save::Batch& batch) {
-  if (!batch.items.empty() && !data_.put_bulk(batch.items)) {
-    save.fail(ErrorCode::kNoSpace, "there is no room for " + std::to_string(save.first_chunk.back()) + " chunks");
-    return false;
+bool CheckpointStore<M>::write_left(Save& save) {
+  while (!save.unpublished.empty() && save.unpublished.back().commit()) save.unpublished.pop_back();
+  typename Save::Batch batch(data_);
+  while (save.unpublished.empty() && !save.left.empty() && batch.add(save.left.back().item)) {
+    save.count(save.left.back().item.bytes.size());
+    save.left.pop_back();
   }
-  for (const auto& item : batch.items) save.bytes_written += item.bytes.size() + ValueLog<M>::kOverheadBytes;
-  save.chunks_written += batch.items.size();
-  batch.items.clear();
-  batch.pieces.clear();
-  batch.buffers_used = 0;
-  batch.bytes = 0;
-  return true;
+  finish(save, batch);
+  if (!save.unpublished.empty() || !save.left.empty()) save.fail_for_room();
+  return !save.failed;
+}
+
+template <Media M>
+void CheckpointStore<M>::finish(Save& save, typename Save::Batch& batch) {
+  if (batch.commit()) return;
+  save.fail_for_room();
+  const std::lock_guard lock(save.mutex);
+  save.unpublished.push_back(std::move(batch));
 }
 
 /// What one thread does: takes the next chunks until there are no more.
 template <Media M>
 void CheckpointStore<M>::save_chunks(Save& save, std::span<const TensorSource> tensors) {
-  typename Save::Batch batch;
-  while (!save.failed && !(batch.full() && !write_batch(save, batch))) {
+  typename Save::Batch batch(data_);
+  std::shared_ptr<std::byte[]> buffer;  // For a tensor that is read.
+  while (!save.failed) {
+    const bool full = batch.bytes() >= kSaveBatchBytes || batch.size() >= kSaveBatchChunks;
+    if (full && !batch.commit()) break;
     const std::uint64_t at = save.next_chunk.fetch_add(1);
-    if (at >= save.first_chunk.back()) {
-      (void)write_batch(save, batch);
-      break;
-    }
+    if (at >= save.first_chunk.back()) break;
     const auto tensor = static_cast<std::size_t>(
         std::upper_bound(save.first_chunk.begin(), save.first_chunk.end(), at) - save.first_chunk.begin() - 1);
-    save_chunk(save, tensors[tensor], tensor, at - save.first_chunk[tensor], batch);
+    save_chunk(save, tensors[tensor], tensor, at - save.first_chunk[tensor], batch, buffer);
   }
-  if (batch.items.empty()) return;
-  const std::lock_guard lock(save.mutex);
-  save.left.push_back(std::move(batch));
+  finish(save, batch);
 }
 
 /// Puts a chunk into the batch unless it is durable already.
 template <Media M>
 void CheckpointStore<M>::save_chunk(Save& save, const TensorSource& source, std::size_t tensor, std::uint64_t chunk,
-                                    typename Save::Batch& batch) {
+                                    typename Save::Batch& batch, std::shared_ptr<std::byte[]>& buffer) {
   ManifestTensor& target = save.manifest.tensors[tensor];
   const std::uint64_t offset = chunk * chunk_bytes_;
   const std::uint64_t length = std::min<std::uint64_t>(chunk_bytes_, target.spec.bytes().value_or(0) - offset);
-  std::shared_ptr<const std::byte[]> piece;
+  typename Save::Memory memory;
   const std::byte* bytes = nullptr;
   bool readable = true;
   if (source.piece) {
-    piece = source.piece(offset, length);
-    bytes = piece.get();
+    memory = source.piece(offset, length);
+    bytes = memory.get();
     readable = bytes != nullptr;
   } else if (source.read) {
-    if (batch.buffers_used == batch.buffers.size())
-      batch.buffers.push_back(std::make_unique_for_overwrite<std::byte[]>(chunk_bytes_));
-    std::byte* const buffer = batch.buffers[batch.buffers_used].get();
-    readable = source.read(offset, std::span(buffer, length));
-    bytes = buffer;
+    if (!buffer) buffer = std::shared_ptr<std::byte[]>(new std::byte[chunk_bytes_]);
+    readable = source.read(offset, std::span(buffer.get(), length));
+    memory = buffer;
+    bytes = buffer.get();
   } else {
     bytes = source.bytes.data() + offset;
   }
@@ -425,10 +431,14 @@ void CheckpointStore<M>::save_chunk(Save& save, const TensorSource& source, std:
     if (!save.writing.insert(digest.key).second) return;  // This save has it already.
   }
   if (data_.index().get(digest.key)) return;  // Durable, for a get never tells of what is not.
-  batch.items.push_back({digest.key, {bytes, length}, digest.checksum});
-  batch.bytes += length;
-  batch.buffers_used += source.read && !source.piece ? 1 : 0;
-  if (piece) batch.pieces.push_back(std::move(piece));
+  const typename KvStore<M>::Item item{digest.key, {bytes, length}, digest.checksum};
+  if (batch.add(item)) {
+    save.count(length);
+    return;
+  }
+  save.fail_for_room();
+  const std::lock_guard lock(save.mutex);
+  save.left.push_back({item, std::move(memory)});
 }
 
 template <Media M>

@@ -53,44 +53,74 @@ PutResult KvStore<M>::put(const IndexKey& key, std::span<const std::byte> value)
 
 template <Media M>
 bool KvStore<M>::put_bulk(std::span<const Item> items) {
-  std::vector<Item> in_log;
-  std::vector<typename KvIndex<M>::Entry> entries;
+  Batch batch(*this);
   for (const Item& item : items) {
-    if (item.bytes.size() > log_.value_bytes_max()) return false;
-    if (item.bytes.size() > IndexValue::kInlineBytesMax) {
-      in_log.push_back(item);
-    } else {
-      entries.push_back({item.key, IndexValue::of(item.bytes)});
-    }
+    if (!batch.add(item)) return false;
   }
-  bool all = publish(entries);
-  for (std::span<const Item> left = in_log; all && !left.empty();) {
-    // Those for which there is room; their segments stay as they are until the entries are published.
-    const auto tickets = log_.append_bulk(left);
-    if (tickets.empty() && !make_room()) return false;
-    entries.clear();
-    for (std::size_t i = 0; i < tickets.size(); ++i)
-      entries.push_back({left[i].key, IndexValue::of(tickets[i].locator)});
-    all = publish(entries);
-    left = left.subspan(tickets.size());
-  }
-  return all;
+  return batch.commit();
 }
 
-/// Puts entries whose values are durable; gives up what they replace, and the values of those that find no room.
 template <Media M>
-bool KvStore<M>::publish(std::span<const typename KvIndex<M>::Entry> entries) {
-  std::vector<PutResult> results(entries.size());
-  std::vector<IndexValue> previous(entries.size());
-  index_.put_bulk(entries, results.data(), previous.data());
-  bool all = true;
-  for (std::size_t i = 0; i < entries.size(); ++i) {
-    const bool full = results[i] == PutResult::kFull;
-    all = all && !full;
-    const IndexValue& garbage = full ? entries[i].value : previous[i];
-    if (results[i] != PutResult::kInserted && garbage.is_locator()) log_.discard(garbage.locator());
+KvStore<M>::Batch::Batch(Batch&& other) noexcept
+    : store_(other.store_),
+      entries_(std::move(other.entries_)),
+      tickets_(std::move(other.tickets_)),
+      bytes_(std::exchange(other.bytes_, 0)) {
+  other.entries_.clear();
+  other.tickets_.clear();
+}
+
+template <Media M>
+KvStore<M>::Batch::~Batch() {
+  for (const auto& ticket : tickets_) store_->log_.discard(ticket.locator);
+}
+
+template <Media M>
+bool KvStore<M>::Batch::add(const Item& item) {
+  if (item.bytes.size() <= IndexValue::kInlineBytesMax) {
+    entries_.push_back({item.key, IndexValue::of(item.bytes)});
+    return true;
   }
-  return all;
+  if (item.bytes.size() > store_->log_.value_bytes_max()) return false;
+  auto ticket = store_->log_.begin_append(item);
+  while (!ticket) {
+    // Committed, the batch pins no segment.
+    if (!commit() || !store_->make_room()) return false;
+    ticket = store_->log_.begin_append(item);
+  }
+  entries_.push_back({item.key, IndexValue::of(ticket->locator)});
+  tickets_.push_back(std::move(*ticket));
+  bytes_ += item.bytes.size();
+  return true;
+}
+
+template <Media M>
+bool KvStore<M>::Batch::commit() {
+  if (entries_.empty()) return true;
+  if (!tickets_.empty()) store_->log_.fence();
+  std::vector<PutResult> results(entries_.size());
+  std::vector<IndexValue> previous(entries_.size());
+  store_->index_.put_bulk(entries_, results.data(), previous.data());
+  std::vector<typename KvIndex<M>::Entry> refused;
+  std::vector<typename ValueLog<M>::Ticket> their_tickets;
+  std::size_t next_ticket = 0;
+  bytes_ = 0;
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    const bool in_log = entries_[i].value.is_locator();
+    if (results[i] == PutResult::kFull) {
+      refused.push_back(entries_[i]);
+      if (in_log) {
+        bytes_ += tickets_[next_ticket].locator.length;
+        their_tickets.push_back(std::move(tickets_[next_ticket]));
+      }
+    } else if (results[i] != PutResult::kInserted && previous[i].is_locator()) {
+      store_->log_.discard(previous[i].locator());
+    }
+    next_ticket += in_log ? 1 : 0;
+  }
+  entries_ = std::move(refused);
+  tickets_ = std::move(their_tickets);
+  return entries_.empty();
 }
 
 template <Media M>

@@ -250,12 +250,23 @@ void ValueLog<M>::write(const Ticket& ticket, const IndexKey& key, std::span<con
 }
 
 template <Media M>
-auto ValueLog<M>::append(const IndexKey& key, std::span<const std::byte> bytes) -> std::optional<Ticket> {
-  auto ticket = reserve(head_of_thread(), bytes.size(), 1);
+auto ValueLog<M>::begin_append(const Item& item) -> std::optional<Ticket> {
+  auto ticket = reserve(head_of_thread(), item.bytes.size(), 1);
   if (!ticket) return std::nullopt;
-  ticket->locator.checksum = payload_checksum(bytes);
-  write(*ticket, key, bytes, ticket->locator.checksum);
-  media_.fence(log_point::kAppendFence);  // The record may be pointed to.
+  ticket->locator.checksum = item.checksum ? *item.checksum : payload_checksum(item.bytes);
+  write(*ticket, item.key, item.bytes, ticket->locator.checksum);
+  return ticket;
+}
+
+template <Media M>
+void ValueLog<M>::fence() {
+  media_.fence(log_point::kAppendFence);  // Records may be pointed to.
+}
+
+template <Media M>
+auto ValueLog<M>::append(const IndexKey& key, std::span<const std::byte> bytes) -> std::optional<Ticket> {
+  auto ticket = begin_append({key, bytes});
+  if (ticket) fence();
   return ticket;
 }
 
@@ -300,22 +311,6 @@ bool ValueLog<M>::adopt_tail(std::uint64_t victim, std::uint64_t bytes) {
   head.segment = best;
   head.used_bytes = best_used;
   return true;
-}
-
-template <Media M>
-auto ValueLog<M>::append_bulk(std::span<const Item> items) -> std::vector<Ticket> {
-  std::vector<Ticket> tickets;
-  tickets.reserve(items.size());
-  const unsigned head = head_of_thread();
-  for (const Item& item : items) {
-    auto ticket = reserve(head, item.bytes.size(), 1);
-    if (!ticket) break;
-    ticket->locator.checksum = item.checksum ? *item.checksum : payload_checksum(item.bytes);
-    write(*ticket, item.key, item.bytes, ticket->locator.checksum);
-    tickets.push_back(std::move(*ticket));
-  }
-  if (!tickets.empty()) media_.fence(log_point::kAppendFence);  // All of them may be pointed to.
-  return tickets;
 }
 
 template <Media M>
