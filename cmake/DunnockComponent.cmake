@@ -3,14 +3,17 @@
 set(DUNNOCK_COMPONENTS "" CACHE INTERNAL "")
 
 add_library(dunnock_options INTERFACE)
-target_compile_options(dunnock_options INTERFACE -march=${DUNNOCK_ARCH} -Wall -Wextra -Wshadow)
+target_compile_options(dunnock_options INTERFACE
+                       "$<$<COMPILE_LANGUAGE:CXX>:-march=${DUNNOCK_ARCH};-Wall;-Wextra;-Wshadow>"
+                       "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-march=${DUNNOCK_ARCH},-Wall>")
 if(DUNNOCK_SANITIZE STREQUAL "address")
-  target_compile_options(dunnock_options INTERFACE
-                         -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  set(flags -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  target_compile_options(dunnock_options INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${flags}>")
   target_link_options(dunnock_options INTERFACE -fsanitize=address,undefined)
 elseif(DUNNOCK_SANITIZE STREQUAL "thread")
   # gcc warns that TSan ignores std::atomic_thread_fence; the library synchronises by atomics only.
-  target_compile_options(dunnock_options INTERFACE -fsanitize=thread -fno-omit-frame-pointer -Wno-tsan)
+  set(flags -fsanitize=thread -fno-omit-frame-pointer -Wno-tsan)
+  target_compile_options(dunnock_options INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${flags}>")
   target_link_options(dunnock_options INTERFACE -fsanitize=thread)
 endif()
 
@@ -68,6 +71,10 @@ function(dunnock_install)
   list(TRANSFORM DUNNOCK_COMPONENTS PREPEND -l OUTPUT_VARIABLE libraries)
   list(REVERSE libraries)
   list(JOIN libraries " " DUNNOCK_PC_LIBS)
+  set(DUNNOCK_PC_LIBS_PRIVATE "")
+  if(DUNNOCK_HAS_CUDA)
+    set(DUNNOCK_PC_LIBS_PRIVATE "-L${CUDAToolkit_LIBRARY_DIR} -lcudart_static -lrt -ldl -lpthread")
+  endif()
   configure_file(cmake/dunnock.pc.in ${PROJECT_BINARY_DIR}/dunnock.pc @ONLY)
   install(FILES ${PROJECT_BINARY_DIR}/dunnock.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 endfunction()

@@ -4,10 +4,14 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <map>
 #include <set>
+#include <span>
+#include <utility>
+#include <vector>
 
 #include "support/seed.hpp"
 
@@ -207,6 +211,29 @@ TYPED_TEST(FilterOf, clears) {
   ASSERT_NO_FATAL_FAILURE(pair.verify());
 }
 
+TYPED_TEST(FilterOf, takes_the_words_of_another_when_it_is_empty) {
+  Pair<TypeParam> pair(1000);
+  for (std::uint64_t key = 0; key < 900; ++key) pair.insert(key);
+  const auto words = pair.filter().words();
+  ASSERT_EQ(words.size() * TypeParam::kLanes, pair.filter().slots());
+  std::vector<std::uint64_t> copy(words.begin(), words.end());
+  EXPECT_EQ(pair.filter().assign_words(copy).error().code, ErrorCode::kInvalidArgument) << "it is not empty";
+  pair.filter().clear();
+  EXPECT_EQ(pair.filter().assign_words(std::span(copy).first(copy.size() - 1)).error().code,
+            ErrorCode::kInvalidArgument);
+  // An empty foreign lane, in the last word.
+  std::swap(copy.back(), copy.front());
+  const std::uint64_t good = std::exchange(copy.back(), 1ULL << 60);
+  EXPECT_EQ(pair.filter().assign_words(copy).error().code, ErrorCode::kCorrupt);
+  EXPECT_TRUE(std::ranges::all_of(pair.filter().words(), [](std::uint64_t word) { return word == 0; }));
+  copy.back() = good;
+  std::swap(copy.back(), copy.front());
+  ASSERT_TRUE(pair.filter().assign_words(copy));
+  ASSERT_NO_FATAL_FAILURE(pair.verify());
+  for (std::uint64_t key = 0; key < 300; ++key) pair.erase(key);
+  ASSERT_NO_FATAL_FAILURE(pair.verify());
+}
+
 TEST(Filter, of_12_bits_reaches_97_percent_and_keeps_its_false_positive_rate) {
   auto filter = std::move(*CuckooFilter<12, DramMedia>::create_volatile({1 << 20, HashSeed::from(test::seed())}));
   const auto rate = [&filter] {
@@ -376,6 +403,27 @@ TEST_F(InPool, is_there_again_after_reopening) {
   EXPECT_EQ(opened->filter.contains_bulk(keys, found.data()), keys.size());
   EXPECT_EQ(opened->filter.size(), keys.size());
   EXPECT_TRUE(opened->filter.check().ok());
+}
+
+TEST_F(InPool, has_the_words_that_it_was_given_after_reopening) {
+  using F = CuckooFilter<16, FileMedia>;
+  const FilterOptions options{5000, HashSeed::from(test::seed())};
+  auto source = std::move(*CuckooFilter<16, DramMedia>::create_volatile(options));
+  for (std::uint64_t key = 0; key < 4500; ++key) ASSERT_TRUE(source.insert(key));
+  {
+    auto pool = Pool::create(path_, {32 << 20});
+    ASSERT_TRUE(pool.has_value()) << pool.error().message;
+    auto filter = F::create(*pool, "words", options, pool->file_media());
+    ASSERT_TRUE(filter.has_value()) << filter.error().message;
+    ASSERT_TRUE(filter->assign_words(source.words()));
+  }
+  auto pool = Pool::open(path_);
+  ASSERT_TRUE(pool.has_value()) << pool.error().message;
+  auto opened = F::open(*pool, "words", pool->file_media());
+  ASSERT_TRUE(opened.has_value()) << opened.error().message;
+  EXPECT_FALSE(opened->report.clear_completed);
+  EXPECT_TRUE(std::ranges::equal(opened->filter.words(), source.words()));
+  EXPECT_EQ(opened->filter.size(), 4500U);
 }
 
 }  // namespace

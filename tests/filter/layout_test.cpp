@@ -65,7 +65,7 @@ TYPED_TEST(LayoutOf, follows_a_model_through_random_operations) {
       ASSERT_EQ(L::match_foreign(word, pattern) != 0, in_foreign != model.foreign.end());
       ASSERT_EQ(L::match_quickly(word, pattern) != 0, in_home != model.home.end() || in_foreign != model.foreign.end());
       // Level 1 keeps everything in the group, level 2 lets even fingerprints go to the other one, level 3 all.
-      const Reach reach = model.level == 0                                               ? Reach::kHome
+      const Reach reach = model.level == 0                                                 ? Reach::kHome
                           : model.level == 3 || (model.level == 2 && fingerprint % 2 == 0) ? Reach::kOtherGroup
                                                                                            : Reach::kGroup;
       ASSERT_EQ(L::reach(word, fingerprint), reach);
@@ -179,6 +179,16 @@ TYPED_TEST(LayoutOf, the_vector_scans_agree_with_their_slow_twins) {
   compare_scans<TypeParam, 4>(6);
 }
 #endif
+
+TEST(Words, that_no_filter_leaves_are_known) {
+  EXPECT_TRUE(Layout<12>::is_word(0));
+  EXPECT_TRUE(Layout<12>::is_word(~0ULL)) << "three foreign lanes, all full, level 3";
+  EXPECT_FALSE(Layout<12>::is_word(1ULL << 60)) << "an empty foreign lane";
+  EXPECT_TRUE(Layout<12>::is_word(1ULL << 60 | 1ULL << 48));
+  EXPECT_TRUE(Layout<8>::is_word(1ULL << 55));
+  EXPECT_FALSE(Layout<8>::is_word(1ULL << 56)) << "between the lanes and the count";
+  EXPECT_FALSE(Layout<16>::is_word(1ULL << 48));
+}
 
 }  // namespace
 }  // namespace dunnock

@@ -19,6 +19,7 @@ bool accepts(const std::string& path, const std::string& line) { return with_lin
 
 const std::string kBase = "base/include/dunnock/base/a.hpp";
 const std::string kPmem = "pmem/include/dunnock/pmem/a.hpp";
+const std::string kGpu = "gpu/include/dunnock/gpu/a.hpp";
 const std::string kFilter = "filter/include/dunnock/filter/a.hpp";
 
 TEST(Tree, keeps_the_rules) {
@@ -74,6 +75,13 @@ TEST(Layers, must_not_include_what_is_above) {
   EXPECT_TRUE(complains(kPmem, "#include <dunnock/filter/layout.hpp>"));
   EXPECT_TRUE(complains(kPmem, "  #include <dunnock/filter/layout.hpp>"));
   EXPECT_TRUE(complains(kFilter, "#include <dunnock/crash/explorer.hpp>"));
+  EXPECT_TRUE(complains(kGpu, "#include <dunnock/index/kv_index.hpp>"));
+}
+
+TEST(Layers, of_the_gpu_see_the_words_of_the_filter_and_nothing_else_of_it) {
+  EXPECT_TRUE(accepts(kGpu, "#include <dunnock/filter/layout.hpp>"));
+  EXPECT_TRUE(complains(kGpu, "#include <dunnock/filter/cuckoo_filter.hpp>"));
+  EXPECT_TRUE(complains("gpu/src/cuda/a.cu", "#include <dunnock/filter/cuckoo_filter.hpp>"));
 }
 
 TEST(Layers, are_not_broken_by_an_include_in_a_comment) {

@@ -71,26 +71,26 @@ struct FilterOptions {
 
 /// What opening found and did.
 struct RecoveryReport {
-  bool clean_shutdown = false;       ///< close() was called; otherwise the last user crashed.
-  unsigned kicks_completed = 0;      ///< Moves that were in flight and are finished now.
-  bool clear_completed = false;      ///< A clear() was in flight and is finished now.
-  std::uint64_t nanoseconds = 0;     ///< Time that recovery took. Does not depend on the size of the table.
+  bool clean_shutdown = false;    ///< close() was called; otherwise the last user crashed.
+  unsigned kicks_completed = 0;   ///< Moves that were in flight and are finished now.
+  bool clear_completed = false;   ///< A clear() was in flight and is finished now.
+  std::uint64_t nanoseconds = 0;  ///< Time that recovery took. Does not depend on the size of the table.
 };
 
 /// A picture of the table (by a full scan) and counts since the filter was opened.
 struct FilterStats {
   std::uint64_t slots = 0;
   std::uint64_t items = 0;
-  std::uint64_t foreign_items = 0;          ///< Items that are not in their home word.
+  std::uint64_t foreign_items = 0;  ///< Items that are not in their home word.
   std::uint64_t words = 0;
-  std::uint64_t words_spilled = 0;          ///< Words of level 1, 2 and 3.
-  std::uint64_t words_overflowed = 0;       ///< Words of level 2 and 3.
-  std::uint64_t memory_bytes = 0;           ///< Table and meta region.
-  std::uint64_t overflows = 0;              ///< Inserts that went to the other group.
-  std::uint64_t kicks = 0;                  ///< Fingerprints moved.
-  std::uint64_t kick_groups_read = 0;       ///< Groups looked at to find where to kick.
-  std::uint64_t refusals = 0;               ///< Inserts that returned false.
-  std::uint64_t reader_persists = 0;        ///< Lookups that had to persist what they had read.
+  std::uint64_t words_spilled = 0;     ///< Words of level 1, 2 and 3.
+  std::uint64_t words_overflowed = 0;  ///< Words of level 2 and 3.
+  std::uint64_t memory_bytes = 0;      ///< Table and meta region.
+  std::uint64_t overflows = 0;         ///< Inserts that went to the other group.
+  std::uint64_t kicks = 0;             ///< Fingerprints moved.
+  std::uint64_t kick_groups_read = 0;  ///< Groups looked at to find where to kick.
+  std::uint64_t refusals = 0;          ///< Inserts that returned false.
+  std::uint64_t reader_persists = 0;   ///< Lookups that had to persist what they had read.
 };
 
 /// The outcome of check(): what a scan of everything found to be wrong. Empty when all is well.
@@ -113,6 +113,7 @@ template <unsigned kBits, Media M, FilterPolicy kPolicy = FilterPolicy{}>
 class CuckooFilter {
  public:
   using L = Layout<kBits>;
+  static constexpr unsigned kFingerprintBits = kBits;
   static constexpr unsigned kLanes = L::kLanes;
   static constexpr unsigned kGroupWords = kPolicy.group_words;
   static_assert(kGroupWords == 4 || kGroupWords == 8);
@@ -130,8 +131,8 @@ class CuckooFilter {
   /// Errors: NotFound, WrongVersion, WrongLayout (fingerprint width, group size), Corrupt.
   [[nodiscard]] static Result<Opened> open(Pool& pool, std::string_view name, M media);
   /// A filter in plain memory of its own, with huge pages where the system gives them. Lost with the process.
-  [[nodiscard]] static Result<CuckooFilter> create_volatile(const FilterOptions& options, M media = {})
-    requires std::default_initializable<M>;
+  [[nodiscard]] static Result<CuckooFilter> create_volatile(const FilterOptions& options,
+                                                            M media = {}) requires std::default_initializable<M>;
 
   /// The same two steps on memory of the caller, which must be zeroed and outlive the filter. For tests, crash
   /// harnesses and embedding.
@@ -188,14 +189,12 @@ class CuckooFilter {
   }
 
   /// The bulk forms on all threads of the current TBB arena.
-  std::size_t insert_parallel(std::span<const std::uint64_t> keys, std::uint8_t* inserted = nullptr)
-    requires(kPolicy.multi_writer)
-  {
+  std::size_t insert_parallel(std::span<const std::uint64_t> keys,
+                              std::uint8_t* inserted = nullptr) requires(kPolicy.multi_writer) {
     return insert_on_all_threads(keys, inserted);
   }
-  std::size_t insert_parallel(std::span<const std::string_view> keys, std::uint8_t* inserted = nullptr)
-    requires(kPolicy.multi_writer)
-  {
+  std::size_t insert_parallel(std::span<const std::string_view> keys,
+                              std::uint8_t* inserted = nullptr) requires(kPolicy.multi_writer) {
     return insert_on_all_threads(keys, inserted);
   }
   std::size_t contains_parallel(std::span<const std::uint64_t> keys, std::uint8_t* found) const {
@@ -204,14 +203,12 @@ class CuckooFilter {
   std::size_t contains_parallel(std::span<const std::string_view> keys, std::uint8_t* found) const {
     return contains_on_all_threads(keys, found);
   }
-  std::size_t erase_parallel(std::span<const std::uint64_t> keys, std::uint8_t* erased = nullptr)
-    requires(kPolicy.multi_writer)
-  {
+  std::size_t erase_parallel(std::span<const std::uint64_t> keys,
+                             std::uint8_t* erased = nullptr) requires(kPolicy.multi_writer) {
     return erase_on_all_threads(keys, erased);
   }
-  std::size_t erase_parallel(std::span<const std::string_view> keys, std::uint8_t* erased = nullptr)
-    requires(kPolicy.multi_writer)
-  {
+  std::size_t erase_parallel(std::span<const std::string_view> keys,
+                             std::uint8_t* erased = nullptr) requires(kPolicy.multi_writer) {
     return erase_on_all_threads(keys, erased);
   }
 
@@ -227,6 +224,17 @@ class CuckooFilter {
 
   /// Removes everything. O(table). A crash in the middle: empty after the next open.
   void clear();
+
+  /// The words of all buckets, as layout.hpp has them: for a copy elsewhere, such as gpu/filter_view.hpp. What they are
+  /// while somebody writes is undefined. (groups x group_words)
+  [[nodiscard]] std::span<const std::uint64_t> words() const noexcept {
+    return {reinterpret_cast<const std::uint64_t*>(words_of(0)), groups_ * kGroupWords};
+  }
+  /// Makes an empty filter hold what these words hold, which come from a filter of the same seed and size (another
+  /// seed's would not be found again). Nobody else may use the filter meanwhile. O(table). Errors: InvalidArgument:
+  /// another number of words, or the filter is not empty; Corrupt: no filter leaves such words, and nothing was
+  /// changed. A crash in the middle: empty after the next open.
+  [[nodiscard]] Status assign_words(std::span<const std::uint64_t> words);
   [[nodiscard]] FilterStats stats() const;
   /// Scans everything and proves the invariants of layout.hpp and format.hpp, and that size() is right.
   [[nodiscard]] CheckReport check() const;
@@ -257,17 +265,17 @@ class CuckooFilter {
     std::atomic<std::uint64_t> free_log_lines{~0ULL};  // bit i: log line i is idle
     std::mutex recount;
     std::atomic<bool> base_known{true};
-    std::atomic<std::int64_t> base{0};                 // items when the shards were zero
+    std::atomic<std::int64_t> base{0};  // items when the shards were zero
   };
 
   enum class Placed : std::uint8_t { kNowhere, kHome, kSpilled };
 
   /// One step of a kick path: the home fingerprint of a word moves to its other group.
   struct Move {
-    std::uint64_t source;        // index of the word
+    std::uint64_t source;  // index of the word
     std::uint64_t target_group;
     std::uint64_t fingerprint;
-    std::uint32_t parent;        // step that needs the lane that this one frees; kNoParent: the new key does
+    std::uint32_t parent;  // step that needs the lane that this one frees; kNoParent: the new key does
   };
   static constexpr std::uint32_t kNoParent = ~0U;
   struct UnmarkedMoves {
@@ -287,14 +295,18 @@ class CuckooFilter {
   [[nodiscard]] static Status check_options(const FilterOptions& options);
   [[nodiscard]] static Status check_header(const Region& meta, const Region& table, FilterHeader& header);
   [[nodiscard]] Result<RecoveryReport> recover();
+  template <class NewWord>
+  void rewrite(NewWord&& new_word);
 
   [[nodiscard]] Word* words_of(std::uint64_t group) const noexcept {
     const std::uint64_t offset = group * (kGroupWords * sizeof(Word));
-    if (single_extent_ != nullptr) [[likely]] return reinterpret_cast<Word*>(single_extent_ + offset);
+    if (single_extent_ != nullptr) [[likely]]
+      return reinterpret_cast<Word*>(single_extent_ + offset);
     return reinterpret_cast<Word*>(table_.at(offset));
   }
   [[nodiscard]] Word& word_at(std::uint64_t index) const noexcept {
-    if (single_extent_ != nullptr) [[likely]] return reinterpret_cast<Word*>(single_extent_)[index];
+    if (single_extent_ != nullptr) [[likely]]
+      return reinterpret_cast<Word*>(single_extent_)[index];
     return words_of(index / kGroupWords)[index % kGroupWords];
   }
   /// The first word of the group that a word belongs to: groups are aligned to their size.
@@ -406,7 +418,7 @@ class CuckooFilter {
   Region meta_;
   Region table_;
   std::unique_ptr<Shared> shared_;
-  std::optional<VolatileRegion> owned_meta_;   // create_volatile only
+  std::optional<VolatileRegion> owned_meta_;  // create_volatile only
   std::optional<VolatileRegion> owned_table_;
 };
 
@@ -418,6 +430,6 @@ struct CuckooFilter<kBits, M, kPolicy>::Opened {
 
 }  // namespace dunnock
 
-#include "dunnock/filter/detail/cuckoo_filter_life.hpp"   // IWYU pragma: export
-#include "dunnock/filter/detail/cuckoo_filter_bulk.hpp"   // IWYU pragma: export
-#include "dunnock/filter/detail/cuckoo_filter_ops.hpp"    // IWYU pragma: export
+#include "dunnock/filter/detail/cuckoo_filter_bulk.hpp"  // IWYU pragma: export
+#include "dunnock/filter/detail/cuckoo_filter_life.hpp"  // IWYU pragma: export
+#include "dunnock/filter/detail/cuckoo_filter_ops.hpp"   // IWYU pragma: export

@@ -82,8 +82,8 @@ struct Layout {
   static constexpr std::uint64_t kLaneMask = (1ULL << kBits) - 1;
 
   static constexpr std::uint64_t kOnes = detail::repeated_one(kBits, kLanes);
-  static constexpr std::uint64_t kHighBits = kOnes << (kBits - 1);    // the top bit of every lane
-  static constexpr std::uint64_t kLowBits = kHighBits - kOnes;        // all other bits of every lane
+  static constexpr std::uint64_t kHighBits = kOnes << (kBits - 1);  // the top bit of every lane
+  static constexpr std::uint64_t kLowBits = kHighBits - kOnes;      // all other bits of every lane
   static constexpr std::uint64_t kLanesMask = kHighBits | kLowBits;
   static constexpr detail::HomeLanes kHomeLanes = detail::home_lanes_table(kBits, kHighBits);
 
@@ -162,6 +162,12 @@ struct Layout {
   }
   DUNNOCK_HOST_DEVICE static constexpr unsigned occupied(std::uint64_t word) noexcept {
     return kLanes - static_cast<unsigned>(std::popcount(empty_lanes(word)));
+  }
+  /// Could a filter have left this word? Every foreign lane is occupied, and the bits that are nothing are zero.
+  DUNNOCK_HOST_DEVICE static constexpr bool is_word(std::uint64_t word) noexcept {
+    constexpr std::uint64_t kMeaning = kLanesMask | 0xfULL << kCountShift;
+    return (word & ~kMeaning) == 0 && foreign_count(word) <= kForeignMax &&
+           (empty_lanes(word) & foreign_lanes(word)) == 0;
   }
   DUNNOCK_HOST_DEVICE static constexpr std::uint64_t with_level(std::uint64_t word, std::uint64_t level) noexcept {
     return (word & ~(3ULL << kLevelShift)) | level << kLevelShift;

@@ -79,8 +79,8 @@ Status CuckooFilter<kBits, M, kPolicy>::check_header(const Region& meta, const R
                                               " bits, expected " + std::to_string(kBits));
   }
   if (header.group_words != kGroupWords) {
-    return wrong(ErrorCode::kWrongLayout, "groups of " + std::to_string(header.group_words) + " words, expected " +
-                                              std::to_string(kGroupWords));
+    return wrong(ErrorCode::kWrongLayout,
+                 "groups of " + std::to_string(header.group_words) + " words, expected " + std::to_string(kGroupWords));
   }
   if (header.slots == 0 || header.slots > kSlotsMax || header.groups != groups_for(header.slots) ||
       header.log_lines != kLogLines || table.bytes() != table_bytes(header.slots)) {
@@ -184,8 +184,7 @@ auto CuckooFilter<kBits, M, kPolicy>::open(Pool& pool, std::string_view name, M 
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 auto CuckooFilter<kBits, M, kPolicy>::create_volatile(const FilterOptions& options, M media) -> Result<CuckooFilter>
-  requires std::default_initializable<M>
-{
+requires std::default_initializable<M> {
   if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
   auto meta = VolatileRegion::create(meta_bytes());
   if (!meta) return tl::unexpected(meta.error());
@@ -210,12 +209,39 @@ void CuckooFilter<kBits, M, kPolicy>::close() {
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 void CuckooFilter<kBits, M, kPolicy>::clear() {
+  rewrite([](std::uint64_t) { return std::uint64_t{0}; });
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+Status CuckooFilter<kBits, M, kPolicy>::assign_words(std::span<const std::uint64_t> words) {
+  if (words.size() != groups_ * kGroupWords)
+    return make_error(ErrorCode::kInvalidArgument, std::to_string(words.size()) + " words do not make a filter of " +
+                                                       std::to_string(groups_ * kGroupWords));
+  if (size() != 0)
+    return make_error(ErrorCode::kInvalidArgument, "the filter is not empty: a crash would lose what it holds");
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    if (!L::is_word(words[i]))
+      return make_error(ErrorCode::kCorrupt, "word " + std::to_string(i) + " is none that a filter leaves");
+  }
+  rewrite([words](std::uint64_t i) { return words[i]; });
+  return {};
+}
+
+/// Gives every word a new value; all or, after a crash, none is there.
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+template <class NewWord>
+void CuckooFilter<kBits, M, kPolicy>::rewrite(NewWord&& new_word) {
   media_.store(filter_point::kClearBegin, state().clearing, 1);
   media_.flush(filter_point::kClearBegin, &state());
-  media_.fence(filter_point::kClearBegin);  // From here a crash completes the clearing.
+  media_.fence(filter_point::kClearBegin);  // From here a crash clears the table.
+  std::int64_t items = 0;
   for (std::uint64_t group = 0; group < groups_; ++group) {
     Word* words = words_of(group);
-    for (unsigned v = 0; v < kGroupWords; ++v) media_.store(filter_point::kClearWord, words[v], 0);
+    for (unsigned v = 0; v < kGroupWords; ++v) {
+      const std::uint64_t value = new_word(group * kGroupWords + v);
+      items += L::occupied(value);
+      media_.store(filter_point::kClearWord, words[v], value);
+    }
     media_.flush(filter_point::kClearWord, words);
   }
   media_.fence(filter_point::kClearWord);
@@ -223,7 +249,7 @@ void CuckooFilter<kBits, M, kPolicy>::clear() {
   media_.flush(filter_point::kClearEnd, &state());
   media_.fence(filter_point::kClearEnd);
   for (Shard& one : shared_->shards) one.items.store(0, std::memory_order_relaxed);
-  shared_->base.store(0, std::memory_order_relaxed);
+  shared_->base.store(items, std::memory_order_relaxed);
   shared_->base_known.store(true, std::memory_order_release);
 }
 

@@ -1,0 +1,75 @@
+// FilterView: the words of a CuckooFilter in a device's memory: bulk lookups, inserts and erasures on them.
+//
+//   host   CuckooFilter in a pool  --words()-->  upload  -->  DeviceSpan of words
+//                                                               |  contains, insert, erase  (same bytes)
+//   host   CuckooFilter, reopened  <-assign_words()-- download <-+
+//
+// The bytes are those of the pool (filter/layout.hpp), so a filter can be filled on a GPU and reopened on the host, and
+// a replica of it can answer there. Nothing here is durable: that is the filter's matter, when the words come back.
+//
+// A lookup reads the 8-byte word of its home bucket, one 32-byte sector, and is done unless that word says that
+// fingerprints of its bucket are elsewhere. An insert is one compare-and-swap where its bucket has room. Neither takes
+// a lock: every change is a compare-and-swap of one word, and marks are raised before what they announce is moved.
+//
+// Source: AniFilter (doi 10.1145/3342195.3387528) for the buckets; bulk operations as cuCollections offers them.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "dunnock/base/result.hpp"
+#include "dunnock/gpu/memory.hpp"
+
+namespace dunnock::gpu {
+
+/// What a filter's words can't say themselves. CuckooFilter knows each of these.
+struct FilterShape {
+  unsigned fingerprint_bits = 12;       ///< 8, 12 or 16
+  unsigned group_words = 8;             ///< 8 or 4
+  std::uint64_t groups = 0;             ///< words / group_words
+  std::array<std::uint64_t, 4> seed{};  ///< of its hash: HashSeed::words, as CuckooFilter::seed() has them
+};
+
+/// A 128-bit key, such as the chained hash of a prefix block.
+struct Key128 {
+  std::uint64_t low = 0;
+  std::uint64_t high = 0;
+};
+
+/// Does not own the words. Threads: any number. Operations of one kind may overlap on the same words, on several
+/// streams: contains with contains, insert with insert, erase with erase. Different kinds must be ordered.
+/// Errors of the operations come with the stream (stream.hpp); arguments that do not fit are programmer errors.
+class FilterView {
+ public:
+  /// Errors: InvalidArgument: no such fingerprints or groups, or `words` is not as large as the shape says.
+  [[nodiscard]] static Result<FilterView> create(const FilterShape& shape, DeviceSpan<std::uint64_t> words);
+
+  /// answers[i] = 1 if keys[i] may be in the filter, 0 if it is not. (n) -> (n)
+  void contains(DeviceSpan<const std::uint64_t> keys, DeviceSpan<std::uint8_t> answers, Stream& stream) const;
+  void contains(DeviceSpan<const Key128> keys, DeviceSpan<std::uint8_t> answers, Stream& stream) const;
+
+  /// Adds each key, as often as it comes. accepted[i] = 1, or 0 where there was no room. (n) -> (n)
+  void insert(DeviceSpan<const std::uint64_t> keys, DeviceSpan<std::uint8_t> accepted, Stream& stream) const;
+  void insert(DeviceSpan<const Key128> keys, DeviceSpan<std::uint8_t> accepted, Stream& stream) const;
+
+  /// Takes one copy of each key's fingerprint away. Only keys that were inserted may be erased, as with CuckooFilter.
+  /// erased[i] = 0 where there was none. (n) -> (n)
+  void erase(DeviceSpan<const std::uint64_t> keys, DeviceSpan<std::uint8_t> erased, Stream& stream) const;
+  void erase(DeviceSpan<const Key128> keys, DeviceSpan<std::uint8_t> erased, Stream& stream) const;
+
+  /// The longest prefix of each request that may be stored, by bisection: blocks first[r] .. first[r + 1] - 1 of
+  /// `hashes` are those of request r, in order; lengths[r] is a number of blocks. Right as far as a filter can be when
+  /// a block is stored only if all before it are. (n), (requests + 1) -> (requests)
+  void longest_prefix(DeviceSpan<const Key128> hashes, DeviceSpan<const std::uint32_t> first,
+                      DeviceSpan<std::uint32_t> lengths, Stream& stream) const;
+
+  [[nodiscard]] const FilterShape& shape() const noexcept { return shape_; }
+  [[nodiscard]] DeviceSpan<std::uint64_t> words() const noexcept { return words_; }
+
+ private:
+  FilterView(const FilterShape& shape, DeviceSpan<std::uint64_t> words) noexcept : shape_(shape), words_(words) {}
+  FilterShape shape_;
+  DeviceSpan<std::uint64_t> words_;
+};
+
+}  // namespace dunnock::gpu

@@ -1,0 +1,142 @@
+#include "dunnock/gpu/executor.hpp"
+
+#include <optional>
+#include <utility>
+
+namespace dunnock::gpu {
+
+struct Executor::State {
+  const TaskGraph* graph = nullptr;
+  Schedule schedule;
+  ExecutorOptions options;
+  std::vector<std::optional<Stream>> streams;  // by lane; those of this rank
+  std::vector<std::optional<Event>> done;      // by operation; of those that are waited for
+  std::vector<Event> lane_done;
+  std::vector<std::pair<Event, Event>> measured;  // by slot of this rank: begin, end
+  std::optional<Event> begun;
+  std::optional<Graph> recorded;
+  bool has_run = false;
+
+  [[nodiscard]] bool is_mine(const Slot& slot) const { return schedule.lanes[slot.lane].rank == options.rank; }
+  void issue(Stream& stream);
+};
+
+Executor::Executor(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
+Executor::Executor(Executor&&) noexcept = default;
+Executor& Executor::operator=(Executor&&) noexcept = default;
+Executor::~Executor() = default;
+
+Result<Executor> Executor::create(Device device, const TaskGraph& graph, const Schedule& schedule,
+                                  const ExecutorOptions& options) {
+  const auto invalid = [](std::string what) { return make_error(ErrorCode::kInvalidArgument, std::move(what)); };
+  if (const Status valid = validate(graph, schedule); !valid) return tl::unexpected(valid.error());
+  if (options.measures && options.as_graph) return invalid("a recorded graph does not measure its operations");
+
+  auto state = std::make_unique<State>();
+  state->graph = &graph;
+  state->schedule = schedule;
+  state->options = options;
+  state->streams.resize(schedule.lanes.size());
+  state->done.resize(graph.ops().size());
+  for (std::size_t i = 0; i < schedule.lanes.size(); ++i) {
+    if (schedule.lanes[i].rank != options.rank) continue;
+    auto stream = Stream::create(device, {.priority = schedule.lanes[i].priority});
+    if (!stream) return tl::unexpected(stream.error());
+    state->streams[i].emplace(std::move(*stream));
+    auto event = Event::create(device);
+    if (!event) return tl::unexpected(event.error());
+    state->lane_done.push_back(std::move(*event));
+  }
+  std::vector<unsigned> rank_of(graph.ops().size());
+  for (const Slot& slot : schedule.slots) rank_of[slot.op] = schedule.lanes[slot.lane].rank;
+  for (const Slot& slot : schedule.slots) {
+    if (!state->is_mine(slot)) continue;
+    const std::string& name = graph.op(slot.op).name;
+    if (!graph.op(slot.op).issue) return invalid("operation '" + name + "' has nothing to issue");
+    for (const OpId op : slot.waits) {
+      if (rank_of[op] != options.rank)
+        return invalid("operation '" + name + "' waits for '" + graph.op(op).name + "' of another rank");
+      if (state->done[op]) continue;
+      auto event = Event::create(device);
+      if (!event) return tl::unexpected(event.error());
+      state->done[op].emplace(std::move(*event));
+    }
+    if (!options.measures) continue;
+    auto begin = Event::create(device);
+    auto end = Event::create(device);
+    if (!begin) return tl::unexpected(begin.error());
+    if (!end) return tl::unexpected(end.error());
+    state->measured.emplace_back(std::move(*begin), std::move(*end));
+  }
+  auto begun = Event::create(device);
+  if (!begun) return tl::unexpected(begun.error());
+  state->begun.emplace(std::move(*begun));
+  if (options.as_graph) {
+    auto stream = Stream::create(device);
+    if (!stream) return tl::unexpected(stream.error());
+    auto recorded = Graph::capture(*stream, [&] { state->issue(*stream); });
+    if (!recorded) return tl::unexpected(recorded.error());
+    state->recorded.emplace(std::move(*recorded));
+  }
+  return Executor(std::move(state));
+}
+
+void Executor::State::issue(Stream& stream) {
+  stream.record(*begun);
+  for (auto& lane : streams) {
+    if (lane) lane->wait(*begun);
+  }
+  std::size_t mine = 0;
+  for (const Slot& slot : schedule.slots) {
+    if (!is_mine(slot)) continue;
+    Stream& lane = *streams[slot.lane];
+    for (const OpId op : slot.waits) lane.wait(*done[op]);
+    if (options.measures) lane.record(measured[mine].first);
+    graph->op(slot.op).issue(lane);
+    if (options.measures) lane.record(measured[mine].second);
+    if (done[slot.op]) lane.record(*done[slot.op]);
+    ++mine;
+  }
+  std::size_t event = 0;
+  for (auto& lane : streams) {
+    if (!lane) continue;
+    lane->record(lane_done[event]);
+    stream.wait(lane_done[event]);
+    ++event;
+  }
+}
+
+void Executor::run(Stream& stream) {
+  state_->has_run = true;
+  if (state_->recorded) {
+    state_->recorded->launch(stream);
+  } else {
+    state_->issue(stream);
+  }
+}
+
+Status Executor::synchronize() {
+  Status first;
+  for (auto& lane : state_->streams) {
+    if (!lane) continue;
+    if (const Status done = lane->synchronize(); !done && first) first = done;
+  }
+  return first;
+}
+
+Result<Timeline> Executor::last_run() const {
+  const State& state = *state_;
+  if (!state.options.measures) return make_error(ErrorCode::kInvalidArgument, "this executor does not measure");
+  if (!state.has_run) return make_error(ErrorCode::kInvalidArgument, "nothing has run yet");
+  Timeline timeline;
+  std::size_t mine = 0;
+  for (const Slot& slot : state.schedule.slots) {
+    if (!state.is_mine(slot)) continue;
+    const auto& [begin, end] = state.measured[mine++];
+    timeline.intervals.push_back(
+        {slot.op, slot.lane, 1e3 * begin.ms_since(*state.begun), 1e3 * end.ms_since(*state.begun)});
+  }
+  return timeline;
+}
+
+}  // namespace dunnock::gpu
