@@ -22,3 +22,9 @@ if(NOT DUNNOCK_CUDA STREQUAL "OFF")
   endif()
 endif()
 message(STATUS "CUDA backend: ${DUNNOCK_HAS_CUDA}")
+
+# NCCL has no find module.
+if(DUNNOCK_HAS_CUDA)
+  find_library(DUNNOCK_NCCL_LIBRARY nccl HINTS ${CUDAToolkit_LIBRARY_DIR})
+  find_path(DUNNOCK_NCCL_INCLUDE nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+endif()

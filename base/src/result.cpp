@@ -15,6 +15,7 @@ std::string_view to_string(ErrorCode code) noexcept {
     case ErrorCode::kNoSpace: return "NoSpace";
     case ErrorCode::kReadOnly: return "ReadOnly";
     case ErrorCode::kUnsupported: return "Unsupported";
+    case ErrorCode::kPeerLost: return "PeerLost";
     case ErrorCode::kDevice: return "Device";
     case ErrorCode::kIo: return "Io";
   }

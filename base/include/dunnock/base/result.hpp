@@ -24,6 +24,7 @@ enum class ErrorCode : std::uint8_t {
   kNoSpace,            ///< The pool, the disk or the memory is exhausted.
   kReadOnly,           ///< The file or the directory can't be written.
   kUnsupported,        ///< This machine can't do that (e.g. no DAX here).
+  kPeerLost,           ///< Another rank has gone, or has not answered in time.
   kDevice,             ///< A GPU, or an operation on a device, has failed.
   kIo,                 ///< Any other refusal by the operating system.
 };

@@ -1,0 +1,89 @@
+// Communicator: what the ranks of a job tell each other: all-reduce, reduce-scatter, all-gather, broadcast, send and
+// receive, barrier. Each is an operation of a stream.
+//
+//   threads()  ranks are threads of this process: for tests, and for many devices in one process
+//   mpi()      ranks are processes, started by mpirun; host memory
+//   nccl()     ranks are GPUs; their ids are exchanged over another communicator
+//
+// Collectives of one communicator are matched by the order in which each rank calls them, so all ranks must call the
+// same ones in the same order, on whatever streams. Sums are made in float.
+//
+// When a rank goes, or does not come within the timeout, the operation fails with PeerLost, as do all later ones of the
+// communicator, on all ranks that notice: a job stops with a message instead of waiting for ever. On NCCL the error is
+// noticed by check(), and the communicator is aborted there.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "dunnock/base/result.hpp"
+#include "dunnock/gpu/bf16.hpp"
+#include "dunnock/gpu/memory.hpp"
+
+namespace dunnock::gpu {
+
+namespace detail {
+class CommunicatorImpl;
+}
+
+enum class Reduction : std::uint8_t { kSum, kMax };
+
+struct CommunicatorOptions {
+  /// How long an operation waits for the other ranks.
+  std::chrono::milliseconds timeout{60'000};
+};
+
+/// One rank's end. Move-only. Threads: one at a time calls it; the operations run in their streams.
+/// T is float or Bf16 in reductions; elsewhere also std::byte. A span that is given must live until the stream has come
+/// to the operation, as with any other. Wrong sizes are programmer errors.
+class Communicator {
+ public:
+  /// `ranks` ends, each for one thread. Errors: InvalidArgument (no ranks).
+  [[nodiscard]] static Result<std::vector<Communicator>> threads(unsigned ranks,
+                                                                 const CommunicatorOptions& options = {});
+  /// All processes of this mpirun (or this process alone). Initialises MPI, and finalises it when the process ends in
+  /// order. Errors: Unsupported (built without MPI), Device (MPI refuses).
+  [[nodiscard]] static Result<Communicator> mpi(const CommunicatorOptions& options = {});
+  /// One GPU a rank of `others`, over which the id is exchanged; all its ranks must call this. Errors: Unsupported (no
+  /// NCCL in this build, or no CUDA device), Device, PeerLost.
+  [[nodiscard]] static Result<Communicator> nccl(Device device, Communicator& others,
+                                                 const CommunicatorOptions& options = {});
+  Communicator(Communicator&&) noexcept;
+  Communicator& operator=(Communicator&&) noexcept;
+  ~Communicator();
+
+  [[nodiscard]] unsigned rank() const noexcept;
+  [[nodiscard]] unsigned size() const noexcept;
+
+  /// Every rank's values become the reduction of all ranks' values, the same bits on each. In place. (n)
+  template <class T>
+  void all_reduce(DeviceSpan<T> values, Reduction reduction, Stream& stream);
+  /// Rank r gets the reduction of part r of all ranks' `in`. (size x n) -> (n)
+  template <class T>
+  void reduce_scatter(DeviceSpan<const T> in, DeviceSpan<T> out, Reduction reduction, Stream& stream);
+  /// Every rank gets the `in` of all, one behind the other. `in` may be part `rank` of `out`. (n) -> (size x n)
+  template <class T>
+  void all_gather(DeviceSpan<const T> in, DeviceSpan<T> out, Stream& stream);
+  /// Every rank gets the values of `root`. In place. (n)
+  template <class T>
+  void broadcast(DeviceSpan<T> values, unsigned root, Stream& stream);
+  /// Messages from one rank to another arrive in the order in which they are sent; sizes must agree. A send may wait
+  /// for its receive. (n)
+  template <class T>
+  void send(DeviceSpan<const T> values, unsigned to, Stream& stream);
+  template <class T>
+  void receive(DeviceSpan<T> values, unsigned from, Stream& stream);
+  /// Comes behind what all ranks have issued before it.
+  void barrier(Stream& stream);
+
+  /// What has gone wrong, if anything has: PeerLost or Device. Any thread may ask.
+  [[nodiscard]] Status check() const;
+
+ private:
+  explicit Communicator(std::unique_ptr<detail::CommunicatorImpl> impl) noexcept;
+  std::unique_ptr<detail::CommunicatorImpl> impl_;
+};
+
+}  // namespace dunnock::gpu

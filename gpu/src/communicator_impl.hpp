@@ -1,0 +1,42 @@
+// What a kind of communicator implements, without types: bytes, and how to reduce them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "dunnock/gpu/communicator.hpp"
+
+namespace dunnock::gpu::detail {
+
+enum class Element : std::uint8_t { kByte, kF32, kBf16 };
+[[nodiscard]] constexpr std::size_t bytes_of(Element element) noexcept {
+  return element == Element::kByte ? 1 : element == Element::kF32 ? 4 : 2;
+}
+
+/// Counts are of elements. Pointers are of the stream's device.
+class CommunicatorImpl {
+ public:
+  virtual ~CommunicatorImpl() = default;
+  [[nodiscard]] virtual unsigned rank() const noexcept = 0;
+  [[nodiscard]] virtual unsigned size() const noexcept = 0;
+  virtual void all_reduce(void* values, std::size_t count, Element element, Reduction reduction, Stream& stream) = 0;
+  /// `count` is that of `out`.
+  virtual void reduce_scatter(const void* in, void* out, std::size_t count, Element element, Reduction reduction,
+                              Stream& stream) = 0;
+  virtual void all_gather(const void* in, void* out, std::size_t count, Element element, Stream& stream) = 0;
+  virtual void broadcast(void* values, std::size_t count, Element element, unsigned root, Stream& stream) = 0;
+  virtual void send(const void* values, std::size_t count, Element element, unsigned to, Stream& stream) = 0;
+  virtual void receive(void* values, std::size_t count, Element element, unsigned from, Stream& stream) = 0;
+  virtual void barrier(Stream& stream) = 0;
+  [[nodiscard]] virtual Status check() const = 0;
+};
+
+/// into[i] = reduction of into[i] and from[i]; in float.
+void reduce_into(void* into, const void* from, std::size_t count, Element element, Reduction reduction) noexcept;
+
+[[nodiscard]] Result<std::unique_ptr<CommunicatorImpl>> make_mpi(const CommunicatorOptions& options);
+[[nodiscard]] Result<std::unique_ptr<CommunicatorImpl>> make_nccl(Device device, Communicator& others,
+                                                                  const CommunicatorOptions& options);
+
+}  // namespace dunnock::gpu::detail

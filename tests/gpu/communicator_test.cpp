@@ -1,0 +1,372 @@
+// One conformance suite for every kind of communicator: ranks as threads here, as processes under mpirun, as GPUs where
+// there are any. And what happens when a rank is lost.
+#include "dunnock/gpu/communicator.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "support/seed.hpp"
+
+namespace dunnock::gpu {
+namespace {
+
+using namespace std::chrono_literals;
+
+/// Memory of the device with values in it, and the way back.
+template <class T>
+class Values {
+ public:
+  Values(std::vector<T> values, Stream& stream)
+      : values_(std::move(values)), buffer_(std::move(*Buffer<T>::create(values_.size(), stream))), stream_(stream) {
+    upload(buffer_.span(), values_, stream);
+  }
+  [[nodiscard]] DeviceSpan<T> span() const { return buffer_.span(); }
+  [[nodiscard]] std::vector<T> back() {
+    download(values_, buffer_.span(), stream_);
+    const Status done = stream_.synchronize();
+    EXPECT_TRUE(done) << done.error().message;
+    return values_;
+  }
+
+ private:
+  std::vector<T> values_;
+  Buffer<T> buffer_;
+  Stream& stream_;
+};
+
+/// Small whole numbers, whose sums are exact in any order; the same on every rank that asks.
+template <class T>
+std::vector<T> numbers(std::uint64_t seed, unsigned rank, std::size_t count) {
+  std::mt19937_64 random(seed * 1000 + rank);
+  std::vector<T> values(count);
+  for (T& value : values) value = T(static_cast<float>(random() % 17) - 8.0F);
+  return values;
+}
+
+template <class T>
+void check_reductions(Communicator& all, Stream& stream, std::uint64_t seed, std::size_t count) {
+  const unsigned ranks = all.size();
+  std::vector<std::vector<T>> of_rank;
+  for (unsigned rank = 0; rank < ranks; ++rank) of_rank.push_back(numbers<T>(seed, rank, count * ranks));
+  const auto reduced = [&](std::size_t i, Reduction reduction) {
+    float value = static_cast<float>(of_rank[0][i]);
+    for (unsigned rank = 1; rank < ranks; ++rank) {
+      const auto other = static_cast<float>(of_rank[rank][i]);
+      value = reduction == Reduction::kSum ? value + other : std::max(value, other);
+    }
+    return T(value);
+  };
+  for (const Reduction reduction : {Reduction::kSum, Reduction::kMax}) {
+    Values<T> whole(of_rank[all.rank()], stream);
+    all.all_reduce(whole.span(), reduction, stream);
+    const auto sums = whole.back();
+    for (std::size_t i = 0; i < sums.size(); ++i) ASSERT_EQ(sums[i], reduced(i, reduction)) << "all-reduce, " << i;
+
+    Values<T> in(of_rank[all.rank()], stream);
+    Values<T> out(std::vector<T>(count), stream);
+    all.reduce_scatter<T>(in.span(), out.span(), reduction, stream);
+    const auto part = out.back();
+    for (std::size_t i = 0; i < count; ++i)
+      ASSERT_EQ(part[i], reduced(all.rank() * count + i, reduction)) << "reduce-scatter, " << i;
+  }
+}
+
+template <class T>
+void check_copies(Communicator& all, Stream& stream, std::uint64_t seed, std::size_t count) {
+  const unsigned ranks = all.size();
+  std::vector<T> everything;
+  for (unsigned rank = 0; rank < ranks; ++rank) {
+    const auto some = numbers<T>(seed, rank, count);
+    everything.insert(everything.end(), some.begin(), some.end());
+  }
+  const auto mine = numbers<T>(seed, all.rank(), count);
+  Values<T> in(mine, stream);
+  Values<T> out(std::vector<T>(count * ranks), stream);
+  all.all_gather<T>(in.span(), out.span(), stream);
+  ASSERT_EQ(out.back(), everything) << "all-gather";
+
+  std::vector<T> placed(count * ranks);
+  std::ranges::copy(mine, placed.begin() + static_cast<std::ptrdiff_t>(all.rank() * count));
+  Values<T> in_place(placed, stream);
+  all.all_gather<T>(in_place.span().subspan(all.rank() * count, count), in_place.span(), stream);
+  ASSERT_EQ(in_place.back(), everything) << "all-gather in place";
+
+  for (unsigned root = 0; root < ranks; ++root) {
+    Values<T> values(mine, stream);
+    all.broadcast(values.span(), root, stream);
+    ASSERT_EQ(values.back(), numbers<T>(seed, root, count)) << "broadcast from " << root;
+  }
+}
+
+/// Every rank sends three messages of different sizes to the next one.
+template <class T>
+void check_messages(Communicator& all, Stream& stream, Stream& other, std::uint64_t seed, std::size_t count) {
+  if (all.size() == 1) return;
+  const unsigned next = (all.rank() + 1) % all.size();
+  const unsigned before = (all.rank() + all.size() - 1) % all.size();
+  for (std::size_t i = 0; i < 3; ++i) {
+    Values<T> out(numbers<T>(seed + i, all.rank(), count + i), stream);
+    Values<T> in(std::vector<T>(count + i), other);
+    all.send<T>(out.span(), next, stream);
+    all.receive(in.span(), before, other);
+    ASSERT_EQ(in.back(), numbers<T>(seed + i, before, count + i));
+    ASSERT_TRUE(stream.synchronize());
+  }
+}
+
+/// Sums of any floats: close to what they should be, and the same bits on all ranks.
+void check_sums(Communicator& all, Stream& stream, std::uint64_t seed, std::size_t count) {
+  const auto values_of = [&](unsigned rank) {
+    std::mt19937_64 random(seed + rank);
+    std::normal_distribution<float> normal;
+    std::vector<float> values(count);
+    for (float& value : values) value = normal(random);
+    return values;
+  };
+  std::vector<double> expected(count);
+  std::vector<double> size(count);
+  for (unsigned rank = 0; rank < all.size(); ++rank) {
+    const auto values = values_of(rank);
+    for (std::size_t i = 0; i < count; ++i) {
+      expected[i] += static_cast<double>(values[i]);
+      size[i] += std::abs(static_cast<double>(values[i]));
+    }
+  }
+  Values<float> values(values_of(all.rank()), stream);
+  all.all_reduce(values.span(), Reduction::kSum, stream);
+  const auto sums = values.back();
+  for (std::size_t i = 0; i < count; ++i)
+    ASSERT_NEAR(static_cast<double>(sums[i]), expected[i], 1e-6 * all.size() * size[i]);
+  Values<float> everybodys(std::vector<float>(count * all.size()), stream);
+  all.all_gather<float>(values.span(), everybodys.span(), stream);
+  const auto back = everybodys.back();
+  for (unsigned rank = 0; rank < all.size(); ++rank)
+    ASSERT_EQ(std::memcmp(back.data() + rank * count, sums.data(), count * sizeof(float)), 0) << "rank " << rank;
+}
+
+/// Collectives that are issued on two streams by turns come to their partners all the same.
+void check_streams(Communicator& all, Stream& one, Stream& two) {
+  constexpr std::size_t kRounds = 50;
+  std::vector<Values<float>> values;
+  for (std::size_t i = 0; i < kRounds; ++i)
+    values.emplace_back(std::vector<float>(64, static_cast<float>(i + all.rank())), i % 2 == 0 ? one : two);
+  for (std::size_t i = 0; i < kRounds; ++i) all.all_reduce(values[i].span(), Reduction::kSum, i % 2 == 0 ? one : two);
+  for (std::size_t i = 0; i < kRounds; ++i) {
+    const float ranks = static_cast<float>(all.size());
+    ASSERT_EQ(values[i].back()[63], ranks * static_cast<float>(i) + ranks * (ranks - 1) / 2);
+  }
+}
+
+/// All of it, as one rank.
+void conform(Communicator& all, Device device, std::uint64_t seed) {
+  auto stream = Stream::create(device);
+  auto other = Stream::create(device);
+  ASSERT_TRUE(stream && other);
+  for (const std::size_t count : {std::size_t{1}, std::size_t{7}, std::size_t{1000}, std::size_t{70'001}}) {
+    ASSERT_NO_FATAL_FAILURE(check_reductions<float>(all, *stream, seed, count));
+    ASSERT_NO_FATAL_FAILURE(check_reductions<Bf16>(all, *stream, seed, count));
+    ASSERT_NO_FATAL_FAILURE(check_copies<float>(all, *stream, seed, count));
+    ASSERT_NO_FATAL_FAILURE(check_copies<Bf16>(all, *stream, seed, count));
+    ASSERT_NO_FATAL_FAILURE(check_messages<float>(all, *stream, *other, seed, count));
+    ASSERT_NO_FATAL_FAILURE(check_messages<Bf16>(all, *stream, *other, seed, count));
+    ASSERT_NO_FATAL_FAILURE(check_sums(all, *stream, seed, count));
+  }
+  ASSERT_NO_FATAL_FAILURE(check_streams(all, *stream, *other));
+  all.barrier(*stream);
+  EXPECT_TRUE(stream->synchronize());
+  EXPECT_TRUE(all.check());
+}
+
+/// Runs `rank` for each rank, in a thread of its own.
+void in_threads(std::vector<Communicator>& ends, const std::function<void(Communicator&)>& rank) {
+  std::vector<std::thread> threads;
+  for (Communicator& end : ends) threads.emplace_back([&rank, &end] { rank(end); });
+  for (std::thread& thread : threads) thread.join();
+}
+
+TEST(Threads, conform) {
+  for (const unsigned ranks : {1U, 2U, 3U, 5U}) {
+    auto ends = Communicator::threads(ranks);
+    ASSERT_TRUE(ends);
+    in_threads(*ends, [](Communicator& end) { conform(end, Device::cpu(end.rank()), test::seed() % 1000000); });
+  }
+  EXPECT_EQ(Communicator::threads(0).error().code, ErrorCode::kInvalidArgument);
+}
+
+TEST(Threads, wait_for_each_other_at_a_barrier) {
+  auto ends = Communicator::threads(4);
+  ASSERT_TRUE(ends);
+  std::atomic<int> before = 0;
+  std::atomic<int> wrong = 0;
+  in_threads(*ends, [&](Communicator& end) {
+    auto stream = Stream::create(Device::cpu(end.rank()));
+    for (int round = 1; round <= 50; ++round) {
+      stream->run("before", [&before] {
+        ++before;
+        return Status{};
+      });
+      end.barrier(*stream);
+      stream->run("behind", [&, round] {
+        if (before < 4 * round) ++wrong;
+        return Status{};
+      });
+      end.barrier(*stream);
+    }
+    EXPECT_TRUE(stream->synchronize());
+  });
+  EXPECT_EQ(wrong, 0);
+}
+
+TEST(Threads, are_told_when_a_rank_does_not_come) {
+  auto ends = Communicator::threads(3, {.timeout = 1s});
+  ASSERT_TRUE(ends);
+  std::atomic<bool> told = false;
+  in_threads(*ends, [&told](Communicator& end) {
+    auto stream = Stream::create(Device::cpu(end.rank()));
+    Values<float> values(std::vector<float>(10, 1.0F), *stream);
+    if (end.rank() == 2) {
+      stream->run("late", [&told] {
+        while (!told) std::this_thread::sleep_for(1ms);
+        return Status{};
+      });
+    }
+    end.all_reduce(values.span(), Reduction::kSum, *stream);
+    const Status done = stream->synchronize();
+    told = true;
+    ASSERT_FALSE(done);
+    EXPECT_EQ(done.error().code, ErrorCode::kPeerLost);
+    EXPECT_NE(done.error().message.find("of 3 ranks did not come to all-reduce number 0 within 1000 ms"),
+              std::string::npos)
+        << done.error().message;
+    // All that comes later fails at once.
+    end.barrier(*stream);
+    EXPECT_EQ(stream->synchronize().error().code, ErrorCode::kPeerLost);
+    EXPECT_EQ(end.check().error().code, ErrorCode::kPeerLost);
+  });
+}
+
+TEST(Threads, are_told_when_a_rank_leaves) {
+  auto ends = Communicator::threads(3, {.timeout = 600s});  // Nobody waits for it.
+  ASSERT_TRUE(ends);
+  std::vector<std::thread> threads;
+  for (unsigned rank = 0; rank < 3; ++rank) {
+    threads.emplace_back([rank, end = std::move((*ends)[rank])]() mutable {
+      auto stream = Stream::create(Device::cpu(rank));
+      Values<float> values(std::vector<float>(10, 1.0F), *stream);
+      end.all_reduce(values.span(), Reduction::kSum, *stream);
+      EXPECT_TRUE(stream->synchronize());
+      if (rank == 1) return;
+      if (rank == 0) {
+        end.receive(values.span(), 1, *stream);
+      } else {
+        end.all_reduce(values.span(), Reduction::kSum, *stream);
+      }
+      const Status done = stream->synchronize();
+      ASSERT_FALSE(done);
+      EXPECT_EQ(done.error().code, ErrorCode::kPeerLost);
+      EXPECT_NE(done.error().message.find("rank 1 has left the job"), std::string::npos) << done.error().message;
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+TEST(Threads, are_told_when_they_do_not_call_the_same) {
+  auto ends = Communicator::threads(2, {.timeout = 600s});
+  ASSERT_TRUE(ends);
+  in_threads(*ends, [](Communicator& end) {
+    auto stream = Stream::create(Device::cpu(end.rank()));
+    Values<float> values(std::vector<float>(10 + end.rank(), 1.0F), *stream);
+    end.all_reduce(values.span(), Reduction::kSum, *stream);
+    const Status done = stream->synchronize();
+    ASSERT_FALSE(done);
+    EXPECT_EQ(done.error().code, ErrorCode::kInvalidArgument);
+    EXPECT_NE(done.error().message.find("all-reduce of 10"), std::string::npos) << done.error().message;
+  });
+}
+
+// ----- processes: mpirun -n N gpu_communicator_test --gtest_filter='Processes.*' ------------------------------------
+
+class Processes : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr && std::getenv("PMI_SIZE") == nullptr)
+      GTEST_SKIP() << "not under mpirun";
+  }
+};
+
+TEST_F(Processes, conform) {
+  auto all = Communicator::mpi();
+  ASSERT_TRUE(all) << all.error().message;
+  // The seed of rank 0 is everybody's.
+  auto stream = Stream::create(Device::cpu());
+  Values<float> seed({static_cast<float>(test::seed() % 1000000)}, *stream);
+  all->broadcast(seed.span(), 0, *stream);
+  conform(*all, Device::cpu(), static_cast<std::uint64_t>(seed.back()[0]));
+  std::printf("rank %u of %u has conformed\n", all->rank(), all->size());
+}
+
+/// The last test of its process, for MPI can't be used again: only when it is asked for.
+TEST_F(Processes, are_told_when_a_rank_does_not_come) {
+  if (std::getenv("DUNNOCK_LOSE_A_RANK") == nullptr) GTEST_SKIP() << "DUNNOCK_LOSE_A_RANK is not set";
+  auto all = Communicator::mpi({.timeout = 2s});
+  ASSERT_TRUE(all) << all.error().message;
+  auto stream = Stream::create(Device::cpu());
+  all->barrier(*stream);
+  ASSERT_TRUE(stream->synchronize());
+  if (all->rank() == 0) {
+    std::this_thread::sleep_for(6s);
+    std::_Exit(0);
+  }
+  Values<float> values(std::vector<float>(10, 1.0F), *stream);
+  all->all_reduce(values.span(), Reduction::kSum, *stream);
+  const Status done = stream->synchronize();
+  std::printf("rank %u: %s\n", all->rank(), done ? "no error" : done.error().message.c_str());
+  std::fflush(stdout);
+  std::this_thread::sleep_for(1s);
+  std::_Exit(0);
+}
+
+TEST(Gpus, conform) {
+  if (Device::cuda_count() == 0) GTEST_SKIP() << Device::why_no_cuda();
+  auto alone = Communicator::threads(1);
+  auto all = Communicator::nccl(*Device::cuda(), alone->front());
+  if (!all && all.error().code == ErrorCode::kUnsupported) GTEST_SKIP() << all.error().message;
+  ASSERT_TRUE(all) << all.error().message;
+  conform(*all, *Device::cuda(), test::seed() % 1000000);
+}
+
+TEST(Gpus, are_refused_where_there_are_none) {
+  auto alone = Communicator::threads(1);
+  EXPECT_EQ(Communicator::nccl(Device::cpu(), alone->front()).error().code, ErrorCode::kUnsupported);
+}
+
+TEST(Bf16, rounds_to_the_nearest_and_ties_to_even) {
+  EXPECT_EQ(static_cast<float>(Bf16(1.0F)), 1.0F);
+  EXPECT_EQ(static_cast<float>(Bf16(-3.5F)), -3.5F);
+  EXPECT_EQ(Bf16(1.0F + 1.0F / 256).bits, Bf16(1.0F).bits) << "a tie, and 1.0 is even";
+  EXPECT_EQ(Bf16(1.0F + 3.0F / 256).bits, 0x3f82) << "a tie, and the one above is even";
+  EXPECT_EQ(Bf16(1.0F + 1.1F / 256).bits, 0x3f81);
+  EXPECT_TRUE(std::isnan(static_cast<float>(Bf16(std::nanf("")))));
+  EXPECT_TRUE(std::isinf(static_cast<float>(Bf16(INFINITY))));
+  EXPECT_TRUE(std::isinf(static_cast<float>(Bf16(3.4e38F)))) << "beyond the largest";
+  for (unsigned bits = 0; bits < 1U << 16; ++bits) {
+    Bf16 value;
+    value.bits = static_cast<std::uint16_t>(bits);
+    const auto number = static_cast<float>(value);
+    if (!std::isnan(number)) {
+      ASSERT_EQ(Bf16(number).bits, bits);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dunnock::gpu
