@@ -314,6 +314,7 @@ class CpuDriver final : public Driver {
   }
 
   void* take(std::size_t bytes) override {
+    if (bytes > info_.memory_bytes) return nullptr;  // Where memory is promised and not there, asking tells nothing.
     void* const memory = ::operator new(bytes, kSegmentAlignment, std::nothrow);
     if (memory != nullptr) (void)madvise(memory, bytes, MADV_HUGEPAGE);
     return memory;
@@ -332,6 +333,7 @@ class CpuDriver final : public Driver {
   }
   Result<std::unique_ptr<EventImpl>> make_event() override { return std::make_unique<CpuEvent>(); }
   void* take_pinned(std::size_t bytes) override {
+    if (bytes > info_.memory_bytes) return nullptr;
     return ::operator new(std::max<std::size_t>(bytes, 1), kPinnedAlignment, std::nothrow);
   }
   void give_pinned(void* memory) override { ::operator delete(memory, kPinnedAlignment); }

@@ -85,6 +85,7 @@ void Stream::record(Event& event) { impl_->record(event.impl()); }
 void Stream::wait(const Event& event) { impl_->wait(event.impl()); }
 Status Stream::synchronize() { return impl_->synchronize(); }
 bool Stream::idle() const { return impl_->idle(); }
+void* Stream::native() const noexcept { return impl_->native(); }
 bool Stream::capturing() const { return impl_->capturing(); }
 
 // ----- Graph -----------------------------------------------------------------------------------------------------

@@ -272,7 +272,7 @@ TEST_P(Buffers, carry_bytes_there_and_back) {
     ASSERT_TRUE(one && two);
     std::vector<float> back(size);
     upload(one->span(), values, *stream);
-    copy(two->span(), *one, *stream);
+    device_copy(two->span(), *one, *stream);
     fill_bytes(one->span(), std::byte{0}, *stream);
     download(back, two->span(), *stream);
     ASSERT_TRUE(stream->synchronize());
@@ -416,10 +416,10 @@ TEST_P(Graphs, take_in_the_streams_that_wait_for_their_own) {
   auto c = Buffer<int>::create(kSize, *stream);
   ASSERT_TRUE(a && b && c);
   auto graph = Graph::capture(*stream, [&] {
-    copy(b->span(), *a, *stream);
+    device_copy(b->span(), *a, *stream);
     stream->record(*fork);
     side->wait(*fork);
-    copy(c->span(), *b, *side);
+    device_copy(c->span(), *b, *side);
     EXPECT_TRUE(side->capturing());
     side->record(*join);
     fill_bytes(a->span(), std::byte{9}, *stream);

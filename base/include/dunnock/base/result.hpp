@@ -6,27 +6,34 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
-#include <tl/expected.hpp>
 #include <utility>
+
+#if defined(DUNNOCK_DEVICE_ONLY)
+// Where there is CUDA and nothing else: the same class, of CUDA's own standard library.
+#include <cuda/std/expected>
+namespace tl = ::cuda::std;
+#else
+#include <tl/expected.hpp>
+#endif
 
 namespace dunnock {
 
 /// What went wrong, coarse enough to act upon. `Error::message` says the rest in words.
 enum class ErrorCode : std::uint8_t {
-  kInvalidArgument,    ///< The caller's options contradict each other or are out of range.
-  kNotFound,           ///< No such file, region or structure.
-  kAlreadyExists,      ///< Creating would overwrite something.
-  kAlreadyOpen,        ///< Another handle (here or in another process) holds the pool.
-  kNotADunnockPool,    ///< The file is not one of ours: foreign, truncated or zeroed.
-  kWrongVersion,       ///< Ours, but of a format version that this build does not read.
-  kWrongLayout,        ///< Ours, but of another structure or parameter (e.g. the fingerprint width).
-  kCorrupt,            ///< Ours, but a checksum or an invariant does not hold. Nothing was changed.
-  kNoSpace,            ///< The pool, the disk or the memory is exhausted.
-  kReadOnly,           ///< The file or the directory can't be written.
-  kUnsupported,        ///< This machine can't do that (e.g. no DAX here).
-  kPeerLost,           ///< Another rank has gone, or has not answered in time.
-  kDevice,             ///< A GPU, or an operation on a device, has failed.
-  kIo,                 ///< Any other refusal by the operating system.
+  kInvalidArgument,  ///< The caller's options contradict each other or are out of range.
+  kNotFound,         ///< No such file, region or structure.
+  kAlreadyExists,    ///< Creating would overwrite something.
+  kAlreadyOpen,      ///< Another handle (here or in another process) holds the pool.
+  kNotADunnockPool,  ///< The file is not one of ours: foreign, truncated or zeroed.
+  kWrongVersion,     ///< Ours, but of a format version that this build does not read.
+  kWrongLayout,      ///< Ours, but of another structure or parameter (e.g. the fingerprint width).
+  kCorrupt,          ///< Ours, but a checksum or an invariant does not hold. Nothing was changed.
+  kNoSpace,          ///< The pool, the disk or the memory is exhausted.
+  kReadOnly,         ///< The file or the directory can't be written.
+  kUnsupported,      ///< This machine can't do that (e.g. no DAX here).
+  kPeerLost,         ///< Another rank has gone, or has not answered in time.
+  kDevice,           ///< A GPU, or an operation on a device, has failed.
+  kIo,               ///< Any other refusal by the operating system.
 };
 
 /// The name of a code as it stands in the source without the `k`, e.g. "NotFound".

@@ -5,8 +5,8 @@
 //   Buffer<T>        owns device memory, from the device's caching allocator
 //   PinnedBuffer<T>  owns host memory that a GPU copies from and to by itself
 //
-// upload(), download() and copy() are the only ways between them, in order with the other operations of a stream. On
-// the CPU backend device memory is host memory, and the rules are the same.
+// upload(), download() and device_copy() are the only ways between them, in order with the other operations of a
+// stream. On the CPU backend device memory is host memory, and the rules are the same.
 //
 // Memory is ordered by streams: a Buffer belongs to the stream that it was made on. When it goes, its memory may be
 // given to the next buffer of the same stream at once, without waiting, because what that one is used for comes later
@@ -173,7 +173,7 @@ void download(std::type_identity_t<std::span<std::remove_const_t<T>>> to, Device
   detail::copy_bytes(to.data(), from.device_data(), from.size_bytes(), stream);
 }
 template <class T>
-void copy(DeviceSpan<T> to, std::type_identity_t<DeviceSpan<const T>> from, Stream& stream) {
+void device_copy(DeviceSpan<T> to, std::type_identity_t<DeviceSpan<const T>> from, Stream& stream) {
   DUNNOCK_CHECK(to.size() == from.size(), "a copy is as large as what is copied");
   detail::copy_bytes(to.device_data(), from.device_data(), from.size_bytes(), stream);
 }

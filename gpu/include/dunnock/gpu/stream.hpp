@@ -79,6 +79,8 @@ class Stream {
   [[nodiscard]] Status synchronize();
   /// All that was issued is done, or dropped behind a failure.
   [[nodiscard]] bool idle() const;
+  /// The cudaStream_t, for kernels of one's own; null on the CPU.
+  [[nodiscard]] void* native() const noexcept;
   /// Operations are being recorded (graph.hpp), not run.
   [[nodiscard]] bool capturing() const;
 
