@@ -10,16 +10,10 @@
 // Depthwise convolutions have no sums over channels; their loops run along the channels.
 #include <algorithm>
 #include <array>
-#include <cstring>
 
 #include "kernels/convolution_cpu.hpp"
 #include "kernels/parallel.hpp"
-
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define DUNNOCK_WIDER __attribute__((target_clones("arch=x86-64-v4", "default")))
-#else
-#define DUNNOCK_WIDER
-#endif
+#include "kernels/wider.hpp"
 
 namespace dunnock::gpu::detail::direct {
 namespace {
@@ -91,9 +85,8 @@ struct Walk {
 
 /// sums[p][lane] += from[p][k] * weights[k][lane], over k.
 template <class T>
-inline __attribute__((always_inline)) void multiply(const std::array<const T*, kPixels>& from, const float* weights,
-                                                    std::size_t channels, std::size_t row,
-                                                    float (&sums)[kPixels][kLanes]) {
+DUNNOCK_INTO_WIDER void multiply(const std::array<const T*, kPixels>& from, const float* weights, std::size_t channels,
+                                 std::size_t row, float (&sums)[kPixels][kLanes]) {
   for (std::size_t k = 0; k < channels; ++k) {
     const float* const w = weights + k * row;
     for (std::size_t p = 0; p < kPixels; ++p) {
@@ -106,7 +99,7 @@ inline __attribute__((always_inline)) void multiply(const std::array<const T*, k
 
 /// Row `row` of the outputs of one image.
 template <class T>
-inline __attribute__((always_inline)) void walk_row(const Walk<T>& walk, std::size_t image, std::size_t row) {
+DUNNOCK_INTO_WIDER void walk_row(const Walk<T>& walk, std::size_t image, std::size_t row) {
   const std::size_t width = padded(walk.output_channels);
   const std::size_t taps = walk.rows.taps * walk.columns.taps;
   // Pixels of one tile have the same taps: those of the input gradient lie a stride apart.
@@ -155,7 +148,7 @@ inline __attribute__((always_inline)) void walk_row(const Walk<T>& walk, std::si
 
 // A depthwise walk: the packed weights are (taps, channels).
 template <class T>
-inline __attribute__((always_inline)) void walk_depthwise_row(const Walk<T>& walk, std::size_t image, std::size_t row) {
+DUNNOCK_INTO_WIDER void walk_depthwise_row(const Walk<T>& walk, std::size_t image, std::size_t row) {
   for (std::size_t column = 0; column < walk.columns.outputs; ++column) {
     const std::size_t pixel = (image * walk.rows.outputs + row) * walk.columns.outputs + column;
     for (std::size_t first = 0; first < walk.groups; first += kChannels) {
@@ -195,8 +188,8 @@ struct TapGradient {
   std::size_t v;
 };
 template <class T>
-inline __attribute__((always_inline)) void sum_tap(const TapGradient<T>& tap, const ConvolutionShape& s,
-                                                   std::size_t image, float (&sums)[kPixels][kLanes]) {
+DUNNOCK_INTO_WIDER void sum_tap(const TapGradient<T>& tap, const ConvolutionShape& s, std::size_t image,
+                                float (&sums)[kPixels][kLanes]) {
   const Axis rows = rows_of(s, false);
   const Axis columns = columns_of(s, false);
   for (std::size_t i = 0; i < rows.outputs; ++i) {
@@ -224,8 +217,8 @@ inline __attribute__((always_inline)) void sum_tap(const TapGradient<T>& tap, co
 
 /// sums (taps, channels) += of images first .. last - 1
 template <class T>
-inline __attribute__((always_inline)) void sum_depthwise(const T* dy, const T* x, const ConvolutionShape& s,
-                                                         std::size_t first, std::size_t last, float* sums) {
+DUNNOCK_INTO_WIDER void sum_depthwise(const T* dy, const T* x, const ConvolutionShape& s, std::size_t first,
+                                      std::size_t last, float* sums) {
   const Axis rows = rows_of(s, false);
   const Axis columns = columns_of(s, false);
   const std::size_t channels = s.in_channels;
