@@ -6,7 +6,6 @@
 #include "kernels/batch_norm_launchers.hpp"
 #include "kernels/checks.hpp"
 #include "kernels/parallel.hpp"
-#include "kernels/wider.hpp"
 
 namespace dunnock::gpu {
 namespace {
@@ -33,13 +32,14 @@ std::size_t rows_a_part(const BatchNormShape& shape) { return detail::kParallelG
 
 /// What is normed, in float: scale and offset of a channel. Forward and backward decide about ReLU by the same
 /// arithmetic.
-DUNNOCK_INTO_WIDER float norm_value(float x, float mean, float r, float weight, float bias) {
+[[gnu::always_inline]] inline float norm_value(float x, float mean, float r, float weight, float bias) {
   return (x - mean) * r * weight + bias;
 }
 
 /// mean, squares (channels): of the rows; squares are of distances from the mean. Chan, Golub, LeVeque 1983.
 template <class T>
-DUNNOCK_INTO_WIDER void moments_of(const T* x, float* mean, float* squares, std::size_t channels, Rows rows) {
+[[gnu::always_inline]] inline void moments_of(const T* x, float* mean, float* squares, std::size_t channels,
+                                              Rows rows) {
   for (std::size_t c = 0; c < channels; c += kChannels) {
     const std::size_t width = std::min(kChannels, channels - c);
     float all_mean[kChannels] = {};
@@ -78,8 +78,8 @@ DUNNOCK_INTO_WIDER void moments_of(const T* x, float* mean, float* squares, std:
 }
 
 template <class T>
-DUNNOCK_INTO_WIDER void apply_rows(const T* x, const T* weight, const T* bias, const float* mean, const float* r, T* y,
-                                   const BatchNormShape& shape, Rows rows) {
+[[gnu::always_inline]] inline void apply_rows(const T* x, const T* weight, const T* bias, const float* mean,
+                                              const float* r, T* y, const BatchNormShape& shape, Rows rows) {
   for (std::size_t c = 0; c < shape.channels; c += kChannels) {
     const std::size_t width = std::min(kChannels, shape.channels - c);
     const float floor = shape.relu ? 0.0F : -INFINITY;
@@ -114,7 +114,7 @@ struct Known {
 
 /// sums (2, channels) = of g * z, of g
 template <class T>
-DUNNOCK_INTO_WIDER void sums_of(const Known<T>& known, float* sums, const BatchNormShape& shape, Rows rows) {
+[[gnu::always_inline]] inline void sums_of(const Known<T>& known, float* sums, const BatchNormShape& shape, Rows rows) {
   for (std::size_t c = 0; c < shape.channels; c += kChannels) {
     const std::size_t width = std::min(kChannels, shape.channels - c);
     float products[kChannels] = {};
@@ -149,8 +149,8 @@ DUNNOCK_INTO_WIDER void sums_of(const Known<T>& known, float* sums, const BatchN
 }
 
 template <class T>
-DUNNOCK_INTO_WIDER void dx_rows(const Known<T>& known, const float* sums, T* dx, const BatchNormShape& shape,
-                                Rows rows) {
+[[gnu::always_inline]] inline void dx_rows(const Known<T>& known, const float* sums, T* dx, const BatchNormShape& shape,
+                                           Rows rows) {
   const float share = 1.0F / static_cast<float>(shape.rows);
   for (std::size_t row = rows.first; row < rows.last; ++row) {
     const T* const d = known.dy + row * shape.channels;
@@ -169,20 +169,20 @@ DUNNOCK_INTO_WIDER void dx_rows(const Known<T>& known, const float* sums, T* dx,
   }
 }
 
-#define DUNNOCK_LEAVES(T)                                                                                            \
-  DUNNOCK_WIDER void part_moments(const T* x, float* mean, float* squares, std::size_t channels, Rows rows) {        \
-    moments_of<T>(x, mean, squares, channels, rows);                                                                 \
-  }                                                                                                                  \
-  DUNNOCK_WIDER void part_apply(const T* x, const T* weight, const T* bias, const float* mean, const float* r, T* y, \
-                                const BatchNormShape& shape, Rows rows) {                                            \
-    apply_rows<T>(x, weight, bias, mean, r, y, shape, rows);                                                         \
-  }                                                                                                                  \
-  DUNNOCK_WIDER void part_sums(const Known<T>& known, float* sums, const BatchNormShape& shape, Rows rows) {         \
-    sums_of<T>(known, sums, shape, rows);                                                                            \
-  }                                                                                                                  \
-  DUNNOCK_WIDER void part_dx(const Known<T>& known, const float* sums, T* dx, const BatchNormShape& shape,           \
-                             Rows rows) {                                                                            \
-    dx_rows<T>(known, sums, dx, shape, rows);                                                                        \
+#define DUNNOCK_LEAVES(T)                                                                                              \
+  DUNNOCK_VECTOR_CLONES void part_moments(const T* x, float* mean, float* squares, std::size_t channels, Rows rows) {  \
+    moments_of<T>(x, mean, squares, channels, rows);                                                                   \
+  }                                                                                                                    \
+  DUNNOCK_VECTOR_CLONES void part_apply(const T* x, const T* weight, const T* bias, const float* mean, const float* r, \
+                                        T* y, const BatchNormShape& shape, Rows rows) {                                \
+    apply_rows<T>(x, weight, bias, mean, r, y, shape, rows);                                                           \
+  }                                                                                                                    \
+  DUNNOCK_VECTOR_CLONES void part_sums(const Known<T>& known, float* sums, const BatchNormShape& shape, Rows rows) {   \
+    sums_of<T>(known, sums, shape, rows);                                                                              \
+  }                                                                                                                    \
+  DUNNOCK_VECTOR_CLONES void part_dx(const Known<T>& known, const float* sums, T* dx, const BatchNormShape& shape,     \
+                                     Rows rows) {                                                                      \
+    dx_rows<T>(known, sums, dx, shape, rows);                                                                          \
   }
 DUNNOCK_LEAVES(float)
 DUNNOCK_LEAVES(Bf16)

@@ -26,18 +26,12 @@ std::size_t cpu_workspace(ConvolutionPass pass, const ConvolutionShape& shape) {
   return bytes;
 }
 
-/// Our loops are faster than what oneDNN 2.6 has for channels that lie innermost: the weight gradients of depthwise
-/// convolutions (docs/kernels.md).
-[[maybe_unused]] bool better_direct(ConvolutionPass pass, const ConvolutionShape& shape) {
-  return pass == ConvolutionPass::kWeightGradient && shape.depthwise();
-}
-
 template <class T>
 void on_cpu(std::string_view name, ConvolutionPass pass, const ConvolutionData<T>& data, const ConvolutionShape& shape,
             Stream& stream) {
   stream.run(name, [=] {
 #if DUNNOCK_HAS_DNNL
-    if (shape.batch != 0 && !better_direct(pass, shape)) {
+    if (shape.batch != 0) {
       const Status done = detail::onednn::convolution<T>(pass, data, shape);
       if (done || done.error().code != ErrorCode::kUnsupported) return done;
     }
@@ -52,7 +46,8 @@ void check_workspace(ConvolutionPass pass, const ConvolutionShape& shape, Device
                      Stream& stream) {
   DUNNOCK_CHECK(workspace.size() >= convolution_workspace<T>(pass, shape, stream.device()),
                 "the workspace is large enough");
-  DUNNOCK_CHECK(reinterpret_cast<std::uintptr_t>(workspace.device_data()) % 64 == 0, "the workspace is aligned to 64");
+  DUNNOCK_CHECK(reinterpret_cast<std::uintptr_t>(workspace.device_data()) % 256 == 0,
+                "the workspace is aligned to 256");
 }
 
 }  // namespace

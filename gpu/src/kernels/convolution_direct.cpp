@@ -13,7 +13,6 @@
 
 #include "kernels/convolution_cpu.hpp"
 #include "kernels/parallel.hpp"
-#include "kernels/wider.hpp"
 
 namespace dunnock::gpu::detail::direct {
 namespace {
@@ -85,8 +84,8 @@ struct Walk {
 
 /// sums[p][lane] += from[p][k] * weights[k][lane], over k.
 template <class T>
-DUNNOCK_INTO_WIDER void multiply(const std::array<const T*, kPixels>& from, const float* weights, std::size_t channels,
-                                 std::size_t row, float (&sums)[kPixels][kLanes]) {
+[[gnu::always_inline]] inline void multiply(const std::array<const T*, kPixels>& from, const float* weights,
+                                            std::size_t channels, std::size_t row, float (&sums)[kPixels][kLanes]) {
   for (std::size_t k = 0; k < channels; ++k) {
     const float* const w = weights + k * row;
     for (std::size_t p = 0; p < kPixels; ++p) {
@@ -99,7 +98,7 @@ DUNNOCK_INTO_WIDER void multiply(const std::array<const T*, kPixels>& from, cons
 
 /// Row `row` of the outputs of one image.
 template <class T>
-DUNNOCK_INTO_WIDER void walk_row(const Walk<T>& walk, std::size_t image, std::size_t row) {
+[[gnu::always_inline]] inline void walk_row(const Walk<T>& walk, std::size_t image, std::size_t row) {
   const std::size_t width = padded(walk.output_channels);
   const std::size_t taps = walk.rows.taps * walk.columns.taps;
   // Pixels of one tile have the same taps: those of the input gradient lie a stride apart.
@@ -148,7 +147,7 @@ DUNNOCK_INTO_WIDER void walk_row(const Walk<T>& walk, std::size_t image, std::si
 
 // A depthwise walk: the packed weights are (taps, channels).
 template <class T>
-DUNNOCK_INTO_WIDER void walk_depthwise_row(const Walk<T>& walk, std::size_t image, std::size_t row) {
+[[gnu::always_inline]] inline void walk_depthwise_row(const Walk<T>& walk, std::size_t image, std::size_t row) {
   for (std::size_t column = 0; column < walk.columns.outputs; ++column) {
     const std::size_t pixel = (image * walk.rows.outputs + row) * walk.columns.outputs + column;
     for (std::size_t first = 0; first < walk.groups; first += kChannels) {
@@ -188,8 +187,8 @@ struct TapGradient {
   std::size_t v;
 };
 template <class T>
-DUNNOCK_INTO_WIDER void sum_tap(const TapGradient<T>& tap, const ConvolutionShape& s, std::size_t image,
-                                float (&sums)[kPixels][kLanes]) {
+[[gnu::always_inline]] inline void sum_tap(const TapGradient<T>& tap, const ConvolutionShape& s, std::size_t image,
+                                           float (&sums)[kPixels][kLanes]) {
   const Axis rows = rows_of(s, false);
   const Axis columns = columns_of(s, false);
   for (std::size_t i = 0; i < rows.outputs; ++i) {
@@ -217,8 +216,8 @@ DUNNOCK_INTO_WIDER void sum_tap(const TapGradient<T>& tap, const ConvolutionShap
 
 /// sums (taps, channels) += of images first .. last - 1
 template <class T>
-DUNNOCK_INTO_WIDER void sum_depthwise(const T* dy, const T* x, const ConvolutionShape& s, std::size_t first,
-                                      std::size_t last, float* sums) {
+[[gnu::always_inline]] inline void sum_depthwise(const T* dy, const T* x, const ConvolutionShape& s, std::size_t first,
+                                                 std::size_t last, float* sums) {
   const Axis rows = rows_of(s, false);
   const Axis columns = columns_of(s, false);
   const std::size_t channels = s.in_channels;
@@ -249,20 +248,20 @@ DUNNOCK_INTO_WIDER void sum_depthwise(const T* dy, const T* x, const Convolution
 }
 
 // The hot leaves, once for AVX-512 where the machine has it. Templates can't be cloned.
-#define DUNNOCK_LEAVES(T, suffix)                                                                                  \
-  DUNNOCK_WIDER void walk_row_##suffix(const Walk<T>& walk, std::size_t image, std::size_t row) {                  \
-    walk_row<T>(walk, image, row);                                                                                 \
-  }                                                                                                                \
-  DUNNOCK_WIDER void walk_depthwise_row_##suffix(const Walk<T>& walk, std::size_t image, std::size_t row) {        \
-    walk_depthwise_row<T>(walk, image, row);                                                                       \
-  }                                                                                                                \
-  DUNNOCK_WIDER void sum_tap_##suffix(const TapGradient<T>& tap, const ConvolutionShape& s, std::size_t image,     \
-                                      float(&sums)[kPixels][kLanes]) {                                             \
-    sum_tap<T>(tap, s, image, sums);                                                                               \
-  }                                                                                                                \
-  DUNNOCK_WIDER void sum_depthwise_##suffix(const T* dy, const T* x, const ConvolutionShape& s, std::size_t first, \
-                                            std::size_t last, float* sums) {                                       \
-    sum_depthwise<T>(dy, x, s, first, last, sums);                                                                 \
+#define DUNNOCK_LEAVES(T, suffix)                                                                                      \
+  DUNNOCK_VECTOR_CLONES void walk_row_##suffix(const Walk<T>& walk, std::size_t image, std::size_t row) {              \
+    walk_row<T>(walk, image, row);                                                                                     \
+  }                                                                                                                    \
+  DUNNOCK_VECTOR_CLONES void walk_depthwise_row_##suffix(const Walk<T>& walk, std::size_t image, std::size_t row) {    \
+    walk_depthwise_row<T>(walk, image, row);                                                                           \
+  }                                                                                                                    \
+  DUNNOCK_VECTOR_CLONES void sum_tap_##suffix(const TapGradient<T>& tap, const ConvolutionShape& s, std::size_t image, \
+                                              float(&sums)[kPixels][kLanes]) {                                         \
+    sum_tap<T>(tap, s, image, sums);                                                                                   \
+  }                                                                                                                    \
+  DUNNOCK_VECTOR_CLONES void sum_depthwise_##suffix(const T* dy, const T* x, const ConvolutionShape& s,                \
+                                                    std::size_t first, std::size_t last, float* sums) {                \
+    sum_depthwise<T>(dy, x, s, first, last, sums);                                                                     \
   }
 DUNNOCK_LEAVES(float, f32)
 DUNNOCK_LEAVES(Bf16, bf16)

@@ -5,7 +5,6 @@
 #include "kernels/checks.hpp"
 #include "kernels/parallel.hpp"
 #include "kernels/pooling_launchers.hpp"
-#include "kernels/wider.hpp"
 
 namespace dunnock::gpu {
 namespace {
@@ -45,7 +44,8 @@ float share_of(const PoolingShape& s, Range rows, Range columns) {
 
 /// Line `line` of all lines (batch * out_height) of y.
 template <class T>
-DUNNOCK_INTO_WIDER void max_line(const T* x, T* y, std::uint32_t* indices, const PoolingShape& s, std::size_t line) {
+[[gnu::always_inline]] inline void max_line(const T* x, T* y, std::uint32_t* indices, const PoolingShape& s,
+                                            std::size_t line) {
   const std::size_t image = line / s.out_height();
   const Range rows = window_rows(s, line % s.out_height());
   for (std::size_t out_column = 0; out_column < s.out_width(); ++out_column) {
@@ -83,7 +83,7 @@ DUNNOCK_INTO_WIDER void max_line(const T* x, T* y, std::uint32_t* indices, const
 }
 
 template <class T>
-DUNNOCK_INTO_WIDER void average_line(const T* x, T* y, const PoolingShape& s, std::size_t line) {
+[[gnu::always_inline]] inline void average_line(const T* x, T* y, const PoolingShape& s, std::size_t line) {
   const std::size_t image = line / s.out_height();
   const Range rows = window_rows(s, line % s.out_height());
   for (std::size_t out_column = 0; out_column < s.out_width(); ++out_column) {
@@ -107,8 +107,8 @@ DUNNOCK_INTO_WIDER void average_line(const T* x, T* y, const PoolingShape& s, st
 
 /// Line `line` of all lines (batch * height) of dx. No indices: of averages.
 template <class T>
-DUNNOCK_INTO_WIDER void backward_line(const T* dy, const std::uint32_t* indices, T* dx, const PoolingShape& s,
-                                      std::size_t line) {
+[[gnu::always_inline]] inline void backward_line(const T* dy, const std::uint32_t* indices, T* dx,
+                                                 const PoolingShape& s, std::size_t line) {
   const std::size_t image = line / s.height;
   const std::size_t row = line % s.height;
   const Range rows = windows_of(row, s.kernel_height, s.stride_height, s.padding_height, s.out_height());
@@ -139,7 +139,8 @@ DUNNOCK_INTO_WIDER void backward_line(const T* dy, const std::uint32_t* indices,
 }
 
 template <class T>
-DUNNOCK_INTO_WIDER void global_average_image(const T* x, T* y, const GlobalPoolingShape& s, std::size_t image) {
+[[gnu::always_inline]] inline void global_average_image(const T* x, T* y, const GlobalPoolingShape& s,
+                                                        std::size_t image) {
   const float share = 1.0F / static_cast<float>(s.positions);
   for (std::size_t c = 0; c < s.channels; c += kChannels) {
     const std::size_t count = std::min(kChannels, s.channels - c);
@@ -153,19 +154,20 @@ DUNNOCK_INTO_WIDER void global_average_image(const T* x, T* y, const GlobalPooli
   }
 }
 
-#define DUNNOCK_LEAVES(T)                                                                                             \
-  DUNNOCK_WIDER void line_of_max(const T* x, T* y, std::uint32_t* indices, const PoolingShape& s, std::size_t line) { \
-    max_line<T>(x, y, indices, s, line);                                                                              \
-  }                                                                                                                   \
-  DUNNOCK_WIDER void line_of_average(const T* x, T* y, const PoolingShape& s, std::size_t line) {                     \
-    average_line<T>(x, y, s, line);                                                                                   \
-  }                                                                                                                   \
-  DUNNOCK_WIDER void line_of_gradient(const T* dy, const std::uint32_t* indices, T* dx, const PoolingShape& s,        \
-                                      std::size_t line) {                                                             \
-    backward_line<T>(dy, indices, dx, s, line);                                                                       \
-  }                                                                                                                   \
-  DUNNOCK_WIDER void image_of_average(const T* x, T* y, const GlobalPoolingShape& s, std::size_t image) {             \
-    global_average_image<T>(x, y, s, image);                                                                          \
+#define DUNNOCK_LEAVES(T)                                                                                              \
+  DUNNOCK_VECTOR_CLONES void line_of_max(const T* x, T* y, std::uint32_t* indices, const PoolingShape& s,              \
+                                         std::size_t line) {                                                           \
+    max_line<T>(x, y, indices, s, line);                                                                               \
+  }                                                                                                                    \
+  DUNNOCK_VECTOR_CLONES void line_of_average(const T* x, T* y, const PoolingShape& s, std::size_t line) {              \
+    average_line<T>(x, y, s, line);                                                                                    \
+  }                                                                                                                    \
+  DUNNOCK_VECTOR_CLONES void line_of_gradient(const T* dy, const std::uint32_t* indices, T* dx, const PoolingShape& s, \
+                                              std::size_t line) {                                                      \
+    backward_line<T>(dy, indices, dx, s, line);                                                                        \
+  }                                                                                                                    \
+  DUNNOCK_VECTOR_CLONES void image_of_average(const T* x, T* y, const GlobalPoolingShape& s, std::size_t image) {      \
+    global_average_image<T>(x, y, s, image);                                                                           \
   }
 DUNNOCK_LEAVES(float)
 DUNNOCK_LEAVES(Bf16)

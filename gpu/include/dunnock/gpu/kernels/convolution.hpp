@@ -9,7 +9,10 @@
 //
 // Channels lie innermost, in activations (batch, height, width, channels) and in weights (out_channels, kernel_height,
 // kernel_width, in_channels / groups): what cuDNN's tensor cores want, what pooling, norms and biases vectorise over,
-// and on a CPU as fast as oneDNN's own blocked layouts (docs/kernels.md has the figures).
+// and on a CPU as fast as oneDNN's own blocked layouts (src/kernels/convolution_onednn.cpp has the figures).
+//
+// CPU: oneDNN, or our own loops where it is missing. CUDA: cuDNN's deterministic engines (f32 without TF32), or our own
+// kernels for depthwise convolutions, for spans that are not aligned to 16 bytes and where cuDNN is missing.
 //
 // T is float or Bf16; sums are in float. Where T is Bf16, dweight and dbias are summed in float and rounded once.
 // The order of each sum is the same in each run with the same number of threads.
@@ -77,8 +80,8 @@ struct ConvolutionShape {
 
 enum class ConvolutionPass : std::uint8_t { kForward, kInputGradient, kWeightGradient };
 
-/// Bytes of workspace that the pass needs on this device, aligned to 64; may be 0. On the CPU enough for a stream of
-/// any number of threads.
+/// Bytes of workspace that the pass needs on this device, aligned to 256 (as a Buffer is); may be 0. On the CPU enough
+/// for a stream of any number of threads.
 template <class T>
 [[nodiscard]] std::size_t convolution_workspace(ConvolutionPass pass, const ConvolutionShape& shape, Device device);
 
