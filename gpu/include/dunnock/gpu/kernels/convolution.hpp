@@ -9,7 +9,7 @@
 //
 // Channels lie innermost, in activations (batch, height, width, channels) and in weights (out_channels, kernel_height,
 // kernel_width, in_channels / groups): what cuDNN's tensor cores want, what pooling, norms and biases vectorise over,
-// and on a CPU as fast as oneDNN's own blocked layouts (src/kernels/convolution_onednn.cpp has the figures).
+// and on a CPU mostly as fast as oneDNN's own blocked layouts (src/kernels/convolution_onednn.cpp has the figures).
 //
 // CPU: oneDNN, or our own loops where it is missing. CUDA: cuDNN's deterministic engines (f32 without TF32), or our own
 // kernels for depthwise convolutions, for spans that are not aligned to 16 bytes and where cuDNN is missing.
