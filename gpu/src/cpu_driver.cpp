@@ -21,6 +21,7 @@
 
 #include "driver.hpp"
 #include "dunnock/base/check.hpp"
+#include "kernels/parallel.hpp"
 
 namespace dunnock::gpu::detail {
 namespace {
@@ -116,7 +117,11 @@ struct Streams {
 
 class CpuStream final : public StreamImpl {
  public:
-  CpuStream(Device device, Streams& streams) : StreamImpl(device), streams_(streams), thread_([this] { work(); }) {
+  CpuStream(Device device, Streams& streams, unsigned threads)
+      : StreamImpl(device), streams_(streams), thread_([this, threads] {
+          set_parallel_threads(threads);
+          work();
+        }) {
     const std::lock_guard lock(streams_.mutex);
     streams_.all.insert(this);
   }
@@ -328,8 +333,8 @@ class CpuDriver final : public Driver {
     }
     for (const auto& end : ends) (void)end->wait();
   }
-  Result<std::unique_ptr<StreamImpl>> make_stream(Device device, const StreamOptions&) override {
-    return std::make_unique<CpuStream>(device, streams_);
+  Result<std::unique_ptr<StreamImpl>> make_stream(Device device, const StreamOptions& options) override {
+    return std::make_unique<CpuStream>(device, streams_, options.threads);
   }
   Result<std::unique_ptr<EventImpl>> make_event() override { return std::make_unique<CpuEvent>(); }
   void* take_pinned(std::size_t bytes) override {

@@ -5,62 +5,11 @@
 #include <random>
 
 #include "dunnock/base/check.hpp"
-
-#if defined(__SANITIZE_THREAD__)
-#include <sanitizer/tsan_interface.h>
-#endif
-
-// Saves the callee-saved registers on the running stack, its pointer in *save, and goes on with the stack `load`.
-// (swapcontext would do, but asks the kernel for the signal mask at every switch, which was 40 % of an exploration.)
-extern "C" void dunnock_switch_stacks(void** save, void* load);
-asm(R"(
-.text
-.type dunnock_switch_stacks, @function
-dunnock_switch_stacks:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-.size dunnock_switch_stacks, .-dunnock_switch_stacks
-)");
+#include "dunnock/base/stack_switch.hpp"
 
 namespace dunnock {
 namespace {
 constexpr std::size_t kStackBytes = 256 << 10;
-
-/// What ThreadSanitizer knows of one stack. It keeps a shadow of the calls on each; without being told that the stack
-/// changes, the shadow of the one thread grows with every fiber that ends (24 GiB after a million images).
-#if defined(__SANITIZE_THREAD__)
-class ShadowStack {
- public:
-  void begin() { context_ = __tsan_create_fiber(0); }
-  void be_current() { context_ = __tsan_get_current_fiber(); }
-  /// To be called immediately before the switch. The fibers of a memory take turns, so they are no race: flag 0.
-  void switch_to() const { __tsan_switch_to_fiber(context_, 0); }
-  void end() { __tsan_destroy_fiber(context_); }
-
- private:
-  void* context_ = nullptr;
-};
-#else
-struct ShadowStack {
-  void begin() {}
-  void be_current() {}
-  void switch_to() const {}
-  void end() {}
-};
-#endif
 }  // namespace
 
 /// Simulated threads: one of them runs, the others wait at a media call.
@@ -228,13 +177,7 @@ bool SimMemory::run_threads(const std::vector<std::function<void()>>& threads, s
     fiber.stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
     fiber.work = &threads[i];
     fiber.shadow.begin();
-    // As if it had switched away: six registers, then the address to return to; 16-byte aligned after the return.
-    auto top = reinterpret_cast<std::uintptr_t>(fiber.stack.get() + kStackBytes) / 16 * 16;
-    auto* slots = reinterpret_cast<void**>(top) - 8;
-    for (int r = 0; r < 6; ++r) slots[r] = nullptr;
-    slots[6] = reinterpret_cast<void*>(&Fibers::start);
-    slots[7] = nullptr;
-    fiber.stack_pointer = slots;
+    fiber.stack_pointer = first_stack_pointer(fiber.stack.get(), kStackBytes, &Fibers::start);
   }
   bool went_on = true;
   for (;;) {

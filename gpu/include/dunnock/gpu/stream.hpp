@@ -54,6 +54,9 @@ class Event {
 struct StreamOptions {
   /// Runs before streams of a lower one where the device can (CUDA: two levels). The CPU backend ignores it.
   int priority = 0;
+  /// CPU backend: so many threads the kernels of this stream use; 0: as many as OpenMP has by default (all processors,
+  /// or OMP_NUM_THREADS). Streams that are to run side by side want fewer each. CUDA ignores it.
+  unsigned threads = 0;
 };
 
 /// A queue of operations. Move-only; its destructor waits for them. Threads: one at a time.

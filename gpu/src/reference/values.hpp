@@ -1,0 +1,25 @@
+// How the twins read and write values: in double, rounded once when they are stored.
+#pragma once
+
+#include <cstddef>
+
+#include "dunnock/gpu/bf16.hpp"
+#include "dunnock/gpu/memory.hpp"
+
+namespace dunnock::gpu::reference {
+
+template <class T>
+[[nodiscard]] double at(DeviceSpan<const T> span, std::size_t i) {
+  return static_cast<double>(static_cast<float>(span.device_data()[i]));
+}
+template <class T>
+void set(DeviceSpan<T> span, std::size_t i, double value) {
+  span.device_data()[i] = T(static_cast<float>(value));
+}
+/// `adds`: to what is there.
+template <class T>
+void add_or_set(DeviceSpan<T> span, std::size_t i, double value, bool adds) {
+  set(span, i, (adds ? at<T>(span, i) : 0) + value);
+}
+
+}  // namespace dunnock::gpu::reference
