@@ -4,7 +4,7 @@
 #include <memory>
 #include <string>
 
-#include "filter_words.hpp"
+#include "filter_launchers.hpp"
 
 namespace dunnock::gpu {
 namespace {
@@ -67,8 +67,7 @@ void operate(detail::FilterOperation operation, std::string_view name, const Fil
              Stream& stream) {
   DUNNOCK_CHECK(keys.size() == answers.size(), "there is an answer for each key");
   if (keys.empty()) return;
-  if (stream.device().backend() == Backend::kCuda)
-    return detail::cuda_filter(operation, shape, words.device_data(), keys, answers, stream);
+  DUNNOCK_ON_CUDA(stream, detail::cuda::filter_operation(operation, shape, words.device_data(), keys, answers, stream));
   stream.run(name, [=] {
     on_host(operation, shape, words.device_data(), keys.device_data(), keys.size(), answers.device_data());
     return Status{};
@@ -117,8 +116,8 @@ void FilterView::longest_prefix(DeviceSpan<const Key128> hashes, DeviceSpan<cons
                                 DeviceSpan<std::uint32_t> lengths, Stream& stream) const {
   DUNNOCK_CHECK(first.size() == lengths.size() + 1, "each request begins where the one before it ends");
   if (lengths.empty()) return;
-  if (stream.device().backend() == Backend::kCuda)
-    return detail::cuda_longest_prefix(shape_, words_.device_data(), hashes, first, lengths, stream);
+  DUNNOCK_ON_CUDA(stream,
+                  detail::cuda::filter_longest_prefix(shape_, words_.device_data(), hashes, first, lengths, stream));
   stream.run("filter longest prefix", [=, shape = shape_, words = words_.device_data()] {
     const detail::FilterSeed seed = seed_of(shape);
     detail::with_words<HostAccess>(shape, words, [&](const auto& filter) {

@@ -438,12 +438,6 @@ void with_words(const FilterShape& shape, std::uint64_t* words, F&& f) {
   return by_group.template operator()<16>();
 }
 
-/// What the CUDA backend does; `Key` is std::uint64_t or Key128.
 enum class FilterOperation : std::uint8_t { kContains, kInsert, kErase };
-template <class Key>
-void cuda_filter(FilterOperation operation, const FilterShape& shape, std::uint64_t* words, DeviceSpan<const Key> keys,
-                 DeviceSpan<std::uint8_t> answers, Stream& stream);
-void cuda_longest_prefix(const FilterShape& shape, std::uint64_t* words, DeviceSpan<const Key128> hashes,
-                         DeviceSpan<const std::uint32_t> first, DeviceSpan<std::uint32_t> lengths, Stream& stream);
 
 }  // namespace dunnock::gpu::detail

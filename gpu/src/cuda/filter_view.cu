@@ -1,13 +1,13 @@
 // The filter's words on a GPU.
-#include <cuda_runtime.h>
-
 #include <algorithm>
 
-#include "driver.hpp"
-#include "filter_words.hpp"
+#include "cuda/device_code.hpp"
+#include "filter_launchers.hpp"
 
-namespace dunnock::gpu::detail {
+namespace dunnock::gpu::detail::DUNNOCK_KERNELS {
 namespace {
+
+using namespace device;
 
 using Pair = ulonglong2;  // 16 bytes, the most that one thread loads at once; FilterView::kWordsAlignment.
 
@@ -43,7 +43,8 @@ struct SwapAccess {
     }
   }
   __device__ static bool swap(std::uint64_t* word, std::uint64_t expected, std::uint64_t desired) noexcept {
-    return atomicCAS(reinterpret_cast<unsigned long long*>(word), expected, desired) == expected;
+    const auto value = [](std::uint64_t bits) { return static_cast<unsigned long long>(bits); };
+    return atomicCAS(reinterpret_cast<unsigned long long*>(word), value(expected), value(desired)) == expected;
   }
   __device__ static void fence() noexcept { __threadfence(); }
 };
@@ -186,8 +187,8 @@ template <class Filter, class Key>
 __global__ void __launch_bounds__(kSearchThreads, 3)
     insert_far_kernel(Filter filter, FilterSeed seed, const Key* __restrict__ keys, std::size_t count,
                       std::uint8_t* answers) {
-  extern __shared__ std::uint64_t shared[];
-  Move* const moves = reinterpret_cast<Move*>(shared) + threadIdx.x * kMovesMax;
+  DUNNOCK_DYNAMIC_SHARED(Move, all_moves);
+  Move* const moves = all_moves + threadIdx.x * kMovesMax;
   const std::size_t step = static_cast<std::size_t>(gridDim.x) * kSearchTile;
   for (std::size_t tile = static_cast<std::size_t>(blockIdx.x) * kSearchTile; tile < count; tile += step) {
     for_each_left<kSearchThreads, kSearchTile>(answers, tile, count, Insertion::kNeedsSearch, [&](std::size_t i) {
@@ -229,16 +230,15 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// Blocks for `count` threads' work: as many as the device holds, a few times over, at most.
-unsigned blocks_for(std::size_t count, unsigned threads, const Stream& stream) {
+/// For `count` threads' work: as many blocks as the device holds, a few times over, at most.
+LaunchShape shape_for(std::size_t count, unsigned threads, Stream& stream) {
   const std::size_t needed = (count + threads - 1) / threads;
-  const std::size_t most = std::size_t{stream.device().info().processors} * (2048 / threads) * 4;
-  return static_cast<unsigned>(std::clamp<std::size_t>(needed, 1, most));
+  const std::size_t most = std::size_t{multiprocessors(stream)} * (2048 / threads) * 4;
+  return {dim3(static_cast<unsigned>(std::clamp<std::size_t>(needed, 1, most))), dim3(threads)};
 }
-
-/// Blocks for tiles of keys, one block each at a time.
-unsigned tile_blocks(std::size_t count, unsigned tile, unsigned threads, const Stream& stream) {
-  return blocks_for((count + tile - 1) / tile * threads, threads, stream);
+/// For tiles of keys, one block each at a time.
+LaunchShape shape_for_tiles(std::size_t count, unsigned tile, unsigned threads, Stream& stream) {
+  return shape_for((count + tile - 1) / tile * threads, threads, stream);
 }
 
 FilterSeed seed_of(const FilterShape& shape) noexcept {
@@ -248,53 +248,41 @@ FilterSeed seed_of(const FilterShape& shape) noexcept {
 }  // namespace
 
 template <class Key>
-void cuda_filter(FilterOperation operation, const FilterShape& shape, std::uint64_t* words, DeviceSpan<const Key> keys,
-                 DeviceSpan<std::uint8_t> answers, Stream& stream) {
-  const auto queue = static_cast<cudaStream_t>(stream.impl().native());
+void filter_operation(FilterOperation operation, const FilterShape& shape, std::uint64_t* words,
+                      DeviceSpan<const Key> keys, DeviceSpan<std::uint8_t> answers, Stream& stream) {
   const FilterSeed seed = seed_of(shape);
   const std::size_t count = keys.size();
   const Key* const in = keys.device_data();
   std::uint8_t* const out = answers.device_data();
+  const LaunchShape all = shape_for((count + kKeysAThread - 1) / kKeysAThread, kThreads, stream);
   if (operation == FilterOperation::kContains) {
-    with_words<ReadAccess>(shape, words, [&](const auto& filter) {
-      const unsigned blocks = blocks_for((count + kKeysAThread - 1) / kKeysAThread, kThreads, stream);
-      contains_kernel<<<blocks, kThreads, 0, queue>>>(filter, seed, in, count, out);
+    return with_words<ReadAccess>(shape, words, [&]<class Filter>(const Filter& filter) {
+      launch("filter contains", contains_kernel<Filter, Key>, all, stream, filter, seed, in, count, out);
     });
-    return stream.impl().launched("filter contains");
   }
-  with_words<SwapAccess>(shape, words, [&](const auto& filter) {
-    using Filter = std::remove_cvref_t<decltype(filter)>;
-    const unsigned blocks = blocks_for((count + kKeysAThread - 1) / kKeysAThread, kThreads, stream);
-    if (operation == FilterOperation::kErase) {
-      erase_kernel<<<blocks, kThreads, 0, queue>>>(filter, seed, in, count, out);
-      return stream.impl().launched("filter erase");
-    }
-    insert_near_kernel<<<blocks, kThreads, 0, queue>>>(filter, seed, in, count, out);
-    stream.impl().launched("filter insert");
-    insert_aside_kernel<<<tile_blocks(count, kAsideTile, kThreads, stream), kThreads, 0, queue>>>(filter, seed, in,
-                                                                                                  count, out);
-    stream.impl().launched("filter insert, moves");
-    const auto search = insert_far_kernel<Filter, Key>;
-    (void)cudaFuncSetAttribute(search, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kSearchBytes));
-    search<<<tile_blocks(count, kSearchTile, kSearchThreads, stream), kSearchThreads, kSearchBytes, queue>>>(
-        filter, seed, in, count, out);
-    stream.impl().launched("filter insert, search");
+  with_words<SwapAccess>(shape, words, [&]<class Filter>(const Filter& filter) {
+    if (operation == FilterOperation::kErase)
+      return launch("filter erase", erase_kernel<Filter, Key>, all, stream, filter, seed, in, count, out);
+    launch("filter insert", insert_near_kernel<Filter, Key>, all, stream, filter, seed, in, count, out);
+    launch("filter insert, moves", insert_aside_kernel<Filter, Key>,
+           shape_for_tiles(count, kAsideTile, kThreads, stream), stream, filter, seed, in, count, out);
+    LaunchShape search = shape_for_tiles(count, kSearchTile, kSearchThreads, stream);
+    search.shared_bytes = kSearchBytes;
+    launch("filter insert, search", insert_far_kernel<Filter, Key>, search, stream, filter, seed, in, count, out);
   });
 }
 
-template void cuda_filter<std::uint64_t>(FilterOperation, const FilterShape&, std::uint64_t*,
-                                         DeviceSpan<const std::uint64_t>, DeviceSpan<std::uint8_t>, Stream&);
-template void cuda_filter<Key128>(FilterOperation, const FilterShape&, std::uint64_t*, DeviceSpan<const Key128>,
-                                  DeviceSpan<std::uint8_t>, Stream&);
+template void filter_operation<std::uint64_t>(FilterOperation, const FilterShape&, std::uint64_t*,
+                                              DeviceSpan<const std::uint64_t>, DeviceSpan<std::uint8_t>, Stream&);
+template void filter_operation<Key128>(FilterOperation, const FilterShape&, std::uint64_t*, DeviceSpan<const Key128>,
+                                       DeviceSpan<std::uint8_t>, Stream&);
 
-void cuda_longest_prefix(const FilterShape& shape, std::uint64_t* words, DeviceSpan<const Key128> hashes,
-                         DeviceSpan<const std::uint32_t> first, DeviceSpan<std::uint32_t> lengths, Stream& stream) {
-  with_words<ReadAccess>(shape, words, [&](const auto& filter) {
-    longest_prefix_kernel<<<blocks_for(lengths.size(), kThreads, stream), kThreads, 0,
-                            static_cast<cudaStream_t>(stream.impl().native())>>>(
-        filter, seed_of(shape), hashes.device_data(), first.device_data(), lengths.size(), lengths.device_data());
+void filter_longest_prefix(const FilterShape& shape, std::uint64_t* words, DeviceSpan<const Key128> hashes,
+                           DeviceSpan<const std::uint32_t> first, DeviceSpan<std::uint32_t> lengths, Stream& stream) {
+  with_words<ReadAccess>(shape, words, [&]<class Filter>(const Filter& filter) {
+    launch("filter longest prefix", longest_prefix_kernel<Filter>, shape_for(lengths.size(), kThreads, stream), stream,
+           filter, seed_of(shape), hashes.device_data(), first.device_data(), lengths.size(), lengths.device_data());
   });
-  stream.impl().launched("filter longest prefix");
 }
 
-}  // namespace dunnock::gpu::detail
+}  // namespace dunnock::gpu::detail::DUNNOCK_KERNELS
