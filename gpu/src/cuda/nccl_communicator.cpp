@@ -23,7 +23,10 @@ ncclDataType_t type_of(Element element) noexcept {
   if (element == Element::kByte) return ncclUint8;
   return element == Element::kF32 ? ncclFloat32 : ncclBfloat16;
 }
-ncclRedOp_t op_of(Reduction reduction) noexcept { return reduction == Reduction::kSum ? ncclSum : ncclMax; }
+ncclRedOp_t op_of(Reduction reduction) noexcept {
+  if (reduction == Reduction::kMean) return ncclAvg;
+  return reduction == Reduction::kSum ? ncclSum : ncclMax;
+}
 
 Error nccl_error(ncclResult_t code, std::string_view what) {
   const bool lost = code == ncclRemoteError || code == ncclSystemError || code == ncclInternalError;
