@@ -76,8 +76,8 @@ struct Job {
   MPI_Comm messages = MPI_COMM_NULL;  // of send and receive
   unsigned rank = 0;
   unsigned size = 0;
-  std::uint64_t tags = 0;  // How many MPI has.
-  bool crowded = false;    // More ranks on this host than processors: who waits must let others run.
+  std::uint64_t tags = 0;   // How many MPI has.
+  unsigned ranks_here = 1;  // On this host.
   std::chrono::milliseconds timeout{};
   std::mutex mutex;
   std::optional<Error> failed;
@@ -94,6 +94,7 @@ struct Job {
   }
 };
 
+constexpr unsigned kFewRanks = 8;
 constexpr std::size_t kFewBytes = 4096;  // An eager message of Open MPI's shared memory.
 /// Of a part, that is in one message: large enough for the latency, small enough for the second cache.
 constexpr std::size_t kSegmentBytes = 128 << 10;
@@ -149,6 +150,13 @@ class Operation {
 
   /// Returns when all of the group are done. Errors: PeerLost, after which nothing more may be waited for.
   [[nodiscard]] Status wait(Group& group) {
+    // Where more wait than there are processors, who waits must let others run. Other ranks are taken to be like this.
+    struct Waiting {
+      unsigned here = ++waiting();
+      ~Waiting() { --waiting(); }
+    } const now_waiting;
+    static const unsigned processors = std::max(1U, std::thread::hardware_concurrency());
+    const bool crowded = now_waiting.here * job_.ranks_here > processors;
     const auto began = std::chrono::steady_clock::now();
     for (unsigned tries = 0; code_ == MPI_SUCCESS; ++tries) {
       int done = 0;
@@ -161,7 +169,7 @@ class Operation {
         return {};
       }
       if (tries % 16 != 15) {
-        if (job_.crowded) std::this_thread::yield();
+        if (crowded) std::this_thread::yield();
         continue;
       }
       // Messages that come at all come soon; for a rank that is late, waiting costs others nothing.
@@ -178,6 +186,10 @@ class Operation {
   }
 
  private:
+  static std::atomic<unsigned>& waiting() {
+    static std::atomic<unsigned> operations{0};
+    return operations;
+  }
   void note(int code) {
     if (code_ == MPI_SUCCESS) code_ = code;
   }
@@ -357,9 +369,17 @@ class MpiCommunicator final : public CommunicatorImpl {
     });
   }
   void barrier(Stream& stream) override {
-    // In round i a rank hears from all of the 2^i ranks before it that they are there.
+    // Few ranks tell all others that they are there; of many, each has heard of 2^i ranks after round i.
     collective("barrier", stream, [](Operation& op, int tag) {
       Status done;
+      if (op.size() <= kFewRanks) {
+        Operation::Group group;
+        for (unsigned step = 1; step < op.size(); ++step) {
+          op.receive(nullptr, 0, op.before(step), 2 * tag, op.job().comm, group);
+          op.send(nullptr, 0, op.behind(step), 2 * tag, op.job().comm, group);
+        }
+        return op.wait(group);
+      }
       for (unsigned step = 1; step < op.size() && done; step *= 2) {
         Operation::Group group;
         op.receive(nullptr, 0, op.before(step), 2 * tag, op.job().comm, group);
@@ -421,14 +441,15 @@ class MpiCommunicator final : public CommunicatorImpl {
   std::map<unsigned, std::uint64_t> received_;
 };
 
-/// How many ranks run on this host, and whether each can have a processor.
-bool is_crowded(MPI_Comm comm) {
+unsigned ranks_on_this_host(MPI_Comm comm) {
   MPI_Comm host = MPI_COMM_NULL;
-  if (MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host) != MPI_SUCCESS) return true;
   int ranks = 0;
-  MPI_Comm_size(host, &ranks);
-  MPI_Comm_free(&host);
-  return static_cast<unsigned>(ranks) > std::thread::hardware_concurrency();
+  MPI_Comm_size(comm, &ranks);
+  if (MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host) == MPI_SUCCESS) {
+    MPI_Comm_size(host, &ranks);
+    MPI_Comm_free(&host);
+  }
+  return static_cast<unsigned>(ranks);
 }
 
 }  // namespace
@@ -449,7 +470,7 @@ Result<std::unique_ptr<CommunicatorImpl>> make_mpi(const CommunicatorOptions& op
   MPI_Comm_size(job->comm, &size);
   job->rank = static_cast<unsigned>(rank);
   job->size = static_cast<unsigned>(size);
-  job->crowded = is_crowded(job->comm);
+  job->ranks_here = ranks_on_this_host(job->comm);
   void* greatest_tag = nullptr;
   int known = 0;
   MPI_Comm_get_attr(job->comm, MPI_TAG_UB, &greatest_tag, &known);
