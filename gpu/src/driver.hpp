@@ -60,6 +60,12 @@ class StreamImpl {
   /// Called behind the launch of a kernel: notices what went wrong with it.
   virtual void launched(std::string_view name) = 0;
 
+  /// For profilers (NVTX), where the backend has one: the stream's name, and that what is issued from begin_range() to
+  /// its end_range(), by this thread, is `name`. Ranges nest.
+  virtual void set_name(const std::string&) {}
+  virtual void begin_range(const std::string&) {}
+  virtual void end_range() {}
+
  private:
   Device device_;
   std::uint64_t number_;
