@@ -266,6 +266,9 @@ class CudaStream final : public StreamImpl {
     check(cudaPeekAtLastError() == cudaSuccess ? cudaSuccess : cudaGetLastError(), name);
     behind(name);
   }
+  [[nodiscard]] std::function<void(Error)> failure_sink() override {
+    return [failures = failures_](Error error) { failures->add(std::move(error)); };
+  }
 #if DUNNOCK_HAS_NVTX
   void set_name(const std::string& name) override { nvtxNameCudaStreamA(stream_, name.c_str()); }
 #endif

@@ -10,8 +10,8 @@
 // the order of the ranks and rounded once, so these two give the same bits.
 //
 // When a rank goes, or does not come within the timeout, the operation fails with PeerLost, as do all later ones of the
-// communicator, on all ranks that notice: a job stops with a message instead of waiting for ever. On NCCL the error is
-// noticed by check(), and the communicator is aborted there.
+// communicator, on all ranks that notice: a job stops with a message instead of waiting for ever. On NCCL the
+// communicator is aborted then; operations of a recorded graph are not watched there.
 #pragma once
 
 #include <chrono>
