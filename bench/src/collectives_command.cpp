@@ -6,6 +6,8 @@
 #include <mpi.h>
 #endif
 
+#include <malloc.h>
+
 #include <array>
 #include <barrier>
 #include <cstdlib>
@@ -273,6 +275,9 @@ bool is_under_mpirun() { return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr |
 int collectives_command(const Options& options) {
   Report report;
   if (is_under_mpirun()) {
+    // MPI's collectives take and free room in each call: it is recycled, or what is measured is page faults.
+    mallopt(M_MMAP_MAX, 0);
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
     auto all = Communicator::mpi();
     if (!all) fail(all.error().message);
     if (all->size() < 2) fail("one rank has nobody to tell: mpirun -n 2 or more");

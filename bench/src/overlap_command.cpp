@@ -170,7 +170,12 @@ Ran run_rank(Communicator& all, std::barrier<>& meeting, Computes computes, std:
 void run_threads(const Options& options, Report& report) {
   constexpr unsigned kRanks = 2;
   std::size_t rounds = 1000;
-  while (ns_of([&] { work(rounds); }) < 1e6) rounds += rounds / 4;
+  const auto least_ns = [&rounds] {
+    double least = std::numeric_limits<double>::max();
+    for (int i = 0; i < 5; ++i) least = std::min(least, ns_of([&rounds] { work(rounds); }));
+    return least;
+  };
+  while (least_ns() < 1e6) rounds += rounds / 4;
   std::printf(
       "\nrun: 2 ranks that are threads, 24 steps of about 1 ms, 24 MiB of f32 in buckets of 4 MiB, the least of %u; "
       "ms\n",

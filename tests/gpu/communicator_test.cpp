@@ -313,6 +313,22 @@ TEST(Threads, are_told_when_they_do_not_call_the_same) {
   });
 }
 
+TEST(Threads, may_not_write_to_what_is_reduced_or_gathered) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  auto ends = Communicator::threads(1);
+  auto stream = Stream::create(Device::cpu());
+  ASSERT_TRUE(ends && stream);
+  std::vector<float> memory(16);
+  const DeviceSpan<float> all(memory.data(), 16);
+  Communicator& one = ends->front();
+  EXPECT_DEATH(one.reduce_scatter<float>(all.subspan(0, 8), all.subspan(4, 8), Reduction::kSum, *stream),
+               "but for the rank's part");
+  EXPECT_DEATH(one.all_gather<float>(all.subspan(4, 8), all.subspan(0, 8), *stream), "but for the rank's part");
+  one.all_gather<float>(all.subspan(0, 8), all.subspan(8, 8), *stream);
+  one.all_gather<float>(all.subspan(0, 8), all.subspan(0, 8), *stream);
+  EXPECT_TRUE(stream->synchronize());
+}
+
 // ----- processes: mpirun -n N gpu_communicator_test --gtest_filter='Processes.*' ------------------------------------
 
 class Processes : public ::testing::Test {

@@ -11,7 +11,8 @@
 //
 // When a rank goes, or does not come within the timeout, the operation fails with PeerLost, as do all later ones of the
 // communicator, on all ranks that notice: a job stops with a message instead of waiting for ever. On NCCL the
-// communicator is aborted then; operations of a recorded graph are not watched there.
+// communicator is aborted then; operations of a recorded graph are not watched there. MPI may still write to memory
+// that a lost operation was given: a process that goes on keeps it.
 #pragma once
 
 #include <chrono>
