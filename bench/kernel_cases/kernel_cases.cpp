@@ -8,6 +8,7 @@ std::vector<KernelCase> all_kernel_cases(CaseSize size) {
   std::vector<KernelCase> all;
   for (const auto& family : {
            gather_cases,
+           matmul_cases,
            norm_cases,
            random_cases,
        }) {
