@@ -9,6 +9,7 @@ std::vector<KernelCase> all_kernel_cases(CaseSize size) {
   for (const auto& family : {
            convolution_cases,
            gather_cases,
+           matmul_cases,
            norm_cases,
            random_cases,
        }) {
