@@ -1,4 +1,4 @@
-# The CPU kernels' threads (OpenMP) and, where it is there, oneDNN. Not with sanitizers: neither library is built for them.
+# The threads of the CPU kernels (OpenMP) and, where it is there, oneDNN. Not with sanitizers, which know neither.
 # Sets OpenMP_CXX_FOUND, DUNNOCK_HAS_DNNL.
 set(DUNNOCK_HAS_DNNL OFF)
 if(NOT DUNNOCK_SANITIZE)

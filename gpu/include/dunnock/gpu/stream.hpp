@@ -54,8 +54,8 @@ class Event {
 struct StreamOptions {
   /// Runs before streams of a lower one where the device can (CUDA: two levels). The CPU backend ignores it.
   int priority = 0;
-  /// CPU backend: so many threads the kernels of this stream use; 0: as many as OpenMP has by default (all processors, or
-  /// OMP_NUM_THREADS). Streams that are to run side by side want fewer each. CUDA ignores it.
+  /// CPU backend: so many threads the kernels of this stream use; 0: as many as OpenMP has by default (all processors,
+  /// or OMP_NUM_THREADS). Streams that are to run side by side want fewer each. CUDA ignores it.
   unsigned threads = 0;
 };
 
