@@ -7,6 +7,7 @@ namespace dunnock::bench {
 std::vector<KernelCase> all_kernel_cases(CaseSize size) {
   std::vector<KernelCase> all;
   for (const auto& family : {
+           activation_cases,
            norm_cases,
        }) {
     for (KernelCase& one : family(size)) all.push_back(std::move(one));
