@@ -152,6 +152,8 @@ enum class CaseSize : std::uint8_t { kTiny, kCpu, kGpu };
 
 /// One function a family, in <family>_cases.cpp. kernel_cases.cpp puts them together.
 [[nodiscard]] std::vector<KernelCase> activation_cases(CaseSize size);
+[[nodiscard]] std::vector<KernelCase> elementwise_cases(CaseSize size);
+[[nodiscard]] std::vector<KernelCase> cross_entropy_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> norm_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> all_kernel_cases(CaseSize size);
 

@@ -8,6 +8,8 @@ std::vector<KernelCase> all_kernel_cases(CaseSize size) {
   std::vector<KernelCase> all;
   for (const auto& family : {
            activation_cases,
+           elementwise_cases,
+           cross_entropy_cases,
            norm_cases,
        }) {
     for (KernelCase& one : family(size)) all.push_back(std::move(one));

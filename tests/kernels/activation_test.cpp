@@ -13,12 +13,6 @@ constexpr Activation kAll[] = {Activation::kGeluTanh, Activation::kGeluErf, Acti
 
 class Activations : public test::OnEachRunner {
  protected:
-  /// The form that is to run: of three functions of one signature.
-  template <class F>
-  static F* pick(bool twin, F* kernel, F* emulated_kernel, F* twin_kernel) {
-    return twin ? twin_kernel : emulated() ? emulated_kernel : kernel;
-  }
-
   template <class T>
   void agrees(Activation kind) {
     for (int round = 0; round < 6; ++round) {
