@@ -10,6 +10,7 @@ std::vector<KernelCase> all_kernel_cases(CaseSize size) {
            activation_cases,
            elementwise_cases,
            cross_entropy_cases,
+           optimizer_cases,
            norm_cases,
        }) {
     for (KernelCase& one : family(size)) all.push_back(std::move(one));
