@@ -156,6 +156,7 @@ enum class CaseSize : std::uint8_t { kTiny, kCpu, kGpu };
 [[nodiscard]] std::vector<KernelCase> cross_entropy_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> optimizer_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> reduce_cases(CaseSize size);
+[[nodiscard]] std::vector<KernelCase> embedding_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> norm_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> all_kernel_cases(CaseSize size);
 

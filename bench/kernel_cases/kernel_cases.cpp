@@ -12,6 +12,7 @@ std::vector<KernelCase> all_kernel_cases(CaseSize size) {
            cross_entropy_cases,
            optimizer_cases,
            reduce_cases,
+           embedding_cases,
            norm_cases,
        }) {
     for (KernelCase& one : family(size)) all.push_back(std::move(one));
