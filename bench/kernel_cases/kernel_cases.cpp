@@ -13,7 +13,9 @@ std::vector<KernelCase> all_kernel_cases(CaseSize size) {
            optimizer_cases,
            reduce_cases,
            embedding_cases,
+           gather_cases,
            norm_cases,
+           random_cases,
        }) {
     for (KernelCase& one : family(size)) all.push_back(std::move(one));
   }
