@@ -155,6 +155,12 @@ enum class CaseSize : std::uint8_t { kTiny, kCpu, kGpu };
 
 /// One function a family, in <family>_cases.cpp. kernel_cases.cpp puts them together.
 [[nodiscard]] std::vector<KernelCase> convolution_cases(CaseSize size);
+[[nodiscard]] std::vector<KernelCase> activation_cases(CaseSize size);
+[[nodiscard]] std::vector<KernelCase> elementwise_cases(CaseSize size);
+[[nodiscard]] std::vector<KernelCase> cross_entropy_cases(CaseSize size);
+[[nodiscard]] std::vector<KernelCase> optimizer_cases(CaseSize size);
+[[nodiscard]] std::vector<KernelCase> reduce_cases(CaseSize size);
+[[nodiscard]] std::vector<KernelCase> embedding_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> gather_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> matmul_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> norm_cases(CaseSize size);

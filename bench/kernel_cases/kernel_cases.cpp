@@ -8,6 +8,12 @@ std::vector<KernelCase> all_kernel_cases(CaseSize size) {
   std::vector<KernelCase> all;
   for (const auto& family : {
            convolution_cases,
+           activation_cases,
+           elementwise_cases,
+           cross_entropy_cases,
+           optimizer_cases,
+           reduce_cases,
+           embedding_cases,
            gather_cases,
            matmul_cases,
            norm_cases,
