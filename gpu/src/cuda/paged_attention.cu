@@ -93,7 +93,7 @@ __device__ inline Found find_unit(const std::int32_t* lengths, unsigned sequence
 
 /// Block (x, y): part x of the line; heads of keys, and which kGroup of the heads that read them.
 template <class T, class C, unsigned kDim, unsigned kGroup>
-__global__ void __launch_bounds__(kThreads, kGroup == kGroupMax ? 2 : kBlocksAtOnce)
+__global__ void __launch_bounds__(kThreads, kGroup == 1 ? kBlocksAtOnce : 2)
     paged_attention_kernel(PagedArgs<T, C> args) {
   constexpr unsigned kWidth = kPack<C>;
   constexpr unsigned kRowPacks = kDim / kWidth;
