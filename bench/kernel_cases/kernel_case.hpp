@@ -161,6 +161,7 @@ enum class CaseSize : std::uint8_t { kTiny, kCpu, kGpu };
 [[nodiscard]] std::vector<KernelCase> optimizer_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> reduce_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> embedding_cases(CaseSize size);
+[[nodiscard]] std::vector<KernelCase> attention_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> gather_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> matmul_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> norm_cases(CaseSize size);

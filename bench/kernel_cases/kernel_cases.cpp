@@ -14,6 +14,7 @@ std::vector<KernelCase> all_kernel_cases(CaseSize size) {
            optimizer_cases,
            reduce_cases,
            embedding_cases,
+           attention_cases,
            gather_cases,
            matmul_cases,
            norm_cases,
