@@ -23,6 +23,15 @@ double flops_of(const AttentionShape& shape, double products) {
   return 2 * products * values * static_cast<double>(shape.key_tokens) / (shape.causal ? 2 : 1);
 }
 
+PeerOperation operation_of(const char* op, const AttentionShape& shape) {
+  return {op,
+          {{"batch", shape.batch},
+           {"tokens", shape.query_tokens},
+           {"heads", shape.heads},
+           {"head", shape.head_dim},
+           {"causal", shape.causal ? 1 : 0}}};
+}
+
 /// The rounding of p and ds to T, of values that are about 1.
 template <class T>
 constexpr double kCaseAbsolute = std::is_same_v<T, float> ? 2e-4 : 0.05;
@@ -46,6 +55,7 @@ KernelCase forward(const AttentionShape& shape) {
   one.type = type_name<T>();
   one.shape = text(shape);
   one.flops = flops_of(shape, 2);
+  one.operation = operation_of("attention", shape);
   one.relative = kCaseRounding<T>;
   one.absolute = kCaseAbsolute<T>;
   one.prepare = [=](KernelValues& values) -> KernelCase::Run {
@@ -68,6 +78,7 @@ KernelCase backward(const AttentionShape& shape) {
   one.type = type_name<T>();
   one.shape = text(shape);
   one.flops = flops_of(shape, 5);
+  one.operation = operation_of("attention_backward", shape);
   one.relative = kCaseRounding<T>;
   one.absolute = 4 * kCaseAbsolute<T>;
   one.prepare = [=](KernelValues& values) -> KernelCase::Run {
@@ -108,6 +119,13 @@ KernelCase decoding(PagedShape shape, std::size_t context) {
               std::to_string(shape.heads) + " on " + std::to_string(shape.kv_heads) + " heads of " +
               std::to_string(shape.head_dim);
   one.bytes = 2.0 * sizeof(C) * static_cast<double>(shape.sequences * context * shape.kv_heads * shape.head_dim);
+  if (std::is_same_v<T, C>)
+    one.operation = {"decode_attention",
+                     {{"batch", shape.sequences},
+                      {"context", context},
+                      {"heads", shape.heads},
+                      {"kv_heads", shape.kv_heads},
+                      {"head", shape.head_dim}}};
   one.relative = kCaseRounding<T>;
   one.absolute = 2e-5;
   one.prepare = [=](KernelValues& values) -> KernelCase::Run {
