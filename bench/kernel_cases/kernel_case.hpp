@@ -154,6 +154,7 @@ struct KernelCase {
 enum class CaseSize : std::uint8_t { kTiny, kCpu, kGpu };
 
 /// One function a family, in <family>_cases.cpp. kernel_cases.cpp puts them together.
+[[nodiscard]] std::vector<KernelCase> attention_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> convolution_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> gather_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> matmul_cases(CaseSize size);

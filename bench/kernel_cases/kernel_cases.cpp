@@ -7,6 +7,7 @@ namespace dunnock::bench {
 std::vector<KernelCase> all_kernel_cases(CaseSize size) {
   std::vector<KernelCase> all;
   for (const auto& family : {
+           attention_cases,
            convolution_cases,
            gather_cases,
            matmul_cases,
