@@ -154,12 +154,18 @@ struct KernelCase {
 enum class CaseSize : std::uint8_t { kTiny, kCpu, kGpu };
 
 /// One function a family, in <family>_cases.cpp. kernel_cases.cpp puts them together.
+[[nodiscard]] std::vector<KernelCase> activation_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> attention_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> convolution_cases(CaseSize size);
+[[nodiscard]] std::vector<KernelCase> cross_entropy_cases(CaseSize size);
+[[nodiscard]] std::vector<KernelCase> elementwise_cases(CaseSize size);
+[[nodiscard]] std::vector<KernelCase> embedding_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> gather_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> matmul_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> norm_cases(CaseSize size);
+[[nodiscard]] std::vector<KernelCase> optimizer_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> random_cases(CaseSize size);
+[[nodiscard]] std::vector<KernelCase> reduce_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> all_kernel_cases(CaseSize size);
 
 template <class T>

@@ -7,12 +7,18 @@ namespace dunnock::bench {
 std::vector<KernelCase> all_kernel_cases(CaseSize size) {
   std::vector<KernelCase> all;
   for (const auto& family : {
+           activation_cases,
            attention_cases,
            convolution_cases,
+           cross_entropy_cases,
+           elementwise_cases,
+           embedding_cases,
            gather_cases,
            matmul_cases,
            norm_cases,
+           optimizer_cases,
            random_cases,
+           reduce_cases,
        }) {
     for (KernelCase& one : family(size)) all.push_back(std::move(one));
   }

@@ -40,6 +40,12 @@ class OnEachRunner : public ::testing::TestWithParam<Runner> {
     twin_stream_.emplace(std::move(*Stream::create(Device::cpu())));
   }
   [[nodiscard]] static bool emulated() { return GetParam() == Runner::kEmulated; }
+  /// The form that is to run, of three functions of one signature.
+  template <class F>
+  static F* pick(bool twin, F* kernel, F* emulated_kernel, F* twin_kernel) {
+    if (twin) return twin_kernel;
+    return emulated() ? emulated_kernel : kernel;
+  }
   [[nodiscard]] static bool on_cuda() { return GetParam() == Runner::kCuda; }
 
   Stream& stream() { return *stream_; }

@@ -117,6 +117,7 @@ T __ldcs(const T* from) {
 inline float __expf(float x) { return std::exp(x); }
 inline float __logf(float x) { return std::log(x); }
 inline float __fdividef(float a, float b) { return a / b; }
+inline float erff(float x) { return std::erf(x); }
 inline float rsqrtf(float x) { return 1.0F / std::sqrt(x); }
 inline unsigned __umulhi(unsigned a, unsigned b) {
   return static_cast<unsigned>(static_cast<std::uint64_t>(a) * b >> 32);

@@ -1,0 +1,64 @@
+// Softmax cross-entropy, loss and gradient in one go; and softmax and log-sum-exp of rows as such.
+//
+//   p = softmax(row);  with s = label_smoothing and t = the row's target:
+//   loss     = log(sum of exp(x)) - (1 - s) * x[t] - s * mean of x          (as PyTorch's cross_entropy)
+//   gradient = gradient_factor * (p - s / classes - (1 - s at t, else 0))
+//
+// A row whose target is `ignore_index` has loss 0 and gradient 0. A row whose target is neither that nor a class has
+// loss NaN and gradient 0: nothing is read or written outside, and the loss tells. T is float or Bf16, arithmetic is in
+// float; the largest value of a row is taken off first. A row that has a NaN, +infinity or nothing but -infinity gives
+// NaN. Spans that do not fit the shape are programmer errors. Nothing allocates.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "dunnock/gpu/bf16.hpp"
+#include "dunnock/gpu/memory.hpp"
+
+namespace dunnock::gpu {
+
+struct CrossEntropyShape {
+  std::size_t rows = 0;
+  std::size_t classes = 0;  ///< > 0, < 2^31
+  std::int32_t ignore_index = -100;
+  float label_smoothing = 0;  ///< 0 .. 1
+  float gradient_factor = 1;  ///< for a mean: 1 / the rows that are not ignored
+};
+
+/// logits (rows, classes), targets (rows) -> losses (rows), and gradient (rows, classes), may be the logits; empty:
+/// only the losses.
+template <class T>
+void cross_entropy(DeviceSpan<const T> logits, DeviceSpan<const std::int32_t> targets, DeviceSpan<float> losses,
+                   DeviceSpan<T> gradient, const CrossEntropyShape& shape, Stream& stream);
+/// The mean of the losses of rows that are not ignored, summed in a fixed order; NaN when all are. losses, targets
+/// (any)
+/// -> mean (1)
+void cross_entropy_mean(DeviceSpan<const float> losses, DeviceSpan<const std::int32_t> targets,
+                        std::int32_t ignore_index, DeviceSpan<float> mean, Stream& stream);
+
+struct SoftmaxShape {
+  std::size_t rows = 0;
+  std::size_t columns = 0;  ///< > 0, < 2^31
+};
+/// x (rows, columns) -> y (rows, columns), may be x
+template <class T>
+void softmax(DeviceSpan<const T> x, DeviceSpan<T> y, const SoftmaxShape& shape, Stream& stream);
+/// x (rows, columns) -> sums (rows): the logarithm of the sum of exp(x)
+template <class T>
+void log_sum_exp(DeviceSpan<const T> x, DeviceSpan<float> sums, const SoftmaxShape& shape, Stream& stream);
+
+/// The twins, written to be read: in double. On CPU streams.
+namespace reference {
+template <class T>
+void cross_entropy(DeviceSpan<const T> logits, DeviceSpan<const std::int32_t> targets, DeviceSpan<float> losses,
+                   DeviceSpan<T> gradient, const CrossEntropyShape& shape, Stream& stream);
+void cross_entropy_mean(DeviceSpan<const float> losses, DeviceSpan<const std::int32_t> targets,
+                        std::int32_t ignore_index, DeviceSpan<float> mean, Stream& stream);
+template <class T>
+void softmax(DeviceSpan<const T> x, DeviceSpan<T> y, const SoftmaxShape& shape, Stream& stream);
+template <class T>
+void log_sum_exp(DeviceSpan<const T> x, DeviceSpan<float> sums, const SoftmaxShape& shape, Stream& stream);
+}  // namespace reference
+
+}  // namespace dunnock::gpu

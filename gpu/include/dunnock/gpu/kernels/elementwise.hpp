@@ -1,0 +1,60 @@
+// Sums, products and casts, value by value; a bias for each column of a matrix, and its gradient.
+//
+// T is float or Bf16; arithmetic is in float. Spans that do not fit the shape are programmer errors. Nothing allocates.
+#pragma once
+
+#include <cstddef>
+
+#include "dunnock/gpu/bf16.hpp"
+#include "dunnock/gpu/memory.hpp"
+
+namespace dunnock::gpu {
+
+/// y = a + factor * b: a sum (factor 1), a scaled residual, and axpy when y is a. a, b (any) -> y (as many), may be
+/// either.
+template <class T>
+void add_scaled(DeviceSpan<const T> a, DeviceSpan<const T> b, float factor, DeviceSpan<T> y, Stream& stream);
+/// y = factor * x; may be in place.
+template <class T>
+void scale(DeviceSpan<const T> x, float factor, DeviceSpan<T> y, Stream& stream);
+template <class T>
+void fill(DeviceSpan<T> y, float value, Stream& stream);
+/// f32 -> bf16 rounds to nearest, ties to even; bf16 -> f32 is exact. Not in place.
+template <class To, class From>
+void cast(DeviceSpan<const From> x, DeviceSpan<To> y, Stream& stream);
+
+struct RowMatrix {
+  std::size_t rows = 0;
+  std::size_t columns = 0;  ///< > 0
+};
+
+/// y[row][c] = x[row][c] + bias[c]. x (rows, columns), bias (columns) -> y (rows, columns), may be x.
+template <class T>
+void bias_add(DeviceSpan<const T> x, DeviceSpan<const T> bias, DeviceSpan<T> y, const RowMatrix& shape, Stream& stream);
+
+/// Floats of workspace that column_sums needs on this device.
+[[nodiscard]] std::size_t column_sums_workspace(const RowMatrix& shape, Device device);
+/// Sums over the rows: the gradient of a bias. `adds`: to what is in `sums`. The order of the sums is the same in each
+/// run, and with each number of threads. x (rows, columns) -> sums (columns)
+template <class T>
+void column_sums(DeviceSpan<const T> x, DeviceSpan<T> sums, bool adds, const RowMatrix& shape,
+                 DeviceSpan<float> workspace, Stream& stream);
+
+/// The twins, written to be read: in double. On CPU streams.
+namespace reference {
+template <class T>
+void add_scaled(DeviceSpan<const T> a, DeviceSpan<const T> b, float factor, DeviceSpan<T> y, Stream& stream);
+template <class T>
+void scale(DeviceSpan<const T> x, float factor, DeviceSpan<T> y, Stream& stream);
+template <class T>
+void fill(DeviceSpan<T> y, float value, Stream& stream);
+template <class To, class From>
+void cast(DeviceSpan<const From> x, DeviceSpan<To> y, Stream& stream);
+template <class T>
+void bias_add(DeviceSpan<const T> x, DeviceSpan<const T> bias, DeviceSpan<T> y, const RowMatrix& shape, Stream& stream);
+template <class T>
+void column_sums(DeviceSpan<const T> x, DeviceSpan<T> sums, bool adds, const RowMatrix& shape,
+                 DeviceSpan<float> workspace, Stream& stream);
+}  // namespace reference
+
+}  // namespace dunnock::gpu

@@ -1,0 +1,206 @@
+// Floor: each input is read once and each output written once.
+#include "cuda/map.hpp"
+#include "kernels/elementwise_launchers.hpp"
+
+namespace dunnock::gpu::detail::DUNNOCK_KERNELS {
+namespace {
+
+using namespace device;
+
+struct AddScaled {
+  float factor;
+  __device__ void operator()(const float (&x)[2], float (&y)[1]) const { y[0] = x[0] + factor * x[1]; }
+};
+struct Scale {
+  float factor;
+  __device__ void operator()(const float (&x)[1], float (&y)[1]) const { y[0] = factor * x[0]; }
+};
+
+template <class T>
+struct Fill {
+  T* y;
+  float value;
+  template <unsigned W>
+  struct Held {};
+  template <unsigned W>
+  __device__ void load(Held<W>&, std::size_t) const {}
+  template <unsigned W>
+  __device__ void finish(const Held<W>&, std::size_t first) const {
+    Pack<T, W> out;
+#pragma unroll
+    for (unsigned j = 0; j < W; ++j) out.values[j] = from_float<T>(value);
+    store_pack(y + first, out);
+  }
+};
+
+/// In packs of 4: 16 bytes of float, 8 of bf16.
+template <class To, class From>
+struct Cast {
+  const From* x;
+  To* y;
+  template <unsigned W>
+  struct Held {
+    Pack<From, W> x;
+  };
+  template <unsigned W>
+  __device__ void load(Held<W>& held, std::size_t first) const {
+    held.x = load_pack<W>(x + first);
+  }
+  template <unsigned W>
+  __device__ void finish(const Held<W>& held, std::size_t first) const {
+    Pack<To, W> out;
+#pragma unroll
+    for (unsigned j = 0; j < W; ++j) out.values[j] = from_float<To>(to_float(held.x.values[j]));
+    store_pack(y + first, out);
+  }
+};
+
+template <class T>
+struct BiasAdd {
+  const T* x;
+  const T* bias;
+  T* y;
+  std::size_t columns;
+  bool small;  // 32 bits of division suffice
+  template <unsigned W>
+  struct Held {
+    Pack<T, W> x, bias;
+  };
+  template <unsigned W>
+  __device__ void load(Held<W>& held, std::size_t first) const {
+    const std::size_t c = small ? static_cast<unsigned>(first) % static_cast<unsigned>(columns) : first % columns;
+    held.x = load_pack<W>(x + first);
+    held.bias = load_pack<W>(bias + c);
+  }
+  template <unsigned W>
+  __device__ void finish(const Held<W>& held, std::size_t first) const {
+    Pack<T, W> out;
+#pragma unroll
+    for (unsigned j = 0; j < W; ++j)
+      out.values[j] = from_float<T>(to_float(held.x.values[j]) + to_float(held.bias.values[j]));
+    store_pack(y + first, out);
+  }
+};
+
+constexpr unsigned kBlock = 256;
+constexpr unsigned kWarps = kBlock / kWarp;
+
+/// Block (b, s): of slice s of the rows the sums of 32 * W columns -> parts[s]. Each warp takes each 8th row.
+template <class T, unsigned W>
+__global__ void __launch_bounds__(kBlock)
+    column_sums_kernel(const T* __restrict__ x, float* __restrict__ parts, std::size_t rows, std::size_t columns) {
+  __shared__ float shared[kWarps][kWarp * W];
+  const unsigned warp = threadIdx.x / kWarp;
+  const unsigned lane = threadIdx.x % kWarp;
+  const std::size_t c = std::size_t{blockIdx.x} * (kWarp * W) + lane * W;
+  const std::size_t last = rows * (blockIdx.y + 1) / gridDim.y;
+  float sums[W] = {};
+  if (c < columns) {
+    constexpr unsigned kAtOnce = 4;
+    std::size_t row = rows * blockIdx.y / gridDim.y + warp;
+    for (; row + (kAtOnce - 1) * kWarps < last; row += kAtOnce * kWarps) {
+      Pack<T, W> some[kAtOnce];
+#pragma unroll
+      for (unsigned k = 0; k < kAtOnce; ++k) some[k] = load_pack<W>(x + (row + k * kWarps) * columns + c);
+#pragma unroll
+      for (unsigned k = 0; k < kAtOnce; ++k) {
+#pragma unroll
+        for (unsigned j = 0; j < W; ++j) sums[j] += to_float(some[k].values[j]);
+      }
+    }
+    for (; row < last; row += kWarps) {
+      const auto some = load_pack<W>(x + row * columns + c);
+#pragma unroll
+      for (unsigned j = 0; j < W; ++j) sums[j] += to_float(some.values[j]);
+    }
+  }
+#pragma unroll
+  for (unsigned j = 0; j < W; ++j) shared[warp][lane * W + j] = sums[j];
+  __syncthreads();
+  for (unsigned i = threadIdx.x; i < kWarp * W; i += kBlock) {
+    const std::size_t column = std::size_t{blockIdx.x} * (kWarp * W) + i;
+    if (column >= columns) continue;
+    float sum = 0;
+#pragma unroll
+    for (unsigned w = 0; w < kWarps; ++w) sum += shared[w][i];
+    parts[std::size_t{blockIdx.y} * columns + column] = sum;
+  }
+}
+
+/// Adds the slices up, in their order.
+template <class T>
+__global__ void __launch_bounds__(kBlock)
+    column_sums_end_kernel(const float* __restrict__ parts, unsigned slices, T* sums, bool adds, std::size_t columns) {
+  const std::size_t c = std::size_t{blockIdx.x} * kBlock + threadIdx.x;
+  if (c >= columns) return;
+  float sum = adds ? to_float(sums[c]) : 0.0F;
+  for (unsigned s = 0; s < slices; ++s) sum += parts[s * columns + c];
+  sums[c] = from_float<T>(sum);
+}
+
+/// Enough blocks for the device, but no slice under 32 rows.
+unsigned slices_of(const RowMatrix& shape, unsigned processors) {
+  const std::size_t by_columns = blocks_for(shape.columns, kWarp * 8);
+  const std::size_t wanted = (8 * std::size_t{processors} + by_columns - 1) / by_columns;
+  return static_cast<unsigned>(std::clamp<std::size_t>(std::min(wanted, shape.rows / 32), 1, 512));
+}
+
+}  // namespace
+
+template <class T>
+void add_scaled(DeviceSpan<const T> a, DeviceSpan<const T> b, float factor, DeviceSpan<T> y, Stream& stream) {
+  constexpr unsigned kWidth = kPack<T>;
+  const PlainMap<T, 2, 1, AddScaled> body{{a.device_data(), b.device_data()}, {y.device_data()}, {factor}};
+  launch_map<kWidth>("add", body, y.size(), all_aligned(a, b, y), stream);
+}
+template <class T>
+void scale(DeviceSpan<const T> x, float factor, DeviceSpan<T> y, Stream& stream) {
+  constexpr unsigned kWidth = kPack<T>;
+  const PlainMap<T, 1, 1, Scale> body{{x.device_data()}, {y.device_data()}, {factor}};
+  launch_map<kWidth>("scale", body, y.size(), all_aligned(x, y), stream);
+}
+template <class T>
+void fill(DeviceSpan<T> y, float value, Stream& stream) {
+  constexpr unsigned kWidth = kPack<T>;
+  const Fill<T> body{y.device_data(), value};
+  launch_map<kWidth>("fill", body, y.size(), all_aligned(y), stream);
+}
+template <class To, class From>
+void cast(DeviceSpan<const From> x, DeviceSpan<To> y, Stream& stream) {
+  const Cast<To, From> body{x.device_data(), y.device_data()};
+  launch_map<4>("cast", body, y.size(), all_aligned(x, y), stream);
+}
+template <class T>
+void bias_add(DeviceSpan<const T> x, DeviceSpan<const T> bias, DeviceSpan<T> y, const RowMatrix& shape,
+              Stream& stream) {
+  constexpr unsigned kWidth = kPack<T>;
+  const BiasAdd<T> body{x.device_data(), bias.device_data(), y.device_data(), shape.columns,
+                        y.size() < (std::size_t{1} << 32)};
+  const bool aligned = shape.columns % kWidth == 0 && all_aligned(x, bias, y);
+  launch_map<kWidth>("bias add", body, y.size(), aligned, stream);
+}
+
+std::size_t column_sums_workspace(const RowMatrix& shape, unsigned processors) {
+  return slices_of(shape, processors) * shape.columns;
+}
+template <class T>
+void column_sums(DeviceSpan<const T> x, DeviceSpan<T> sums, bool adds, const RowMatrix& shape,
+                 DeviceSpan<float> workspace, Stream& stream) {
+  constexpr unsigned kWidth = kPack<T>;
+  const unsigned slices = slices_of(shape, multiprocessors(stream));
+  if (shape.columns % kWidth == 0 && all_aligned(x)) {
+    launch("column sums", column_sums_kernel<T, kWidth>,
+           {dim3(blocks_for(shape.columns, kWarp * kWidth), slices), dim3(kBlock)}, stream, x.device_data(),
+           workspace.device_data(), shape.rows, shape.columns);
+  } else {
+    launch("column sums", column_sums_kernel<T, 1>, {dim3(blocks_for(shape.columns, kWarp), slices), dim3(kBlock)},
+           stream, x.device_data(), workspace.device_data(), shape.rows, shape.columns);
+  }
+  launch("column sums end", column_sums_end_kernel<T>, {dim3(blocks_for(shape.columns, kBlock)), dim3(kBlock)}, stream,
+         workspace.device_data(), slices, sums.device_data(), adds, shape.columns);
+}
+
+DUNNOCK_INSTANTIATE_ELEMENTWISE(float, Bf16)
+DUNNOCK_INSTANTIATE_ELEMENTWISE(Bf16, float)
+
+}  // namespace dunnock::gpu::detail::DUNNOCK_KERNELS

@@ -1,0 +1,242 @@
+// Floor: each value is read once. A block a chunk of 16384 values (32 or 64 KiB: a thread has 16 bytes of each of its
+// packs in flight, 4 at once), then one block for the parts.
+#include <algorithm>
+#include <limits>
+
+#include "cuda/segments.hpp"
+#include "kernels/reduce_launchers.hpp"
+
+namespace dunnock::gpu::detail::DUNNOCK_KERNELS {
+namespace {
+
+using namespace device;
+
+constexpr unsigned kBlock = 256;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+struct SumOf {
+  static constexpr float kStart = 0;
+  __device__ static float of(float x) { return x; }
+  __device__ static float join(float a, float b) { return a + b; }
+};
+struct SquaresOf : SumOf {
+  __device__ static float of(float x) { return x * x; }
+};
+/// A NaN wins.
+struct MaxOf {
+  static constexpr float kStart = -kInfinity;
+  __device__ static float of(float x) { return x; }
+  __device__ static float join(float a, float b) { return a != a || a > b ? a : b; }
+};
+struct NotFiniteOf : SumOf {
+  __device__ static float of(float x) { return x - x == 0.0F ? 0.0F : 1.0F; }
+};
+
+template <class R>
+struct Join {
+  __device__ float operator()(float a, float b) const { return R::join(a, b); }
+};
+
+/// Of `count` values, for all threads of the block.
+template <class R, class T>
+__device__ float reduce_values(const T* x, unsigned count, float* shared) {
+  float result = R::kStart;
+  constexpr unsigned kWidth = kPack<T>;
+  constexpr unsigned kAtOnce = 4;
+  const bool aligned = reinterpret_cast<std::uintptr_t>(x) % 16 == 0;
+  const unsigned packs = aligned ? count / kWidth : 0;
+  for (unsigned p = threadIdx.x; p < packs; p += kAtOnce * kBlock) {
+    Pack<T, kWidth> some[kAtOnce] = {};
+#pragma unroll
+    for (unsigned k = 0; k < kAtOnce; ++k) {
+      if (p + k * kBlock < packs) some[k] = load_pack<kWidth>(x + std::size_t{p + k * kBlock} * kWidth);
+    }
+#pragma unroll
+    for (unsigned k = 0; k < kAtOnce; ++k) {
+      if (p + k * kBlock >= packs) continue;
+#pragma unroll
+      for (unsigned j = 0; j < kWidth; ++j) result = R::join(result, R::of(to_float(some[k].values[j])));
+    }
+  }
+  for (unsigned i = packs * kWidth + threadIdx.x; i < count; i += kBlock)
+    result = R::join(result, R::of(to_float(x[i])));
+  return block_reduce<Join<R>, kBlock>(result, shared);
+}
+
+template <class R, class T>
+__global__ void __launch_bounds__(kBlock) reduce_kernel(const T* __restrict__ x, float* parts, std::size_t count) {
+  __shared__ float shared[kBlock / kWarp];
+  const std::size_t first = std::size_t{blockIdx.x} * kReduceChunk;
+  const std::size_t rest = count - first;
+  const float part =
+      reduce_values<R>(x + first, static_cast<unsigned>(rest < kReduceChunk ? rest : kReduceChunk), shared);
+  if (threadIdx.x == 0) parts[blockIdx.x] = part;
+}
+template <class T>
+__global__ void __launch_bounds__(kBlock)
+    squares_kernel(const ReduceTensor<T>* __restrict__ tensors, unsigned count, float* parts) {
+  __shared__ float shared[kBlock / kWarp];
+  const ReduceTensor<T> tensor = tensors[tensor_of_chunk(tensors, count, blockIdx.x)];
+  const std::size_t first = (blockIdx.x - tensor.first_chunk) * kReduceChunk;
+  const std::size_t rest = tensor.size - first;
+  const float part = reduce_values<SquaresOf>(tensor.values + first,
+                                              static_cast<unsigned>(rest < kReduceChunk ? rest : kReduceChunk), shared);
+  if (threadIdx.x == 0) parts[blockIdx.x] = part;
+}
+
+enum class End : unsigned char { kPlain, kMean, kRoot, kFlag };
+
+/// Of the parts, by one block in a fixed order.
+template <class R>
+__global__ void __launch_bounds__(kBlock)
+    reduce_end_kernel(const float* __restrict__ parts, std::size_t count, End end, float values, void* result) {
+  __shared__ float shared[kBlock / kWarp];
+  float all = R::kStart;
+  for (std::size_t i = threadIdx.x; i < count; i += kBlock) all = R::join(all, parts[i]);
+  all = block_reduce<Join<R>, kBlock>(all, shared);
+  if (threadIdx.x != 0) return;
+  if (end == End::kFlag) {
+    *static_cast<std::uint32_t*>(result) = all > 0.0F ? 1U : 0U;
+    return;
+  }
+  if (end == End::kMean) all /= values;
+  if (end == End::kRoot) all = sqrtf(all);
+  *static_cast<float*>(result) = all;
+}
+
+__global__ void clip_factor_kernel(const float* norm, float norm_max, float* factor) {
+  if (threadIdx.x != 0) return;
+  const float share = norm_max / *norm;
+  *factor = share > 1.0F ? 1.0F : share;
+}
+
+struct Best {
+  float value;
+  unsigned index;
+  __device__ bool beats(const Best& other) const {
+    const bool is_nan = value != value;
+    const bool other_is_nan = other.value != other.value;
+    if (is_nan != other_is_nan) return is_nan;
+    if (is_nan || value == other.value) return index < other.index;
+    return value > other.value;
+  }
+};
+
+/// A row a block, or a warp. Values of rows that are not aligned are read one by one: coalesced all the same.
+template <class T, unsigned kThreads>
+__global__ void __launch_bounds__(kBlock)
+    argmax_kernel(const T* __restrict__ x, std::int32_t* indices, float* values, std::size_t rows, unsigned columns) {
+  __shared__ Best shared[kBlock / kWarp];
+  constexpr unsigned kRows = kBlock / kThreads;
+  const unsigned thread = threadIdx.x % kThreads;
+  const std::size_t rounds = (rows + kRows - 1) / kRows;
+  for (std::size_t round = blockIdx.x; round < rounds; round += gridDim.x) {
+    const std::size_t row = round * kRows + threadIdx.x / kThreads;
+    Best best{-kInfinity, 0xffffffffU};
+    if (row < rows) {
+      const T* const from = x + row * columns;
+      constexpr unsigned kWidth = kPack<T>;
+      const unsigned packs = reinterpret_cast<std::uintptr_t>(from) % 16 == 0 ? columns / kWidth : 0;
+      for (unsigned p = thread; p < packs; p += kThreads) {
+        const auto some = load_pack<kWidth>(from + std::size_t{p} * kWidth);
+#pragma unroll
+        for (unsigned j = 0; j < kWidth; ++j) {
+          const Best one{to_float(some.values[j]), p * kWidth + j};
+          if (one.beats(best)) best = one;
+        }
+      }
+      for (unsigned c = packs * kWidth + thread; c < columns; c += kThreads) {
+        const Best one{to_float(from[c]), c};
+        if (one.beats(best)) best = one;
+      }
+    }
+#pragma unroll
+    for (unsigned mask = kWarp / 2; mask > 0; mask /= 2) {
+      const Best other{shuffle_xor(best.value, mask), shuffle_xor(best.index, mask)};
+      if (other.beats(best)) best = other;
+    }
+    if constexpr (kThreads > kWarp) {
+      __syncthreads();  // Whoever still reads the last row's has done so.
+      if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = best;
+      __syncthreads();
+      for (unsigned w = 0; w < kBlock / kWarp; ++w) {
+        if (shared[w].beats(best)) best = shared[w];
+      }
+    }
+    if (thread == 0 && row < rows) {
+      indices[row] = static_cast<std::int32_t>(best.index);
+      if (values != nullptr) values[row] = best.value;
+    }
+  }
+}
+
+template <class R, class T>
+void two_stages(DeviceSpan<const T> x, DeviceSpan<float> workspace, End end, void* result, Stream& stream) {
+  const std::size_t parts = reduce_workspace(x.size());
+  if (parts > 0)
+    launch("reduce", reduce_kernel<R, T>, {dim3(static_cast<unsigned>(parts)), dim3(kBlock)}, stream, x.device_data(),
+           workspace.device_data(), x.size());
+  launch("reduce end", reduce_end_kernel<R>, {dim3(1), dim3(kBlock)}, stream, workspace.device_data(), parts, end,
+         static_cast<float>(x.size()), result);
+}
+
+}  // namespace
+
+template <class T>
+void reduce(ReduceKind kind, DeviceSpan<const T> x, DeviceSpan<float> result, DeviceSpan<float> workspace,
+            Stream& stream) {
+  float* const to = result.device_data();
+  if (kind == ReduceKind::kSum) two_stages<SumOf>(x, workspace, End::kPlain, to, stream);
+  if (kind == ReduceKind::kMean) two_stages<SumOf>(x, workspace, End::kMean, to, stream);
+  if (kind == ReduceKind::kMax) two_stages<MaxOf>(x, workspace, End::kPlain, to, stream);
+  if (kind != ReduceKind::kSumOfSquares) return;
+  const std::size_t parts = reduce_workspace(x.size());
+  if (parts > 0)
+    launch("reduce", reduce_kernel<SquaresOf, T>, {dim3(static_cast<unsigned>(parts)), dim3(kBlock)}, stream,
+           x.device_data(), workspace.device_data(), x.size());
+  launch("reduce end", reduce_end_kernel<SumOf>, {dim3(1), dim3(kBlock)}, stream, workspace.device_data(), parts,
+         End::kPlain, 0.0F, static_cast<void*>(to));
+}
+template <class T>
+void any_not_finite(DeviceSpan<const T> x, DeviceSpan<std::uint32_t> flag, DeviceSpan<float> workspace,
+                    Stream& stream) {
+  const std::size_t parts = reduce_workspace(x.size());
+  if (parts > 0)
+    launch("any not finite", reduce_kernel<NotFiniteOf, T>, {dim3(static_cast<unsigned>(parts)), dim3(kBlock)}, stream,
+           x.device_data(), workspace.device_data(), x.size());
+  launch("any not finite end", reduce_end_kernel<SumOf>, {dim3(1), dim3(kBlock)}, stream, workspace.device_data(),
+         parts, End::kFlag, 0.0F, static_cast<void*>(flag.device_data()));
+}
+template <class T>
+void gradient_norm(const ReduceTable<T>& table, DeviceSpan<float> norm, DeviceSpan<float> workspace, Stream& stream) {
+  if (table.chunks > 0)
+    launch("gradient norm", squares_kernel<T>, {dim3(static_cast<unsigned>(table.chunks)), dim3(kBlock)}, stream,
+           table.tensors.device_data(), static_cast<unsigned>(table.tensors.size()), workspace.device_data());
+  launch("gradient norm end", reduce_end_kernel<SumOf>, {dim3(1), dim3(kBlock)}, stream, workspace.device_data(),
+         table.chunks, End::kRoot, 0.0F, static_cast<void*>(norm.device_data()));
+}
+void clip_factor(DeviceSpan<const float> norm, float norm_max, DeviceSpan<float> factor, Stream& stream) {
+  launch("clip factor", clip_factor_kernel, {dim3(1), dim3(kWarp)}, stream, norm.device_data(), norm_max,
+         factor.device_data());
+}
+template <class T>
+void argmax_rows(DeviceSpan<const T> x, DeviceSpan<std::int32_t> indices, DeviceSpan<float> values,
+                 const ReduceRows& shape, Stream& stream) {
+  const bool narrow = shape.columns <= 1024;
+  const std::size_t rounds = narrow ? blocks_for(shape.rows, kBlock / kWarp) : shape.rows;
+  const LaunchShape grid{dim3(static_cast<unsigned>(std::min<std::size_t>(rounds, multiprocessors(stream) * 32U))),
+                         dim3(kBlock)};
+  const auto columns = static_cast<unsigned>(shape.columns);
+  if (narrow) {
+    launch("argmax", argmax_kernel<T, kWarp>, grid, stream, x.device_data(), indices.device_data(),
+           values.device_data(), shape.rows, columns);
+  } else {
+    launch("argmax", argmax_kernel<T, kBlock>, grid, stream, x.device_data(), indices.device_data(),
+           values.device_data(), shape.rows, columns);
+  }
+}
+
+DUNNOCK_INSTANTIATE_REDUCE(float)
+DUNNOCK_INSTANTIATE_REDUCE(Bf16)
+
+}  // namespace dunnock::gpu::detail::DUNNOCK_KERNELS

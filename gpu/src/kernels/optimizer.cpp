@@ -1,0 +1,112 @@
+#include "dunnock/gpu/kernels/optimizer.hpp"
+
+#include <cmath>
+
+#include "kernels/checks.hpp"
+#include "kernels/optimizer_launchers.hpp"
+#include "kernels/vector_for.hpp"
+
+namespace dunnock::gpu {
+namespace {
+
+using detail::AdamwFactors;
+using detail::load;
+using detail::store;
+using detail::vector_for;
+
+template <class T>
+DUNNOCK_INLINED inline void adamw_values(const OptimizerTensor<T>& tensor, const AdamwFactors& by, float factor,
+                                         std::size_t first, std::size_t last) {
+  float* const w = tensor.weights;
+  float* const m = tensor.first_moment;
+  float* const v = tensor.second_moment;
+  const T* const gradient = tensor.gradient;
+  const float keep = 1.0F - by.learning_rate * tensor.decay;
+#pragma omp simd
+  for (std::size_t i = first; i < last; ++i) {
+    const float g = factor * load(gradient + i);
+    m[i] = by.beta1 * m[i] + (1.0F - by.beta1) * g;
+    v[i] = by.beta2 * v[i] + (1.0F - by.beta2) * g * g;
+    w[i] = keep * w[i] - by.rate * m[i] / (std::sqrt(v[i]) * by.root + by.epsilon);
+  }
+}
+template <bool kMomentum, class T>
+DUNNOCK_INLINED inline void sgd_values(const OptimizerTensor<T>& tensor, const SgdStep& by, float factor,
+                                       std::size_t first, std::size_t last) {
+  float* const w = tensor.weights;
+  float* const m = tensor.first_moment;
+  const T* const gradient = tensor.gradient;
+  const float ahead = by.nesterov ? 1.0F : 0.0F;
+  const float along = by.nesterov ? by.momentum : 1.0F;
+#pragma omp simd
+  for (std::size_t i = first; i < last; ++i) {
+    const float g = factor * load(gradient + i) + tensor.decay * w[i];
+    if constexpr (kMomentum) {
+      m[i] = by.momentum * m[i] + g;
+      w[i] -= by.learning_rate * (ahead * g + along * m[i]);
+    } else {
+      w[i] -= by.learning_rate * g;
+    }
+  }
+}
+
+/// values(tensor, first, last) for each chunk, and the copies: while a chunk's new weights lie in the cache.
+template <class T, class Values>
+void each_chunk(const OptimizerTable<T>& table, const Values& values) {
+  const OptimizerTensor<T>* const tensors = table.tensors.device_data();
+  vector_for(table.chunks, 4, [&](std::size_t first, std::size_t last) DUNNOCK_INLINED {
+    std::size_t t = table.tensors.size() - 1;
+    while (tensors[t].first_chunk > first) --t;
+    for (std::size_t chunk = first; chunk < last; ++chunk) {
+      while (t + 1 < table.tensors.size() && tensors[t + 1].first_chunk <= chunk) ++t;
+      const OptimizerTensor<T>& tensor = tensors[t];
+      const std::size_t begin = (chunk - tensor.first_chunk) * kOptimizerChunk;
+      const std::size_t end = begin + kOptimizerChunk < tensor.size ? begin + kOptimizerChunk : tensor.size;
+      values(tensor, begin, end);
+      if (tensor.copy == nullptr) continue;
+#pragma omp simd
+      for (std::size_t i = begin; i < end; ++i) store(tensor.copy + i, tensor.weights[i]);
+    }
+  });
+}
+
+}  // namespace
+
+template <class T>
+void adamw(const OptimizerTable<T>& table, const AdamwStep& step, DeviceSpan<const float> factor, Stream& stream) {
+  DUNNOCK_CHECK(step.step > 0, "the first step is 1");
+  detail::check_optional(1, factor);
+  if (table.chunks == 0) return;
+  DUNNOCK_ON_CUDA(stream, detail::cuda::adamw<T>(table, step, factor, stream));
+  stream.run("AdamW", [=] {
+    const AdamwFactors by(step);
+    const float scale = factor.empty() ? 1.0F : *factor.device_data();
+    each_chunk(table, [&](const OptimizerTensor<T>& tensor, std::size_t first, std::size_t last)
+                          DUNNOCK_INLINED { adamw_values(tensor, by, scale, first, last); });
+    return Status{};
+  });
+}
+
+template <class T>
+void sgd(const OptimizerTable<T>& table, const SgdStep& step, DeviceSpan<const float> factor, Stream& stream) {
+  DUNNOCK_CHECK(!step.nesterov || step.momentum != 0, "Nesterov's way needs a momentum");
+  detail::check_optional(1, factor);
+  if (table.chunks == 0) return;
+  DUNNOCK_ON_CUDA(stream, detail::cuda::sgd<T>(table, step, factor, stream));
+  stream.run("SGD", [=] {
+    const float scale = factor.empty() ? 1.0F : *factor.device_data();
+    each_chunk(table, [&](const OptimizerTensor<T>& tensor, std::size_t first, std::size_t last) DUNNOCK_INLINED {
+      if (step.momentum != 0) {
+        sgd_values<true>(tensor, step, scale, first, last);
+      } else {
+        sgd_values<false>(tensor, step, scale, first, last);
+      }
+    });
+    return Status{};
+  });
+}
+
+DUNNOCK_INSTANTIATE_OPTIMIZER(float)
+DUNNOCK_INSTANTIATE_OPTIMIZER(Bf16)
+
+}  // namespace dunnock::gpu

@@ -1,0 +1,97 @@
+// Sums, casts and biases against their twins.
+#include "dunnock/gpu/kernels/elementwise.hpp"
+
+#include "kernels/elementwise_launchers.hpp"
+#include "runners.hpp"
+
+namespace dunnock::gpu {
+namespace {
+
+class Elementwise : public test::OnEachRunner {
+ protected:
+  template <class T, class Other>
+  void values_agree() {
+    for (int round = 0; round < 8; ++round) {
+      const std::size_t count = any_size(emulated() ? 5000 : 100000);
+      const std::size_t skip = random()() % 2;
+      SCOPED_TRACE(std::to_string(count) + " from " + std::to_string(skip));
+      const auto a = normal<T>(count + skip);
+      const auto b = normal<T>(count + skip);
+      const auto run = [&](Stream& on, bool twin) {
+        auto as = put(a, on);
+        auto bs = put(b, on);
+        auto others = put(std::vector<Other>(a.size()), on);
+        auto filled = put(a, on);
+        const auto part = [&](auto& whole) { return whole.span().subspan(skip, count); };
+        pick(twin, add_scaled<T>, detail::emulated::add_scaled<T>, reference::add_scaled<T>)(part(as), part(bs), 0.7F,
+                                                                                             part(as), on);
+        pick(twin, scale<T>, detail::emulated::scale<T>, reference::scale<T>)(part(bs), -3, part(bs), on);
+        pick(twin, cast<Other, T>, detail::emulated::cast<Other, T>, reference::cast<Other, T>)(part(as), part(others),
+                                                                                                on);
+        pick(twin, fill<T>, detail::emulated::fill<T>, reference::fill<T>)(part(filled), 0.3F, on);
+        auto all = get(as.span(), on);
+        const auto others_there = get(others.span(), on);
+        for (const auto& more : {get(bs.span(), on), get(filled.span(), on)})
+          all.insert(all.end(), more.begin(), more.end());
+        return std::pair{all, others_there};
+      };
+      const auto [is, is_other] = run(stream(), false);
+      const auto [should, should_other] = run(twin_stream(), true);
+      test::expect_close(is, should, test::kRounding<T>, 1e-6, "sums, products and fills");
+      test::expect_close(is_other, should_other, test::kRounding<Bf16>, 1e-6, "casts");
+    }
+  }
+
+  template <class T>
+  void columns_agree() {
+    for (int round = 0; round < 10; ++round) {
+      constexpr std::size_t kColumns[] = {1, 10, 64, 100, 257, 768, 3000};
+      const RowMatrix shape{.rows = any_size(emulated() ? 90 : 500),
+                            .columns = kColumns[random()() % std::size(kColumns)]};
+      SCOPED_TRACE(std::to_string(shape.rows) + " x " + std::to_string(shape.columns));
+      const bool adds = random()() % 2 == 0;
+      const auto x = normal<T>(shape.rows * shape.columns);
+      const auto bias = normal<T>(shape.columns);
+      const auto run = [&](Stream& on, bool twin, std::vector<T>& sums) {
+        auto xs = put(x, on);
+        auto there = put(bias, on);
+        auto space = put(std::vector<float>(std::max(column_sums_workspace(shape, on.device()),
+                                                     detail::emulated::column_sums_workspace(shape, 4))),
+                         on);
+        pick(twin, bias_add<T>, detail::emulated::bias_add<T>, reference::bias_add<T>)(xs, there, xs, shape, on);
+        pick(twin, column_sums<T>, detail::emulated::column_sums<T>, reference::column_sums<T>)(xs, there, adds, shape,
+                                                                                                space, on);
+        sums = get(there.span(), on);
+        return get(xs.span(), on);
+      };
+      std::vector<T> sums, twin_sums, again;
+      const auto y = run(stream(), false, sums);
+      const auto twin_y = run(twin_stream(), true, twin_sums);
+      (void)run(stream(), false, again);
+      test::expect_close(y, twin_y, test::kRounding<T>, 1e-6, "x + bias");
+      test::expect_close(sums, twin_sums, test::kRounding<T>, std::is_same_v<T, float> ? 2e-3 : 0.1, "sums of columns");
+      EXPECT_TRUE(std::memcmp(sums.data(), again.data(), sums.size() * sizeof(T)) == 0) << "the same bits in each run";
+    }
+  }
+};
+DUNNOCK_ON_EACH_RUNNER(Elementwise);
+
+TEST_P(Elementwise, ValuesOfFloatsAgreeWithTheirTwins) { values_agree<float, Bf16>(); }
+TEST_P(Elementwise, ValuesOfBf16AgreeWithTheirTwins) { values_agree<Bf16, float>(); }
+TEST_P(Elementwise, BiasesOfFloatsAgreeWithTheirTwins) { columns_agree<float>(); }
+TEST_P(Elementwise, BiasesOfBf16AgreeWithTheirTwins) { columns_agree<Bf16>(); }
+TEST(ElementwiseDeathTest, SpansThatDoNotFitAreRefused) {
+  auto stream = std::move(*Stream::create(Device::cpu()));
+  auto x = std::move(*Buffer<float>::create(8, stream));
+  auto y = std::move(*Buffer<float>::create(7, stream));
+  auto half = std::move(*Buffer<Bf16>::create(7, stream));
+  EXPECT_DEATH(add_scaled<float>(x, y, 1, x, stream), "spans fit the shape");
+  EXPECT_DEATH(scale<float>(x, 1, y, stream), "spans fit the shape");
+  EXPECT_DEATH((cast<Bf16, float>(x, half, stream)), "spans fit the shape");
+  EXPECT_DEATH(bias_add<float>(x, y, x, {.rows = 2, .columns = 4}, stream), "spans fit the shape");
+  EXPECT_DEATH(column_sums<float>(x, y, false, {.rows = 2, .columns = 4}, y, stream), "spans fit the shape");
+  EXPECT_DEATH(column_sums<float>(x, x, false, {.rows = 1, .columns = 8}, y, stream), "workspace");
+}
+
+}  // namespace
+}  // namespace dunnock::gpu
