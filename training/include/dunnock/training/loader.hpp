@@ -68,7 +68,7 @@ struct TokenLoaderOptions {
   /// elsewhere. What is left at the end and fills no batch is not seen in that epoch.
   Order order = Order::kShuffled;
   std::uint64_t seed = 0;
-  Shard shard;
+  Shard shard = {};
   unsigned buffers = 3;  ///< 2 or more. The caller holds fewer than that at a time.
 };
 
@@ -133,7 +133,7 @@ struct ImageLoaderOptions {
   /// A pixel becomes (pixel / 255 - mean) / deviation; one of each, or one a channel.
   std::vector<float> mean = {0};
   std::vector<float> deviation = {1};
-  Shard shard;
+  Shard shard = {};
   unsigned buffers = 3;  ///< 2 or more. The caller holds fewer than that at a time.
 };
 
