@@ -39,7 +39,7 @@ namespace {
 tl::unexpected<Error> refuse(const std::string& what) { return make_error(ErrorCode::kInvalidArgument, what); }
 
 /// Which items batch n has: all that tokens and images have in common.
-struct Plan {
+struct BatchPlan {
   std::uint64_t items = 0;  // Of an epoch.
   std::uint64_t batch = 0;
   std::uint64_t batches = 0;  // Of an epoch.
@@ -73,7 +73,7 @@ Status check_common(std::uint64_t batch, const Shard& shard, unsigned buffers) {
   return {};
 }
 
-Result<std::uint64_t> first_number(const Plan& plan, const LoaderPosition* start) {
+Result<std::uint64_t> first_number(const BatchPlan& plan, const LoaderPosition* start) {
   if (start == nullptr) return std::uint64_t{0};
   if (start->setup != plan.setup) return refuse("the position is one of other data, another order, seed or batch");
   std::uint64_t number = 0;
@@ -125,7 +125,7 @@ struct Windows {
   }
 };
 
-Status fill_tokens(const TokenFile& file, const Plan& plan, const Windows& windows, std::uint64_t number,
+Status fill_tokens(const TokenFile& file, const BatchPlan& plan, const Windows& windows, std::uint64_t number,
                    detail::TokenSlot& slot) {
   slot.position = plan.position(number);
   const auto part = plan.part(slot.position.batch);
@@ -164,8 +164,8 @@ Result<PixelTable> pixel_table(const ImageLoaderOptions& options, std::size_t ch
   return table;
 }
 
-void fill_images(const ImageSet& images, const Plan& plan, const ImageLoaderOptions& options, const PixelTable& table,
-                 std::uint64_t number, detail::ImageSlot& slot) {
+void fill_images(const ImageSet& images, const BatchPlan& plan, const ImageLoaderOptions& options,
+                 const PixelTable& table, std::uint64_t number, detail::ImageSlot& slot) {
   slot.position = plan.position(number);
   const auto part = plan.part(slot.position.batch);
   slot.rows = part.count;
@@ -189,7 +189,7 @@ void fill_images(const ImageSet& images, const Plan& plan, const ImageLoaderOpti
 // ----- TokenLoader --------------------------------------------------------------------------------------------------
 
 struct TokenLoader::State {
-  Plan plan;
+  BatchPlan plan;
   std::uint64_t number = 0;  // Of the batch that next() gives next.
   std::shared_ptr<detail::Prefetch<detail::TokenSlot>> prefetch;
 
@@ -207,7 +207,7 @@ Result<TokenLoader> TokenLoader::create(const TokenFile& file, TokenRange range,
     return refuse("tokens " + std::to_string(range.first) + " to " + std::to_string(range.first + range.count) +
                   " of a file of " + std::to_string(file.count()));
   const Windows windows{range, options.tokens, options.order, options.seed};
-  Plan plan{windows.items(), options.batch, 0, 0, options.shard};
+  BatchPlan plan{windows.items(), options.batch, 0, 0, options.shard};
   plan.batches = plan.items / plan.batch;
   if (plan.batches == 0)
     return refuse(std::to_string(range.count) + " tokens are too few for a batch of " + std::to_string(options.batch) +
@@ -274,7 +274,7 @@ const LoaderPosition& TokenBatch::position() const noexcept { return lease_->slo
 // ----- ImageLoader --------------------------------------------------------------------------------------------------
 
 struct ImageLoader::State {
-  Plan plan;
+  BatchPlan plan;
   std::uint64_t number = 0;  // Of the batch that next() gives next.
   std::shared_ptr<detail::Prefetch<detail::ImageSlot>> prefetch;
 
@@ -291,7 +291,7 @@ Result<ImageLoader> ImageLoader::create(std::shared_ptr<const ImageSet> images, 
   if (options.order == Order::kAnywhere) return refuse("images come in sequence or shuffled");
   auto table = pixel_table(options, images->channels());
   if (!table) return tl::unexpected(table.error());
-  Plan plan{images->count(), options.batch, 0, 0, options.shard};
+  BatchPlan plan{images->count(), options.batch, 0, 0, options.shard};
   plan.batches = options.keep_remainder ? (plan.items + plan.batch - 1) / plan.batch : plan.items / plan.batch;
   if (plan.batches == 0)
     return refuse(std::to_string(plan.items) + " images are too few for a batch of " + std::to_string(options.batch));

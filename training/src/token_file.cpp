@@ -156,7 +156,7 @@ class TokenSink {
     header_.vocabulary = vocabulary;
     header_.width_bytes = vocabulary <= 1U << 16 ? 2 : 4;
     XXH3_64bits_reset(state_);
-    buffer_.reserve(kBufferBytes);
+    buffer_.resize(kBufferBytes);
   }
   TokenSink(const TokenSink&) = delete;
   TokenSink& operator=(const TokenSink&) = delete;
@@ -174,10 +174,12 @@ class TokenSink {
       return make_error(ErrorCode::kInvalidArgument, temporary_ + ": the token " + std::to_string(*wrong) +
                                                          " is not of a vocabulary of " +
                                                          std::to_string(header_.vocabulary));
-    for (const std::int32_t token : tokens) {
-      const auto* bytes = reinterpret_cast<const std::byte*>(&token);
-      buffer_.insert(buffer_.end(), bytes, bytes + header_.width_bytes);
-      if (buffer_.size() == kBufferBytes) {
+    for (auto rest = tokens; !rest.empty();) {
+      const std::size_t count = std::min(rest.size(), (kBufferBytes - used_) / header_.width_bytes);
+      narrow(rest.first(count), buffer_.data() + used_);
+      used_ += count * header_.width_bytes;
+      rest = rest.subspan(count);
+      if (used_ == kBufferBytes) {
         if (auto written = flush(); !written) return written;
       }
     }
@@ -199,11 +201,22 @@ class TokenSink {
 
  private:
   Status flush() {
-    if (!write_all(file_.get(), at_, buffer_)) return system_error("can't write " + temporary_, errno);
-    XXH3_64bits_update(state_, buffer_.data(), buffer_.size());
-    at_ += buffer_.size();
-    buffer_.clear();
+    const auto used = std::span(buffer_).first(used_);
+    if (!write_all(file_.get(), at_, used)) return system_error("can't write " + temporary_, errno);
+    XXH3_64bits_update(state_, used.data(), used.size());
+    at_ += used_;
+    used_ = 0;
     return {};
+  }
+  void narrow(std::span<const std::int32_t> tokens, std::byte* to) const {
+    if (header_.width_bytes == 4) {
+      std::memcpy(to, tokens.data(), tokens.size_bytes());
+      return;
+    }
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      const auto token = static_cast<std::uint16_t>(tokens[i]);
+      std::memcpy(to + i * sizeof token, &token, sizeof token);
+    }
   }
 
   Descriptor file_;
@@ -211,6 +224,7 @@ class TokenSink {
   XXH3_state_t* state_;
   TokenFileHeader header_;
   std::vector<std::byte> buffer_;
+  std::size_t used_ = 0;  // Of the buffer.
   std::uint64_t at_ = sizeof(TokenFileHeader);
   bool finished_ = false;
 };
