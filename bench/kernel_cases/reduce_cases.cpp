@@ -22,7 +22,7 @@ void add_cases(std::vector<KernelCase>& cases, CaseSize size) {
     const auto result = values.result<float>(1);
     const auto space = values.workspace<float>(reduce_workspace(count));
     return [=](Stream& stream, Form form) {
-      (form == Form::kTwin ? reference::reduce<T> : reduce<T>)(Reduction::kSumOfSquares, x, result, space, stream);
+      (form == Form::kTwin ? reference::reduce<T> : reduce<T>)(ReduceKind::kSumOfSquares, x, result, space, stream);
     };
   };
   cases.push_back(sum);

@@ -18,8 +18,8 @@ fuzz() {
   mkdir -p "$build/corpus.$name"
   clang++ -std=c++20 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
     -I"$source"/base/include -I"$source"/pmem/include -I"$source"/filter/include -I"$source"/index/include \
-    -I"$source"/tools/dunnock/src -I"$source"/pmem/src \
-    "$source/tests/fuzz/${name}_fuzz.cpp" "$@" -lxxhash -o "$build/${name}_fuzz"
+    -I"$source"/tools/dunnock/src -I"$source"/pmem/src -I"$source"/training/include -I"$source"/training/src \
+    "$source/tests/fuzz/${name}_fuzz.cpp" "$@" -lxxhash -lz -o "$build/${name}_fuzz"
   "$build/${name}_fuzz" -max_total_time="$seconds" -max_len="$longest" -artifact_prefix="$build/" -print_final_stats=1 \
     "$build/corpus.$name" "$source/tests/fuzz/$seeds" 2>&1 | grep -v "NEW\|REDUCE\|pulse\|# Uses\|dictionary"
 }
@@ -27,3 +27,5 @@ fuzz() {
 fuzz safetensors seeds 600 "$source"/index/src/{safetensors,tensor,manifest}.cpp
 fuzz dump dump_seeds 300 "$source"/tools/dunnock/src/dump_text.cpp "$source"/base/src/*.cpp
 fuzz journal journal_seeds 1000 "$source"/pmem/src/journal.cpp "$source"/base/src/*.cpp
+fuzz data data_seeds 1200 "$source"/training/src/{idx,token_file,llama2c_tokeniser,files}.cpp "$source"/base/src/*.cpp
+fuzz bpe bpe_seeds 400 "$source"/training/src/{bpe,pieces,files}.cpp "$source"/base/src/*.cpp

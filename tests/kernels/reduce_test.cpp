@@ -12,12 +12,12 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr Reduction kAll[] = {Reduction::kSum, Reduction::kSumOfSquares, Reduction::kMean, Reduction::kMax};
+constexpr ReduceKind kAll[] = {ReduceKind::kSum, ReduceKind::kSumOfSquares, ReduceKind::kMean, ReduceKind::kMax};
 
 class Reduce : public test::OnEachRunner {
  protected:
   template <class T>
-  float reduced(Reduction kind, const std::vector<T>& x, std::size_t skip, bool twin) {
+  float reduced(ReduceKind kind, const std::vector<T>& x, std::size_t skip, bool twin) {
     Stream& on = twin ? twin_stream() : stream();
     auto xs = put(x, on);
     auto result = put(std::vector<float>{5}, on);
@@ -43,15 +43,15 @@ class Reduce : public test::OnEachRunner {
       const std::size_t skip = random()() % 2;
       const std::size_t count = round == 0 ? 0 : any_size(emulated() ? 40000 : 300000);
       const auto x = normal<T>(count + skip, 1, 0.1F);
-      for (const Reduction kind : kAll) {
+      for (const ReduceKind kind : kAll) {
         const float is = reduced(kind, x, skip, false);
         const float should = reduced(kind, x, skip, true);
         if (std::isnan(should)) {
           EXPECT_TRUE(std::isnan(is));  // The mean of nothing.
-        } else if (std::isinf(should) || kind == Reduction::kMax) {
+        } else if (std::isinf(should) || kind == ReduceKind::kMax) {
           EXPECT_EQ(is, should);
         } else {
-          EXPECT_NEAR(is, should, 2e-6 * static_cast<double>(count) * (kind == Reduction::kMean ? 0 : 1) + 1e-5);
+          EXPECT_NEAR(is, should, 2e-6 * static_cast<double>(count) * (kind == ReduceKind::kMean ? 0 : 1) + 1e-5);
         }
         EXPECT_EQ(std::bit_cast<std::uint32_t>(is), std::bit_cast<std::uint32_t>(reduced(kind, x, skip, false)));
       }
@@ -127,7 +127,7 @@ TEST_P(Reduce, FindsTheOneValueThatIsNotFinite) {
       x[random()() % count] = Bf16(bad);
       EXPECT_EQ(flag(x, false), 1U);
       EXPECT_EQ(flag(x, true), 1U);
-      EXPECT_TRUE(std::isnan(reduced(Reduction::kMax, x, 0, false)) == std::isnan(bad));
+      EXPECT_TRUE(std::isnan(reduced(ReduceKind::kMax, x, 0, false)) == std::isnan(bad));
     }
   }
   EXPECT_EQ(flag(std::vector<float>{3e38F}, false), 0U);
@@ -149,8 +149,8 @@ TEST(ReduceDeathTest, SpansThatDoNotFitAreRefused) {
   auto x = std::move(*Buffer<float>::create(8, stream));
   auto one = std::move(*Buffer<float>::create(1, stream));
   auto index = std::move(*Buffer<std::int32_t>::create(1, stream));
-  EXPECT_DEATH(reduce<float>(Reduction::kSum, x, x, one, stream), "spans fit the shape");
-  EXPECT_DEATH(reduce<float>(Reduction::kSum, x, one, {}, stream), "workspace");
+  EXPECT_DEATH(reduce<float>(ReduceKind::kSum, x, x, one, stream), "spans fit the shape");
+  EXPECT_DEATH(reduce<float>(ReduceKind::kSum, x, one, {}, stream), "workspace");
   EXPECT_DEATH(gradient_norm<float>({{}, 2}, one, one, stream), "workspace");
   EXPECT_DEATH(argmax_rows<float>(x, index, {}, {.rows = 2, .columns = 4}, stream), "spans fit the shape");
 }

@@ -183,13 +183,13 @@ void two_stages(DeviceSpan<const T> x, DeviceSpan<float> workspace, End end, voi
 }  // namespace
 
 template <class T>
-void reduce(Reduction kind, DeviceSpan<const T> x, DeviceSpan<float> result, DeviceSpan<float> workspace,
+void reduce(ReduceKind kind, DeviceSpan<const T> x, DeviceSpan<float> result, DeviceSpan<float> workspace,
             Stream& stream) {
   float* const to = result.device_data();
-  if (kind == Reduction::kSum) two_stages<SumOf>(x, workspace, End::kPlain, to, stream);
-  if (kind == Reduction::kMean) two_stages<SumOf>(x, workspace, End::kMean, to, stream);
-  if (kind == Reduction::kMax) two_stages<MaxOf>(x, workspace, End::kPlain, to, stream);
-  if (kind != Reduction::kSumOfSquares) return;
+  if (kind == ReduceKind::kSum) two_stages<SumOf>(x, workspace, End::kPlain, to, stream);
+  if (kind == ReduceKind::kMean) two_stages<SumOf>(x, workspace, End::kMean, to, stream);
+  if (kind == ReduceKind::kMax) two_stages<MaxOf>(x, workspace, End::kPlain, to, stream);
+  if (kind != ReduceKind::kSumOfSquares) return;
   const std::size_t parts = reduce_workspace(x.size());
   if (parts > 0)
     launch("reduce", reduce_kernel<SquaresOf, T>, {dim3(static_cast<unsigned>(parts)), dim3(kBlock)}, stream,

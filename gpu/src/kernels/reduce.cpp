@@ -74,23 +74,23 @@ double sum_parts(DeviceSpan<float> parts, std::size_t count) {
 }  // namespace
 
 template <class T>
-void reduce(Reduction kind, DeviceSpan<const T> x, DeviceSpan<float> result, DeviceSpan<float> workspace,
+void reduce(ReduceKind kind, DeviceSpan<const T> x, DeviceSpan<float> result, DeviceSpan<float> workspace,
             Stream& stream) {
   check_sizes(1, result);
   DUNNOCK_CHECK(workspace.size() >= reduce_workspace(x.size()), "the workspace is large enough");
   DUNNOCK_ON_CUDA(stream, detail::cuda::reduce<T>(kind, x, result, workspace, stream));
   stream.run("reduce", [=] {
     const std::size_t parts = reduce_workspace(x.size());
-    if (kind == Reduction::kMax) {
+    if (kind == ReduceKind::kMax) {
       each_part(x, workspace, [](const T* from, std::size_t count) DUNNOCK_INLINED { return max_of(from, count); });
       *result.device_data() = max_of(workspace.device_data(), parts);
       return Status{};
     }
-    const bool squares = kind == Reduction::kSumOfSquares;
+    const bool squares = kind == ReduceKind::kSumOfSquares;
     each_part(x, workspace,
               [=](const T* from, std::size_t count) DUNNOCK_INLINED { return sum_of(from, count, squares); });
     double sum = sum_parts(workspace, parts);
-    if (kind == Reduction::kMean) sum /= static_cast<double>(x.size());
+    if (kind == ReduceKind::kMean) sum /= static_cast<double>(x.size());
     *result.device_data() = static_cast<float>(sum);
     return Status{};
   });

@@ -7,7 +7,7 @@
 namespace dunnock::gpu::detail::DUNNOCK_KERNELS {
 
 template <class T>
-void reduce(Reduction kind, DeviceSpan<const T> x, DeviceSpan<float> result, DeviceSpan<float> workspace,
+void reduce(ReduceKind kind, DeviceSpan<const T> x, DeviceSpan<float> result, DeviceSpan<float> workspace,
             Stream& stream);
 template <class T>
 void any_not_finite(DeviceSpan<const T> x, DeviceSpan<std::uint32_t> flag, DeviceSpan<float> workspace, Stream& stream);
@@ -22,7 +22,7 @@ void argmax_rows(DeviceSpan<const T> x, DeviceSpan<std::int32_t> indices, Device
 
 /// Of the CPU's form, CUDA's and the twins alike.
 #define DUNNOCK_INSTANTIATE_REDUCE(T)                                                                               \
-  template void reduce<T>(Reduction, DeviceSpan<const T>, DeviceSpan<float>, DeviceSpan<float>, Stream&);           \
+  template void reduce<T>(ReduceKind, DeviceSpan<const T>, DeviceSpan<float>, DeviceSpan<float>, Stream&);           \
   template void any_not_finite<T>(DeviceSpan<const T>, DeviceSpan<std::uint32_t>, DeviceSpan<float>, Stream&);      \
   template void gradient_norm<T>(const ReduceTable<T>&, DeviceSpan<float>, DeviceSpan<float>, Stream&);             \
   template void argmax_rows<T>(DeviceSpan<const T>, DeviceSpan<std::int32_t>, DeviceSpan<float>, const ReduceRows&, \

@@ -9,7 +9,7 @@
 namespace dunnock::gpu::reference {
 
 template <class T>
-void reduce(Reduction kind, DeviceSpan<const T> x, DeviceSpan<float> result, DeviceSpan<float>, Stream& stream) {
+void reduce(ReduceKind kind, DeviceSpan<const T> x, DeviceSpan<float> result, DeviceSpan<float>, Stream& stream) {
   stream.run("reduce", [=] {
     double sum = 0;
     double squares = 0;
@@ -20,10 +20,10 @@ void reduce(Reduction kind, DeviceSpan<const T> x, DeviceSpan<float> result, Dev
       squares += value * value;
       if (value > max || std::isnan(value)) max = value;  // Nothing is larger than a NaN.
     }
-    if (kind == Reduction::kSum) set(result, 0, sum);
-    if (kind == Reduction::kSumOfSquares) set(result, 0, squares);
-    if (kind == Reduction::kMean) set(result, 0, sum / double(x.size()));
-    if (kind == Reduction::kMax) set(result, 0, max);
+    if (kind == ReduceKind::kSum) set(result, 0, sum);
+    if (kind == ReduceKind::kSumOfSquares) set(result, 0, squares);
+    if (kind == ReduceKind::kMean) set(result, 0, sum / double(x.size()));
+    if (kind == ReduceKind::kMax) set(result, 0, max);
     return Status{};
   });
 }

@@ -16,7 +16,7 @@
 
 namespace dunnock::gpu {
 
-enum class Reduction : std::uint8_t { kSum, kSumOfSquares, kMean, kMax };
+enum class ReduceKind : std::uint8_t { kSum, kSumOfSquares, kMean, kMax };
 
 inline constexpr std::size_t kReduceChunk = 16384;  ///< Values whose sum is a part.
 
@@ -26,7 +26,7 @@ inline constexpr std::size_t kReduceChunk = 16384;  ///< Values whose sum is a p
 }
 /// x (any) -> result (1). Of no values: 0; the mean: NaN; the maximum: -infinity. The maximum of what has a NaN is NaN.
 template <class T>
-void reduce(Reduction kind, DeviceSpan<const T> x, DeviceSpan<float> result, DeviceSpan<float> workspace,
+void reduce(ReduceKind kind, DeviceSpan<const T> x, DeviceSpan<float> result, DeviceSpan<float> workspace,
             Stream& stream);
 /// flag = 1 where a value is NaN or infinite, else 0. x (any) -> flag (1); the workspace of reduce().
 template <class T>
@@ -74,7 +74,7 @@ void argmax_rows(DeviceSpan<const T> x, DeviceSpan<std::int32_t> indices, Device
 /// The twins, written to be read: in double. On CPU streams.
 namespace reference {
 template <class T>
-void reduce(Reduction kind, DeviceSpan<const T> x, DeviceSpan<float> result, DeviceSpan<float> workspace,
+void reduce(ReduceKind kind, DeviceSpan<const T> x, DeviceSpan<float> result, DeviceSpan<float> workspace,
             Stream& stream);
 template <class T>
 void any_not_finite(DeviceSpan<const T> x, DeviceSpan<std::uint32_t> flag, DeviceSpan<float> workspace, Stream& stream);

@@ -1,0 +1,184 @@
+// Loaders: batches of tokens or of images, prepared by a thread while the caller computes.
+//
+//   thread   [batch 4: being filled] --> ready: [batch 3] [batch 2] --> next() --> the caller has [batch 1]
+//              ^                                                                        |
+//              +------------------------ when the caller's batch goes ------------------+
+//
+// What batch number n is, is a function of the options and n alone: orders are pseudo-random permutations with a key
+// of the seed and the epoch, and no generator runs along. So a position is two numbers, a run that is resumed there
+// sees the same batches as one that never stopped, and the ranks of a data-parallel run divide each batch among
+// themselves without a word: their rows, in the order of the ranks, are the same whatever the number of ranks.
+//
+// Batches lie in pinned memory. A batch that is being uploaded must not go before the stream has passed the copy.
+//
+// Threads: one thread at a time calls a loader; batches may go on any thread, also after the loader.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "dunnock/base/result.hpp"
+#include "dunnock/gpu/device.hpp"
+#include "dunnock/training/idx.hpp"
+#include "dunnock/training/token_file.hpp"
+
+namespace dunnock::training {
+
+namespace detail {
+struct TokenSlot;
+struct ImageSlot;
+template <class Slot>
+class Prefetch;
+template <class Slot>
+class Lease;
+}  // namespace detail
+
+/// The batch that comes next. Plain data: save its bytes with the weights.
+struct LoaderPosition {
+  std::uint64_t setup = 0;  ///< Of the data, the order, the seed and the batch, but not of the ranks.
+  std::uint64_t epoch = 0;
+  std::uint64_t batch = 0;  ///< Of the epoch, below batches_per_epoch().
+  friend bool operator==(const LoaderPosition&, const LoaderPosition&) = default;
+};
+static_assert(sizeof(LoaderPosition) == 24);
+
+enum class Order : std::uint8_t {
+  kSequential,  ///< As they lie there.
+  kShuffled,    ///< Each once an epoch, in another order each time.
+  /// Tokens only: windows that begin anywhere, with repetitions (as nanoGPT does). An epoch is as many batches as
+  /// would hold the tokens once.
+  kAnywhere,
+};
+
+/// Which part of each batch this rank gets: rows rank * rows / ranks to (rank + 1) * rows / ranks.
+struct Shard {
+  unsigned rank = 0;
+  unsigned ranks = 1;
+};
+
+// ----- tokens -------------------------------------------------------------------------------------------------------
+
+struct TokenLoaderOptions {
+  std::size_t batch = 1;   ///< Rows of a batch, of all ranks together.
+  std::size_t tokens = 1;  ///< Of a row: what the model sees at once.
+  /// kShuffled: windows of tokens + 1 that overlap by one, from another first token each epoch, so that they are cut
+  /// elsewhere. What is left at the end and fills no batch is not seen in that epoch.
+  Order order = Order::kShuffled;
+  std::uint64_t seed = 0;
+  Shard shard = {};
+  unsigned buffers = 3;  ///< 2 or more. The caller holds fewer than that at a time.
+};
+
+/// A batch, this rank's rows. Move-only; when it goes, the loader fills its memory anew.
+class TokenBatch {
+ public:
+  TokenBatch(TokenBatch&&) noexcept;
+  TokenBatch& operator=(TokenBatch&&) noexcept;
+  ~TokenBatch();
+
+  [[nodiscard]] std::size_t rows() const noexcept;
+  [[nodiscard]] std::size_t tokens() const noexcept;
+  /// (rows, tokens + 1): the windows.
+  [[nodiscard]] std::span<const std::int32_t> windows() const noexcept;
+  /// (rows, tokens): each window without its last token.
+  [[nodiscard]] std::span<const std::int32_t> inputs() const noexcept;
+  /// (rows, tokens): each window without its first token, what the model is to predict.
+  [[nodiscard]] std::span<const std::int32_t> targets() const noexcept;
+  /// Of this batch, not of the next one.
+  [[nodiscard]] const LoaderPosition& position() const noexcept;
+
+ private:
+  friend class TokenLoader;
+  explicit TokenBatch(std::unique_ptr<detail::Lease<detail::TokenSlot>> lease) noexcept;
+  std::unique_ptr<detail::Lease<detail::TokenSlot>> lease_;
+};
+
+class TokenLoader {
+ public:
+  /// Batches of the tokens in `range` of `file`, which it keeps open, pinned for `device`; from `start` on, a position
+  /// of a loader with the same data, order, seed and batch, or from the beginning. Errors: InvalidArgument: the options
+  /// are out of range, the range is not in the file or has too few tokens for one batch, or `start` is of another
+  /// setup; NoSpace.
+  [[nodiscard]] static Result<TokenLoader> create(const TokenFile& file, TokenRange range,
+                                                  const TokenLoaderOptions& options, gpu::Device device,
+                                                  const LoaderPosition* start = nullptr);
+  TokenLoader(TokenLoader&&) noexcept;
+  TokenLoader& operator=(TokenLoader&&) noexcept;
+  ~TokenLoader();
+
+  /// The next batch; waits for it. Errors: InvalidArgument: the caller holds all buffers, and would wait for itself;
+  /// Corrupt: what TokenFile::copy() says of the first batch that can't be read, this time and from then on.
+  [[nodiscard]] Result<TokenBatch> next();
+  /// Of the batch that next() gives next. Its epoch is one more as soon as the last batch of an epoch is given.
+  [[nodiscard]] LoaderPosition position() const noexcept;
+  [[nodiscard]] std::uint64_t batches_per_epoch() const noexcept;
+
+ private:
+  struct State;
+  explicit TokenLoader(std::unique_ptr<State> state) noexcept;
+  std::unique_ptr<State> state_;
+};
+
+// ----- images -------------------------------------------------------------------------------------------------------
+
+struct ImageLoaderOptions {
+  std::size_t batch = 1;           ///< Images of a batch, of all ranks together.
+  Order order = Order::kShuffled;  ///< Not kAnywhere.
+  /// An epoch's last batch may have fewer images, for evaluations that see each once. Otherwise it is left out.
+  bool keep_remainder = false;
+  std::uint64_t seed = 0;
+  /// A pixel becomes (pixel / 255 - mean) / deviation; one of each, or one a channel.
+  std::vector<float> mean = {0};
+  std::vector<float> deviation = {1};
+  Shard shard = {};
+  unsigned buffers = 3;  ///< 2 or more. The caller holds fewer than that at a time.
+};
+
+/// A batch, this rank's images. Move-only; when it goes, the loader fills its memory anew.
+class ImageBatch {
+ public:
+  ImageBatch(ImageBatch&&) noexcept;
+  ImageBatch& operator=(ImageBatch&&) noexcept;
+  ~ImageBatch();
+
+  /// 0 is possible, for the rest of an epoch is divided among the ranks too.
+  [[nodiscard]] std::size_t rows() const noexcept;
+  /// (rows, channels, height, width)
+  [[nodiscard]] std::span<const float> images() const noexcept;
+  /// (rows)
+  [[nodiscard]] std::span<const std::int32_t> labels() const noexcept;
+  /// Of this batch, not of the next one.
+  [[nodiscard]] const LoaderPosition& position() const noexcept;
+
+ private:
+  friend class ImageLoader;
+  explicit ImageBatch(std::unique_ptr<detail::Lease<detail::ImageSlot>> lease) noexcept;
+  std::unique_ptr<detail::Lease<detail::ImageSlot>> lease_;
+};
+
+class ImageLoader {
+ public:
+  /// As TokenLoader::create(). Errors: InvalidArgument: the options are out of range, too few images for a batch, or
+  /// `start` is of another setup; NoSpace.
+  [[nodiscard]] static Result<ImageLoader> create(std::shared_ptr<const ImageSet> images,
+                                                  const ImageLoaderOptions& options, gpu::Device device,
+                                                  const LoaderPosition* start = nullptr);
+  ImageLoader(ImageLoader&&) noexcept;
+  ImageLoader& operator=(ImageLoader&&) noexcept;
+  ~ImageLoader();
+
+  /// The next batch; waits for it. Errors: InvalidArgument: the caller holds all buffers.
+  [[nodiscard]] Result<ImageBatch> next();
+  [[nodiscard]] LoaderPosition position() const noexcept;  ///< As TokenLoader's.
+  [[nodiscard]] std::uint64_t batches_per_epoch() const noexcept;
+
+ private:
+  struct State;
+  explicit ImageLoader(std::unique_ptr<State> state) noexcept;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace dunnock::training

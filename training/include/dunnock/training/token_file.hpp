@@ -1,0 +1,134 @@
+// TokenFile: a text as numbers, in a file that is mapped and not read: its size is not bound by memory.
+//
+//   0   8 B  "DNKTOKEN"
+//   8   4 B  version, 1
+//   12  4 B  width_bytes: 2 or 4, of a token
+//   16  8 B  count of tokens
+//   24  8 B  vocabulary: every token is below it
+//   32  8 B  XXH3-64 of the tokens' bytes
+//   40  16 B zero
+//   56  8 B  XXH3-64 of the 56 bytes above
+//   64  ...  tokens, little endian; nothing follows
+//
+// TokenFileWriter writes the tokens into PATH.part behind a header of zeros, then the header, and then gives the file
+// its name. So a file that is not whole has another name or no header, and is refused.
+//
+// Also reads what nanoGPT and llm.c write (Format). Not for text: see tokeniser.hpp.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "dunnock/base/result.hpp"
+
+namespace dunnock::training {
+
+namespace detail {
+class MappedFile;
+class TokenSink;
+}  // namespace detail
+
+/// The first 64 bytes of a file. Changing it bumps the version.
+struct TokenFileHeader {
+  static constexpr std::uint64_t kMagic = 0x4e454b4f544b4e44;  // "DNKTOKEN"
+  static constexpr std::uint32_t kVersion = 1;
+
+  std::uint64_t magic = kMagic;
+  std::uint32_t version = kVersion;
+  std::uint32_t width_bytes = 0;
+  std::uint64_t count = 0;
+  std::uint64_t vocabulary = 0;
+  std::uint64_t tokens_checksum = 0;
+  std::uint64_t zero[2] = {0, 0};
+  std::uint64_t checksum = 0;
+};
+static_assert(sizeof(TokenFileHeader) == 64);
+static_assert(std::is_trivially_copyable_v<TokenFileHeader>);
+
+/// Where tokens of a file lie.
+struct TokenRange {
+  std::uint64_t first = 0;
+  std::uint64_t count = 0;
+  friend bool operator==(const TokenRange&, const TokenRange&) = default;
+};
+
+struct TokenSplit {
+  TokenRange training;
+  TokenRange validation;
+};
+
+/// The last `validation_share` of `count` tokens, rounded down, are for validation, the others for training: a text's
+/// end is another text than its beginning, where samples from everywhere would be neighbours of what was trained on.
+/// `validation_share`: 0 to 1.
+[[nodiscard]] TokenSplit split_tokens(std::uint64_t count, double validation_share);
+
+/// A handle of an open file; copies are of the same one. Threads: any number.
+class TokenFile {
+ public:
+  enum class Format : std::uint8_t {
+    kDunnock,  ///< As above.
+    kRaw16,    ///< Nothing but tokens of 16 bits, little endian (nanoGPT).
+    kRaw32,    ///< The same of 32 bits.
+    kLlmC,     ///< 256 words of 32 bits: 20240520, 1, count, zeros; then 16 bits a token. Or 20240801, 7: 32 bits.
+  };
+  struct Options {
+    Format format = Format::kDunnock;
+    std::uint64_t vocabulary = 0;  ///< Of the other formats, which do not know theirs: every token is below it.
+    bool verify = true;            ///< Read the whole file and compare its checksum (kDunnock).
+  };
+  static constexpr std::uint64_t kVocabularyMax = std::uint64_t{1} << 31;
+
+  /// Errors: NotFound, ReadOnly, Io; InvalidArgument: not a file, or no vocabulary for a format that needs one;
+  /// WrongVersion; Corrupt: torn, foreign, of another size than its header says, or damaged.
+  /// Takes a time that grows with the file only where it is verified.
+  [[nodiscard]] static Result<TokenFile> open(const std::string& path, const Options& options);
+  [[nodiscard]] static Result<TokenFile> open(const std::string& path) { return open(path, Options{}); }
+
+  [[nodiscard]] std::uint64_t count() const noexcept { return count_; }
+  [[nodiscard]] std::uint64_t vocabulary() const noexcept { return vocabulary_; }
+  [[nodiscard]] unsigned width_bytes() const noexcept { return width_bytes_; }
+  [[nodiscard]] TokenRange all() const noexcept { return {0, count_}; }
+  /// XXH3-64 of the tokens as the header has it; 0 for the other formats.
+  [[nodiscard]] std::uint64_t checksum() const noexcept { return checksum_; }
+  [[nodiscard]] const std::string& path() const noexcept;
+
+  /// Copies to.size() tokens from `first` on, which lie in the file. Errors: Corrupt: a token is not below the
+  /// vocabulary, or the file has become shorter since it was opened.
+  [[nodiscard]] Status copy(std::uint64_t first, std::span<std::int32_t> to) const;
+
+ private:
+  TokenFile() = default;
+  std::shared_ptr<const detail::MappedFile> file_;
+  const std::byte* tokens_ = nullptr;
+  std::uint64_t count_ = 0;
+  std::uint64_t vocabulary_ = 0;
+  std::uint64_t checksum_ = 0;
+  unsigned width_bytes_ = 0;
+};
+
+/// Writes a file token by token, in memory of 1 MiB. Threads: one at a time.
+class TokenFileWriter {
+ public:
+  /// Tokens of 16 bits where `vocabulary` fits in, otherwise of 32. Errors: InvalidArgument: no vocabulary, or one of
+  /// more than kVocabularyMax; NotFound (the directory), ReadOnly, NoSpace, Io.
+  [[nodiscard]] static Result<TokenFileWriter> create(const std::string& path, std::uint64_t vocabulary);
+  TokenFileWriter(TokenFileWriter&&) noexcept;
+  TokenFileWriter& operator=(TokenFileWriter&&) noexcept;
+  /// Without finish(): leaves nothing.
+  ~TokenFileWriter();
+
+  /// Errors: InvalidArgument: a token is not below the vocabulary (none of this call is written); NoSpace, Io.
+  [[nodiscard]] Status append(std::span<const std::int32_t> tokens);
+  /// From here on the file is whole, durable and has its name; one that had it before is replaced. Call it once, last.
+  /// Errors: NoSpace, ReadOnly, Io; then there is no file of this name, or the one from before.
+  [[nodiscard]] Status finish();
+
+ private:
+  explicit TokenFileWriter(std::unique_ptr<detail::TokenSink> sink) noexcept;
+  std::unique_ptr<detail::TokenSink> sink_;
+};
+
+}  // namespace dunnock::training

@@ -1,0 +1,24 @@
+#include "dunnock/training/byte_tokeniser.hpp"
+
+#include <algorithm>
+
+namespace dunnock::training {
+
+std::vector<std::int32_t> ByteTokeniser::encode(std::string_view text) {
+  std::vector<std::int32_t> tokens(text.size());
+  std::ranges::transform(text, tokens.begin(), [](char c) { return static_cast<unsigned char>(c); });
+  return tokens;
+}
+
+Result<std::string> ByteTokeniser::decode(std::span<const std::int32_t> tokens) {
+  std::string text;
+  text.reserve(tokens.size());
+  for (const std::int32_t token : tokens) {
+    if (token < 0 || token >= kVocabulary)
+      return make_error(ErrorCode::kInvalidArgument, "the token " + std::to_string(token) + " is no byte");
+    text.push_back(static_cast<char>(token));
+  }
+  return text;
+}
+
+}  // namespace dunnock::training

@@ -1,0 +1,74 @@
+#include "files.hpp"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+
+namespace dunnock::training::detail {
+
+tl::unexpected<Error> system_error(const std::string& what, int error) {
+  const ErrorCode code = error == ENOENT || error == ENOTDIR                    ? ErrorCode::kNotFound
+                         : error == ENOSPC || error == EDQUOT || error == EFBIG ? ErrorCode::kNoSpace
+                         : error == EACCES || error == EROFS || error == EPERM  ? ErrorCode::kReadOnly
+                                                                                : ErrorCode::kIo;
+  return make_error(code, what + ": " + std::strerror(error));
+}
+
+Descriptor::~Descriptor() {
+  if (number_ >= 0) (void)::close(number_);
+}
+
+bool write_all(int descriptor, std::uint64_t at, std::span<const std::byte> from) noexcept {
+  while (!from.empty()) {
+    const ssize_t put =
+        pwrite(descriptor, from.data(), std::min<std::size_t>(from.size(), 1U << 30), static_cast<off_t>(at));
+    if (put < 0 && errno == EINTR) continue;
+    if (put <= 0) return false;
+    from = from.subspan(static_cast<std::size_t>(put));
+    at += static_cast<std::uint64_t>(put);
+  }
+  return true;
+}
+
+Status publish(const Descriptor& file, const std::string& temporary, const std::string& path) {
+  if (fsync(file.get()) != 0) return system_error("can't write " + temporary, errno);
+  if (std::rename(temporary.c_str(), path.c_str()) != 0)
+    return system_error("can't rename " + temporary + " to " + path, errno);
+  std::string directory = std::filesystem::path(path).parent_path().string();
+  if (directory.empty()) directory.push_back('.');
+  const Descriptor folder(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (folder.get() < 0) return system_error("can't open " + directory, errno);
+  if (fsync(folder.get()) != 0) return system_error("can't write " + directory, errno);
+  return {};
+}
+
+Result<MappedFile> MappedFile::open(const std::string& path) {
+  Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file.get() < 0) return system_error("can't open " + path, errno);
+  struct stat info {};
+  if (fstat(file.get(), &info) != 0) return system_error("can't open " + path, errno);
+  if (!S_ISREG(info.st_mode)) return make_error(ErrorCode::kInvalidArgument, path + " is not an ordinary file");
+  const auto size = static_cast<std::size_t>(info.st_size);
+  if (size == 0) return MappedFile(std::move(file), path, {});
+  void* at = mmap(nullptr, size, PROT_READ, MAP_SHARED, file.get(), 0);
+  if (at == MAP_FAILED) return system_error("can't map " + path, errno);
+  return MappedFile(std::move(file), path, {static_cast<const std::byte*>(at), size});
+}
+
+MappedFile::~MappedFile() {
+  if (!bytes_.empty()) (void)munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
+}
+
+bool MappedFile::still_whole() const noexcept {
+  struct stat info {};
+  return fstat(file_.get(), &info) == 0 && static_cast<std::uint64_t>(info.st_size) >= bytes_.size();
+}
+
+}  // namespace dunnock::training::detail
