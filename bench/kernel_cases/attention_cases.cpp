@@ -191,7 +191,11 @@ std::vector<KernelCase> attention_cases(CaseSize size) {
     std::vector<AttentionShape> shapes = {
         {.batch = 8, .query_tokens = 256, .key_tokens = 256, .heads = 4, .kv_heads = 4, .head_dim = 32},
         {.batch = 2, .query_tokens = 1024, .key_tokens = 1024, .heads = 12, .kv_heads = 12, .head_dim = 64}};
-    if (tiny) shapes = {{.batch = 1, .query_tokens = 45, .key_tokens = 45, .heads = 2, .kv_heads = 2, .head_dim = 32}};
+    // Each width of a head has kernels of its own on CUDA.
+    if (tiny)
+      shapes = {{.batch = 1, .query_tokens = 45, .key_tokens = 45, .heads = 2, .kv_heads = 2, .head_dim = 32},
+                {.batch = 2, .query_tokens = 131, .key_tokens = 131, .heads = 2, .kv_heads = 2, .head_dim = 64},
+                {.batch = 1, .query_tokens = 70, .key_tokens = 70, .heads = 1, .kv_heads = 1, .head_dim = 128}};
     if (size == CaseSize::kGpu) {
       for (const std::size_t dim : {std::size_t{64}, std::size_t{128}})
         shapes.push_back({.batch = 4,
@@ -211,7 +215,7 @@ std::vector<KernelCase> attention_cases(CaseSize size) {
   }
   std::vector<std::size_t> batches = {1, 8};
   std::vector<std::size_t> contexts = {4096};
-  if (tiny) batches = {3}, contexts = {150};
+  if (tiny) batches = {3}, contexts = {150, 1100};
   if (size == CaseSize::kGpu) batches = {1, 8, 64}, contexts = {1024, 8192, 32768};
   for (const std::size_t batch : batches) {
     for (const std::size_t context : contexts) {

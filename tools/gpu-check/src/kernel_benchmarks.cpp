@@ -49,11 +49,12 @@ std::size_t sets_for(std::size_t bytes, std::size_t cache_bytes) {
 
 struct Measured {
   double ms = 0;
-  std::string skipped;  // Why it was not measured, though nothing is wrong.
-  std::string error;
+  std::string skipped{};  // Why it was not measured, though nothing is wrong.
+  std::string error{};
 };
 
-Measured measure(const KernelCase& one, gpu::Device device, unsigned rounds) {
+Measured measure(const KernelCase& one, gpu::Device device, bool quick) {
+  const unsigned rounds = quick ? 3 : 11;
   auto stream = gpu::Stream::create(device);
   if (!stream) return {.error = stream.error().message};
   std::vector<Set> sets;
@@ -63,7 +64,7 @@ Measured measure(const KernelCase& one, gpu::Device device, unsigned rounds) {
     if (!set && sets.empty()) return {.skipped = "no room for its buffers"};
     if (!set) break;
     sets.push_back(std::move(*set));
-    count = sets_for(sets.front().values->bytes(), device.info().l2_bytes);
+    count = quick ? 2 : sets_for(sets.front().values->bytes(), device.info().l2_bytes);
   }
   const auto issue = [&](std::size_t call) { sets[call % sets.size()].run(*stream, Form::kKernel); };
   Timer timer(*stream);
@@ -71,7 +72,7 @@ Measured measure(const KernelCase& one, gpu::Device device, unsigned rounds) {
   const double first = timer.once_ms([&] { issue(0); });
   if (!timer.error().empty()) return {.error = timer.error()};
   double ms = 0;
-  if (first >= kShortMs || device.backend() != gpu::Backend::kCuda) {
+  if (first >= kShortMs) {
     ms = timer.median_ms([&](unsigned round) { issue(round); }, rounds);
   } else {
     const std::size_t calls = std::max<std::size_t>(sets.size(), 20);
@@ -123,7 +124,7 @@ std::map<std::string, double> measure_kernels(gpu::Device device, const std::vec
                                           ", from " + one.name() + " on: no time is left");
       break;
     }
-    const Measured done = measure(one, device, options.quick ? 3 : 11);
+    const Measured done = measure(one, device, options.quick);
     if (!done.error.empty()) {
       report.check(one.name() + " is measured", done.error);
     } else if (!done.skipped.empty()) {
