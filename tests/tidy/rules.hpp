@@ -11,6 +11,7 @@
 //   filter                  base, pmem, filter
 //   index                   base, pmem, filter, index
 //   gpu                     base, gpu, and filter/layout.hpp
+//   training                base, pmem, filter, index, gpu, training
 //   tools, bench, tests, examples      everything; nobody includes them
 #pragma once
 
@@ -39,7 +40,7 @@ struct Finding {
 /// A layer: a top folder whose code ships, and the layers that it may see.
 struct Layer {
   std::string_view folder;
-  std::array<std::string_view, 4> sees;
+  std::array<std::string_view, 6> sees;
 };
 inline constexpr std::array kLayers = {
     Layer{"base", {"base"}},
@@ -47,6 +48,7 @@ inline constexpr std::array kLayers = {
     Layer{"filter", {"base", "pmem", "filter"}},
     Layer{"index", {"base", "pmem", "filter", "index"}},
     Layer{"gpu", {"base", "gpu"}},
+    Layer{"training", {"base", "pmem", "filter", "index", "gpu", "training"}},
 };
 /// Headers that a layer may include although it does not see theirs: the words of the filter, which need nothing.
 inline constexpr std::string_view kSharedWords = "dunnock/filter/layout.hpp";
