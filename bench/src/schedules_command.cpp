@@ -151,12 +151,13 @@ void pipelines(Report& report, bool quick) {
           "| schedule | ms | GPipe / it | 1F1B / it | bubble share | peak GB | notes |\n"
           "| --- | --- | --- | --- | --- | --- | --- |\n",
           c.devices, c.micro_batches, step.name.c_str(), machine.link_name);
-      double gpipe_us = NAN;
-      double one_us = NAN;
+      const PlanOptions base{.devices = c.devices, .micro_batches = c.micro_batches, .link = machine.link};
+      const double gpipe_us = simulate("gpipe", step, base).figures.iteration_us;
+      const double one_us = simulate("1f1b", step, base).figures.iteration_us;
       for (const std::string_view name : names_of(Family::kPipeline)) {
         // The automatic scheduler gets what the device has.
         const bool limited = name == "zb-auto";
-        PlanOptions options{.devices = c.devices, .micro_batches = c.micro_batches, .link = machine.link};
+        PlanOptions options = base;
         if (limited) options.memory_limit_bytes = machine.device.memory_bytes;
         Outcome one;
         const double ns = ns_of([&] { one = simulate(name, step, options); });
@@ -165,8 +166,6 @@ void pipelines(Report& report, bool quick) {
           continue;
         }
         const double us = one.figures.iteration_us;
-        if (name == "gpipe") gpipe_us = us;
-        if (name == "1f1b") one_us = us;
         const bool fits = one.peak_bytes() <= static_cast<double>(machine.device.memory_bytes);
         const std::string notes = one.plan.choice + (fits ? "" : "more than the device has");
         std::printf("| %s | %.1f | %.3f | %.3f | %.1f %% | %.1f | %s |\n", std::string(name).c_str(), us / 1e3,

@@ -16,7 +16,7 @@ constexpr double kLabel = 96;
 constexpr double kTop = 44;
 constexpr double kCharacter = 5.6;  // Of the boxes' font, pixels.
 
-/// Colours that are told apart without red and green. One class a part; a second chunk is hatched by a darker edge.
+/// Colours that are told apart without red and green. Chunks behind the first of a device have a dark edge.
 struct Look {
   Part part;
   std::string_view name;
@@ -92,6 +92,7 @@ std::string to_svg(const Plan& plan, const gpu::Timeline& timeline, const SvgOpt
   std::string svg = "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"" + number(kLabel + options.width + 10) +
                     "\" height=\"" + number(height) + "\" font-family=\"sans-serif\" font-size=\"12\">\n<style>";
   for (const Look& look : kLooks) {
+    if (look.part == Part::kSendGradient) continue;  // As the one before.
     svg.append(".").append(look.name).append("{fill:").append(look.colour).append("}");
   }
   svg +=
