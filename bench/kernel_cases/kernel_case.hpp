@@ -22,8 +22,9 @@
 
 namespace dunnock::bench {
 
-/// What a case runs: the kernel, or its twin in namespace reference (CPU streams only).
-enum class Form : std::uint8_t { kKernel, kTwin };
+/// What a case runs: the kernel, its twin in namespace reference (CPU streams only), or its peer where it has one (see
+/// KernelCase::peer).
+enum class Form : std::uint8_t { kKernel, kTwin, kPeer };
 
 /// The buffers of one case on one device. When a device has no room, `failed()` says so and the spans are empty.
 class KernelValues {
@@ -138,6 +139,8 @@ struct KernelCase {
   /// Makes the buffers; the case runs on the stream's device. Running it again gives the same results, unless
   /// `changes_itself` says that it works in place on what it reads (then compare after one run).
   std::function<Run(KernelValues&)> prepare;
+  /// What one would use instead, as a row of its own; empty: there is none. CPU streams only.
+  std::string peer;
   /// How far a result may be from the twin's: absolute + relative * |twin's|.
   double relative = 0;
   double absolute = 0;
@@ -151,7 +154,11 @@ struct KernelCase {
 enum class CaseSize : std::uint8_t { kTiny, kCpu, kGpu };
 
 /// One function a family, in <family>_cases.cpp. kernel_cases.cpp puts them together.
+[[nodiscard]] std::vector<KernelCase> convolution_cases(CaseSize size);
+[[nodiscard]] std::vector<KernelCase> gather_cases(CaseSize size);
+[[nodiscard]] std::vector<KernelCase> matmul_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> norm_cases(CaseSize size);
+[[nodiscard]] std::vector<KernelCase> random_cases(CaseSize size);
 [[nodiscard]] std::vector<KernelCase> all_kernel_cases(CaseSize size);
 
 template <class T>

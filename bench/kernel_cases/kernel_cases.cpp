@@ -7,7 +7,11 @@ namespace dunnock::bench {
 std::vector<KernelCase> all_kernel_cases(CaseSize size) {
   std::vector<KernelCase> all;
   for (const auto& family : {
+           convolution_cases,
+           gather_cases,
+           matmul_cases,
            norm_cases,
+           random_cases,
        }) {
     for (KernelCase& one : family(size)) all.push_back(std::move(one));
   }

@@ -88,9 +88,14 @@ int run_kernels(const Options& options) {
     if (one.bytes > 0) copy = std::make_unique<Copy>(stream, one.bytes);
     std::vector<double> seconds;
     std::vector<double> ceiling;
+    std::vector<double> peer;
     for (int round = 0; round < options.rounds; ++round) {  // In turn, so that both see the same machine.
       seconds.push_back(seconds_of(stream, [&] { run(stream, Form::kKernel); }));
       if (copy) ceiling.push_back(copy->rate(stream, threads));
+      if (!one.peer.empty()) {
+        peer.push_back(seconds_of(stream, [&] { run(stream, Form::kPeer); }));
+        report.add(one.kernel, one.type + " " + one.shape, one.peer, "us", peer.back() * 1e6);
+      }
       report.add(one.kernel, one.type + " " + one.shape, "dunnock", "us", seconds.back() * 1e6);
       if (copy)
         report.add(one.kernel, one.type + " " + one.shape, "share of copy", "",
@@ -101,6 +106,10 @@ int run_kernels(const Options& options) {
                 median * 1e6, one.bytes / median * 1e-9, one.flops / median * 1e-9);
     if (copy) std::printf(" %7.0f %%", 100 * report.median(one.kernel, one.type + " " + one.shape, "share of copy"));
     std::printf("\n");
+    if (peer.empty()) continue;
+    const double theirs = median_of(peer);
+    std::printf("  %-59s %10.1f %10s %10.1f   ours is %.2f of its rate\n", one.peer.c_str(), theirs * 1e6, "",
+                one.flops / theirs * 1e-9, theirs / median);
   }
   return report.write_json(options.json, "kernels");
 }

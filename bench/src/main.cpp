@@ -13,6 +13,8 @@ int main(int argc, char** argv) {
   dunnock::bench::add_checkpoint_command(app, run);
   dunnock::bench::add_prefix_command(app, run);
   dunnock::bench::add_kernels_command(app, run);
+  dunnock::bench::add_collectives_command(app, run);
+  dunnock::bench::add_overlap_command(app, run);
   dunnock::bench::add_schedules_command(app, run);
   try {
     app.parse(argc, argv);

@@ -1,7 +1,9 @@
 #include "dunnock/gpu/communicator.hpp"
 
 #include <algorithm>
-#include <cstring>
+#include <array>
+#include <functional>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -16,6 +18,22 @@ constexpr detail::Element element_of() noexcept {
   if constexpr (std::is_same_v<T, float>) return detail::Element::kF32;
   if constexpr (std::is_same_v<T, Bf16>) return detail::Element::kBf16;
   return detail::Element::kByte;
+}
+
+/// `part` is part `rank` of `whole`, or no byte of it.
+bool is_apart_or_part(DeviceSpan<const std::byte> part, DeviceSpan<const std::byte> whole, unsigned rank) noexcept {
+  const std::byte* const first = part.device_data();
+  const std::byte* const all = whole.device_data();
+  if (part.empty() || first == all + rank * part.size()) return true;
+  const std::less<> before;  // Of pointers into different memory.
+  return !before(all, first + part.size()) || !before(first, all + whole.size());
+}
+template <class T, class U>
+bool is_apart_or_part(DeviceSpan<T> part, DeviceSpan<U> whole, unsigned rank) noexcept {
+  const auto bytes = [](auto span) {
+    return DeviceSpan<const std::byte>(reinterpret_cast<const std::byte*>(span.device_data()), span.size_bytes());
+  };
+  return is_apart_or_part(bytes(part), bytes(whole), rank);
 }
 
 }  // namespace
@@ -56,11 +74,13 @@ void Communicator::all_reduce(DeviceSpan<T> values, Reduction reduction, Stream&
 template <class T>
 void Communicator::reduce_scatter(DeviceSpan<const T> in, DeviceSpan<T> out, Reduction reduction, Stream& stream) {
   DUNNOCK_CHECK(in.size() == out.size() * size(), "each rank gets a part of the same size");
+  DUNNOCK_CHECK(is_apart_or_part(out, in, rank()), "what is reduced is not written to, but for the rank's part");
   impl_->reduce_scatter(in.device_data(), out.device_data(), out.size(), element_of<T>(), reduction, stream);
 }
 template <class T>
 void Communicator::all_gather(DeviceSpan<const T> in, DeviceSpan<T> out, Stream& stream) {
   DUNNOCK_CHECK(out.size() == in.size() * size(), "there is room for the values of all ranks");
+  DUNNOCK_CHECK(is_apart_or_part(in, out, rank()), "what is gathered is not written to, but for the rank's part");
   impl_->all_gather(in.device_data(), out.device_data(), in.size(), element_of<T>(), stream);
 }
 template <class T>
@@ -101,23 +121,49 @@ template void Communicator::receive(DeviceSpan<std::byte>, unsigned, Stream&);
 namespace detail {
 namespace {
 
-template <class T>
-void reduce_typed(T* into, const T* from, std::size_t count, Reduction reduction) noexcept {
-  if (reduction == Reduction::kSum) {
-    for (std::size_t i = 0; i < count; ++i) into[i] = T(static_cast<float>(into[i]) + static_cast<float>(from[i]));
-  } else {
-    for (std::size_t i = 0; i < count; ++i)
-      into[i] = T(std::max(static_cast<float>(into[i]), static_cast<float>(from[i])));
+constexpr std::size_t kBlock = 2048;  // Sums of a block lie in the first cache, so that each byte is read once.
+
+template <class T, class Combine>
+void reduce_typed(T* to, std::span<const void* const> from, std::size_t count, float scale, const Combine& combine) {
+  const auto values = [from](std::size_t rank) { return static_cast<const T*>(from[rank]); };
+  alignas(64) std::array<float, kBlock> sum;
+  for (std::size_t begin = 0; begin < count; begin += kBlock) {
+    const std::size_t many = std::min(kBlock, count - begin);
+    const T* const first = values(0) + begin;
+    if (from.size() == 1) {
+      for (std::size_t i = 0; i < many; ++i) sum[i] = static_cast<float>(first[i]);
+    } else {
+      const T* const second = values(1) + begin;
+      for (std::size_t i = 0; i < many; ++i)
+        sum[i] = combine(static_cast<float>(first[i]), static_cast<float>(second[i]));
+    }
+    for (std::size_t rank = 2; rank < from.size(); ++rank) {
+      const T* const next = values(rank) + begin;
+      for (std::size_t i = 0; i < many; ++i) sum[i] = combine(sum[i], static_cast<float>(next[i]));
+    }
+    T* const into = to + begin;
+    if (scale == 1.0F) {
+      for (std::size_t i = 0; i < many; ++i) into[i] = T(sum[i]);
+    } else {
+      for (std::size_t i = 0; i < many; ++i) into[i] = T(sum[i] * scale);
+    }
   }
+}
+
+template <class T>
+void reduce_values(void* to, std::span<const void* const> from, std::size_t count, Reduction reduction) {
+  const float scale = reduction == Reduction::kMean ? 1.0F / static_cast<float>(from.size()) : 1.0F;
+  if (reduction == Reduction::kMax)
+    return reduce_typed(static_cast<T*>(to), from, count, scale, [](float a, float b) { return a < b ? b : a; });
+  reduce_typed(static_cast<T*>(to), from, count, scale, [](float a, float b) { return a + b; });
 }
 
 }  // namespace
 
-void reduce_into(void* into, const void* from, std::size_t count, Element element, Reduction reduction) noexcept {
+void reduce_all(void* to, std::span<const void* const> from, std::size_t count, Element element, Reduction reduction) {
   DUNNOCK_CHECK(element != Element::kByte, "numbers are reduced");
-  if (element == Element::kF32)
-    return reduce_typed(static_cast<float*>(into), static_cast<const float*>(from), count, reduction);
-  reduce_typed(static_cast<Bf16*>(into), static_cast<const Bf16*>(from), count, reduction);
+  if (element == Element::kF32) return reduce_values<float>(to, from, count, reduction);
+  reduce_values<Bf16>(to, from, count, reduction);
 }
 
 }  // namespace detail

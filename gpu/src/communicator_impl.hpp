@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "dunnock/gpu/communicator.hpp"
 
@@ -32,8 +33,9 @@ class CommunicatorImpl {
   [[nodiscard]] virtual Status check() const = 0;
 };
 
-/// into[i] = reduction of into[i] and from[i]; in float.
-void reduce_into(void* into, const void* from, std::size_t count, Element element, Reduction reduction) noexcept;
+/// to[i] = the reduction of from[rank][i] over the ranks, made in their order, in float, rounded once. `to` may be one
+/// of `from`. Time: that of reading `from` and writing `to` where they are larger than the caches.
+void reduce_all(void* to, std::span<const void* const> from, std::size_t count, Element element, Reduction reduction);
 
 [[nodiscard]] Result<std::unique_ptr<CommunicatorImpl>> make_mpi(const CommunicatorOptions& options);
 [[nodiscard]] Result<std::unique_ptr<CommunicatorImpl>> make_nccl(Device device, Communicator& others,

@@ -60,6 +60,18 @@ class StreamImpl {
   /// Called behind the launch of a kernel: notices what went wrong with it.
   virtual void launched(std::string_view name) = 0;
 
+  /// Reports a failure of what runs on the device, as the next synchronize() does its own. For any thread, also when
+  /// the stream is gone. The CPU's operations report for themselves.
+  [[nodiscard]] virtual std::function<void(Error)> failure_sink() {
+    return [](const Error&) {};
+  }
+
+  /// For profilers (NVTX), where the backend has one: the stream's name, and that what is issued from begin_range() to
+  /// its end_range(), by this thread, is `name`. Ranges nest.
+  virtual void set_name(const std::string&) {}
+  virtual void begin_range(const std::string&) {}
+  virtual void end_range() {}
+
  private:
   Device device_;
   std::uint64_t number_;

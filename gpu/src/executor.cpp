@@ -3,7 +3,24 @@
 #include <optional>
 #include <utility>
 
+#include "driver.hpp"
+
 namespace dunnock::gpu {
+namespace {
+
+/// What is issued in its scope, for profilers.
+class NamedRange {
+ public:
+  NamedRange(Stream& stream, const std::string& name) : stream_(stream.impl()) { stream_.begin_range(name); }
+  NamedRange(const NamedRange&) = delete;
+  NamedRange& operator=(const NamedRange&) = delete;
+  ~NamedRange() { stream_.end_range(); }
+
+ private:
+  detail::StreamImpl& stream_;
+};
+
+}  // namespace
 
 struct Executor::State {
   const TaskGraph* graph = nullptr;
@@ -42,6 +59,7 @@ Result<Executor> Executor::create(Device device, const TaskGraph& graph, const S
     if (schedule.lanes[i].rank != options.rank) continue;
     auto stream = Stream::create(device, {.priority = schedule.lanes[i].priority});
     if (!stream) return tl::unexpected(stream.error());
+    stream->impl().set_name(schedule.lanes[i].name);
     state->streams[i].emplace(std::move(*stream));
     auto event = Event::create(device);
     if (!event) return tl::unexpected(event.error());
@@ -92,7 +110,10 @@ void Executor::State::issue(Stream& stream) {
     Stream& lane = *streams[slot.lane];
     for (const OpId op : slot.waits) lane.wait(*done[op]);
     if (options.measures) lane.record(measured[mine].first);
-    graph->op(slot.op).issue(lane);
+    {
+      const NamedRange range(lane, graph->op(slot.op).name);
+      graph->op(slot.op).issue(lane);
+    }
     if (options.measures) lane.record(measured[mine].second);
     if (done[slot.op]) lane.record(*done[slot.op]);
     ++mine;
@@ -107,6 +128,7 @@ void Executor::State::issue(Stream& stream) {
 }
 
 void Executor::run(Stream& stream) {
+  const NamedRange range(stream, state_->schedule.name);
   state_->has_run = true;
   if (state_->recorded) {
     state_->recorded->launch(stream);

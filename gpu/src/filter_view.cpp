@@ -4,7 +4,7 @@
 #include <memory>
 #include <string>
 
-#include "filter_words.hpp"
+#include "filter_launchers.hpp"
 
 namespace dunnock::gpu {
 namespace {
@@ -18,6 +18,11 @@ struct HostAccess {
     return std::atomic_ref(*word).compare_exchange_strong(expected, desired, std::memory_order_acq_rel,
                                                           std::memory_order_acquire);
   }
+  template <unsigned kWords>
+  static void load_group(const std::uint64_t* words, std::uint64_t (&values)[kWords]) noexcept {
+    for (unsigned i = 0; i < kWords; ++i) values[i] = load(words + i);
+  }
+  static void fence() noexcept {}  // Loads acquire and swaps do both: nothing passes them that matters.
 };
 
 detail::FilterSeed seed_of(const FilterShape& shape) noexcept {
@@ -45,9 +50,10 @@ void on_host(detail::FilterOperation operation, const FilterShape& shape, std::u
           yes = filter.contains(places[i], filter.home_of(places[i]));
         } else if (operation == detail::FilterOperation::kInsert) {
           yes = filter.insert_near(places[i]) == detail::Insertion::kAccepted ||
+                filter.insert_aside(places[i]) == detail::Insertion::kAccepted ||
                 filter.insert_far(places[i], moves.get()) == detail::Insertion::kAccepted;
         } else {
-          yes = filter.erase(places[i]);
+          yes = filter.erase(places[i], filter.home_of(places[i]));
         }
         answers[begin + i] = yes ? 1 : 0;
       }
@@ -61,8 +67,7 @@ void operate(detail::FilterOperation operation, std::string_view name, const Fil
              Stream& stream) {
   DUNNOCK_CHECK(keys.size() == answers.size(), "there is an answer for each key");
   if (keys.empty()) return;
-  if (stream.device().backend() == Backend::kCuda)
-    return detail::cuda_filter(operation, shape, words.device_data(), keys, answers, stream);
+  DUNNOCK_ON_CUDA(stream, detail::cuda::filter_operation(operation, shape, words.device_data(), keys, answers, stream));
   stream.run(name, [=] {
     on_host(operation, shape, words.device_data(), keys.device_data(), keys.size(), answers.device_data());
     return Status{};
@@ -82,6 +87,8 @@ Result<FilterView> FilterView::create(const FilterShape& shape, DeviceSpan<std::
   if (words.size() != shape.groups * shape.group_words)
     return invalid(std::to_string(words.size()) + " words are not " + std::to_string(shape.groups) + " groups of " +
                    std::to_string(shape.group_words));
+  if (reinterpret_cast<std::uintptr_t>(words.device_data()) % kWordsAlignment != 0)
+    return invalid("a filter's words begin at a multiple of " + std::to_string(kWordsAlignment) + " bytes");
   return FilterView(shape, words);
 }
 
@@ -109,8 +116,8 @@ void FilterView::longest_prefix(DeviceSpan<const Key128> hashes, DeviceSpan<cons
                                 DeviceSpan<std::uint32_t> lengths, Stream& stream) const {
   DUNNOCK_CHECK(first.size() == lengths.size() + 1, "each request begins where the one before it ends");
   if (lengths.empty()) return;
-  if (stream.device().backend() == Backend::kCuda)
-    return detail::cuda_longest_prefix(shape_, words_.device_data(), hashes, first, lengths, stream);
+  DUNNOCK_ON_CUDA(stream,
+                  detail::cuda::filter_longest_prefix(shape_, words_.device_data(), hashes, first, lengths, stream));
   stream.run("filter longest prefix", [=, shape = shape_, words = words_.device_data()] {
     const detail::FilterSeed seed = seed_of(shape);
     detail::with_words<HostAccess>(shape, words, [&](const auto& filter) {

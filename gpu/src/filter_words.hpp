@@ -7,6 +7,16 @@
 //           original is not there any more, another kick has moved it: our copy is one too many and is taken back.
 // And erasures among themselves: a copy is taken by one swap; whoever loses it looks again.
 //
+// What it costs at least: 32-byte sectors (what a GPU's memory is read in) that a lookup touches, 12-bit fingerprints.
+// The home word is one. A marked home (level > 0, unless it matches) adds what else its group has: with 8 words one
+// more sector, with 4 words none. A home that is marked for its other group too adds that: 2 sectors, or 1. So
+//   8 words   1 + P(marked) + 2 P(far)      4 words   1 + P(far)
+//   load         50 %          70 %          80 %          90 %          95 %       (absent / present keys)
+//   8 words   1.04 / 1.03   1.15 / 1.08   1.26 / 1.13   1.45 / 1.24   1.63 / 1.33
+//   4 words   1.00 / 1.00   1.01 / 1.01   1.03 / 1.03   1.09 / 1.06   1.15 / 1.09
+// (counted by tests/gpu/filter_view_test.cpp; ceiling of random sectors / this number = most lookups a second). Groups
+// of 4 words are therefore what a filter for a GPU should be made with.
+//
 // The order of preference is CuckooFilter's (filter/detail/cuckoo_filter_ops.hpp): home, the group, then moves that
 // mark no bucket for the first time, then the other group, then kicks, breadth first.
 #pragma once
@@ -54,14 +64,21 @@ class Move {
 /// Moves that a search may look at: 2 KiB a thread. Less than CuckooFilter's 2048, which reach 98 % load.
 inline constexpr unsigned kMovesMax = 256;
 
-enum class Insertion : std::uint8_t { kRefused = 0, kAccepted = 1, kNeedsSearch = 2 };
+/// Of the three steps of an insert, kNeeds... names the next one that has not been tried.
+enum class Insertion : std::uint8_t { kRefused = 0, kAccepted = 1, kNeedsMove = 2, kNeedsSearch = 3 };
 
-/// Access: load(const u64*) and swap(u64*, expected, desired) -> bool, both atomic.
+/// A lookup between its loads: the answer, or which words it must see.
+enum class Look : std::uint8_t { kNo = 0, kYes = 1, kGroup = 2, kOtherGroup = 3 };
+
+/// Access: load(const u64*) and swap(u64*, expected, desired) -> bool, both atomic; load_group(const u64*, u64 (&)[n]):
+/// n loads, each atomic, all on their way before it returns; fence(): what this thread has seen or changed before comes
+/// before what it sees or changes behind, for all threads.
 template <unsigned kBits, unsigned kGroupWords, class Access>
 class FilterWords {
  public:
   using L = Layout<kBits>;
   using Word = std::uint64_t;
+  static constexpr unsigned kWords = kGroupWords;
 
   DUNNOCK_HOST_DEVICE FilterWords(Word* words, std::uint64_t groups) noexcept : words_(words), groups_(groups) {}
 
@@ -74,24 +91,51 @@ class FilterWords {
 
   // ----- lookup -----------------------------------------------------------------------------------------------------
 
-  /// `home`: the word of the home bucket.
+  /// `home`: the word of the home bucket. kNo, kYes or kGroup.
+  [[nodiscard]] DUNNOCK_HOST_DEVICE Look look_at_home(const Place& place, Word home) const noexcept {
+    if (L::match_quickly(home, L::pattern(place.fingerprint)) != 0) return Look::kYes;
+    return L::level(home) == 0 ? Look::kNo : Look::kGroup;
+  }
+  /// `values`: the home group. kNo, kYes or kOtherGroup.
+  [[nodiscard]] DUNNOCK_HOST_DEVICE Look look_at_group(const Place& place, Word home,
+                                                       const Word (&values)[kGroupWords]) const noexcept {
+    if (has_foreign(values, L::pattern(place.fingerprint))) return Look::kYes;
+    return L::is_far(home, place.fingerprint) ? Look::kOtherGroup : Look::kNo;
+  }
+  /// `values`: the other group. The answer.
+  [[nodiscard]] DUNNOCK_HOST_DEVICE bool look_at_other(const Place& place,
+                                                       const Word (&values)[kGroupWords]) const noexcept {
+    return has_foreign(values, L::pattern(place.fingerprint));
+  }
+  DUNNOCK_HOST_DEVICE void load_home_group(const Place& place, Word (&values)[kGroupWords]) const noexcept {
+    Access::load_group(words_ + place.bucket / kGroupWords * kGroupWords, values);
+  }
+  DUNNOCK_HOST_DEVICE void load_other_group(const Place& place, Word (&values)[kGroupWords]) const noexcept {
+    const std::uint64_t other = L::other_group(place.bucket / kGroupWords, place.fingerprint, groups_);
+    Access::load_group(words_ + other * kGroupWords, values);
+  }
+  /// All of it, one load after the other. `home`: the word of the home bucket.
   [[nodiscard]] DUNNOCK_HOST_DEVICE bool contains(const Place& place, Word home) const noexcept {
-    const Word pattern = L::pattern(place.fingerprint);
-    if (L::match_quickly(home, pattern) != 0) return true;
-    if (L::level(home) == 0) return false;
-    const std::uint64_t group = place.bucket / kGroupWords;
-    if (any_foreign(group, pattern)) return true;
-    if (!L::is_far(home, place.fingerprint)) return false;
-    const std::uint64_t other = L::other_group(group, place.fingerprint, groups_);
-    return any_foreign(other, pattern);
+    Look look = look_at_home(place, home);
+    Word values[kGroupWords];
+    if (look == Look::kGroup) {
+      load_home_group(place, values);
+      look = look_at_group(place, home, values);
+    }
+    if (look != Look::kOtherGroup) return look == Look::kYes;
+    load_other_group(place, values);
+    return look_at_other(place, values);
   }
 
   // ----- insert -----------------------------------------------------------------------------------------------------
 
-  /// Home or group: all that most keys need.
+  /// Home or group: all that most keys need. Accepted, or kNeedsMove.
   [[nodiscard]] DUNNOCK_HOST_DEVICE Insertion insert_near(const Place& place) const noexcept {
+    return insert_near(place, home_of(place));
+  }
+  /// `value`: the word of the home bucket, as it was a while ago.
+  [[nodiscard]] DUNNOCK_HOST_DEVICE Insertion insert_near(const Place& place, Word value) const noexcept {
     Word* const home = words_ + place.bucket;
-    Word value = Access::load(home);
     while (L::empty_lanes(value) != 0) {
       if (Access::swap(home, value, L::add_home(value, place.fingerprint))) return Insertion::kAccepted;
       value = Access::load(home);
@@ -99,15 +143,71 @@ class FilterWords {
     const std::uint64_t group = place.bucket / kGroupWords;
     for (;;) {
       const int v = roomiest(group, place.fingerprint);
-      if (v < 0) return Insertion::kNeedsSearch;
+      if (v < 0) return Insertion::kNeedsMove;
       raise(home, 1);
       if (add_foreign(group * kGroupWords + static_cast<unsigned>(v), place.fingerprint)) return Insertion::kAccepted;
     }
   }
 
-  /// Whatever it takes. `moves`: room for kMovesMax.
+  /// The other group, or one move that makes room: what is left when the group is full. Accepted, or kNeedsSearch.
+  [[nodiscard]] DUNNOCK_HOST_DEVICE Insertion insert_aside(const Place& place) const noexcept {
+    return insert_in_rounds(place, [](std::uint64_t) { return Room::kNotSought; });
+  }
+  /// Whatever it takes. `moves`: room for kMovesMax. Accepted or refused.
   [[nodiscard]] DUNNOCK_HOST_DEVICE Insertion insert_far(const Place& place, Move* moves) const noexcept {
-    // Each round places the key, or makes room by a move, or gives up; others may take the room that was made.
+    return insert_in_rounds(place, [this, &place, moves](std::uint64_t other) {
+      return make_room(place, other, moves) ? Room::kMade : Room::kNone;
+    });
+  }
+
+  // ----- erase ------------------------------------------------------------------------------------------------------
+
+  /// `value`: the word of the home bucket, as it was a while ago.
+  [[nodiscard]] DUNNOCK_HOST_DEVICE bool erase(const Place& place, Word value) const noexcept {
+    const Word pattern = L::pattern(place.fingerprint);
+    const std::uint64_t group = place.bucket / kGroupWords;
+    Word* const home = words_ + place.bucket;
+    for (;; value = Access::load(home)) {
+      while (const Word lanes = L::match_home(value, pattern)) {
+        if (Access::swap(home, value, L::remove_home(value, L::lane_of(lanes)))) return true;
+        value = Access::load(home);
+      }
+      const Reach reach = L::reach(value, place.fingerprint);
+      if (reach == Reach::kHome) return false;
+      if (reach == Reach::kGroup) {
+        const int v = first_foreign(group, pattern);
+        // Somebody who took a copy from under our eyes has raised the level before.
+        if (v < 0) Access::fence();  // Partner: the one before take_foreign below.
+        if (v < 0 && L::reach(Access::load(home), place.fingerprint) == Reach::kGroup) return false;
+        if (v >= 0 && take_foreign(group * kGroupWords + static_cast<unsigned>(v), pattern)) return true;
+        continue;
+      }
+      // Both groups are one pool of equal copies; the first in ascending order is taken. While the higher one has a
+      // copy too, a bucket of the lower one that only spilled may lose its own: from now on it looks there as well.
+      const std::uint64_t other = L::other_group(group, place.fingerprint, groups_);
+      const std::uint64_t low = group < other ? group : other;
+      const std::uint64_t high = group < other ? other : group;
+      const int in_low = first_foreign(low, pattern);
+      const int in_high = high == low ? -1 : first_foreign(high, pattern);
+      if (in_low < 0 && in_high < 0) return false;
+      if (in_low >= 0 && in_high >= 0) {
+        for (unsigned v = 0; v < kGroupWords; ++v) raise_if_spilled(words_ + low * kGroupWords + v, place.fingerprint);
+        Access::fence();  // The levels are up before a copy goes.
+      }
+      const std::uint64_t taken = in_low >= 0 ? low * kGroupWords + static_cast<unsigned>(in_low)
+                                              : high * kGroupWords + static_cast<unsigned>(in_high);
+      if (take_foreign(taken, pattern)) return true;
+    }
+  }
+
+ private:
+  enum class Room : std::uint8_t { kMade, kNone, kNotSought };
+
+  /// Each round places the key, or makes room by a move, or gives up; others may take the room that was made.
+  /// search(other group): what is done when only a path of moves can help.
+  template <class Search>
+  [[nodiscard]] DUNNOCK_HOST_DEVICE Insertion insert_in_rounds(const Place& place,
+                                                               const Search& search) const noexcept {
     constexpr unsigned kRounds = 64;
     const std::uint64_t group = place.bucket / kGroupWords;
     const std::uint64_t other = L::other_group(group, place.fingerprint, groups_);
@@ -123,7 +223,9 @@ class FilterWords {
             return Insertion::kAccepted;
           continue;
         }
-        if (!make_room(place, other, moves)) return Insertion::kRefused;
+        const Room room = search(other);
+        if (room == Room::kNotSought) return Insertion::kNeedsSearch;
+        if (room == Room::kNone) return Insertion::kRefused;
       } else {
         may_mark = true;  // If there is no other way.
         make_room_unmarked(place);
@@ -132,49 +234,8 @@ class FilterWords {
     return Insertion::kRefused;
   }
 
-  // ----- erase ------------------------------------------------------------------------------------------------------
-
-  [[nodiscard]] DUNNOCK_HOST_DEVICE bool erase(const Place& place) const noexcept {
-    const Word pattern = L::pattern(place.fingerprint);
-    const std::uint64_t group = place.bucket / kGroupWords;
-    Word* const home = words_ + place.bucket;
-    for (;;) {
-      Word value = Access::load(home);
-      while (const Word lanes = L::match_home(value, pattern)) {
-        if (Access::swap(home, value, L::remove_home(value, L::lane_of(lanes)))) return true;
-        value = Access::load(home);
-      }
-      const Reach reach = L::reach(value, place.fingerprint);
-      if (reach == Reach::kHome) return false;
-      if (reach == Reach::kGroup) {
-        const int v = first_foreign(group, pattern);
-        // Somebody who took a copy from under our eyes has raised the level before.
-        if (v < 0 && L::reach(Access::load(home), place.fingerprint) == Reach::kGroup) return false;
-        if (v >= 0 && take_foreign(group * kGroupWords + static_cast<unsigned>(v), pattern)) return true;
-        continue;
-      }
-      // Both groups are one pool of equal copies; the first in ascending order is taken. While the higher one has a
-      // copy too, a bucket of the lower one that only spilled may lose its own: from now on it looks there as well.
-      const std::uint64_t other = L::other_group(group, place.fingerprint, groups_);
-      const std::uint64_t low = group < other ? group : other;
-      const std::uint64_t high = group < other ? other : group;
-      const int in_low = first_foreign(low, pattern);
-      const int in_high = high == low ? -1 : first_foreign(high, pattern);
-      if (in_low < 0 && in_high < 0) return false;
-      if (in_low >= 0 && in_high >= 0) {
-        for (unsigned v = 0; v < kGroupWords; ++v) raise_if_spilled(words_ + low * kGroupWords + v, place.fingerprint);
-      }
-      const std::uint64_t taken = in_low >= 0 ? low * kGroupWords + static_cast<unsigned>(in_low)
-                                              : high * kGroupWords + static_cast<unsigned>(in_high);
-      if (take_foreign(taken, pattern)) return true;
-    }
-  }
-
- private:
   /// Says yes as CuckooFilter does: match_quickly, over foreign lanes only.
-  [[nodiscard]] DUNNOCK_HOST_DEVICE bool any_foreign(std::uint64_t group, Word pattern) const noexcept {
-    Word values[kGroupWords];  // All loads are on their way before the first is looked at.
-    for (unsigned v = 0; v < kGroupWords; ++v) values[v] = Access::load(words_ + group * kGroupWords + v);
+  [[nodiscard]] DUNNOCK_HOST_DEVICE static bool has_foreign(const Word (&values)[kGroupWords], Word pattern) noexcept {
     Word hits = 0;
     for (unsigned v = 0; v < kGroupWords; ++v)
       hits |= L::match_quickly(values[v], pattern) & L::foreign_lanes(values[v]);
@@ -182,7 +243,7 @@ class FilterWords {
   }
   [[nodiscard]] DUNNOCK_HOST_DEVICE int first_foreign(std::uint64_t group, Word pattern) const noexcept {
     Word values[kGroupWords];
-    for (unsigned v = 0; v < kGroupWords; ++v) values[v] = Access::load(words_ + group * kGroupWords + v);
+    Access::load_group(words_ + group * kGroupWords, values);
     int first = -1;
     for (unsigned v = kGroupWords; v-- > 0;) {
       if (L::match_foreign(values[v], pattern) != 0) first = static_cast<int>(v);
@@ -192,18 +253,20 @@ class FilterWords {
   /// The word of the group with the most empty lanes, counted up to three, that takes a foreign one; the first of
   /// equals from word `start` on. -1: none.
   [[nodiscard]] DUNNOCK_HOST_DEVICE int roomiest(std::uint64_t group, std::uint64_t start) const noexcept {
-    int best = -1;
-    int best_empty = 0;
-    for (unsigned i = 0; i < kGroupWords; ++i) {
-      const auto v = static_cast<unsigned>((start + i) % kGroupWords);
-      const Word word = Access::load(words_ + group * kGroupWords + v);
-      if (L::foreign_count(word) == L::kForeignMax) continue;
-      const int empty = std::popcount(L::empty_lanes(word)) < 3 ? std::popcount(L::empty_lanes(word)) : 3;
-      if (empty <= best_empty) continue;
-      best = static_cast<int>(v);
-      best_empty = empty;
+    Word values[kGroupWords];
+    Access::load_group(words_ + group * kGroupWords, values);
+    unsigned best = 0;  // empty lanes * kGroupWords + how early it comes: the largest wins; 0: none has room
+    unsigned found = 0;
+    for (unsigned v = 0; v < kGroupWords; ++v) {
+      const auto lanes = static_cast<unsigned>(std::popcount(L::empty_lanes(values[v])));
+      const unsigned empty = L::foreign_count(values[v]) == L::kForeignMax ? 0 : lanes < 3 ? lanes : 3;
+      const unsigned late = (v - static_cast<unsigned>(start)) % kGroupWords;
+      const unsigned score = empty == 0 ? 0 : empty * kGroupWords + (kGroupWords - 1 - late);
+      if (score <= best) continue;
+      best = score;
+      found = v;
     }
-    return best;
+    return best == 0 ? -1 : static_cast<int>(found);
   }
   DUNNOCK_HOST_DEVICE void raise(Word* word, unsigned level) const noexcept {
     for (Word value = Access::load(word); L::level(value) < level; value = Access::load(word)) {
@@ -231,8 +294,7 @@ class FilterWords {
     return false;
   }
 
-  // ----- kicks
-  // --------------------------------------------------------------------------------------------------------
+  // ----- kicks ------------------------------------------------------------------------------------------------------
 
   [[nodiscard]] DUNNOCK_HOST_DEVICE std::uint64_t target_of(const Move& move) const noexcept {
     return L::other_group(move.source() / kGroupWords, move.fingerprint(), groups_);
@@ -376,12 +438,6 @@ void with_words(const FilterShape& shape, std::uint64_t* words, F&& f) {
   return by_group.template operator()<16>();
 }
 
-/// What the CUDA backend does; `Key` is std::uint64_t or Key128.
 enum class FilterOperation : std::uint8_t { kContains, kInsert, kErase };
-template <class Key>
-void cuda_filter(FilterOperation operation, const FilterShape& shape, std::uint64_t* words, DeviceSpan<const Key> keys,
-                 DeviceSpan<std::uint8_t> answers, Stream& stream);
-void cuda_longest_prefix(const FilterShape& shape, std::uint64_t* words, DeviceSpan<const Key128> hashes,
-                         DeviceSpan<const std::uint32_t> first, DeviceSpan<std::uint32_t> lengths, Stream& stream);
 
 }  // namespace dunnock::gpu::detail

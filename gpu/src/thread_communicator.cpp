@@ -2,7 +2,8 @@
 // theirs.
 //
 //   all-reduce   rank r reduces part r of everybody's values, in the order of the ranks, into its own; then all copy
-//                the parts of the others. So all get the same bits, and each byte is read size + 1 times.
+//                the parts of the others. So all get the same bits, and each rank reads its bytes twice and writes them
+//                once. Of few values each rank reduces all, aside: then nobody waits for the others' parts.
 #include "thread_communicator.hpp"
 
 #include <algorithm>
@@ -13,6 +14,7 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -36,6 +38,7 @@ struct Call {
   std::size_t count = 0;
   Element element = Element::kByte;
   unsigned detail = 0;  // reduction or root
+  unsigned waits = 1;   // for all the others: at the begin, and behind each part in which they read one's memory
 };
 
 struct Post {
@@ -46,7 +49,7 @@ struct Post {
 struct Meeting {
   Call call;
   std::map<unsigned, Post> posts;        // by rank
-  std::array<std::size_t, 3> reached{};  // of the ranks: the begin, the middle, the end
+  std::array<std::size_t, 3> reached{};  // of the ranks: the begin, the end of the first part, of the second
   std::size_t inside = 0;                // at work on the others' memory
   std::size_t present = 0;
 };
@@ -61,45 +64,34 @@ struct Job {
   std::condition_variable changed;
   std::map<Key, Meeting> meetings;
   std::optional<Error> failed;
+  std::set<std::pair<Key, unsigned>> dropped;                                  // by a rank, behind a failure of its own
   std::vector<bool> gone;                                                      // ranks whose end is destroyed,
   std::vector<std::uint64_t> collectives;                                      // and how many each has called
   std::map<std::tuple<unsigned, unsigned, unsigned>, std::uint64_t> messages;  // (rank, from, to)
 };
 
-void reduce_all(std::byte* to, const std::vector<const std::byte*>& from, std::size_t count, Element element,
-                Reduction reduction) {
-  // In float, in pieces: a sum of bf16 is rounded once.
-  std::array<float, 1024> sum{};
-  const std::size_t width = bytes_of(element);
-  const auto value = [element](const std::byte* at) {
-    if (element == Element::kF32) {
-      float one = 0;
-      std::memcpy(&one, at, sizeof one);
-      return one;
-    }
-    Bf16 one;
-    std::memcpy(&one, at, sizeof one);
-    return static_cast<float>(one);
-  };
-  for (std::size_t begin = 0; begin < count; begin += sum.size()) {
-    const std::size_t many = std::min(sum.size(), count - begin);
-    for (std::size_t rank = 0; rank < from.size(); ++rank) {
-      const std::byte* const values = from[rank] + begin * width;
-      for (std::size_t i = 0; i < many; ++i) {
-        const float one = value(values + i * width);
-        sum[i] = rank == 0 ? one : reduction == Reduction::kSum ? sum[i] + one : std::max(sum[i], one);
-      }
-    }
-    for (std::size_t i = 0; i < many; ++i) {
-      const Bf16 rounded(sum[i]);
-      if (element == Element::kF32) {
-        std::memcpy(to + (begin + i) * width, &sum[i], width);
-      } else {
-        std::memcpy(to + (begin + i) * width, &rounded, width);
-      }
-    }
+/// Goes with an operation. When it has not met the others by then, it never will: its stream has failed and dropped it,
+/// and those who wait for it are told.
+class Ticket {
+ public:
+  Ticket(std::shared_ptr<Job> job, unsigned rank, const Key& key) noexcept
+      : job_(std::move(job)), rank_(rank), key_(key) {}
+  Ticket(const Ticket&) = delete;
+  Ticket& operator=(const Ticket&) = delete;
+  ~Ticket() {
+    if (used_) return;
+    const std::lock_guard lock(job_->mutex);
+    job_->dropped.insert({key_, rank_});
+    job_->changed.notify_all();
   }
-}
+  void use() noexcept { used_ = true; }
+
+ private:
+  std::shared_ptr<Job> job_;
+  unsigned rank_;
+  Key key_;
+  bool used_ = false;  // Of the stream's thread.
+};
 
 class ThreadCommunicator final : public CommunicatorImpl {
  public:
@@ -123,13 +115,22 @@ class ThreadCommunicator final : public CommunicatorImpl {
   void all_reduce(void* values, std::size_t count, Element element, Reduction reduction, Stream& stream) override {
     auto* const mine = static_cast<std::byte*>(values);
     const std::size_t width = bytes_of(element);
+    if (count <= kFewValues) {
+      const auto result = std::make_shared<std::vector<std::byte>>(count * width);
+      return collective(
+          {"all-reduce", count, element, static_cast<unsigned>(reduction), 2}, {mine, mine}, stream,
+          [=](const Meeting& meeting) { reduce_all(result->data(), inputs_of(meeting, 0), count, element, reduction); },
+          [=](const Meeting&) {
+            if (count != 0) std::memcpy(mine, result->data(), result->size());
+          });
+    }
     const auto part = [count, size = size()](unsigned rank) { return count * rank / size; };
     collective(
-        {"all-reduce", count, element, static_cast<unsigned>(reduction)}, {mine, mine}, stream,
+        {"all-reduce", count, element, static_cast<unsigned>(reduction), 3}, {mine, mine}, stream,
         [=, rank = rank_](const Meeting& meeting) {
-          std::vector<const std::byte*> all;
-          for (const auto& [other, post] : meeting.posts) all.push_back(post.in + part(rank) * width);
-          reduce_all(mine + part(rank) * width, all, part(rank + 1) - part(rank), element, reduction);
+          const std::size_t begin = part(rank);
+          reduce_all(mine + begin * width, inputs_of(meeting, begin * width), part(rank + 1) - begin, element,
+                     reduction);
         },
         [=, rank = rank_](const Meeting& meeting) {
           for (const auto& [other, post] : meeting.posts) {
@@ -143,26 +144,20 @@ class ThreadCommunicator final : public CommunicatorImpl {
                       Stream& stream) override {
     auto* const mine = static_cast<std::byte*>(out);
     const std::size_t bytes = count * bytes_of(element);
-    // What is read is everybody's `in`, which may be where an `out` is: so the results wait for the middle.
-    const auto result = std::make_shared<std::vector<std::byte>>();
+    // An `out` that is a part of its `in` is the part that only its rank reads.
     collective(
-        {"reduce-scatter", count, element, static_cast<unsigned>(reduction)}, {static_cast<const std::byte*>(in), mine},
-        stream,
+        {"reduce-scatter", count, element, static_cast<unsigned>(reduction), 2},
+        {static_cast<const std::byte*>(in), mine}, stream,
         [=, rank = rank_](const Meeting& meeting) {
-          std::vector<const std::byte*> all;
-          for (const auto& [other, post] : meeting.posts) all.push_back(post.in + rank * bytes);
-          result->resize(bytes);
-          reduce_all(result->data(), all, count, element, reduction);
+          reduce_all(mine, inputs_of(meeting, rank * bytes), count, element, reduction);
         },
-        [=](const Meeting&) {
-          if (bytes != 0) std::memcpy(mine, result->data(), bytes);
-        });
+        nullptr);
   }
   void all_gather(const void* in, void* out, std::size_t count, Element element, Stream& stream) override {
     auto* const mine = static_cast<std::byte*>(out);
     const std::size_t bytes = count * bytes_of(element);
     collective(
-        {"all-gather", count, element, 0}, {static_cast<const std::byte*>(in), mine}, stream,
+        {"all-gather", count, element, 0, 2}, {static_cast<const std::byte*>(in), mine}, stream,
         [=](const Meeting& meeting) {
           for (const auto& [other, post] : meeting.posts) {
             if (bytes != 0 && mine + other * bytes != post.in) std::memcpy(mine + other * bytes, post.in, bytes);
@@ -174,23 +169,25 @@ class ThreadCommunicator final : public CommunicatorImpl {
     auto* const mine = static_cast<std::byte*>(values);
     const std::size_t bytes = count * bytes_of(element);
     collective(
-        {"broadcast", count, element, root}, {mine, mine}, stream,
+        {"broadcast", count, element, root, 2}, {mine, mine}, stream,
         [=, rank = rank_](const Meeting& meeting) {
           if (rank != root && bytes != 0) std::memcpy(mine, meeting.posts.at(root).in, bytes);
         },
         nullptr);
   }
-  void barrier(Stream& stream) override { collective({"barrier", 0, Element::kByte, 0}, {}, stream, nullptr, nullptr); }
+  void barrier(Stream& stream) override {
+    collective({"barrier", 0, Element::kByte, 0, 1}, {}, stream, nullptr, nullptr);
+  }
 
   void send(const void* values, std::size_t count, Element element, unsigned to, Stream& stream) override {
-    issue({rank_, to, next_message(rank_, to)}, {"message", count, element, 0},
+    issue({rank_, to, next_message(rank_, to)}, {"message", count, element, 0, 2},
           {static_cast<const std::byte*>(values), nullptr}, stream, "send", nullptr, nullptr);
   }
   void receive(void* values, std::size_t count, Element element, unsigned from, Stream& stream) override {
     auto* const mine = static_cast<std::byte*>(values);
     const std::size_t bytes = count * bytes_of(element);
     issue(
-        {from, rank_, next_message(from, rank_)}, {"message", count, element, 0}, {nullptr, mine}, stream, "receive",
+        {from, rank_, next_message(from, rank_)}, {"message", count, element, 0, 2}, {nullptr, mine}, stream, "receive",
         [=](const Meeting& meeting) {
           if (bytes != 0) std::memcpy(mine, meeting.posts.at(from).in, bytes);
         },
@@ -199,6 +196,14 @@ class ThreadCommunicator final : public CommunicatorImpl {
 
  private:
   using Part = std::function<void(const Meeting&)>;
+  static constexpr std::size_t kFewValues = 1024;
+
+  static std::vector<const void*> inputs_of(const Meeting& meeting, std::size_t offset_bytes) {
+    std::vector<const void*> inputs;
+    inputs.reserve(meeting.posts.size());
+    for (const auto& [rank, post] : meeting.posts) inputs.push_back(post.in + offset_bytes);
+    return inputs;
+  }
 
   void collective(const Call& call, Post post, Stream& stream, Part first, Part second) {
     std::uint64_t number = 0;
@@ -214,7 +219,10 @@ class ThreadCommunicator final : public CommunicatorImpl {
   }
   void issue(Key key, const Call& call, Post post, Stream& stream, const char* name, Part first, Part second) {
     DUNNOCK_CHECK(stream.device().backend() == Backend::kCpu, "ranks that are threads have host memory");
-    stream.run(name, [job = job_, rank = rank_, key, call, post, first = std::move(first), second = std::move(second)] {
+    const auto ticket = std::make_shared<Ticket>(job_, rank_, key);
+    stream.run(name, [job = job_, rank = rank_, key, call, post, ticket, first = std::move(first),
+                      second = std::move(second)] {
+      ticket->use();
       return meet(*job, rank, key, call, post, first, second);
     });
   }
@@ -223,58 +231,67 @@ class ThreadCommunicator final : public CommunicatorImpl {
                      const Part& second) {
     std::unique_lock lock(job.mutex);
     if (job.failed) return tl::unexpected(*job.failed);
-    const auto fail = [&job](ErrorCode code, std::string what) {
-      if (!job.failed) job.failed = Error{code, std::move(what)};
-      job.changed.notify_all();
-    };
     Meeting& meeting = job.meetings[key];
     if (meeting.posts.empty()) meeting.call = call;
     const Call& others = meeting.call;
     if (std::strcmp(others.name, call.name) != 0 || others.count != call.count || others.element != call.element ||
         others.detail != call.detail) {
-      fail(ErrorCode::kInvalidArgument, "rank " + std::to_string(rank) + " calls " + call.name + " of " +
-                                            std::to_string(call.count) + " values where another rank calls " +
-                                            others.name + " of " + std::to_string(others.count));
+      fail(job, ErrorCode::kInvalidArgument,
+           "rank " + std::to_string(rank) + " calls " + call.name + " of " + std::to_string(call.count) +
+               " values where another rank calls " + others.name + " of " + std::to_string(others.count));
       return tl::unexpected(*job.failed);
     }
     meeting.posts[rank] = post;
     ++meeting.present;
     const std::size_t expected = key.from == key.to ? job.size : 2;
     const std::array<const Part*, 2> parts{&first, &second};
-    for (std::size_t stage = 0; stage < meeting.reached.size() && !job.failed; ++stage) {
-      if (++meeting.reached[stage] == expected) job.changed.notify_all();
-      const auto deadline = std::chrono::steady_clock::now() + job.timeout;
-      while (meeting.reached[stage] < expected && !job.failed) {
-        if (const auto lost = first_gone(job, key, meeting)) {
-          fail(ErrorCode::kPeerLost,
-               "rank " + std::to_string(*lost) + " has left the job before " + call.name + " " + number_of(key));
-        } else if (job.changed.wait_until(lock, deadline) == std::cv_status::timeout &&
-                   meeting.reached[stage] < expected) {
-          fail(ErrorCode::kPeerLost, std::to_string(expected - meeting.reached[stage]) + " of " +
-                                         std::to_string(expected) + " ranks did not come to " + call.name + " " +
-                                         number_of(key) + " within " + std::to_string(job.timeout.count()) + " ms");
-        }
-      }
+    for (std::size_t stage = 0; stage <= parts.size() && !job.failed; ++stage) {
+      if (stage < call.waits) wait_for_all(job, lock, key, meeting, stage, expected);
       if (job.failed || stage == parts.size() || !*parts[stage]) continue;
       ++meeting.inside;
       lock.unlock();
       (*parts[stage])(meeting);  // The posts do not change any more.
       lock.lock();
-      if (--meeting.inside == 0) job.changed.notify_all();
+      if (--meeting.inside == 0 && job.failed) job.changed.notify_all();
     }
-    // Nobody goes while others are at work on the memory that it brought.
-    job.changed.wait(lock, [&meeting] { return meeting.inside == 0; });
+    // After a failure, too, nobody goes while others are at work on the memory that it brought.
+    if (job.failed) job.changed.wait(lock, [&meeting] { return meeting.inside == 0; });
     if (--meeting.present == 0) job.meetings.erase(key);
     if (job.failed) return tl::unexpected(*job.failed);
     return {};
   }
 
-  static std::string number_of(const Key& key) { return "number " + std::to_string(key.number); }
+  static void fail(Job& job, ErrorCode code, std::string what) {
+    if (!job.failed) job.failed = Error{code, std::move(what)};
+    job.changed.notify_all();
+  }
+
+  static void wait_for_all(Job& job, std::unique_lock<std::mutex>& lock, const Key& key, Meeting& meeting,
+                           std::size_t stage, std::size_t expected) {
+    if (++meeting.reached[stage] == expected) job.changed.notify_all();
+    const auto what = [&] { return std::string(meeting.call.name) + " number " + std::to_string(key.number); };
+    const auto deadline = std::chrono::steady_clock::now() + job.timeout;
+    while (meeting.reached[stage] < expected && !job.failed) {
+      if (const auto lost = first_lost(job, key, meeting)) {
+        const bool dropped = job.dropped.contains({key, *lost});
+        fail(job, ErrorCode::kPeerLost,
+             "rank " + std::to_string(*lost) +
+                 (dropped ? " has dropped " + what() + " behind a failure" : " has left the job before " + what()));
+      } else if (job.changed.wait_until(lock, deadline) == std::cv_status::timeout &&
+                 meeting.reached[stage] < expected) {
+        fail(job, ErrorCode::kPeerLost,
+             std::to_string(expected - meeting.reached[stage]) + " of " + std::to_string(expected) +
+                 " ranks did not come to " + what() + " within " + std::to_string(job.timeout.count()) + " ms");
+      }
+    }
+  }
 
   /// A rank that has not called this and never will.
-  static std::optional<unsigned> first_gone(Job& job, const Key& key, const Meeting& meeting) {
+  static std::optional<unsigned> first_lost(Job& job, const Key& key, const Meeting& meeting) {
     for (unsigned other = 0; other < job.size; ++other) {
-      if (!job.gone[other] || meeting.posts.contains(other)) continue;
+      if (meeting.posts.contains(other)) continue;
+      if (job.dropped.contains({key, other})) return other;
+      if (!job.gone[other]) continue;
       if (key.from == key.to) {
         if (job.collectives[other] <= key.number) return other;
       } else if ((other == key.from || other == key.to) && job.messages[{other, key.from, key.to}] <= key.number) {

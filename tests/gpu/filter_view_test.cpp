@@ -4,8 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <numeric>
 #include <random>
+#include <set>
 #include <thread>
 #include <vector>
 
@@ -309,6 +311,66 @@ TEST(FilterWords, hash_as_the_filter_does) {
   }
 }
 
+/// One thread's words, and the 32-byte sectors that it has loaded since it was asked last.
+struct CountedAccess {
+  static std::uint64_t load(const std::uint64_t* word) {
+    sectors.insert(reinterpret_cast<std::uintptr_t>(word) / 32);
+    return *word;
+  }
+  template <unsigned kWords>
+  static void load_group(const std::uint64_t* words, std::uint64_t (&values)[kWords]) {
+    for (unsigned i = 0; i < kWords; ++i) values[i] = load(words + i);
+  }
+  static bool swap(std::uint64_t* word, std::uint64_t expected, std::uint64_t desired) {
+    if (*word != expected) return false;
+    *word = desired;
+    return true;
+  }
+  static void fence() {}
+  static inline std::set<std::uintptr_t> sectors;
+};
+
+/// Fills to each load and compares the sectors a lookup touches with the table in filter_words.hpp.
+template <unsigned kGroupWords>
+void compare_sectors(const std::vector<std::array<double, 3>>& load_absent_present) {
+  constexpr std::uint64_t kGroups = (1 << 18) / kGroupWords;
+  constexpr std::uint64_t kSlots = kGroups * kGroupWords * 5;
+  auto random = test::generator(61);
+  std::vector<std::uint64_t> memory(kGroups * kGroupWords + 8);
+  std::uint64_t* const words = memory.data() + (64 - reinterpret_cast<std::uintptr_t>(memory.data()) % 64) / 8;
+  const detail::FilterWords<12, kGroupWords, CountedAccess> filter(words, kGroups);
+  std::vector<detail::Move> moves(detail::kMovesMax);
+  std::vector<std::uint64_t> there;
+  for (const auto& [load, absent, present] : load_absent_present) {
+    while (static_cast<double>(there.size()) < load * static_cast<double>(kSlots)) {
+      there.push_back(random());
+      const Place place = filter.place(there.back());
+      const bool in = filter.insert_near(place) == detail::Insertion::kAccepted ||
+                      filter.insert_aside(place) == detail::Insertion::kAccepted ||
+                      filter.insert_far(place, moves.data()) == detail::Insertion::kAccepted;
+      ASSERT_TRUE(in);
+    }
+    for (const bool stranger : {true, false}) {
+      constexpr unsigned kLookups = 100'000;
+      std::size_t touched = 0;
+      for (unsigned i = 0; i < kLookups; ++i) {
+        const Place place = filter.place(stranger ? random() : there[random() % there.size()]);
+        CountedAccess::sectors.clear();
+        const bool yes = filter.contains(place, filter.home_of(place));
+        ASSERT_TRUE(yes || stranger);
+        touched += CountedAccess::sectors.size();
+      }
+      EXPECT_NEAR(static_cast<double>(touched) / kLookups, stranger ? absent : present, 0.015)
+          << kGroupWords << " words a group, load " << load;
+    }
+  }
+}
+
+TEST(FilterWords, need_so_many_sectors_a_lookup) {
+  compare_sectors<8>({{0.5, 1.04, 1.03}, {0.7, 1.15, 1.08}, {0.8, 1.26, 1.13}, {0.9, 1.45, 1.24}, {0.95, 1.63, 1.33}});
+  compare_sectors<4>({{0.5, 1.00, 1.00}, {0.7, 1.01, 1.01}, {0.8, 1.03, 1.03}, {0.9, 1.09, 1.06}, {0.95, 1.15, 1.09}});
+}
+
 TEST(FilterWords, bisect_as_a_walk_would) {
   for (std::uint32_t blocks = 0; blocks < 40; ++blocks) {
     for (std::uint32_t stored = 0; stored <= blocks; ++stored) {
@@ -336,6 +398,10 @@ TEST(FilterShapes, are_checked) {
   EXPECT_TRUE(FilterView::create({.fingerprint_bits = 8, .group_words = 4, .groups = 20}, span));
   EXPECT_TRUE(refused({.fingerprint_bits = 9, .groups = 10}));
   EXPECT_TRUE(refused({.group_words = 5, .groups = 16}));
+  const auto odd = FilterView::create({.groups = 9}, DeviceSpan<std::uint64_t>(words.data() + 1, 72));
+  ASSERT_FALSE(odd);
+  EXPECT_EQ(odd.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_NE(odd.error().message.find("16 bytes"), std::string::npos) << odd.error().message;
   EXPECT_TRUE(refused({.groups = 0}));
   EXPECT_TRUE(refused({.groups = 11}));
   EXPECT_TRUE(refused({.groups = 1ULL << 40}));

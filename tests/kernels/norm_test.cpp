@@ -112,5 +112,18 @@ TEST_P(Norms, GradientsOfLayerNormOfBf16AgreeWithTheirTwin) { backward_agrees<Bf
 TEST_P(Norms, GradientsOfRmsNormOfFloatsAgreeWithTheirTwin) { backward_agrees<float>(false); }
 TEST_P(Norms, GradientsOfRmsNormOfBf16AgreeWithTheirTwin) { backward_agrees<Bf16>(false); }
 
+TEST(NormDeathTest, needs_spans_that_fit) {
+  auto stream = std::move(*Stream::create(Device::cpu()));
+  auto x = std::move(*Buffer<float>::create(12, stream));
+  auto weight = std::move(*Buffer<float>::create(4, stream));
+  const NormShape shape{.rows = 3, .columns = 4};
+  EXPECT_DEATH(layer_norm<float>(x, weight, weight, x, {}, {}, {.rows = 3, .columns = 0}, stream), "a row has columns");
+  EXPECT_DEATH(layer_norm<float>(x, weight, x, x, {}, {}, shape, stream), "spans fit the shape");
+  EXPECT_DEATH(rms_norm<float>(x, weight, weight, {}, shape, stream), "spans fit the shape");
+  EXPECT_DEATH(rms_norm<float>(x, weight, x, weight, shape, stream), "spans fit the shape, or are empty");
+  EXPECT_DEATH(rms_norm_backward<float>(x, x, weight, x.span().subspan(0, 3), x, weight, false, shape, {}, stream),
+               "the workspace is large enough");
+}
+
 }  // namespace
 }  // namespace dunnock::gpu

@@ -17,6 +17,15 @@
 #include "driver.hpp"
 #include "dunnock/base/check.hpp"
 
+// Ranges for Nsight; a part of the toolkit that may be left out. Without a profiler, calls of it are one test each.
+#if __has_include(<nvtx3/nvToolsExtCudaRt.h>)
+#include <nvtx3/nvToolsExt.h>
+#include <nvtx3/nvToolsExtCudaRt.h>
+#define DUNNOCK_HAS_NVTX 1
+#else
+#define DUNNOCK_HAS_NVTX 0
+#endif
+
 namespace dunnock::gpu::detail {
 namespace {
 
@@ -24,6 +33,25 @@ Error cuda_error(cudaError_t code, std::string_view what) {
   const ErrorCode kind = code == cudaErrorMemoryAllocation ? ErrorCode::kNoSpace : ErrorCode::kDevice;
   return {kind, std::string(what) + ": " + cudaGetErrorString(code) + " (" + cudaGetErrorName(code) + ")"};
 }
+
+#if DUNNOCK_HAS_NVTX
+nvtxDomainHandle_t nvtx_domain() {
+  static const nvtxDomainHandle_t domain = nvtxDomainCreateA("dunnock");
+  return domain;
+}
+void push_range(const char* name) {
+  nvtxEventAttributes_t range{};
+  range.version = NVTX_VERSION;
+  range.size = NVTX_EVENT_ATTRIB_STRUCT_SIZE;
+  range.messageType = NVTX_MESSAGE_TYPE_ASCII;
+  range.message.ascii = name;
+  nvtxDomainRangePushEx(nvtx_domain(), &range);
+}
+void pop_range() { nvtxDomainRangePop(nvtx_domain()); }
+#else
+void push_range(const char*) {}
+void pop_range() {}
+#endif
 
 bool waits_for_each_operation() {
   const char* const value = std::getenv("DUNNOCK_GPU_SYNC");
@@ -113,7 +141,9 @@ class Captures {
 
 void CUDART_CB call_host(void* data) {
   auto* const call = static_cast<HostCall*>(data);
+  push_range(std::string(call->name).c_str());
   if (const Status done = call->work(); !done) call->failures->add(operation_failed(call->name, done.error()));
+  pop_range();
   if (call->once) delete call;
 }
 
@@ -236,6 +266,14 @@ class CudaStream final : public StreamImpl {
     check(cudaPeekAtLastError() == cudaSuccess ? cudaSuccess : cudaGetLastError(), name);
     behind(name);
   }
+  [[nodiscard]] std::function<void(Error)> failure_sink() override {
+    return [failures = failures_](Error error) { failures->add(std::move(error)); };
+  }
+#if DUNNOCK_HAS_NVTX
+  void set_name(const std::string& name) override { nvtxNameCudaStreamA(stream_, name.c_str()); }
+#endif
+  void begin_range(const std::string& name) override { push_range(name.c_str()); }
+  void end_range() override { pop_range(); }
 
  private:
   static constexpr std::size_t kRecentMax = 64;

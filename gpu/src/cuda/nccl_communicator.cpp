@@ -1,12 +1,19 @@
-// Ranks that are GPUs, by NCCL. Nothing waits here: when an operation takes longer than the timeout, check() aborts.
+// Ranks that are GPUs, by NCCL. A thread watches what has been issued: an operation that has begun and is not done
+// within the timeout, or an error that NCCL has noticed, aborts the communicator. Then the GPU is free again, the
+// streams that had operations of it report the error at their next synchronize(), and all later operations fail. NCCL's
+// calls do not block (blocking = 0), so that a rank that dies while connections are made is noticed as well.
 #include <cuda_runtime.h>
 #include <nccl.h>
 
+#include <algorithm>
+#include <condition_variable>
 #include <cstring>
-#include <deque>
+#include <functional>
+#include <list>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -23,22 +30,53 @@ ncclDataType_t type_of(Element element) noexcept {
   if (element == Element::kByte) return ncclUint8;
   return element == Element::kF32 ? ncclFloat32 : ncclBfloat16;
 }
-ncclRedOp_t op_of(Reduction reduction) noexcept { return reduction == Reduction::kSum ? ncclSum : ncclMax; }
+ncclRedOp_t op_of(Reduction reduction) noexcept {
+  if (reduction == Reduction::kMean) return ncclAvg;
+  return reduction == Reduction::kSum ? ncclSum : ncclMax;
+}
 
 Error nccl_error(ncclResult_t code, std::string_view what) {
   const bool lost = code == ncclRemoteError || code == ncclSystemError || code == ncclInternalError;
   return {lost ? ErrorCode::kPeerLost : ErrorCode::kDevice, std::string(what) + ": NCCL: " + ncclGetErrorString(code)};
 }
 
+Error late(std::string_view what, std::chrono::milliseconds timeout) {
+  return {ErrorCode::kPeerLost,
+          std::string(what) + " was not done within " + std::to_string(timeout.count()) + " ms: another rank is lost"};
+}
+
+/// Waits until a call that has returned `code` is through; the host's part of it, not the GPU's.
+Status settle(ncclComm_t comm, ncclResult_t code, std::string_view what, std::chrono::milliseconds timeout) {
+  const auto began = Clock::now();
+  while (code == ncclInProgress) {
+    if (const ncclResult_t asked = ncclCommGetAsyncError(comm, &code); asked != ncclSuccess) code = asked;
+    if (code != ncclInProgress) break;
+    if (Clock::now() - began > timeout) return tl::unexpected(late(what, timeout));
+    std::this_thread::sleep_for(std::chrono::microseconds(20));
+  }
+  if (code != ncclSuccess) return tl::unexpected(nccl_error(code, what));
+  return {};
+}
+
 class NcclCommunicator final : public CommunicatorImpl {
  public:
   NcclCommunicator(ncclComm_t comm, Device device, unsigned rank, unsigned size, const CommunicatorOptions& options)
-      : comm_(comm), device_(device), rank_(rank), size_(size), timeout_(options.timeout) {}
+      : comm_(comm), device_(device), rank_(rank), size_(size), timeout_(options.timeout), watch_([this] {
+          watch();
+        }) {}
   NcclCommunicator(const NcclCommunicator&) = delete;
   NcclCommunicator& operator=(const NcclCommunicator&) = delete;
   ~NcclCommunicator() override {
-    const std::lock_guard lock(mutex_);
-    if (comm_ != nullptr) (void)(failed_ ? ncclCommAbort(comm_) : ncclCommDestroy(comm_));
+    {
+      const std::lock_guard lock(mutex_);
+      ending_ = true;
+    }
+    changed_.notify_all();
+    watch_.join();
+    if (comm_ != nullptr) {
+      const bool finished = !failed_ && settle(comm_, ncclCommFinalize(comm_), "leaving", timeout_).has_value();
+      (void)(finished ? ncclCommDestroy(comm_) : ncclCommAbort(comm_));
+    }
     if (nothing_ != nullptr) (void)cudaFree(nothing_);
   }
 
@@ -82,6 +120,34 @@ class NcclCommunicator final : public CommunicatorImpl {
 
   [[nodiscard]] Status check() const override {
     const std::lock_guard lock(mutex_);
+    return look();
+  }
+
+ private:
+  struct Pending {
+    Event begun;
+    Event done;
+    std::optional<Clock::time_point>
+        since;  // It was seen to have begun: what is before it in its stream may take long.
+    std::string_view name;
+    std::function<void(Error)> fail;
+  };
+  static constexpr std::chrono::milliseconds kLookEvery{50};
+
+  void watch() {
+    std::unique_lock lock(mutex_);
+    while (!ending_) {
+      if (pending_.empty()) {
+        changed_.wait(lock);
+      } else {
+        changed_.wait_for(lock, std::min(kLookEvery, timeout_));
+      }
+      if (!ending_) (void)look();
+    }
+  }
+
+  /// Under the lock.
+  Status look() const {
     if (failed_) return tl::unexpected(*failed_);
     ncclResult_t state = ncclSuccess;
     const ncclResult_t asked = ncclCommGetAsyncError(comm_, &state);
@@ -89,57 +155,67 @@ class NcclCommunicator final : public CommunicatorImpl {
       abort(nccl_error(asked != ncclSuccess ? asked : state, "a collective"));
       return tl::unexpected(*failed_);
     }
-    while (!pending_.empty() && pending_.front().done.done()) pending_.pop_front();
-    if (!pending_.empty() && Clock::now() - pending_.front().since > timeout_) {
-      abort({ErrorCode::kPeerLost, std::string(pending_.front().name) + " was not done within " +
-                                       std::to_string(timeout_.count()) + " ms: another rank is lost"});
-      return tl::unexpected(*failed_);
+    const auto now = Clock::now();
+    for (auto one = pending_.begin(); one != pending_.end();) {
+      if (one->done.done()) {
+        one = pending_.erase(one);
+        continue;
+      }
+      if (!one->since && one->begun.done()) one->since = now;
+      if (one->since && now - *one->since > timeout_) {
+        abort(late(one->name, timeout_));
+        return tl::unexpected(*failed_);
+      }
+      ++one;
     }
     return {};
   }
-
- private:
-  struct Pending {
-    Event done;
-    Clock::time_point since;
-    std::string_view name;
-  };
 
   template <class Call>
   void issue(std::string_view name, Stream& stream, const Call& call) {
     DUNNOCK_CHECK(stream.device() == device_, "a rank has one GPU");
     const std::lock_guard lock(mutex_);
     if (failed_) return stream.run(name, [error = *failed_] { return Status(tl::unexpected(error)); });
+    const bool captured = stream.capturing();
+    auto begun = Event::create(device_);
+    auto done = Event::create(device_);
+    const bool watched = !captured && begun && done;
+    if (watched) stream.record(*begun);
     const ncclResult_t code = call(static_cast<cudaStream_t>(stream.impl().native()));
-    if (code != ncclSuccess) {
-      failed_ = nccl_error(code, name);
+    if (Status settled = settle(comm_, code, name, timeout_); !settled) {
+      abort(settled.error());
       return stream.run(name, [error = *failed_] { return Status(tl::unexpected(error)); });
     }
     stream.impl().launched(name);
-    if (stream.capturing()) return;
-    auto event = Event::create(device_);
-    if (!event) return;  // It is not watched then.
-    stream.record(*event);
-    pending_.push_back({std::move(*event), Clock::now(), name});
-    while (pending_.size() > 1 && pending_.front().done.done()) pending_.pop_front();
+    if (!watched) return;
+    stream.record(*done);
+    pending_.push_back({std::move(*begun), std::move(*done), std::nullopt, name, stream.impl().failure_sink()});
+    changed_.notify_all();
   }
 
   /// Ends what is under way on the GPU, which would wait for ever.
   void abort(Error error) const {
     failed_ = std::move(error);
+    for (const Pending& one : pending_) {
+      if (!one.done.done()) one.fail(operation_failed(one.name, *failed_));
+    }
+    pending_.clear();
     (void)ncclCommAbort(comm_);
     comm_ = nullptr;
   }
 
   mutable std::mutex mutex_;
+  std::condition_variable changed_;  // There is something to watch, or nothing more.
   mutable ncclComm_t comm_;
   mutable std::optional<Error> failed_;
-  mutable std::deque<Pending> pending_;
+  mutable std::list<Pending> pending_;
   Device device_;
   unsigned rank_;
   unsigned size_;
   std::chrono::milliseconds timeout_;
   void* nothing_ = nullptr;  // What a barrier reduces.
+  bool ending_ = false;
+  std::thread watch_;
 };
 
 }  // namespace
@@ -164,9 +240,14 @@ Result<std::unique_ptr<CommunicatorImpl>> make_nccl(Device device, Communicator&
   if (cudaSetDevice(static_cast<int>(device.ordinal())) != cudaSuccess)
     return make_error(ErrorCode::kDevice, device.label() + " can't be used");
   ncclComm_t comm = nullptr;
+  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+  config.blocking = 0;
   const ncclResult_t code =
-      ncclCommInitRank(&comm, static_cast<int>(others.size()), id, static_cast<int>(others.rank()));
-  if (code != ncclSuccess) return tl::unexpected(nccl_error(code, "joining"));
+      ncclCommInitRankConfig(&comm, static_cast<int>(others.size()), id, static_cast<int>(others.rank()), &config);
+  if (Status joined = settle(comm, code, "joining", options.timeout); !joined) {
+    if (comm != nullptr) (void)ncclCommAbort(comm);
+    return tl::unexpected(joined.error());
+  }
   return std::make_unique<NcclCommunicator>(comm, device, others.rank(), others.size(), options);
 }
 

@@ -1,11 +1,13 @@
 #include "dunnock/gpu/kernels/norm.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "kernels/checks.hpp"
 #include "kernels/norm_launchers.hpp"
 #include "kernels/parallel.hpp"
+#include "kernels/sums.hpp"
 
 namespace dunnock::gpu {
 namespace {
@@ -13,6 +15,7 @@ namespace {
 using detail::check_optional;
 using detail::check_sizes;
 using detail::parallel_for;
+using detail::sums_over;
 
 std::size_t rows_a_part(const NormShape& shape) { return detail::kParallelGrain / shape.columns + 1; }
 
@@ -22,8 +25,8 @@ constexpr std::size_t kBackwardParts = 16;
 void check_shape(const NormShape& shape) { DUNNOCK_CHECK(shape.columns > 0, "a row has columns"); }
 
 template <bool kCentred, class T>
-void norm_rows(const T* x, const T* weight, const T* bias, T* y, float* mean, float* r, const NormShape& shape,
-               std::size_t first, std::size_t last) {
+DUNNOCK_VECTOR_CLONES void norm_rows(const T* x, const T* weight, const T* bias, T* y, float* mean, float* r,
+                                     const NormShape& shape, std::size_t first, std::size_t last) {
   const std::size_t columns = shape.columns;
   const float share = 1.0F / static_cast<float>(columns);
   for (std::size_t row = first; row < last; ++row) {
@@ -31,17 +34,15 @@ void norm_rows(const T* x, const T* weight, const T* bias, T* y, float* mean, fl
     T* const out = y + row * columns;
     float centre = 0;
     if constexpr (kCentred) {
-#pragma omp simd reduction(+ : centre)
-      for (std::size_t c = 0; c < columns; ++c) centre += static_cast<float>(in[c]);
-      centre *= share;
+      const auto [sum] = sums_over<1>(columns, [&](std::size_t c) { return std::array{static_cast<float>(in[c])}; });
+      centre = sum * share;
     }
-    float squares = 0;
-#pragma omp simd reduction(+ : squares)
-    for (std::size_t c = 0; c < columns; ++c) {
+    const auto [squares] = sums_over<1>(columns, [&](std::size_t c) {
       const float off = static_cast<float>(in[c]) - centre;
-      squares += off * off;
-    }
+      return std::array{off * off};
+    });
     const float inverse = 1.0F / std::sqrt(squares * share + shape.epsilon);
+#pragma GCC ivdep
     for (std::size_t c = 0; c < columns; ++c) {
       const float z = (static_cast<float>(in[c]) - centre) * inverse;
       if constexpr (kCentred) {
@@ -69,8 +70,9 @@ void norm_on_cpu(DeviceSpan<const T> x, DeviceSpan<const T> weight, DeviceSpan<c
 
 /// Of rows first .. last - 1; adds to dweight and dbias (columns), which are floats.
 template <bool kCentred, class T>
-void backward_rows(const T* dy, const T* x, const T* weight, const float* mean, const float* r, T* dx, float* dweight,
-                   float* dbias, const NormShape& shape, std::size_t first, std::size_t last) {
+DUNNOCK_VECTOR_CLONES void backward_rows(const T* dy, const T* x, const T* weight, const float* mean, const float* r,
+                                         T* dx, float* dweight, float* dbias, const NormShape& shape, std::size_t first,
+                                         std::size_t last) {
   const std::size_t columns = shape.columns;
   const float share = 1.0F / static_cast<float>(columns);
   for (std::size_t row = first; row < last; ++row) {
@@ -79,17 +81,14 @@ void backward_rows(const T* dy, const T* x, const T* weight, const float* mean, 
     T* const out = dx + row * columns;
     const float centre = kCentred ? mean[row] : 0;
     const float inverse = r[row];
-    float sum = 0;
-    float product = 0;
-#pragma omp simd reduction(+ : sum, product)
-    for (std::size_t c = 0; c < columns; ++c) {
+    const auto [g_sum, gz_sum] = sums_over<2>(columns, [&](std::size_t c) {
       const float z = (static_cast<float>(in[c]) - centre) * inverse;
       const float g = static_cast<float>(grad[c]) * static_cast<float>(weight[c]);
-      sum += g;
-      product += g * z;
-    }
-    sum = kCentred ? sum * share : 0;
-    product *= share;
+      return std::array{g, g * z};
+    });
+    const float sum = kCentred ? g_sum * share : 0;
+    const float product = gz_sum * share;
+#pragma GCC ivdep
     for (std::size_t c = 0; c < columns; ++c) {
       const float z = (static_cast<float>(in[c]) - centre) * inverse;
       const float d = static_cast<float>(grad[c]);

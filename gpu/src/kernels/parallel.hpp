@@ -9,6 +9,14 @@
 #include <omp.h>
 #endif
 
+/// Before a hot function of plain loops: it is compiled for AVX-512 too, and the loader takes what the processor has.
+/// What is inlined into it is compiled so as well. (Sanitizers do not know of the loader's choice.)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(__clang__)
+#define DUNNOCK_VECTOR_CLONES
+#else
+#define DUNNOCK_VECTOR_CLONES __attribute__((target_clones("arch=x86-64-v4", "default")))
+#endif
+
 namespace dunnock::gpu::detail {
 
 [[nodiscard]] inline unsigned parallel_threads() noexcept {

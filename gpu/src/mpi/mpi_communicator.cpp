@@ -1,15 +1,28 @@
-// Ranks that are processes of an mpirun. Every call of MPI is nonblocking and made under one lock: an operation is
-// begun, and then tested until it is done or its time is over, so that a rank that has died is an error and no hang.
+// Ranks that are processes of an mpirun, over MPI's messages between two of them; every call is nonblocking and made
+// under one lock, and what is waited for is tested until it is there or its time is over, so that a rank that has died
+// is an error and no hang.
+//
+//   all-reduce, part by part (rank r has part r), segment by segment of the parts:
+//     round 0   everybody sends its values of part r to rank r, which reduces them in the order of the ranks
+//     round 1   rank r sends the result to everybody
+//   Round 0 of the next segment is under way meanwhile. Each rank sends and receives 2 (n - 1) / n of the bytes, the
+//   least that there is. Reduce-scatter is round 0, all-gather round 1, and a broadcast has the root's sends in round
+//   0. Few values go to everybody at once, and all reduce them: one round.
+//
+// Why not MPI's own nonblocking collectives: Open MPI's are slower than its blocking ones, and those can't be given up;
+// and they round sums of bf16 at each step. For many ranks on a network of few links they may be better.
 #define OMPI_SKIP_MPICXX 1
 #define MPICH_SKIP_MPICXX 1
 #include <mpi.h>
 
+#include <algorithm>
+#include <array>
 #include <atomic>
-#include <condition_variable>
+#include <chrono>
 #include <cstdlib>
-#include <functional>
-#include <limits>
+#include <cstring>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -57,189 +70,387 @@ Status initialise() {
   return {};
 }
 
-/// bf16 in MPI: a sum or a maximum of two, rounded.
-void reduce_bf16_sum(void* from, void* into, int* count, MPI_Datatype*) {
-  reduce_into(into, from, static_cast<std::size_t>(*count), Element::kBf16, Reduction::kSum);
-}
-void reduce_bf16_max(void* from, void* into, int* count, MPI_Datatype*) {
-  reduce_into(into, from, static_cast<std::size_t>(*count), Element::kBf16, Reduction::kMax);
-}
-
-struct Bf16Kind {
-  MPI_Datatype type = MPI_DATATYPE_NULL;
-  MPI_Op sum = MPI_OP_NULL;
-  MPI_Op max = MPI_OP_NULL;
-};
-/// Under the lock.
-const Bf16Kind& bf16_kind() {
-  static const Bf16Kind kind = [] {
-    Bf16Kind made;
-    MPI_Type_contiguous(2, MPI_BYTE, &made.type);
-    MPI_Type_commit(&made.type);
-    MPI_Op_create(reduce_bf16_sum, 1, &made.sum);
-    MPI_Op_create(reduce_bf16_max, 1, &made.max);
-    return made;
-  }();
-  return kind;
-}
-MPI_Datatype type_of(Element element) {
-  if (element == Element::kByte) return MPI_BYTE;
-  return element == Element::kF32 ? MPI_FLOAT : bf16_kind().type;
-}
-MPI_Op op_of(Element element, Reduction reduction) {
-  if (element == Element::kF32) return reduction == Reduction::kSum ? MPI_SUM : MPI_MAX;
-  return reduction == Reduction::kSum ? bf16_kind().sum : bf16_kind().max;
-}
-
 /// What the operations of a communicator share; they may outlive it in their streams.
 struct Job {
-  MPI_Comm comm = MPI_COMM_NULL;
-  std::chrono::milliseconds timeout;
+  MPI_Comm comm = MPI_COMM_NULL;      // of collectives
+  MPI_Comm messages = MPI_COMM_NULL;  // of send and receive
+  unsigned rank = 0;
+  unsigned size = 0;
+  std::uint64_t tags = 0;   // How many MPI has.
+  unsigned ranks_here = 1;  // On this host.
+  std::chrono::milliseconds timeout{};
   std::mutex mutex;
-  std::condition_variable changed;
-  std::uint64_t next_collective = 0;  // to be begun
   std::optional<Error> failed;
+  std::vector<std::unique_ptr<std::byte[]>> scratch;  // Not in use now; each of scratch_bytes().
 
   void fail(Error error) {
     const std::lock_guard lock(mutex);
     if (!failed) failed = std::move(error);
-    changed.notify_all();
+  }
+  [[nodiscard]] Status check() {
+    const std::lock_guard lock(mutex);
+    if (failed) return tl::unexpected(*failed);
+    return {};
   }
 };
 
-/// Counts of MPI are ints: long messages go in parts.
-constexpr std::size_t kCountMax = std::size_t{1} << 30;
+constexpr unsigned kFewRanks = 8;
+constexpr std::size_t kFewBytes = 4096;  // An eager message of Open MPI's shared memory.
+/// Of a part, that is in one message: large enough for the latency, small enough for the second cache.
+constexpr std::size_t kSegmentBytes = 128 << 10;
+
+/// Room for what all others send of two segments.
+[[nodiscard]] std::size_t scratch_bytes(const Job& job) { return 2 * kSegmentBytes * (job.size - 1); }
+
+/// One operation: requests in groups, and the patience with them. Of the stream's thread.
+class Operation {
+ public:
+  Operation(Job& job, const char* name) noexcept : job_(job), name_(name) {}
+  Operation(const Operation&) = delete;
+  Operation& operator=(const Operation&) = delete;
+  ~Operation() {
+    if (!scratch_) return;
+    const std::lock_guard lock(job_.mutex);
+    job_.scratch.push_back(std::move(scratch_));
+  }
+
+  using Group = std::vector<MPI_Request>;
+
+  [[nodiscard]] unsigned rank() const noexcept { return job_.rank; }
+  [[nodiscard]] unsigned size() const noexcept { return job_.size; }
+  [[nodiscard]] Job& job() const noexcept { return job_; }
+  /// The rank that is `steps` behind this one: each begins with another, so that none is crowded.
+  [[nodiscard]] unsigned behind(unsigned steps) const noexcept { return (job_.rank + steps) % job_.size; }
+  [[nodiscard]] unsigned before(unsigned steps) const noexcept { return (job_.rank + job_.size - steps) % job_.size; }
+
+  [[nodiscard]] std::byte* scratch() {
+    if (scratch_) return scratch_.get();
+    {
+      const std::lock_guard lock(job_.mutex);
+      if (!job_.scratch.empty()) {
+        scratch_ = std::move(job_.scratch.back());
+        job_.scratch.pop_back();
+        return scratch_.get();
+      }
+    }
+    scratch_ = std::make_unique_for_overwrite<std::byte[]>(scratch_bytes(job_));
+    return scratch_.get();
+  }
+
+  void send(const void* from, std::size_t bytes, unsigned to, int tag, MPI_Comm comm, Group& group) {
+    const std::lock_guard all(mpi_mutex());
+    group.push_back(MPI_REQUEST_NULL);
+    note(MPI_Isend(from, static_cast<int>(bytes), MPI_BYTE, static_cast<int>(to), tag, comm, &group.back()));
+  }
+  void receive(void* to, std::size_t bytes, unsigned from, int tag, MPI_Comm comm, Group& group) {
+    const std::lock_guard all(mpi_mutex());
+    group.push_back(MPI_REQUEST_NULL);
+    note(MPI_Irecv(to, static_cast<int>(bytes), MPI_BYTE, static_cast<int>(from), tag, comm, &group.back()));
+  }
+
+  /// Returns when all of the group are done. Errors: PeerLost, after which nothing more may be waited for.
+  [[nodiscard]] Status wait(Group& group) {
+    // Where more wait than there are processors, who waits must let others run. Other ranks are taken to be like this.
+    struct Waiting {
+      unsigned here = ++waiting();
+      ~Waiting() { --waiting(); }
+    } const now_waiting;
+    static const unsigned processors = std::max(1U, std::thread::hardware_concurrency());
+    const bool crowded = now_waiting.here * job_.ranks_here > processors;
+    const auto began = std::chrono::steady_clock::now();
+    for (unsigned tries = 0; code_ == MPI_SUCCESS; ++tries) {
+      int done = 0;
+      {
+        const std::lock_guard all(mpi_mutex());
+        note(MPI_Testall(static_cast<int>(group.size()), group.data(), &done, MPI_STATUSES_IGNORE));
+      }
+      if (done != 0) {
+        group.clear();
+        return {};
+      }
+      if (tries % 16 != 15) {
+        if (crowded) std::this_thread::yield();
+        continue;
+      }
+      // Messages that come at all come soon; for a rank that is late, waiting costs others nothing.
+      const auto now = std::chrono::steady_clock::now();
+      if (now - began > job_.timeout)
+        return give_up(" was not done within " + std::to_string(job_.timeout.count()) + " ms");
+      if (now - began > std::chrono::milliseconds(2)) {
+        std::this_thread::sleep_for(std::chrono::microseconds(50));
+      } else if (now - began > std::chrono::microseconds(50)) {
+        std::this_thread::yield();
+      }
+    }
+    return give_up(": " + text_of(code_));
+  }
+
+ private:
+  static std::atomic<unsigned>& waiting() {
+    static std::atomic<unsigned> operations{0};
+    return operations;
+  }
+  void note(int code) {
+    if (code_ == MPI_SUCCESS) code_ = code;
+  }
+  Status give_up(const std::string& what) {
+    given_up() = true;
+    (void)scratch_.release();  // MPI may still write there.
+    return make_error(ErrorCode::kPeerLost, std::string(name_) + what + ": another rank is lost");
+  }
+
+  Job& job_;
+  const char* name_;
+  std::unique_ptr<std::byte[]> scratch_;
+  int code_ = MPI_SUCCESS;
+};
+
+/// What a rank has of one collective: where each part lies, and what it has to do in the two rounds.
+struct Rounds {
+  std::size_t count = 0;  // of values of all parts
+  Element element = Element::kByte;
+  const std::byte* in = nullptr;  // Round 0 sends from here, round 1 from the rank's part of `out`.
+  std::byte* out = nullptr;
+  std::byte* own = nullptr;  // The rank's own part.
+  std::optional<Reduction> reduction{};
+  std::optional<unsigned> root{};  // The only one that sends in round 0.
+  bool first = true;
+  bool second = true;
+
+  [[nodiscard]] std::size_t begin(unsigned rank, unsigned ranks) const noexcept { return count * rank / ranks; }
+};
+
+/// See the picture above.
+Status run_rounds(Operation& op, const Rounds& what, int tag) {
+  const unsigned ranks = op.size();
+  const unsigned me = op.rank();
+  const MPI_Comm comm = op.job().comm;
+  const std::size_t width = bytes_of(what.element);
+  const std::size_t segment = kSegmentBytes / width;
+  const auto part = [&](unsigned rank) { return what.begin(rank + 1, ranks) - what.begin(rank, ranks); };
+  std::size_t longest = 0;
+  for (unsigned rank = 0; rank < ranks; ++rank) longest = std::max(longest, part(rank));
+  const std::size_t segments = (longest + segment - 1) / segment;
+  const auto values_of = [&](unsigned rank, std::size_t s) {
+    const std::size_t begin = std::min(s * segment, part(rank));
+    return std::min(segment, part(rank) - begin);
+  };
+  const auto at = [&](unsigned rank, std::size_t s) { return (what.begin(rank, ranks) + s * segment) * width; };
+  const auto theirs = [&](unsigned rank, std::size_t s) {
+    return op.scratch() + ((s % 2) * (ranks - 1) + (rank < me ? rank : rank - 1)) * kSegmentBytes;
+  };
+  const bool is_root = what.root == me;
+  std::array<Operation::Group, 2> first;
+  std::array<Operation::Group, 2> second;
+  const auto post_first = [&](std::size_t s) {
+    const std::size_t mine = values_of(me, s) * width;
+    for (unsigned step = 1; step < ranks; ++step) {
+      const unsigned from = op.before(step);
+      if (mine == 0 || (what.root && from != *what.root)) continue;
+      std::byte* const to = what.root ? what.own + s * segment * width : theirs(from, s);
+      op.receive(to, mine, from, 2 * tag, comm, first[s % 2]);
+    }
+    for (unsigned step = 1; step < ranks; ++step) {
+      const unsigned to = op.behind(step);
+      const std::size_t bytes = values_of(to, s) * width;
+      if (bytes != 0 && (!what.root || is_root)) op.send(what.in + at(to, s), bytes, to, 2 * tag, comm, first[s % 2]);
+    }
+  };
+  const auto post_second = [&](std::size_t s) {
+    for (unsigned step = 1; step < ranks; ++step) {
+      const unsigned from = op.before(step);
+      const std::size_t bytes = values_of(from, s) * width;
+      if (bytes != 0 && !is_root) op.receive(what.out + at(from, s), bytes, from, 2 * tag + 1, comm, second[s % 2]);
+    }
+    const std::size_t mine = values_of(me, s) * width;
+    for (unsigned step = 1; step < ranks; ++step) {
+      const unsigned to = op.behind(step);
+      if (mine != 0 && what.root != to)
+        op.send(what.own + s * segment * width, mine, to, 2 * tag + 1, comm, second[s % 2]);
+    }
+  };
+  std::vector<const void*> inputs(ranks);
+  if (what.first && segments != 0) post_first(0);
+  for (std::size_t s = 0; s < segments; ++s) {
+    if (what.first) {
+      if (s + 1 < segments) post_first(s + 1);
+      if (Status done = op.wait(first[s % 2]); !done) return done;
+      if (what.reduction) {
+        for (unsigned rank = 0; rank < ranks; ++rank)
+          inputs[rank] = rank == me ? static_cast<const void*>(what.in + at(me, s)) : theirs(rank, s);
+        reduce_all(what.own + s * segment * width, inputs, values_of(me, s), what.element, *what.reduction);
+      }
+    }
+    if (!what.second) continue;
+    if (Status done = op.wait(second[s % 2]); !done) return done;
+    post_second(s);
+  }
+  for (auto& group : second) {
+    if (Status done = op.wait(group); !done) return done;
+  }
+  return {};
+}
+
+/// Few values: everybody gets them all.
+Status reduce_few(Operation& op, std::byte* values, std::size_t count, Element element, Reduction reduction, int tag) {
+  const std::size_t bytes = count * bytes_of(element);
+  const unsigned ranks = op.size();
+  Operation::Group group;
+  std::vector<const void*> inputs(ranks);
+  for (unsigned step = 1; step < ranks; ++step) {
+    std::byte* const to = op.scratch() + (step - 1) * kFewBytes;
+    inputs[op.before(step)] = to;
+    op.receive(to, bytes, op.before(step), 2 * tag, op.job().comm, group);
+  }
+  for (unsigned step = 1; step < ranks; ++step) op.send(values, bytes, op.behind(step), 2 * tag, op.job().comm, group);
+  if (Status done = op.wait(group); !done) return done;
+  inputs[op.rank()] = values;
+  reduce_all(values, inputs, count, element, reduction);
+  return {};
+}
 
 class MpiCommunicator final : public CommunicatorImpl {
  public:
-  MpiCommunicator(std::shared_ptr<Job> job, unsigned rank, unsigned size) noexcept
-      : job_(std::move(job)), rank_(rank), size_(size) {}
+  explicit MpiCommunicator(std::shared_ptr<Job> job) noexcept : job_(std::move(job)) {}
 
-  [[nodiscard]] unsigned rank() const noexcept override { return rank_; }
-  [[nodiscard]] unsigned size() const noexcept override { return size_; }
-  [[nodiscard]] Status check() const override {
-    const std::lock_guard lock(job_->mutex);
-    if (job_->failed) return tl::unexpected(*job_->failed);
-    return {};
-  }
+  [[nodiscard]] unsigned rank() const noexcept override { return job_->rank; }
+  [[nodiscard]] unsigned size() const noexcept override { return job_->size; }
+  [[nodiscard]] Status check() const override { return job_->check(); }
 
   void all_reduce(void* values, std::size_t count, Element element, Reduction reduction, Stream& stream) override {
-    collective("all-reduce", count, stream, [=](Job& job, std::size_t at, int many, MPI_Request* request) {
-      return MPI_Iallreduce(MPI_IN_PLACE, static_cast<std::byte*>(values) + at * bytes_of(element), many,
-                            type_of(element), op_of(element, reduction), job.comm, request);
+    auto* const mine = static_cast<std::byte*>(values);
+    collective("all-reduce", stream, [=](Operation& op, int tag) {
+      if (op.size() == 1) return Status{};
+      if (count * bytes_of(element) <= kFewBytes) return reduce_few(op, mine, count, element, reduction, tag);
+      Rounds what{.count = count, .element = element, .in = mine, .out = mine, .reduction = reduction};
+      what.own = mine + what.begin(op.rank(), op.size()) * bytes_of(element);
+      return run_rounds(op, what, tag);
     });
   }
   void reduce_scatter(const void* in, void* out, std::size_t count, Element element, Reduction reduction,
                       Stream& stream) override {
-    DUNNOCK_CHECK(count <= kCountMax, "a part has at most 2^30 values");
-    collective("reduce-scatter", count, stream, [=](Job& job, std::size_t, int many, MPI_Request* request) {
-      return MPI_Ireduce_scatter_block(in, out, many, type_of(element), op_of(element, reduction), job.comm, request);
+    collective("reduce-scatter", stream, [=](Operation& op, int tag) {
+      return run_rounds(op,
+                        {.count = count * op.size(),
+                         .element = element,
+                         .in = static_cast<const std::byte*>(in),
+                         .own = static_cast<std::byte*>(out),
+                         .reduction = reduction,
+                         .second = false},
+                        tag);
     });
   }
   void all_gather(const void* in, void* out, std::size_t count, Element element, Stream& stream) override {
-    DUNNOCK_CHECK(count <= kCountMax, "a part has at most 2^30 values");
-    const bool in_place = in == static_cast<std::byte*>(out) + rank_ * count * bytes_of(element);
-    collective("all-gather", count, stream, [=](Job& job, std::size_t, int many, MPI_Request* request) {
-      return MPI_Iallgather(in_place ? MPI_IN_PLACE : in, many, type_of(element), out, many, type_of(element), job.comm,
-                            request);
+    collective("all-gather", stream, [=](Operation& op, int tag) {
+      const std::size_t bytes = count * bytes_of(element);
+      std::byte* const own = static_cast<std::byte*>(out) + op.rank() * bytes;
+      if (bytes != 0 && own != in) std::memcpy(own, in, bytes);
+      return run_rounds(
+          op, {.count = bytes * op.size(), .out = static_cast<std::byte*>(out), .own = own, .first = false}, tag);
     });
   }
   void broadcast(void* values, std::size_t count, Element element, unsigned root, Stream& stream) override {
-    collective("broadcast", count, stream, [=](Job& job, std::size_t at, int many, MPI_Request* request) {
-      return MPI_Ibcast(static_cast<std::byte*>(values) + at * bytes_of(element), many, type_of(element),
-                        static_cast<int>(root), job.comm, request);
+    auto* const mine = static_cast<std::byte*>(values);
+    const std::size_t bytes = count * bytes_of(element);
+    collective("broadcast", stream, [=](Operation& op, int tag) {
+      if (bytes > kFewBytes) {
+        Rounds what{.count = bytes, .in = mine, .out = mine, .root = root};
+        what.own = mine + what.begin(op.rank(), op.size());
+        return run_rounds(op, what, tag);
+      }
+      Operation::Group group;
+      if (op.rank() != root) {
+        op.receive(mine, bytes, root, 2 * tag, op.job().comm, group);
+      } else {
+        for (unsigned step = 1; step < op.size(); ++step)
+          op.send(mine, bytes, op.behind(step), 2 * tag, op.job().comm, group);
+      }
+      return op.wait(group);
     });
   }
   void barrier(Stream& stream) override {
-    collective("barrier", 1, stream,
-               [](Job& job, std::size_t, int, MPI_Request* request) { return MPI_Ibarrier(job.comm, request); });
+    // Few ranks tell all others that they are there; of many, each has heard of 2^i ranks after round i.
+    collective("barrier", stream, [](Operation& op, int tag) {
+      Status done;
+      if (op.size() <= kFewRanks) {
+        Operation::Group group;
+        for (unsigned step = 1; step < op.size(); ++step) {
+          op.receive(nullptr, 0, op.before(step), 2 * tag, op.job().comm, group);
+          op.send(nullptr, 0, op.behind(step), 2 * tag, op.job().comm, group);
+        }
+        return op.wait(group);
+      }
+      for (unsigned step = 1; step < op.size() && done; step *= 2) {
+        Operation::Group group;
+        op.receive(nullptr, 0, op.before(step), 2 * tag, op.job().comm, group);
+        op.send(nullptr, 0, op.behind(step), 2 * tag, op.job().comm, group);
+        done = op.wait(group);
+      }
+      return done;
+    });
   }
   void send(const void* values, std::size_t count, Element element, unsigned to, Stream& stream) override {
-    const int tag = next_tag(sent_[to]);
-    issue("send", std::nullopt, count, stream, [=](Job& job, std::size_t at, int many, MPI_Request* request) {
-      return MPI_Isend(static_cast<const std::byte*>(values) + at * bytes_of(element), many, type_of(element),
-                       static_cast<int>(to), tag, job.comm, request);
+    const int tag = static_cast<int>(sent_[to]++ % job_->tags);
+    issue("send", stream, [=](Operation& op) {
+      Operation::Group group;
+      for_messages(count * bytes_of(element), [&](std::size_t at, std::size_t bytes) {
+        op.send(static_cast<const std::byte*>(values) + at, bytes, to, tag, op.job().messages, group);
+      });
+      return op.wait(group);
     });
   }
   void receive(void* values, std::size_t count, Element element, unsigned from, Stream& stream) override {
-    const int tag = next_tag(received_[from]);
-    issue("receive", std::nullopt, count, stream, [=](Job& job, std::size_t at, int many, MPI_Request* request) {
-      return MPI_Irecv(static_cast<std::byte*>(values) + at * bytes_of(element), many, type_of(element),
-                       static_cast<int>(from), tag, job.comm, request);
+    const int tag = static_cast<int>(received_[from]++ % job_->tags);
+    issue("receive", stream, [=](Operation& op) {
+      Operation::Group group;
+      for_messages(count * bytes_of(element), [&](std::size_t at, std::size_t bytes) {
+        op.receive(static_cast<std::byte*>(values) + at, bytes, from, tag, op.job().messages, group);
+      });
+      return op.wait(group);
     });
   }
 
  private:
-  /// Begins the part of `many` values from `at` on.
-  using Begin = std::function<int(Job&, std::size_t at, int many, MPI_Request*)>;
-
-  static int next_tag(std::uint64_t& count) { return static_cast<int>(count++ % 32768); }  // MPI's least bound of tags.
-
-  void collective(const char* name, std::size_t count, Stream& stream, Begin begin) {
-    issue(name, collectives_++, count, stream, std::move(begin));
+  /// MPI counts in ints: long messages go in parts.
+  template <class Message>
+  static void for_messages(std::size_t bytes, const Message& message) {
+    constexpr std::size_t kBytesMax = 1 << 30;
+    for (std::size_t at = 0; at == 0 || at < bytes; at += kBytesMax) message(at, std::min(bytes - at, kBytesMax));
   }
-  void issue(const char* name, std::optional<std::uint64_t> turn, std::size_t count, Stream& stream, Begin begin) {
+  template <class Work>
+  void collective(const char* name, Stream& stream, Work work) {
+    // Ranks meet by the numbers that they give to their collectives, whichever streams these come from.
+    const int tag = static_cast<int>(collectives_++ % (job_->tags / 2));
+    issue(name, stream, [tag, work = std::move(work)](Operation& op) { return work(op, tag); });
+  }
+  template <class Work>
+  void issue(const char* name, Stream& stream, Work work) {
     DUNNOCK_CHECK(stream.device().backend() == Backend::kCpu, "ranks that are processes of MPI have host memory");
-    stream.run(name, [job = job_, name, turn, count, begin = std::move(begin)] {
-      const Status done = run(*job, name, turn, count, begin);
+    stream.run(name, [job = job_, name, work = std::move(work)] {
+      if (Status fine = job->check(); !fine) return fine;
+      Operation op(*job, name);
+      Status done = work(op);
       if (!done) job->fail(done.error());
       return done;
     });
   }
 
-  static Status run(Job& job, const char* name, std::optional<std::uint64_t> turn, std::size_t count,
-                    const Begin& begin) {
-    const auto deadline = std::chrono::steady_clock::now() + job.timeout;
-    const auto late = [&](const char* what) {
-      return make_error(ErrorCode::kPeerLost, std::string(name) + ' ' + what + " within " +
-                                                  std::to_string(job.timeout.count()) + " ms: another rank is lost");
-    };
-    std::vector<MPI_Request> requests;
-    {
-      // All ranks begin collectives in the same order, whichever streams they come from.
-      std::unique_lock lock(job.mutex);
-      const bool mine =
-          job.changed.wait_until(lock, deadline, [&] { return job.failed || !turn || *turn == job.next_collective; });
-      if (job.failed) return tl::unexpected(*job.failed);
-      if (!mine) return late("did not begin");
-      const std::lock_guard all(mpi_mutex());
-      for (std::size_t at = 0; at == 0 || at < count; at += kCountMax) {
-        requests.push_back(MPI_REQUEST_NULL);
-        const int code = begin(job, at, static_cast<int>(std::min(count - at, kCountMax)), &requests.back());
-        if (code != MPI_SUCCESS) return make_error(ErrorCode::kPeerLost, std::string(name) + ": " + text_of(code));
-      }
-      if (turn) {
-        ++job.next_collective;
-        job.changed.notify_all();
-      }
-    }
-    for (unsigned tries = 0;; ++tries) {
-      int done = 0;
-      {
-        const std::lock_guard all(mpi_mutex());
-        const int code = MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE);
-        if (code != MPI_SUCCESS) return make_error(ErrorCode::kPeerLost, std::string(name) + ": " + text_of(code));
-      }
-      if (done != 0) return {};
-      if (std::chrono::steady_clock::now() > deadline) {
-        given_up() = true;
-        return late("was not done");
-      }
-      if (tries < 200) {
-        std::this_thread::yield();
-      } else {
-        std::this_thread::sleep_for(std::chrono::microseconds(20));
-      }
-    }
-  }
-
   std::shared_ptr<Job> job_;
-  unsigned rank_;
-  unsigned size_;
   std::uint64_t collectives_ = 0;
   std::map<unsigned, std::uint64_t> sent_;
   std::map<unsigned, std::uint64_t> received_;
 };
+
+unsigned ranks_on_this_host(MPI_Comm comm) {
+  MPI_Comm host = MPI_COMM_NULL;
+  int ranks = 0;
+  MPI_Comm_size(comm, &ranks);
+  if (MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host) == MPI_SUCCESS) {
+    MPI_Comm_size(host, &ranks);
+    MPI_Comm_free(&host);
+  }
+  return static_cast<unsigned>(ranks);
+}
 
 }  // namespace
 
@@ -248,14 +459,23 @@ Result<std::unique_ptr<CommunicatorImpl>> make_mpi(const CommunicatorOptions& op
   auto job = std::make_shared<Job>();
   job->timeout = options.timeout;
   const std::lock_guard lock(mpi_mutex());
-  const int code = MPI_Comm_dup(MPI_COMM_WORLD, &job->comm);
-  if (code != MPI_SUCCESS) return make_error(ErrorCode::kDevice, "MPI: " + text_of(code));
-  MPI_Comm_set_errhandler(job->comm, MPI_ERRORS_RETURN);
+  for (MPI_Comm* const comm : {&job->comm, &job->messages}) {
+    const int code = MPI_Comm_dup(MPI_COMM_WORLD, comm);
+    if (code != MPI_SUCCESS) return make_error(ErrorCode::kDevice, "MPI: " + text_of(code));
+    MPI_Comm_set_errhandler(*comm, MPI_ERRORS_RETURN);
+  }
   int rank = 0;
   int size = 0;
   MPI_Comm_rank(job->comm, &rank);
   MPI_Comm_size(job->comm, &size);
-  return std::make_unique<MpiCommunicator>(job, static_cast<unsigned>(rank), static_cast<unsigned>(size));
+  job->rank = static_cast<unsigned>(rank);
+  job->size = static_cast<unsigned>(size);
+  job->ranks_here = ranks_on_this_host(job->comm);
+  void* greatest_tag = nullptr;
+  int known = 0;
+  MPI_Comm_get_attr(job->comm, MPI_TAG_UB, &greatest_tag, &known);
+  job->tags = known != 0 ? static_cast<std::uint64_t>(*static_cast<int*>(greatest_tag)) : 32767;  // The least of all.
+  return std::make_unique<MpiCommunicator>(job);
 }
 
 }  // namespace dunnock::gpu::detail

@@ -1,104 +1,169 @@
 // dunnock-gpu-check: is the device layer right on this machine's GPU, and how near is it to what the GPU can do?
+#include <algorithm>
+#include <charconv>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <filesystem>
+#include <random>
 #include <string>
 
+#include "benchmarks.hpp"
+#include "budget.hpp"
+#include "checks.hpp"
+#include "facts.hpp"
+#include "kernel_cases.hpp"
+#include "peers.hpp"
 #include "report.hpp"
+#include "sanitizer.hpp"
 
 namespace dunnock::gpu_check {
+namespace {
 
-void Report::check(const std::string& name, const std::string& why_not) {
-  checks_.push_back({name, why_not.empty(), why_not});
-  std::printf("%-8s %s%s%s\n", why_not.empty() ? "right" : "WRONG", name.c_str(), why_not.empty() ? "" : ": ",
-              why_not.c_str());
-  std::fflush(stdout);
+struct Options {
+  bool quick = false;
+  bool rehearse = false;
+  bool checks_only = false;
+  bool small = false;
+  bool list_cases = false;
+  double seconds = 450;
+  std::uint64_t seed = 0;
+  std::string json;
+  std::string peers = DUNNOCK_PEERS_SCRIPT;
+};
+
+int usage(int code) {
+  std::printf(
+      "dunnock-gpu-check [--quick] [--rehearse] [--seconds N] [--seed N] [--json FILE] [--peers FILE]\n"
+      "                  [--checks-only [--small]] [--list-cases [--quick]]\n"
+      "  --quick        small sizes: does it run?\n"
+      "  --rehearse     on the CPU backend, where there is no GPU; its figures say nothing about one\n"
+      "  --seconds N    the time for all of it (450); what does not fit is skipped, and the report says so\n"
+      "  --seed N       of the checks' random inputs (one of the system's; it is printed)\n"
+      "  --json FILE    the report, for programs; README.md says what is in it\n"
+      "  --peers FILE   the script that measures PyTorch (%s)\n"
+      "  --checks-only  no benchmarks; with --small inputs for compute-sanitizer\n"
+      "  --list-cases   prints the table of kernels and sizes, for peers.py\n"
+      "Exit codes: 0 all is right, 1 a check failed or the time was over, 2 usage, 3 no GPU.\n",
+      DUNNOCK_PEERS_SCRIPT);
+  return code;
 }
 
-void Report::figure(Figure figure) { figures_.push_back(std::move(figure)); }
+template <class T>
+bool read_number(const char* text, T& value) {
+  const auto [end, error] = std::from_chars(text, text + std::strlen(text), value);
+  return error == std::errc{} && *end == '\0';
+}
 
-bool Report::all_passed() const noexcept {
-  for (const Check& one : checks_) {
-    if (!one.passed) return false;
+/// False: that is no way to call it.
+bool read_options(int argc, char** argv, Options& options) {
+  for (int i = 1; i < argc; ++i) {
+    const std::string name = argv[i];
+    const char* const value = i + 1 < argc ? argv[i + 1] : nullptr;
+    if (name == "--quick") {
+      options.quick = true;
+    } else if (name == "--rehearse") {
+      options.rehearse = true;
+    } else if (name == "--checks-only") {
+      options.checks_only = true;
+    } else if (name == "--small") {
+      options.small = true;
+    } else if (name == "--list-cases") {
+      options.list_cases = true;
+    } else if (value == nullptr) {
+      return false;
+    } else if (name == "--json") {
+      options.json = argv[++i];
+    } else if (name == "--peers") {
+      options.peers = argv[++i];
+    } else if (name == "--seconds" && read_number(value, options.seconds) && options.seconds > 0) {
+      ++i;
+    } else if (name == "--seed" && read_number(value, options.seed)) {
+      ++i;
+    } else {
+      return false;
+    }
   }
   return true;
 }
 
-void Report::print() const {
-  std::printf("\n%-58s %14s %-10s %-34s\n", "what", "measured", "", "target");
-  for (const Figure& one : figures_) {
-    std::printf("%-58s %14.4g %-10s %-34s %s\n", one.name.c_str(), one.value, one.unit.c_str(), one.target.c_str(),
-                one.target.empty() ? ""
-                : one.met          ? "met"
-                                   : "MISSED");
-  }
-}
-
-bool Report::write_json(const std::string& path, const gpu::DeviceInfo& device) const {
-  std::FILE* const file = std::fopen(path.c_str(), "w");
-  if (file == nullptr) return false;
-  const auto plain = [](const std::string& text) {  // Names and reasons are ours; quotes in them become apostrophes.
-    std::string out;
-    for (const char c : text) out += c == '"' || c == '\\' ? '\'' : static_cast<unsigned char>(c) < 0x20 ? ' ' : c;
-    return out;
-  };
-  std::fprintf(file, "{\"device\": \"%s\", \"checks\": [", plain(device.name).c_str());
-  for (std::size_t i = 0; i < checks_.size(); ++i) {
-    std::fprintf(file, "%s\n  {\"name\": \"%s\", \"passed\": %s, \"why\": \"%s\"}", i == 0 ? "" : ",",
-                 plain(checks_[i].name).c_str(), checks_[i].passed ? "true" : "false", plain(checks_[i].why).c_str());
-  }
-  std::fprintf(file, "],\n\"figures\": [");
-  for (std::size_t i = 0; i < figures_.size(); ++i) {
-    const Figure& one = figures_[i];
-    std::fprintf(file, "%s\n  {\"name\": \"%s\", \"value\": %.6g, \"unit\": \"%s\", \"target\": \"%s\", \"met\": %s}",
-                 i == 0 ? "" : ",", plain(one.name).c_str(), one.value, one.unit.c_str(), plain(one.target).c_str(),
-                 one.met ? "true" : "false");
-  }
-  std::fprintf(file, "]}\n");
-  return std::fclose(file) == 0;
-}
-
-namespace {
-
-int usage(int code) {
-  std::printf(
-      "dunnock-gpu-check [--quick] [--rehearse] [--json FILE]\n"
-      "  --quick     small sizes: does it run?\n"
-      "  --rehearse  on the CPU backend, where there is no GPU; its figures say nothing about one\n"
-      "Exit codes: 0 all is right, 1 a check failed, 2 usage, 3 no GPU.\n");
-  return code;
-}
-
-int run(int argc, char** argv) {
-  bool quick = false;
-  bool rehearse = false;
-  std::string json;
-  for (int i = 1; i < argc; ++i) {
-    if (std::strcmp(argv[i], "--quick") == 0) {
-      quick = true;
-    } else if (std::strcmp(argv[i], "--rehearse") == 0) {
-      rehearse = true;
-    } else if (std::strcmp(argv[i], "--json") == 0 && i + 1 < argc) {
-      json = argv[++i];
-    } else {
-      return usage(std::strcmp(argv[i], "--help") == 0 ? 0 : 2);
-    }
-  }
-  if (!rehearse && gpu::Device::cuda_count() == 0) {
-    std::printf("No GPU: %s\n", gpu::Device::why_no_cuda().c_str());
-    return 3;
-  }
-  const gpu::Device device = rehearse ? gpu::Device::cpu() : *gpu::Device::cuda();
-  std::printf("%s: %s, %u processors, %.1f GiB\n", device.label().c_str(), device.info().name.c_str(),
-              device.info().processors, static_cast<double>(device.info().memory_bytes) / (1 << 30));
-  Report report;
-  run_checks(device, report);
-  run_benchmarks(device, quick || rehearse, report);
-  report.print();
-  if (!json.empty() && !report.write_json(json, device.info())) {
-    std::fprintf(stderr, "%s can't be written\n", json.c_str());
+/// Prints the report, and writes it where it is wanted. The exit code.
+int finish(const Options& options, const RunFacts& facts, const Report& report) {
+  report.print(facts);
+  if (!options.json.empty() && !report.write_json(options.json, facts)) {
+    std::fprintf(stderr, "%s can't be written\n", options.json.c_str());
     return 2;
   }
   return report.all_passed() ? 0 : 1;
+}
+
+/// PyTorch's times, and a skipped check for each case that has none.
+PeerResults measure_peers(const Options& options, bool quick, const std::vector<KernelCase>& cases,
+                          const Budget& budget, Report& report) {
+  constexpr double kSecondsMax = 150;  // On an H200 it takes about a minute.
+  PeerOptions peers{.script = options.peers, .cases = "", .seconds_max = kSecondsMax, .rehearse = options.rehearse};
+  for (const KernelCase& one : cases) peers.cases += json_of(one) + "\n";
+  if (quick) peers.seconds_max = 60;
+  constexpr double kKept = 100;  // For the sanitizers.
+  peers.seconds_max = std::min(peers.seconds_max, budget.seconds_left() - kKept);
+  if (peers.seconds_max < 20) {
+    report.skip("PyTorch", "no time is left");
+    return {.about = "none: no time was left"};
+  }
+  PeerResults results = run_peers(peers);
+  for (const auto& [name, error] : results.errors) report.skip("PyTorch, " + name, error);
+  if (results.broken_lines != 0)
+    report.skip("PyTorch", std::to_string(results.broken_lines) + " lines of peers.py are not understood");
+  return results;
+}
+
+int run(int argc, char** argv) {
+  Options options;
+  options.seed = std::random_device{}();
+  const auto is_help = [](const char* argument) { return std::strcmp(argument, "--help") == 0; };
+  if (std::any_of(argv + 1, argv + argc, is_help)) return usage(0);
+  if (!read_options(argc, argv, options)) return usage(2);
+  const bool quick = options.quick || options.rehearse;
+  const auto cases = kernel_cases(quick);
+  if (options.list_cases) {
+    for (const KernelCase& one : cases) std::printf("%s\n", json_of(one).c_str());
+    return 0;
+  }
+  if (!options.rehearse && gpu::Device::cuda_count() == 0) {
+    std::printf("No GPU: %s\n", gpu::Device::why_no_cuda().c_str());
+    return 3;
+  }
+  gpu::Device device = options.rehearse ? gpu::Device::cpu() : *gpu::Device::cuda();
+  const RunFacts facts{.device = facts_of(device), .date = date_now(), .rehearsal = options.rehearse, .quick = quick};
+  std::printf("%s: %s, %u processors, %.1f GiB; seed %llu\n", facts.device.label.c_str(),
+              facts.device.info.name.c_str(), facts.device.info.processors,
+              static_cast<double>(facts.device.info.memory_bytes) / (1 << 30),
+              static_cast<unsigned long long>(options.seed));
+
+  const Budget budget(options.seconds);
+  Report report;
+  const Watchdog watchdog(budget, [&] {
+    report.check("the time", "it was over; something hangs, or --seconds is too little");
+    std::_Exit(finish(options, facts, report) == 2 ? 2 : 1);
+  });
+  // What must be right comes first; what is only measured yields to it when time is short.
+  run_checks(device, {.small = options.small, .seed = options.seed}, report);
+  if (!options.checks_only) {
+    const BenchmarkOptions benchmarks{.quick = quick};
+    benchmark_copies(device, benchmarks, report);
+    benchmark_filters(device, benchmarks, budget, report);
+    benchmark_graphs(device, benchmarks, report);
+    device.release_kept_memory();  // For the programs that come now.
+    const PeerResults peers = measure_peers(options, quick, cases, budget, report);
+    report.peers(peers.about);
+    report_kernels(cases, {}, peers, report);  // Ours are not measured yet: these rows have their peers alone.
+    std::error_code unknown;
+    const std::string self = std::filesystem::read_symlink("/proc/self/exe", unknown);
+    std::vector<std::string> again{self, "--checks-only", "--small", "--seed", std::to_string(options.seed)};
+    if (options.rehearse) again.emplace_back("--rehearse");
+    run_sanitizers(again, budget, report);
+  }
+  return finish(options, facts, report);
 }
 
 }  // namespace

@@ -1,50 +1,82 @@
 // What a run of dunnock-gpu-check has found: checks that passed or not, and figures beside what they should reach.
 #pragma once
 
+#include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "dunnock/gpu/device.hpp"
+#include "facts.hpp"
 
 namespace dunnock::gpu_check {
 
+enum class Outcome : unsigned char { kPassed, kFailed, kSkipped };
+
 struct Check {
   std::string name;
-  bool passed = false;
-  std::string why;  // When it did not.
+  Outcome outcome = Outcome::kSkipped;
+  std::string why;  // When it did not pass.
 };
+
+/// Another one's number for the same work, in the figure's unit.
+struct Peer {
+  std::string name;
+  double value = 0;
+};
+
+/// What is best: rates want to be high, times low.
+enum class Better : unsigned char { kHigher, kLower };
 
 struct Figure {
   std::string name;
-  double value = 0;
-  std::string unit;
-  std::string target;  // In words; empty: none.
-  bool met = true;
+  std::optional<double> value{};  // None: only the peer was measured.
+  std::string unit{};
+  std::string ceiling{};     // What bounds it, in words; empty: nothing that was measured.
+  double ceiling_value = 0;  // In the figure's unit.
+  std::optional<Peer> peer{};
+  Better better = Better::kHigher;
+  std::string target{};  // In words; empty: none.
+  bool met = true;       // Says nothing where there is no target, or targets do not apply.
+
+  /// value / ceiling_value, 1 is the ceiling. None where one is missing.
+  [[nodiscard]] std::optional<double> share() const;
+  /// How many times as good as the peer. None where one is missing.
+  [[nodiscard]] std::optional<double> ratio() const;
 };
 
+/// What the whole run was.
+struct RunFacts {
+  DeviceFacts device;
+  std::string date;  // ISO 8601, UTC.
+  bool rehearsal = false;
+  bool quick = false;
+};
+
+/// Threads: any number; the watchdog (budget.hpp) prints what there is when time is up.
 class Report {
  public:
-  /// Notes the check, and prints a line of it.
+  /// `why_not` empty: it passed. Notes the check, and prints a line of it.
   void check(const std::string& name, const std::string& why_not);
+  void skip(const std::string& name, const std::string& why);
   void figure(Figure figure);
-  [[nodiscard]] bool all_passed() const noexcept;
-  void print() const;
+  /// Who stands beside the kernels, "PyTorch 2.8.0 on ...", or why nobody does.
+  void peers(std::string about);
+  [[nodiscard]] bool all_passed() const;
+  /// The figure of that name, if it was measured.
+  [[nodiscard]] std::optional<double> value_of(const std::string& name) const;
+
+  void print(const RunFacts& facts) const;
+  [[nodiscard]] std::string json(const RunFacts& facts) const;
   /// False: the file can't be written.
-  [[nodiscard]] bool write_json(const std::string& path, const gpu::DeviceInfo& device) const;
+  [[nodiscard]] bool write_json(const std::string& path, const RunFacts& facts) const;
 
  private:
+  void note(Check check);
+
+  mutable std::mutex mutex_;  // of what follows
   std::vector<Check> checks_;
   std::vector<Figure> figures_;
+  std::string peers_ = "not measured";
 };
-
-/// Compares the device with the CPU's twins. `device` may be the CPU itself: a rehearsal.
-void run_checks(gpu::Device device, Report& report);
-/// Measures against ceilings of the same run. `quick`: small sizes, to see whether it runs.
-void run_benchmarks(gpu::Device device, bool quick, Report& report);
-
-/// Milliseconds that `device` takes to read 8 bytes of `count` random 32-byte sectors of `words`; less than 0: it
-/// can't.
-double random_sectors_ms(gpu::Device device, const unsigned long long* words, unsigned long long sectors,
-                         unsigned long long count, void* native_stream);
 
 }  // namespace dunnock::gpu_check

@@ -6,11 +6,13 @@
 //   nccl()     ranks are GPUs; their ids are exchanged over another communicator
 //
 // Collectives of one communicator are matched by the order in which each rank calls them, so all ranks must call the
-// same ones in the same order, on whatever streams. Sums are made in float.
+// same ones in the same order, on whatever streams. Sums are made in float; between threads and between processes in
+// the order of the ranks and rounded once, so these two give the same bits.
 //
 // When a rank goes, or does not come within the timeout, the operation fails with PeerLost, as do all later ones of the
-// communicator, on all ranks that notice: a job stops with a message instead of waiting for ever. On NCCL the error is
-// noticed by check(), and the communicator is aborted there.
+// communicator, on all ranks that notice: a job stops with a message instead of waiting for ever. On NCCL the
+// communicator is aborted then; operations of a recorded graph are not watched there. MPI may still write to memory
+// that a lost operation was given: a process that goes on keeps it.
 #pragma once
 
 #include <chrono>
@@ -28,7 +30,8 @@ namespace detail {
 class CommunicatorImpl;
 }
 
-enum class Reduction : std::uint8_t { kSum, kMax };
+/// kMean: the sum times 1 / ranks; on threads and MPI rounded once, on NCCL as it does.
+enum class Reduction : std::uint8_t { kSum, kMax, kMean };
 
 struct CommunicatorOptions {
   /// How long an operation waits for the other ranks.
@@ -60,7 +63,7 @@ class Communicator {
   /// Every rank's values become the reduction of all ranks' values, the same bits on each. In place. (n)
   template <class T>
   void all_reduce(DeviceSpan<T> values, Reduction reduction, Stream& stream);
-  /// Rank r gets the reduction of part r of all ranks' `in`. (size x n) -> (n)
+  /// Rank r gets the reduction of part r of all ranks' `in`. `out` may be part `rank` of `in`. (size x n) -> (n)
   template <class T>
   void reduce_scatter(DeviceSpan<const T> in, DeviceSpan<T> out, Reduction reduction, Stream& stream);
   /// Every rank gets the `in` of all, one behind the other. `in` may be part `rank` of `out`. (n) -> (size x n)

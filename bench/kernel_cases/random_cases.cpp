@@ -1,0 +1,62 @@
+#include "dunnock/gpu/kernels/random.hpp"
+
+#include "kernel_case.hpp"
+
+namespace dunnock::bench {
+namespace {
+
+using namespace gpu;
+
+template <class T>
+KernelCase common(const char* kernel, std::size_t count, double values_moved) {
+  KernelCase one;
+  one.kernel = kernel;
+  one.type = type_name<T>();
+  one.shape = std::to_string(count);
+  one.bytes = values_moved * sizeof(T) * static_cast<double>(count);
+  one.relative = kCaseRounding<T>;
+  one.absolute = 1e-4;
+  return one;
+}
+
+template <class T>
+void add_cases(std::size_t count, std::vector<KernelCase>& cases) {
+  const RandomKey key{.seed = 5, .first_block = 9};
+  KernelCase uniform = common<T>("random uniform", count, 1);
+  uniform.prepare = [=](KernelValues& values) -> KernelCase::Run {
+    const auto out = values.result<T>(count);
+    return [=](Stream& stream, Form form) {
+      (form == Form::kTwin ? reference::random_uniform<T> : random_uniform<T>)(out, key, stream);
+    };
+  };
+  cases.push_back(uniform);
+  KernelCase normal = common<T>("random normal", count, 1);
+  normal.prepare = [=](KernelValues& values) -> KernelCase::Run {
+    const auto out = values.result<T>(count);
+    return [=](Stream& stream, Form form) {
+      (form == Form::kTwin ? reference::random_normal<T> : random_normal<T>)(out, {}, key, stream);
+    };
+  };
+  cases.push_back(normal);
+  KernelCase drop = common<T>("dropout", count, 2);
+  drop.prepare = [=](KernelValues& values) -> KernelCase::Run {
+    const auto x = values.normal<T>(count);
+    const auto y = values.result<T>(count);
+    return [=](Stream& stream, Form form) {
+      (form == Form::kTwin ? reference::dropout<T> : dropout<T>)(x, y, {}, 0.5F, key, stream);
+    };
+  };
+  cases.push_back(drop);
+}
+
+}  // namespace
+
+std::vector<KernelCase> random_cases(CaseSize size) {
+  const std::size_t count = size == CaseSize::kTiny ? 10'007 : std::size_t{1} << (size == CaseSize::kCpu ? 24 : 28);
+  std::vector<KernelCase> cases;
+  add_cases<float>(count, cases);
+  add_cases<Bf16>(count, cases);
+  return cases;
+}
+
+}  // namespace dunnock::bench

@@ -1,0 +1,96 @@
+// Pooling of planes: the largest value or the average of each window, and their gradients.
+//
+// Activations are (batch, height, width, channels); each channel is pooled by itself. T is float or Bf16, averages are
+// summed in float, in the order of rows and columns. Nothing allocates, nothing synchronises.
+// Spans that do not fit the shape are programmer errors.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "dunnock/gpu/bf16.hpp"
+#include "dunnock/gpu/memory.hpp"
+
+namespace dunnock::gpu {
+
+struct PoolingShape {
+  std::size_t batch = 0;
+  std::size_t height = 0;
+  std::size_t width = 0;
+  std::size_t channels = 0;
+  std::size_t kernel_height = 1;
+  std::size_t kernel_width = 1;
+  std::size_t stride_height = 1;
+  std::size_t stride_width = 1;
+  std::size_t padding_height = 0;  ///< Less than the kernel, so that each window holds a value.
+  std::size_t padding_width = 0;
+  bool padding_counts = false;  ///< Averages divide by the whole kernel, not by the values that there are.
+
+  [[nodiscard]] constexpr bool valid() const noexcept {
+    if (kernel_height == 0 || kernel_width == 0 || stride_height == 0 || stride_width == 0 || channels == 0)
+      return false;
+    if (height == 0 || width == 0 || height * width > UINT32_MAX) return false;
+    if (padding_height >= kernel_height || padding_width >= kernel_width) return false;
+    return kernel_height <= height + 2 * padding_height && kernel_width <= width + 2 * padding_width;
+  }
+  [[nodiscard]] constexpr std::size_t out_height() const noexcept {
+    return (height + 2 * padding_height - kernel_height) / stride_height + 1;
+  }
+  [[nodiscard]] constexpr std::size_t out_width() const noexcept {
+    return (width + 2 * padding_width - kernel_width) / stride_width + 1;
+  }
+  [[nodiscard]] constexpr std::size_t x_size() const noexcept { return batch * height * width * channels; }
+  [[nodiscard]] constexpr std::size_t y_size() const noexcept { return batch * out_height() * out_width() * channels; }
+};
+
+/// The first largest value in the order of rows and columns; a NaN is larger than all. Padding never is the largest.
+/// x (batch, height, width, channels) -> y (batch, out_height, out_width, channels); indices as y: row * width + column
+/// of where the value was, for the backward pass; empty when there is none.
+template <class T>
+void max_pool(DeviceSpan<const T> x, DeviceSpan<T> y, DeviceSpan<std::uint32_t> indices, const PoolingShape& shape,
+              Stream& stream);
+/// dy, indices as y -> dx as x: each value's share is the sum over the windows that it was the largest of.
+template <class T>
+void max_pool_backward(DeviceSpan<const T> dy, DeviceSpan<const std::uint32_t> indices, DeviceSpan<T> dx,
+                       const PoolingShape& shape, Stream& stream);
+
+/// x as above -> y
+template <class T>
+void average_pool(DeviceSpan<const T> x, DeviceSpan<T> y, const PoolingShape& shape, Stream& stream);
+/// dy as y -> dx as x
+template <class T>
+void average_pool_backward(DeviceSpan<const T> dy, DeviceSpan<T> dx, const PoolingShape& shape, Stream& stream);
+
+struct GlobalPoolingShape {
+  std::size_t batch = 0;
+  std::size_t positions = 0;  ///< height * width, > 0.
+  std::size_t channels = 0;   ///< > 0.
+};
+/// x (batch, positions, channels) -> y (batch, channels)
+template <class T>
+void global_average_pool(DeviceSpan<const T> x, DeviceSpan<T> y, const GlobalPoolingShape& shape, Stream& stream);
+/// dy as y -> dx as x
+template <class T>
+void global_average_pool_backward(DeviceSpan<const T> dy, DeviceSpan<T> dx, const GlobalPoolingShape& shape,
+                                  Stream& stream);
+
+/// The twins, written to be read. On CPU streams.
+namespace reference {
+template <class T>
+void max_pool(DeviceSpan<const T> x, DeviceSpan<T> y, DeviceSpan<std::uint32_t> indices, const PoolingShape& shape,
+              Stream& stream);
+template <class T>
+void max_pool_backward(DeviceSpan<const T> dy, DeviceSpan<const std::uint32_t> indices, DeviceSpan<T> dx,
+                       const PoolingShape& shape, Stream& stream);
+template <class T>
+void average_pool(DeviceSpan<const T> x, DeviceSpan<T> y, const PoolingShape& shape, Stream& stream);
+template <class T>
+void average_pool_backward(DeviceSpan<const T> dy, DeviceSpan<T> dx, const PoolingShape& shape, Stream& stream);
+template <class T>
+void global_average_pool(DeviceSpan<const T> x, DeviceSpan<T> y, const GlobalPoolingShape& shape, Stream& stream);
+template <class T>
+void global_average_pool_backward(DeviceSpan<const T> dy, DeviceSpan<T> dx, const GlobalPoolingShape& shape,
+                                  Stream& stream);
+}  // namespace reference
+
+}  // namespace dunnock::gpu

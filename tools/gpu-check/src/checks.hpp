@@ -1,0 +1,27 @@
+// The device beside the CPU's twins, on random inputs. `device` may be the CPU itself: a rehearsal of the same calls.
+#pragma once
+
+#include <cstdint>
+
+#include "report.hpp"
+
+namespace dunnock::gpu_check {
+
+struct CheckOptions {
+  bool small = false;  // Inputs that a memory checker gets through in seconds.
+  std::uint64_t seed = 0;
+};
+
+/// All of the below.
+void run_checks(gpu::Device device, const CheckOptions& options, Report& report);
+
+/// Streams, events, graphs.
+void check_runtime(gpu::Device device, const CheckOptions& options, Report& report);
+/// Every operation of a communicator, as the only rank: NCCL on a GPU, threads on the CPU.
+void check_collectives(gpu::Device device, const CheckOptions& options, Report& report);
+/// FilterView.
+void check_filter_view(gpu::Device device, const CheckOptions& options, Report& report);
+/// The Bloom filter and the set that FilterView is measured beside.
+void check_baselines(gpu::Device device, const CheckOptions& options, Report& report);
+
+}  // namespace dunnock::gpu_check
