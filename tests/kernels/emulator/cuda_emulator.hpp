@@ -108,14 +108,17 @@ T atomicCAS(T* where, T expected, T desired) {
 }
 template <class T>
 T __ldg(const T* from) {
+  ::dunnock::emulator::check_alignment(from, alignof(T));
   return *from;
 }
 template <class T>
 T __ldcg(const T* from) {
+  ::dunnock::emulator::check_alignment(from, alignof(T));
   return *from;
 }
 template <class T>
 T __ldcs(const T* from) {
+  ::dunnock::emulator::check_alignment(from, alignof(T));
   return *from;
 }
 inline float __expf(float x) { return std::exp(x); }
