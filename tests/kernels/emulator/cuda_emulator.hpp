@@ -5,7 +5,7 @@
 // The threads of a block are fibers of one thread of the host; blocks run one after the other. A thread runs until it
 // comes to a barrier or a warp operation, then another one does, in random order: what needs a barrier and has none
 // goes wrong. Shared memory is filled with NaNs before each block, copies that are asynchronous are done as late as
-// they may be, and threads that wait at different barriers for ever are an error.
+// they may be, and threads that wait at different barriers for ever are an error. So is a pack that is not aligned.
 //
 // It cannot show: how fast a kernel is, races between blocks, and what a real memory model allows.
 #pragma once
@@ -54,18 +54,22 @@ struct Builtins {
 [[nodiscard]] unsigned char* shared_memory() noexcept;
 
 void block_barrier();
-void warp_barrier();
+/// The instructions that all lanes of a warp make together; an error if they come to different ones.
+enum class WarpOperation : unsigned char { kBarrier, kShuffle, kBallot, kMma, kLoadMatrices };
+void warp_barrier(WarpOperation operation = WarpOperation::kBarrier);
 [[nodiscard]] unsigned lane() noexcept;
 /// The other lanes' copies of what each brought to this warp operation; 64 bytes each.
-[[nodiscard]] const std::byte (*warp_meet(const void* mine, std::size_t bytes))[64];
+[[nodiscard]] const std::byte (*warp_meet(const void* mine, std::size_t bytes, WarpOperation operation))[64];
 
 template <class T>
 T exchange(T value, unsigned source_lane) {
   static_assert(sizeof(T) <= 64 && std::is_trivially_copyable_v<T>);
   T theirs;
-  std::memcpy(&theirs, warp_meet(&value, sizeof value)[source_lane % 32], sizeof theirs);
+  std::memcpy(&theirs, warp_meet(&value, sizeof value, WarpOperation::kShuffle)[source_lane % 32], sizeof theirs);
   return theirs;
 }
+/// Ends the program unless the address is a multiple of `bytes`, as an access of so many must be.
+void check_alignment(const void* address, std::size_t bytes);
 [[nodiscard]] unsigned ballot(bool value);
 void mma_m16n8k16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
 void load_matrices(std::uint32_t (&r)[4], const void* row, bool transposed);
@@ -104,14 +108,17 @@ T atomicCAS(T* where, T expected, T desired) {
 }
 template <class T>
 T __ldg(const T* from) {
+  ::dunnock::emulator::check_alignment(from, alignof(T));
   return *from;
 }
 template <class T>
 T __ldcg(const T* from) {
+  ::dunnock::emulator::check_alignment(from, alignof(T));
   return *from;
 }
 template <class T>
 T __ldcs(const T* from) {
+  ::dunnock::emulator::check_alignment(from, alignof(T));
   return *from;
 }
 inline float __expf(float x) { return std::exp(x); }
