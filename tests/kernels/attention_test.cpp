@@ -345,6 +345,9 @@ TEST_P(AttentionChecks, RefusesShapesThatDoNotFit) {
   shape = good;
   shape.kv_heads = 0;
   with(shape, "there are heads of keys");
+  shape = good;
+  shape.scale = -1;
+  with(shape, "a scale is not negative");
 }
 
 TEST_P(AttentionChecks, RefusesAWorkspaceThatIsTooSmall) {

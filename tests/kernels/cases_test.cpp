@@ -1,5 +1,7 @@
 // The cases that are measured compute what their twins do.
 #include <algorithm>
+#include <chrono>
+#include <future>
 
 #include "kernel_case.hpp"
 #include "runners.hpp"
@@ -10,6 +12,29 @@ namespace {
 TEST(KernelCases, agree_with_their_twins) {
   for (const auto& one : bench::all_kernel_cases(bench::CaseSize::kTiny))
     EXPECT_EQ(bench::compare_with_twin(one, Device::cpu(), test::seed()), "") << one.name();
+}
+
+// Behind an operation that stands until the kernel's call has returned.
+TEST(KernelCases, return_before_they_run_and_take_no_device_memory) {
+  for (const auto& one : bench::all_kernel_cases(bench::CaseSize::kTiny)) {
+    SCOPED_TRACE(one.name());
+    auto stream = std::move(*Stream::create(Device::cpu()));
+    bench::KernelValues values(stream, test::seed());
+    const auto run = one.prepare(values);
+    run(stream, bench::Form::kKernel);  // Libraries prepare themselves at the first call.
+    ASSERT_TRUE(stream.synchronize());
+    const std::uint64_t before = Device::cpu().memory_stats().allocations;
+    std::promise<void> returned;
+    stream.run("gate", [gate = returned.get_future().share()] {
+      if (gate.wait_for(std::chrono::seconds(20)) == std::future_status::ready) return Status{};
+      return Status(make_error(ErrorCode::kDevice, "the call waits for its stream"));
+    });
+    run(stream, bench::Form::kKernel);
+    returned.set_value();
+    const Status done = stream.synchronize();
+    EXPECT_TRUE(done) << done.error().message;
+    EXPECT_EQ(Device::cpu().memory_stats().allocations, before);
+  }
 }
 
 TEST(KernelCases, that_differ_from_their_twins_are_told) {

@@ -42,7 +42,7 @@ TEST(Emulator, shows_that_a_barrier_is_missing) {
   EXPECT_FALSE(neighbours_see_each_other(false, test::seed()));
 }
 
-TEST(Emulator, fills_shared_memory_with_NaNs_before_each_block) {
+TEST(Emulator, fills_shared_memory_of_the_launch_with_NaNs_before_each_block) {
   unsigned clean = 0;
   ASSERT_TRUE(run(
       3, 32,

@@ -219,6 +219,8 @@ TEST_P(PagedAttentionChecks, RefusesShapesThatDoNotFit) {
   EXPECT_DEATH(attend_now(values), "spans fit the shape");
   shape.block_tokens = 16;
   EXPECT_DEATH(attend_now({}), "workspace is large enough");
+  shape.scale = -1;
+  EXPECT_DEATH(attend_now(values), "a scale is not negative");
 }
 
 }  // namespace

@@ -174,8 +174,7 @@ __device__ float block_reduce(float value, float* shared) {
   return all;
 }
 
-// ----- tensor cores and asynchronous copies (sm_80)
-// -------------------------------------------------------------------
+// ----- tensor cores and asynchronous copies (sm_80) -----------------------------------------------------------------
 
 /// d += a * b for a warp: a (16 x 16, rows), b (16 x 8, columns), bf16; d (16 x 8) f32. Of lane l, with g = l / 4 and
 /// t = l % 4, two values of bf16 a register, the lower index in the lower half:

@@ -54,8 +54,8 @@ __device__ float row_reduce(float value, float* shared) {
 /// kThreads a row: a warp, or the whole block.
 template <bool kCentred, class T, unsigned kWidth, unsigned kThreads>
 __global__ void __launch_bounds__(kBlock)
-    norm_kernel(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias, T* y, float* mean,
-                float* r, std::size_t rows, unsigned columns, float epsilon) {
+    norm_kernel(const T* x, const T* __restrict__ weight, const T* __restrict__ bias, T* y, float* mean, float* r,
+                std::size_t rows, unsigned columns, float epsilon) {
   __shared__ float shared[kBlock / kWarp];
   const unsigned thread = threadIdx.x % kThreads;
   const unsigned packs = columns / kWidth;

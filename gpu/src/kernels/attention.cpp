@@ -582,6 +582,8 @@ void backward_on_cpu(const BackwardWork<T>& all) {
 
 void check_shape(const AttentionShape& shape) {
   DUNNOCK_CHECK(shape.head_dim >= 1 && shape.head_dim <= kDimMax, "a head has 1 to 256 dimensions");
+  // Maxima are taken before the scale: CUDA's kernels multiply once less so.
+  DUNNOCK_CHECK(shape.scale >= 0, "a scale is not negative");
   DUNNOCK_CHECK(shape.kv_heads > 0, "there are heads of keys");
   DUNNOCK_CHECK(shape.heads % shape.kv_heads == 0, "each head of keys is read by as many heads of queries");
 }

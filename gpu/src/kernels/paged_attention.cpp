@@ -240,6 +240,7 @@ void append_rows(const NewKeysValues<T>& tokens, const PagedCache<C>& cache, con
 
 void check_shape(const PagedShape& shape) {
   DUNNOCK_CHECK(shape.head_dim >= 1 && shape.head_dim <= kDimMax, "a head has 1 to 256 dimensions");
+  DUNNOCK_CHECK(shape.scale >= 0, "a scale is not negative");
   DUNNOCK_CHECK(shape.kv_heads > 0, "there are heads of keys");
   DUNNOCK_CHECK(shape.heads % shape.kv_heads == 0, "each head of keys is read by as many heads of queries");
   DUNNOCK_CHECK(std::has_single_bit(shape.block_tokens), "a block has a power of two of tokens");

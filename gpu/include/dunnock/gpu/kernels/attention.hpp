@@ -29,7 +29,7 @@ struct AttentionShape {
   std::size_t kv_heads = 0;  ///< > 0, of k and v
   std::size_t head_dim = 0;  ///< 1 .. 256
   bool causal = true;
-  float scale = 0;  ///< 0: 1 / sqrt(head_dim)
+  float scale = 0;  ///< >= 0; 0: 1 / sqrt(head_dim)
 };
 
 template <class T>

@@ -19,8 +19,8 @@
 //
 // Plans (oneDNN's primitives, cuDNN's execution plans) are made when a shape is first seen, by the first call or the
 // first question for its workspace: that takes milliseconds and memory of the library's, so it had better not be while
-// a graph is recorded. Up to 256 are kept. Besides that nothing allocates and nothing synchronises. Threads: any
-// number, each with a stream of its own.
+// a graph is recorded. Up to 256 are kept. Besides that nothing synchronises, and nothing allocates but oneDNN's
+// handles of memory, some small objects a call. Threads: any number, each with a stream of its own.
 //
 // Spans that do not fit the shape are programmer errors. ReLU's own gradient is not part of this: zero dy where y is 0.
 #pragma once

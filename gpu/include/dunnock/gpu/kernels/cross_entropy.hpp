@@ -31,9 +31,8 @@ struct CrossEntropyShape {
 template <class T>
 void cross_entropy(DeviceSpan<const T> logits, DeviceSpan<const std::int32_t> targets, DeviceSpan<float> losses,
                    DeviceSpan<T> gradient, const CrossEntropyShape& shape, Stream& stream);
-/// The mean of the losses of rows that are not ignored, summed in a fixed order; NaN when all are. losses, targets
-/// (any)
-/// -> mean (1)
+/// The mean of the losses of rows that are not ignored, summed in a fixed order; NaN when all are.
+/// losses, targets (any) -> mean (1)
 void cross_entropy_mean(DeviceSpan<const float> losses, DeviceSpan<const std::int32_t> targets,
                         std::int32_t ignore_index, DeviceSpan<float> mean, Stream& stream);
 

@@ -5,8 +5,8 @@
 //   C = V * activation'(at)                              backward, `at` being what forward saved
 //
 //   forward      Y = gelu(X W + b)         A = X (tokens, in), B = W (in, out), bias = b, saved = V
-//   backward     dX = gelu'(V) * dY W'     A = dY, B = W transposed, gradient_at = V of the layer below, sums = its
-//   dbias
+//   backward     dX = gelu'(V) * dY W'     A = dY, B = W transposed, gradient_at = V of the layer below,
+//                                          sums = the dbias of the layer below
 //                dW = X' dY                A = X transposed, B = dY, beta = 1 to accumulate, b_sums = dbias
 //
 // Matrices lie in rows, each with its leading dimension: the values from one row, as stored, to the next. T of A and B

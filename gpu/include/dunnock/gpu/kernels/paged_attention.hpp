@@ -32,7 +32,7 @@ struct PagedShape {
   std::size_t blocks = 0;             ///< of the cache
   std::size_t block_tokens = 16;      ///< a power of two
   std::size_t blocks_a_sequence = 0;  ///< the table's width: at most so many
-  float scale = 0;                    ///< 0: 1 / sqrt(head_dim)
+  float scale = 0;                    ///< >= 0; 0: 1 / sqrt(head_dim)
 };
 
 template <class C>
