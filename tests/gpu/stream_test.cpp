@@ -484,6 +484,34 @@ TEST_P(Graphs, make_no_buffers_and_are_not_synchronised_while_they_are_recorded)
   EXPECT_TRUE(stream->synchronize());
 }
 
+TEST_P(Graphs, leave_no_use_of_a_buffer_behind) {
+  auto stream = Stream::create(device());
+  auto side = Stream::create(device());
+  auto fork = Event::create(device());
+  auto join = Event::create(device());
+  ASSERT_TRUE(stream && side && fork && join);
+  const void* address = nullptr;
+  {
+    auto buffer = Buffer<std::byte>::create(5 << 20, *stream);
+    ASSERT_TRUE(buffer);
+    address = buffer->span().device_data();
+    auto graph = Graph::capture(*stream, [&] {
+      stream->record(*fork);
+      side->wait(*fork);
+      fill_bytes(buffer->span(), std::byte{1}, *side);
+      buffer->use_on(*side);
+      side->record(*join);
+      stream->wait(*join);
+    });
+    ASSERT_TRUE(graph) << graph.error().message;
+    graph->launch(*stream);
+    ASSERT_TRUE(stream->synchronize());
+  }
+  const auto again = Buffer<std::byte>::create(5 << 20, *stream);
+  ASSERT_TRUE(again);
+  EXPECT_EQ(again->span().device_data(), address);
+}
+
 TEST_P(Graphs, tell_which_of_their_operations_failed) {
   auto stream = Stream::create(device());
   ASSERT_TRUE(stream);
