@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "dunnock/gpu/graph.hpp"
+#include "dunnock/gpu/kernels/elementwise.hpp"
 #include "dunnock/gpu/memory.hpp"
 #include "support/devices.hpp"
 #include "support/seed.hpp"
@@ -165,6 +166,28 @@ TEST_P(Streams, tell_of_a_failure_once_with_the_name_of_the_operation) {
   });
   EXPECT_TRUE(stream->synchronize()) << "it was reported already";
   EXPECT_TRUE(ran);
+}
+
+/// CUDA keeps what a query answers as the thread's last error.
+TEST_P(Streams, launch_kernels_after_a_query_that_says_not_yet) {
+  auto stream = Stream::create(device());
+  auto event = Event::create(device());
+  ASSERT_TRUE(stream && event);
+  auto values = Buffer<float>::create(100, *stream);
+  ASSERT_TRUE(values);
+  Gate gate;
+  stream->run("gate", gate.wait());
+  stream->record(*event);
+  EXPECT_FALSE(event->done());
+  EXPECT_FALSE(stream->idle());
+  fill<float>(values->span(), 3, *stream);
+  gate.open();
+  const Status done = stream->synchronize();
+  EXPECT_TRUE(done) << done.error().message;
+  std::vector<float> back(100);
+  download(back, values->span(), *stream);
+  ASSERT_TRUE(stream->synchronize());
+  EXPECT_EQ(back, std::vector<float>(100, 3));
 }
 
 TEST(CpuStreams, hand_a_failure_to_those_that_wait_for_them) {
