@@ -251,7 +251,7 @@ class CpuStream final : public StreamImpl {
       }
     });
   }
-  void launched(std::string_view) override {}
+  void launched(std::string_view, int) override {}
 
   /// A mark behind all that was issued. Unlike the rest, for any thread.
   [[nodiscard]] std::shared_ptr<Mark> mark_end() {

@@ -126,6 +126,8 @@ Allocation::~Allocation() {
 
 void Allocation::use_on(Stream& stream) {
   if (block_ == nullptr) return;
+  // What is recorded does not run now, and its event could not be asked for: the buffers of a graph stay as long as it.
+  if (stream.capturing()) return;
   auto event = driver_->make_event();
   if (!event) {
     (void)stream.impl().synchronize();  // There is no room for an event: waited for here, it needs none.

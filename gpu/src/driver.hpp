@@ -57,8 +57,9 @@ class StreamImpl {
 
   /// A cudaStream_t, or null.
   [[nodiscard]] virtual void* native() const noexcept { return nullptr; }
-  /// Called behind the launch of a kernel: notices what went wrong with it.
-  virtual void launched(std::string_view name) = 0;
+  /// Called behind what was issued on native(). `error` is what that call returned (a cudaError_t; 0: it went well):
+  /// not the thread's last error, which may be older, or of a library that has tried something and gone on.
+  virtual void launched(std::string_view name, int error) = 0;
 
   /// Reports a failure of what runs on the device, as the next synchronize() does its own. For any thread, also when
   /// the stream is gone. The CPU's operations report for themselves.

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "dunnock/gpu/graph.hpp"
+#include "dunnock/gpu/kernels/elementwise.hpp"
 #include "dunnock/gpu/memory.hpp"
 #include "support/devices.hpp"
 #include "support/seed.hpp"
@@ -165,6 +166,28 @@ TEST_P(Streams, tell_of_a_failure_once_with_the_name_of_the_operation) {
   });
   EXPECT_TRUE(stream->synchronize()) << "it was reported already";
   EXPECT_TRUE(ran);
+}
+
+/// CUDA keeps what a query answers as the thread's last error.
+TEST_P(Streams, launch_kernels_after_a_query_that_says_not_yet) {
+  auto stream = Stream::create(device());
+  auto event = Event::create(device());
+  ASSERT_TRUE(stream && event);
+  auto values = Buffer<float>::create(100, *stream);
+  ASSERT_TRUE(values);
+  Gate gate;
+  stream->run("gate", gate.wait());
+  stream->record(*event);
+  EXPECT_FALSE(event->done());
+  EXPECT_FALSE(stream->idle());
+  fill<float>(values->span(), 3, *stream);
+  gate.open();
+  const Status done = stream->synchronize();
+  EXPECT_TRUE(done) << done.error().message;
+  std::vector<float> back(100);
+  download(back, values->span(), *stream);
+  ASSERT_TRUE(stream->synchronize());
+  EXPECT_EQ(back, std::vector<float>(100, 3));
 }
 
 TEST(CpuStreams, hand_a_failure_to_those_that_wait_for_them) {
@@ -482,6 +505,34 @@ TEST_P(Graphs, make_no_buffers_and_are_not_synchronised_while_they_are_recorded)
   }
   EXPECT_FALSE(stream->capturing());
   EXPECT_TRUE(stream->synchronize());
+}
+
+TEST_P(Graphs, leave_no_use_of_a_buffer_behind) {
+  auto stream = Stream::create(device());
+  auto side = Stream::create(device());
+  auto fork = Event::create(device());
+  auto join = Event::create(device());
+  ASSERT_TRUE(stream && side && fork && join);
+  const void* address = nullptr;
+  {
+    auto buffer = Buffer<std::byte>::create(5 << 20, *stream);
+    ASSERT_TRUE(buffer);
+    address = buffer->span().device_data();
+    auto graph = Graph::capture(*stream, [&] {
+      stream->record(*fork);
+      side->wait(*fork);
+      fill_bytes(buffer->span(), std::byte{1}, *side);
+      buffer->use_on(*side);
+      side->record(*join);
+      stream->wait(*join);
+    });
+    ASSERT_TRUE(graph) << graph.error().message;
+    graph->launch(*stream);
+    ASSERT_TRUE(stream->synchronize());
+  }
+  const auto again = Buffer<std::byte>::create(5 << 20, *stream);
+  ASSERT_TRUE(again);
+  EXPECT_EQ(again->span().device_data(), address);
 }
 
 TEST_P(Graphs, tell_which_of_their_operations_failed) {

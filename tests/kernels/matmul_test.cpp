@@ -502,8 +502,10 @@ class Misuse : public ::testing::Test {
     MatmulShape shape{.rows = 4, .columns = 4, .inner = 4};
     MatmulEpilogue<float> epilogue;
     DeviceSpan<float> span(values.data(), values.size());
-    std::vector<std::byte> space(matmul_workspace_bytes(shape, stream.device()));
-    DeviceSpan<std::byte> workspace(space.data(), space.size());
+    // At least a byte, so that an address is not null, and one to spoil.
+    const auto space =
+        std::move(*Buffer<std::byte>::create(matmul_workspace_bytes(shape, stream.device()) + 1, stream));
+    DeviceSpan<std::byte> workspace = space.span();
     spoil(shape, epilogue, span, workspace);
     matmul<float, float>(span, span, span, shape, epilogue, workspace, stream);
   }
@@ -534,6 +536,9 @@ TEST_F(Misuse, is_noticed) {
                "sums are of one matrix");
   EXPECT_DEATH(product([](MatmulShape&, Epilogue&, Span&, Bytes& space) { space = {}; }),
                "the workspace is large enough");
+  EXPECT_DEATH(
+      product([](MatmulShape&, Epilogue&, Span&, Bytes& space) { space = space.subspan(1, space.size() - 1); }),
+      "the workspace is aligned to 256");
 }
 
 }  // namespace

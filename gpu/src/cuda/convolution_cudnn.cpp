@@ -22,6 +22,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/on_device.hpp"
 #include "driver.hpp"
 #include "dunnock/base/check.hpp"
 #include "kernels/convolution_launchers.hpp"
@@ -323,6 +324,7 @@ std::shared_ptr<const Plan> try_plan(const Key& key, const Wish& wish, cudnnHand
 }
 
 std::shared_ptr<const Plan> make_plan(const Key& key) {
+  const BesideCapture beside;
   Library* const library = library_of(key.device);
   if (library == nullptr) return nullptr;
   std::vector<Wish> wishes;
@@ -341,21 +343,6 @@ std::shared_ptr<const Plan> plan_of(const Key& key) {
   static auto& plans = *new PlanCache<Key, Plan>();
   return plans.get(key, [&] { return make_plan(key); });
 }
-
-/// Makes a device the thread's current one, for a scope.
-class OnDevice {
- public:
-  explicit OnDevice(unsigned ordinal) noexcept {
-    (void)cudaGetDevice(&before_);
-    (void)cudaSetDevice(static_cast<int>(ordinal));
-  }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-  ~OnDevice() { (void)cudaSetDevice(before_); }
-
- private:
-  int before_ = 0;
-};
 
 struct Pointers {
   const void* x;
@@ -398,7 +385,7 @@ void execute(std::string_view name, const Plan& plan, const Pointers& pointers, 
     stream.run(name, [why] { return Status(make_error(ErrorCode::kDevice, why)); });
     return;
   }
-  stream.impl().launched(name);
+  stream.impl().launched(name, cudaSuccess);
 }
 
 /// Where the gradient of the weights, as f32, and what the bias's gradient needs, lie behind cuDNN's own workspace.

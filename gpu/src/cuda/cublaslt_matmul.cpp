@@ -21,6 +21,7 @@
 #include <optional>
 #include <string>
 
+#include "cuda/on_device.hpp"
 #include "driver.hpp"
 #include "kernels/matmul_launchers.hpp"
 
@@ -35,20 +36,6 @@ constexpr std::size_t kDevicesMax = 64;
 constexpr std::size_t library_workspace_bytes(unsigned compute_capability) noexcept {
   return (std::size_t{compute_capability >= 90 ? 32U : 4U}) << 20;
 }
-
-class OnDevice {
- public:
-  explicit OnDevice(unsigned ordinal) noexcept {
-    (void)cudaGetDevice(&before_);
-    if (before_ != static_cast<int>(ordinal)) (void)cudaSetDevice(static_cast<int>(ordinal));
-  }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-  ~OnDevice() { (void)cudaSetDevice(before_); }
-
- private:
-  int before_ = 0;
-};
 
 /// An epilogue of cuBLASLt and its addresses; null: not used by it.
 struct Fused {
@@ -110,6 +97,7 @@ cublasStatus_t handle_of(unsigned device, cublasLtHandle_t& handle) {
   static auto& handles = *new std::array<cublasLtHandle_t, kDevicesMax>{};
   const std::lock_guard lock(mutex);
   if (handles.at(device) == nullptr) {
+    const BesideCapture beside;
     if (const cublasStatus_t status = cublasLtCreate(&handles[device]); status != CUBLAS_STATUS_SUCCESS) {
       handles[device] = nullptr;
       return status;
@@ -246,13 +234,14 @@ bool make(const MatmulCall<T, C>& call, C* out, const Fused& fused, Stream& stre
   const PlanKey key = product.key(device);
   std::optional<Plan> plan = Plans::of_process().find(key);
   if (!plan) {
+    const BesideCapture beside;
     plan = product.ask(handle, workspace_bytes);
     Plans::of_process().keep(key, *plan);
   }
   if (!plan->has_value()) return false;
   const cublasStatus_t status = product.run(handle, **plan, workspace_bytes, stream);
   if (status != CUBLAS_STATUS_SUCCESS) fail(status, stream);
-  stream.impl().launched("matrix product");
+  stream.impl().launched("matrix product", cudaSuccess);
   return true;
 }
 

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/on_device.hpp"
 #include "driver.hpp"
 #include "dunnock/base/check.hpp"
 
@@ -32,6 +33,13 @@ namespace {
 Error cuda_error(cudaError_t code, std::string_view what) {
   const ErrorCode kind = code == cudaErrorMemoryAllocation ? ErrorCode::kNoSpace : ErrorCode::kDevice;
   return {kind, std::string(what) + ": " + cudaGetErrorString(code) + " (" + cudaGetErrorName(code) + ")"};
+}
+
+/// What a query answers. CUDA keeps "not ready" as the thread's last error, where code that looks for the error of a
+/// launch of its own would find it.
+bool not_ready(cudaError_t answer) {
+  if (answer != cudaSuccess) (void)cudaGetLastError();
+  return answer == cudaErrorNotReady;
 }
 
 #if DUNNOCK_HAS_NVTX
@@ -58,28 +66,16 @@ bool waits_for_each_operation() {
   return value != nullptr && *value != '\0' && *value != '0';
 }
 
-/// Makes a device the thread's current one, for a scope.
-class OnDevice {
- public:
-  explicit OnDevice(unsigned ordinal) noexcept {
-    (void)cudaGetDevice(&before_);
-    if (before_ != static_cast<int>(ordinal)) (void)cudaSetDevice(static_cast<int>(ordinal));
-  }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-  ~OnDevice() { (void)cudaSetDevice(before_); }
-
- private:
-  int before_ = 0;
-};
-
 class CudaEvent final : public EventImpl {
  public:
   explicit CudaEvent(cudaEvent_t made) noexcept : event(made) {}
   CudaEvent(const CudaEvent&) = delete;
   CudaEvent& operator=(const CudaEvent&) = delete;
   ~CudaEvent() override { (void)cudaEventDestroy(event); }
-  [[nodiscard]] bool done() const override { return cudaEventQuery(event) != cudaErrorNotReady; }
+  [[nodiscard]] bool done() const override {
+    const BesideCapture here;
+    return !not_ready(cudaEventQuery(event));
+  }
   [[nodiscard]] Status synchronize() const override {
     if (const cudaError_t code = cudaEventSynchronize(event); code != cudaSuccess)
       return tl::unexpected(cuda_error(code, "waiting for an event"));
@@ -117,7 +113,13 @@ struct HostCall {
   bool once;
 };
 
-/// Host functions of graphs that are being recorded, by CUDA's number of the recording.
+/// A graph that is being recorded: its host functions, and the first failure of any of its streams.
+struct Recording {
+  std::vector<std::unique_ptr<HostCall>> calls;
+  std::optional<Error> failed;
+};
+
+/// By CUDA's number of the recording, which all its streams have.
 class Captures {
  public:
   static Captures& of_process() {
@@ -126,17 +128,22 @@ class Captures {
   }
   void add(unsigned long long id, std::unique_ptr<HostCall> call) {
     const std::lock_guard lock(mutex_);
-    calls_[id].push_back(std::move(call));
+    recordings_[id].calls.push_back(std::move(call));
   }
-  std::vector<std::unique_ptr<HostCall>> take(unsigned long long id) {
+  void fail(unsigned long long id, Error error) {
     const std::lock_guard lock(mutex_);
-    const auto found = calls_.extract(id);
-    return found.empty() ? std::vector<std::unique_ptr<HostCall>>{} : std::move(found.mapped());
+    Recording& recording = recordings_[id];
+    if (!recording.failed) recording.failed = std::move(error);
+  }
+  Recording take(unsigned long long id) {
+    const std::lock_guard lock(mutex_);
+    auto found = recordings_.extract(id);
+    return found.empty() ? Recording{} : std::move(found.mapped());
   }
 
  private:
   std::mutex mutex_;
-  std::map<unsigned long long, std::vector<std::unique_ptr<HostCall>>> calls_;
+  std::map<unsigned long long, Recording> recordings_;
 };
 
 void CUDART_CB call_host(void* data) {
@@ -177,6 +184,7 @@ class CudaStream final : public StreamImpl {
   }
 
   void run(std::string_view name, Work work) override {
+    const OnDevice here(device().ordinal());
     const std::optional<unsigned long long> id = capture_id();
     auto call = std::make_unique<HostCall>(HostCall{name, std::move(work), failures_, !id.has_value()});
     if (id) {
@@ -195,10 +203,12 @@ class CudaStream final : public StreamImpl {
   }
   void fill(void* to, std::byte value, std::size_t bytes) override {
     if (bytes == 0) return;
+    const OnDevice here(device().ordinal());
     check(cudaMemsetAsync(to, std::to_integer<int>(value), bytes, stream_), "fill");
     behind("fill");
   }
   void record(EventImpl& event) override {
+    const OnDevice here(device().ordinal());
     check(cudaEventRecord(dynamic_cast<CudaEvent&>(event).event, stream_), "recording an event");
   }
   void wait(const EventImpl& event) override {
@@ -222,20 +232,25 @@ class CudaStream final : public StreamImpl {
           cuda_error(code, candidates.empty() ? std::string("a stream") : "one of the operations " + candidates));
     return {};
   }
-  [[nodiscard]] bool idle() const override { return cudaStreamQuery(stream_) != cudaErrorNotReady; }
+  [[nodiscard]] bool idle() const override {
+    const BesideCapture here;
+    return !not_ready(cudaStreamQuery(stream_));
+  }
 
   [[nodiscard]] bool capturing() const override { return capture_id().has_value(); }
   [[nodiscard]] Status begin_capture() override {
     if (capturing()) return make_error(ErrorCode::kInvalidArgument, "the stream records already");
     if (const cudaError_t code = cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal); code != cudaSuccess)
       return tl::unexpected(cuda_error(code, "recording a graph"));
+    recording_ = capture_id().value_or(0);
     return {};
   }
   [[nodiscard]] Result<std::unique_ptr<GraphImpl>> end_capture() override {
+    const OnDevice here(device().ordinal());
     cudaGraph_t graph = nullptr;
-    auto calls = Captures::of_process().take(capture_id().value_or(0));
+    // The number of the beginning: a recording that was spoilt has none any more.
+    Recording recording = Captures::of_process().take(recording_);
     const cudaError_t ended = cudaStreamEndCapture(stream_, &graph);
-    std::optional<Error> failed = std::exchange(failed_, std::nullopt);
     (void)cudaGetLastError();
     if (ended != cudaSuccess) {
       Error error = cuda_error(ended, "recording a graph");
@@ -244,9 +259,9 @@ class CudaStream final : public StreamImpl {
       if (misused) error.code = ErrorCode::kInvalidArgument;
       return tl::unexpected(std::move(error));
     }
-    if (failed) {
+    if (recording.failed) {
       (void)cudaGraphDestroy(graph);
-      return tl::unexpected(*failed);
+      return tl::unexpected(*recording.failed);
     }
     std::size_t nodes = 0;
     (void)cudaGraphGetNodes(graph, nullptr, &nodes);
@@ -255,15 +270,16 @@ class CudaStream final : public StreamImpl {
       (void)cudaGraphDestroy(graph);
       return tl::unexpected(cuda_error(code, "making a graph"));
     }
-    return std::make_unique<CudaGraph>(graph, exec, nodes, std::move(calls));
+    return std::make_unique<CudaGraph>(graph, exec, nodes, std::move(recording.calls));
   }
   void launch(GraphImpl& graph) override {
+    const OnDevice here(device().ordinal());
     check(cudaGraphLaunch(dynamic_cast<CudaGraph&>(graph).exec, stream_), "graph");
     behind("graph");
   }
   [[nodiscard]] void* native() const noexcept override { return stream_; }
-  void launched(std::string_view name) override {
-    check(cudaPeekAtLastError() == cudaSuccess ? cudaSuccess : cudaGetLastError(), name);
+  void launched(std::string_view name, int error) override {
+    check(static_cast<cudaError_t>(error), name);
     behind(name);
   }
   [[nodiscard]] std::function<void(Error)> failure_sink() override {
@@ -278,16 +294,24 @@ class CudaStream final : public StreamImpl {
  private:
   static constexpr std::size_t kRecentMax = 64;
 
+  /// 0: of a recording that is spoilt.
   [[nodiscard]] std::optional<unsigned long long> capture_id() const {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     unsigned long long id = 0;
     const cudaError_t code = cudaStreamGetCaptureInfo(stream_, &status, &id);
     if (code != cudaSuccess || status == cudaStreamCaptureStatusNone) return std::nullopt;
-    return id;
+    return status == cudaStreamCaptureStatusActive ? id : 0;
   }
   bool check(cudaError_t code, std::string_view name) {
     if (code == cudaSuccess) return true;
-    if (!failed_) failed_ = operation_failed(name, cuda_error(code, device().label()));
+    (void)cudaGetLastError();  // It is reported here, and nobody else is to find it.
+    Error error = operation_failed(name, cuda_error(code, device().label()));
+    if (const auto id = capture_id()) {
+      // Else the graph would go without the operation. A recording that is spoilt (0) fails as a whole.
+      if (*id != 0) Captures::of_process().fail(*id, std::move(error));
+    } else if (!failed_) {
+      failed_ = std::move(error);
+    }
     return false;
   }
   /// Behind an operation: its name is kept in case it fails later.
@@ -304,6 +328,7 @@ class CudaStream final : public StreamImpl {
   cudaStream_t stream_;
   std::shared_ptr<Failures> failures_ = std::make_shared<Failures>();
   std::optional<Error> failed_;
+  unsigned long long recording_ = 0;  // that began here
   std::deque<std::string_view> recent_;
 };
 

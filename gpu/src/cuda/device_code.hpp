@@ -21,6 +21,8 @@
 
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
+
+#include "cuda/on_device.hpp"
 /// Shared memory of the launch's size, as an array of T, aligned to 128 bytes.
 #define DUNNOCK_DYNAMIC_SHARED(T, name)                              \
   extern __shared__ __align__(128) unsigned char shared_of_launch[]; \
@@ -46,12 +48,20 @@ struct LaunchShape {
 template <class... Parameters, class... Args>
 void launch(std::string_view name, void (*kernel)(Parameters...), const LaunchShape& shape, Stream& stream,
             Args&&... args) {
+  const OnDevice here(stream.device().ordinal());
+  cudaError_t error = cudaSuccess;
   if (shape.shared_bytes > 48 * 1024)
-    (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shape.shared_bytes));
-  kernel<<<shape.blocks, shape.threads, shape.shared_bytes, static_cast<cudaStream_t>(stream.native())>>>(
-      std::forward<Args>(args)...);
-  stream.impl().launched(name);
+    error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes));
+  if (error == cudaSuccess) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = shape.blocks;
+    config.blockDim = shape.threads;
+    config.dynamicSmemBytes = shape.shared_bytes;
+    config.stream = static_cast<cudaStream_t>(stream.native());
+    error = cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...);
+  }
+  stream.impl().launched(name, error);
 }
 #else
 template <class... Parameters, class... Args>

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "communicator_impl.hpp"
+#include "cuda/on_device.hpp"
 #include "driver.hpp"
 #include "dunnock/base/check.hpp"
 
@@ -60,10 +61,16 @@ Status settle(ncclComm_t comm, ncclResult_t code, std::string_view what, std::ch
 
 class NcclCommunicator final : public CommunicatorImpl {
  public:
-  NcclCommunicator(ncclComm_t comm, Device device, unsigned rank, unsigned size, const CommunicatorOptions& options)
-      : comm_(comm), device_(device), rank_(rank), size_(size), timeout_(options.timeout), watch_([this] {
-          watch();
-        }) {}
+  /// Owns the communicator and `nothing`, a float in the device's memory.
+  NcclCommunicator(ncclComm_t comm, void* nothing, Device device, unsigned rank, unsigned size,
+                   const CommunicatorOptions& options)
+      : comm_(comm),
+        device_(device),
+        rank_(rank),
+        size_(size),
+        timeout_(options.timeout),
+        nothing_(nothing),
+        watch_([this] { watch(); }) {}
   NcclCommunicator(const NcclCommunicator&) = delete;
   NcclCommunicator& operator=(const NcclCommunicator&) = delete;
   ~NcclCommunicator() override {
@@ -77,7 +84,7 @@ class NcclCommunicator final : public CommunicatorImpl {
       const bool finished = !failed_ && settle(comm_, ncclCommFinalize(comm_), "leaving", timeout_).has_value();
       (void)(finished ? ncclCommDestroy(comm_) : ncclCommAbort(comm_));
     }
-    if (nothing_ != nullptr) (void)cudaFree(nothing_);
+    (void)cudaFree(nothing_);
   }
 
   [[nodiscard]] unsigned rank() const noexcept override { return rank_; }
@@ -113,10 +120,7 @@ class NcclCommunicator final : public CommunicatorImpl {
       return ncclRecv(values, count, type_of(element), static_cast<int>(from), comm_, queue);
     });
   }
-  void barrier(Stream& stream) override {
-    if (nothing_ == nullptr && cudaMalloc(&nothing_, sizeof(float)) != cudaSuccess) nothing_ = nullptr;
-    all_reduce(nothing_, nothing_ == nullptr ? 0 : 1, Element::kF32, Reduction::kMax, stream);
-  }
+  void barrier(Stream& stream) override { all_reduce(nothing_, 1, Element::kF32, Reduction::kMax, stream); }
 
   [[nodiscard]] Status check() const override {
     const std::lock_guard lock(mutex_);
@@ -174,6 +178,7 @@ class NcclCommunicator final : public CommunicatorImpl {
   template <class Call>
   void issue(std::string_view name, Stream& stream, const Call& call) {
     DUNNOCK_CHECK(stream.device() == device_, "a rank has one GPU");
+    const OnDevice here(device_.ordinal());
     const std::lock_guard lock(mutex_);
     if (failed_) return stream.run(name, [error = *failed_] { return Status(tl::unexpected(error)); });
     const bool captured = stream.capturing();
@@ -186,7 +191,7 @@ class NcclCommunicator final : public CommunicatorImpl {
       abort(settled.error());
       return stream.run(name, [error = *failed_] { return Status(tl::unexpected(error)); });
     }
-    stream.impl().launched(name);
+    stream.impl().launched(name, cudaSuccess);
     if (!watched) return;
     stream.record(*done);
     pending_.push_back({std::move(*begun), std::move(*done), std::nullopt, name, stream.impl().failure_sink()});
@@ -213,7 +218,7 @@ class NcclCommunicator final : public CommunicatorImpl {
   unsigned rank_;
   unsigned size_;
   std::chrono::milliseconds timeout_;
-  void* nothing_ = nullptr;  // What a barrier reduces.
+  void* nothing_;  // What a barrier reduces: a float.
   bool ending_ = false;
   std::thread watch_;
 };
@@ -237,8 +242,17 @@ Result<std::unique_ptr<CommunicatorImpl>> make_nccl(Device device, Communicator&
   others.broadcast(DeviceSpan<std::byte>(bytes.data(), bytes.size()), 0, *stream);
   if (Status told = stream->synchronize(); !told) return tl::unexpected(told.error());
   std::memcpy(&id, bytes.data(), sizeof id);
-  if (cudaSetDevice(static_cast<int>(device.ordinal())) != cudaSuccess)
-    return make_error(ErrorCode::kDevice, device.label() + " can't be used");
+  const OnDevice here(device.ordinal());
+  // Made now: a barrier may be recorded in a graph, where no memory can be taken.
+  void* nothing = nullptr;
+  cudaError_t code_of_memory = cudaMalloc(&nothing, sizeof(float));
+  if (code_of_memory == cudaSuccess) code_of_memory = cudaMemset(nothing, 0, sizeof(float));
+  if (code_of_memory != cudaSuccess) {
+    (void)cudaFree(nothing);
+    (void)cudaGetLastError();
+    return make_error(code_of_memory == cudaErrorMemoryAllocation ? ErrorCode::kNoSpace : ErrorCode::kDevice,
+                      device.label() + ": memory for barriers: " + cudaGetErrorString(code_of_memory));
+  }
   ncclComm_t comm = nullptr;
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
@@ -246,9 +260,10 @@ Result<std::unique_ptr<CommunicatorImpl>> make_nccl(Device device, Communicator&
       ncclCommInitRankConfig(&comm, static_cast<int>(others.size()), id, static_cast<int>(others.rank()), &config);
   if (Status joined = settle(comm, code, "joining", options.timeout); !joined) {
     if (comm != nullptr) (void)ncclCommAbort(comm);
+    (void)cudaFree(nothing);
     return tl::unexpected(joined.error());
   }
-  return std::make_unique<NcclCommunicator>(comm, device, others.rank(), others.size(), options);
+  return std::make_unique<NcclCommunicator>(comm, nothing, device, others.rank(), others.size(), options);
 }
 
 }  // namespace dunnock::gpu::detail

@@ -136,6 +136,8 @@ void matmul(DeviceSpan<const T> a, DeviceSpan<const T> b, DeviceSpan<C> c, const
   const auto call = detail::matmul_call(a, b, c, shape, epilogue, workspace);
   check(a, b, c, call.shape, epilogue);
   DUNNOCK_CHECK(workspace.size() >= matmul_workspace_bytes(shape, stream.device()), "the workspace is large enough");
+  DUNNOCK_CHECK(reinterpret_cast<std::uintptr_t>(workspace.device_data()) % 256 == 0,
+                "the workspace is aligned to 256");
   DUNNOCK_ON_CUDA(stream, (detail::cuda::matmul<T, C>(call, stream)));
   stream.run("matrix product", [call] { return detail::matmul_on_cpu(call); });
 }

@@ -5,12 +5,13 @@
 #include <algorithm>
 
 #include "baselines.hpp"
-#include "driver.hpp"
+#include "cuda/device_code.hpp"
 
 namespace dunnock::gpu_check::detail {
 namespace {
 
 namespace cg = cooperative_groups;
+using gpu::detail::device::launch;
 using Word = unsigned long long;
 using Pair = ulonglong2;
 
@@ -132,7 +133,6 @@ unsigned blocks_for(std::size_t count, const gpu::Stream& stream) {
   const std::size_t most = std::size_t{stream.device().info().processors} * (2048 / kThreads) * 4;
   return static_cast<unsigned>(std::clamp<std::size_t>((count + kThreads - 1) / kThreads, 1, most));
 }
-cudaStream_t queue_of(const gpu::Stream& stream) { return static_cast<cudaStream_t>(stream.native()); }
 const Word* in(gpu::DeviceSpan<const std::uint64_t> span) { return reinterpret_cast<const Word*>(span.device_data()); }
 Word* out(gpu::DeviceSpan<std::uint64_t> span) { return reinterpret_cast<Word*>(span.device_data()); }
 
@@ -140,36 +140,33 @@ Word* out(gpu::DeviceSpan<std::uint64_t> span) { return reinterpret_cast<Word*>(
 
 void make_keys_cuda(gpu::DeviceSpan<std::uint64_t> keys, std::uint64_t first, gpu::Stream& stream) {
   if (keys.empty()) return;
-  make_keys_kernel<<<blocks_for(keys.size(), stream), kThreads, 0, queue_of(stream)>>>(out(keys), keys.size(), first);
-  stream.impl().launched("keys");
+  launch("keys", make_keys_kernel, {dim3(blocks_for(keys.size(), stream)), dim3(kThreads)}, stream, out(keys),
+         keys.size(), first);
 }
 void bloom_insert_cuda(gpu::DeviceSpan<std::uint64_t> words, gpu::DeviceSpan<const std::uint64_t> keys,
                        gpu::Stream& stream) {
   if (keys.empty()) return;
-  bloom_insert_kernel<<<blocks_for(keys.size(), stream), kThreads, 0, queue_of(stream)>>>(
-      out(words), words.size() / kSectorWords, in(keys), keys.size());
-  stream.impl().launched("Bloom filter insert");
+  launch("Bloom filter insert", bloom_insert_kernel, {dim3(blocks_for(keys.size(), stream)), dim3(kThreads)}, stream,
+         out(words), words.size() / kSectorWords, in(keys), keys.size());
 }
 void bloom_contains_cuda(gpu::DeviceSpan<const std::uint64_t> words, gpu::DeviceSpan<const std::uint64_t> keys,
                          gpu::DeviceSpan<std::uint8_t> answers, gpu::Stream& stream) {
   if (keys.empty()) return;
-  bloom_contains_kernel<<<blocks_for(keys.size() / kKeysAThread, stream), kThreads, 0, queue_of(stream)>>>(
-      in(words), words.size() / kSectorWords, in(keys), keys.size(), answers.device_data());
-  stream.impl().launched("Bloom filter contains");
+  launch("Bloom filter contains", bloom_contains_kernel,
+         {dim3(blocks_for(keys.size() / kKeysAThread, stream)), dim3(kThreads)}, stream, in(words),
+         words.size() / kSectorWords, in(keys), keys.size(), answers.device_data());
 }
 void set_insert_cuda(gpu::DeviceSpan<std::uint64_t> slots, gpu::DeviceSpan<const std::uint64_t> keys,
                      gpu::DeviceSpan<std::uint8_t> inserted, gpu::Stream& stream) {
   if (keys.empty()) return;
-  set_kernel<true><<<blocks_for(keys.size(), stream), kThreads, 0, queue_of(stream)>>>(
-      out(slots), slots.size() / kSectorWords, in(keys), keys.size(), inserted.device_data());
-  stream.impl().launched("set insert");
+  launch("set insert", set_kernel<true>, {dim3(blocks_for(keys.size(), stream)), dim3(kThreads)}, stream, out(slots),
+         slots.size() / kSectorWords, in(keys), keys.size(), inserted.device_data());
 }
 void set_contains_cuda(gpu::DeviceSpan<const std::uint64_t> slots, gpu::DeviceSpan<const std::uint64_t> keys,
                        gpu::DeviceSpan<std::uint8_t> answers, gpu::Stream& stream) {
   if (keys.empty()) return;
-  set_kernel<false><<<blocks_for(keys.size(), stream), kThreads, 0, queue_of(stream)>>>(
-      const_cast<Word*>(in(slots)), slots.size() / kSectorWords, in(keys), keys.size(), answers.device_data());
-  stream.impl().launched("set contains");
+  launch("set contains", set_kernel<false>, {dim3(blocks_for(keys.size(), stream)), dim3(kThreads)}, stream,
+         const_cast<Word*>(in(slots)), slots.size() / kSectorWords, in(keys), keys.size(), answers.device_data());
 }
 
 }  // namespace dunnock::gpu_check::detail

@@ -2,7 +2,7 @@
 #include <cuda_runtime.h>
 
 #include "benchmarks.hpp"
-#include "driver.hpp"
+#include "cuda/device_code.hpp"
 #include "keys.hpp"
 
 namespace dunnock::gpu_check {
@@ -32,9 +32,8 @@ __global__ void __launch_bounds__(kThreads)
 void read_random_sectors(gpu::DeviceSpan<const std::uint64_t> words, std::uint64_t count, gpu::Stream& stream) {
   const auto* const from = reinterpret_cast<const unsigned long long*>(words.device_data());
   const unsigned blocks = stream.device().info().processors * (2048 / kThreads);
-  read_kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream.native())>>>(
-      from, words.size() / 4, count, const_cast<unsigned long long*>(from));
-  stream.impl().launched("reads of random sectors");
+  gpu::detail::device::launch("reads of random sectors", read_kernel, {dim3(blocks), dim3(kThreads)}, stream, from,
+                              words.size() / 4, count, const_cast<unsigned long long*>(from));
 }
 
 }  // namespace dunnock::gpu_check
