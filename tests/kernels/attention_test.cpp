@@ -166,20 +166,20 @@ class Attention : public test::OnEachRunner {
     const AttentionShape shape{
         .batch = 2, .query_tokens = 37, .key_tokens = 37, .heads = 2, .kv_heads = 2, .head_dim = 32};
     const std::size_t values = shape.batch * shape.query_tokens * shape.heads * shape.head_dim;
-    const auto qkv = normal<T>(3 * values);
+    const std::size_t rows = shape.query_tokens + 1;  // One lies between two entries of the batch.
+    const auto qkv = normal<T>(3 * shape.batch * rows * shape.heads * shape.head_dim);
     const auto o_grad = normal<T>(values);
     const auto run = [&](Stream& on, bool twin, std::vector<T>& o_out) {
       const auto packed = put(qkv, on);
-      const auto gradient = put(std::vector<T>(3 * values), on);
+      const auto gradient = put(std::vector<T>(qkv.size()), on);
       const auto o = put(std::vector<T>(values), on);
       const auto grad = put(o_grad, on);
       const auto lse = put(std::vector<float>(shape.batch * shape.heads * shape.query_tokens), on);
       const auto space = put(std::vector<float>(attention_backward_workspace(shape, on.device())), on);
       const auto part = [&](const auto& of, std::size_t n) {
-        return heads_view(of.span(), {.tokens = shape.query_tokens,
-                                      .heads = 3 * shape.heads,
-                                      .head_dim = shape.head_dim,
-                                      .first_head = n * shape.heads});
+        return heads_view(
+            of.span(),
+            {.tokens = rows, .heads = 3 * shape.heads, .head_dim = shape.head_dim, .first_head = n * shape.heads});
       };
       const auto o_view = plain<T>(o, shape.query_tokens, shape.heads, shape.head_dim);
       const auto grad_view = plain<T>(grad, shape.query_tokens, shape.heads, shape.head_dim);
