@@ -115,13 +115,15 @@ class Attention : public test::OnEachRunner {
   }
 
   /// Within a share of the largest value: a logit of 10 has an error of 5e-6 or so as a float, which is p's relative
-  /// one; and p is rounded to Bf16 on CUDA.
+  /// one; and p is rounded to Bf16 on CUDA. Where all should be 0 (a query that sees one key has no choice, so ds = p *
+  /// (dp - delta) is 0), what is left is rounding: dp and delta are sums of some head_dim products, each within 6e-8 of
+  /// its size, and dk sums that over the queries: some 1e-6 in all, seen 1.06e-6 (seed 3081984113).
   template <class T>
   static void expect_near(const std::vector<T>& values, const std::vector<T>& expected, const std::string& what) {
     double largest = 0;
     for (const T value : expected) largest = std::max(largest, std::abs(double(float(value))));
     const double share = std::is_same_v<T, float> ? 1e-5 : 0.008;
-    test::expect_close(values, expected, test::kRounding<T>, share * largest + 1e-6, what);
+    test::expect_close(values, expected, test::kRounding<T>, share * largest + 1e-5, what);
   }
   static void expect_log_sums(const std::vector<float>& values, const std::vector<float>& expected) {
     ASSERT_EQ(values.size(), expected.size());
@@ -166,20 +168,20 @@ class Attention : public test::OnEachRunner {
     const AttentionShape shape{
         .batch = 2, .query_tokens = 37, .key_tokens = 37, .heads = 2, .kv_heads = 2, .head_dim = 32};
     const std::size_t values = shape.batch * shape.query_tokens * shape.heads * shape.head_dim;
-    const auto qkv = normal<T>(3 * values);
+    const std::size_t rows = shape.query_tokens + 1;  // One lies between two entries of the batch.
+    const auto qkv = normal<T>(3 * shape.batch * rows * shape.heads * shape.head_dim);
     const auto o_grad = normal<T>(values);
     const auto run = [&](Stream& on, bool twin, std::vector<T>& o_out) {
       const auto packed = put(qkv, on);
-      const auto gradient = put(std::vector<T>(3 * values), on);
+      const auto gradient = put(std::vector<T>(qkv.size()), on);
       const auto o = put(std::vector<T>(values), on);
       const auto grad = put(o_grad, on);
       const auto lse = put(std::vector<float>(shape.batch * shape.heads * shape.query_tokens), on);
       const auto space = put(std::vector<float>(attention_backward_workspace(shape, on.device())), on);
       const auto part = [&](const auto& of, std::size_t n) {
-        return heads_view(of.span(), {.tokens = shape.query_tokens,
-                                      .heads = 3 * shape.heads,
-                                      .head_dim = shape.head_dim,
-                                      .first_head = n * shape.heads});
+        return heads_view(
+            of.span(),
+            {.tokens = rows, .heads = 3 * shape.heads, .head_dim = shape.head_dim, .first_head = n * shape.heads});
       };
       const auto o_view = plain<T>(o, shape.query_tokens, shape.heads, shape.head_dim);
       const auto grad_view = plain<T>(grad, shape.query_tokens, shape.heads, shape.head_dim);

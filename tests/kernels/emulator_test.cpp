@@ -42,6 +42,32 @@ TEST(Emulator, shows_that_a_barrier_is_missing) {
   EXPECT_FALSE(neighbours_see_each_other(false, test::seed()));
 }
 
+/// A warp reads what the next one has written, with nothing but warp operations between.
+bool warps_see_each_other(bool with_barrier, std::uint64_t seed) {
+  emulator::set_seed(seed);
+  bool right = true;
+  const Status done = run(
+      1, 256,
+      [&] {
+        DUNNOCK_DYNAMIC_SHARED(unsigned, values);
+        for (int i = 0; i < 5; ++i) (void)warp_reduce<Sum>(1);
+        values[threadIdx.x] = threadIdx.x;
+        if (with_barrier) __syncthreads();
+        for (int i = 0; i < 5; ++i) (void)warp_reduce<Sum>(1);
+        right &= values[(threadIdx.x + 32) % 256] == (threadIdx.x + 32) % 256;
+      },
+      256 * sizeof(unsigned));
+  return right && done.has_value();
+}
+TEST(Emulator, shows_that_a_barrier_between_warps_is_missing) {
+  unsigned shown = 0;
+  for (std::uint64_t n = 0; n < 40; ++n) {  // Each by chance 1 of 2: none of 40 is 1e-12.
+    EXPECT_TRUE(warps_see_each_other(true, test::seed() + n));
+    shown += warps_see_each_other(false, test::seed() + n) ? 0 : 1;
+  }
+  EXPECT_GT(shown, 0U);
+}
+
 TEST(Emulator, fills_shared_memory_of_the_launch_with_NaNs_before_each_block) {
   unsigned clean = 0;
   ASSERT_TRUE(run(

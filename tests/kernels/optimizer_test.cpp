@@ -72,7 +72,7 @@ class Optimizer : public test::OnEachRunner {
             [&](const OptimizerTable<T>& table, std::uint64_t n, DeviceSpan<const float> factor, Stream& at) {
               if (is_adamw)
                 pick(twin, adamw<T>, detail::emulated::adamw<T>, reference::adamw<T>)(
-                    table, {.learning_rate = 0.01F, .step = n}, factor, at);
+                    table, {.learning_rate = 0.01F, .epsilon = 0.03F, .step = n}, factor, at);  // One that can be seen.
               if (!is_adamw)
                 pick(twin, sgd<T>, detail::emulated::sgd<T>, reference::sgd<T>)(
                     table, {.learning_rate = 0.1F, .momentum = momentum, .nesterov = nesterov}, factor, at);

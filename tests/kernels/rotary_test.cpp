@@ -35,6 +35,8 @@ class Rotary : public test::OnEachRunner {
     return get(table.span(), on);
   }
 
+  static constexpr std::size_t kBetween = 2;  // tokens' rows that lie between two entries of a batch
+
   /// Of q and k in one call, in place in a packed projection.
   template <class T>
   std::vector<T> turned(const std::vector<T>& packed, const std::vector<float>& table,
@@ -48,7 +50,7 @@ class Rotary : public test::OnEachRunner {
     const auto table_there = whole_table.span().subspan(1, table.size());
     const auto positions_there = put(positions, on);
     const auto view = heads_view<T>(
-        x, {.tokens = shape.tokens, .heads = shape.heads + 1, .head_dim = shape.head_dim, .first_head = 1});
+        x, {.tokens = shape.tokens + kBetween, .heads = shape.heads + 1, .head_dim = shape.head_dim, .first_head = 1});
     if (twin) {
       (back ? reference::rotary_backward<T> : reference::rotary<T>)(view, table_there, positions_there, shape, on);
     } else if (emulated()) {
@@ -65,7 +67,7 @@ class Rotary : public test::OnEachRunner {
       const RotaryShape shape = any_shape();
       SCOPED_TRACE(std::to_string(shape.rotary_dim) + " of " + std::to_string(shape.head_dim) +
                    (shape.form == RotaryForm::kHalves ? ", halves" : ", interleaved"));
-      const auto x = normal<T>(shape.batch * shape.tokens * (shape.heads + 1) * shape.head_dim);
+      const auto x = normal<T>(shape.batch * (shape.tokens + kBetween) * (shape.heads + 1) * shape.head_dim);
       const auto table = table_of({kPositions, shape.rotary_dim}, twin_stream(), true);
       std::vector<std::int32_t> positions(shape.batch * shape.tokens);
       for (std::int32_t& position : positions) position = static_cast<std::int32_t>(random()() % kPositions);

@@ -4,6 +4,7 @@
 #include "dunnock/gpu/kernels/attention.hpp"
 #include "dunnock/gpu/kernels/elementwise.hpp"
 #include "dunnock/gpu/kernels/embedding.hpp"
+#include "dunnock/gpu/kernels/gather.hpp"
 #include "dunnock/gpu/kernels/norm.hpp"
 #include "dunnock/gpu/kernels/paged_attention.hpp"
 #include "dunnock/gpu/kernels/reduce.hpp"
@@ -84,6 +85,21 @@ TEST_P(OfAnyThreads, GradientsOfBiasesNormsAndTablesHaveTheSameBits) {
     std::vector<float> all;
     for (const auto& span : {dx.span(), dweight.span(), dbias.span(), sums.span(), table.span()}) add(all, span, on);
     return all;
+  });
+}
+
+TEST_P(OfAnyThreads, RowsThatAreScatteredHaveTheSameBits) {
+  const GatherShape shape{.rows = 401, .columns = 203};  // Some threads' rows end where those of others begin.
+  const auto x = normal<float>(shape.rows * shape.columns);
+  const auto y = normal<float>(900 * shape.columns);
+  std::vector<std::int32_t> index(900);
+  for (auto& row : index) row = static_cast<std::int32_t>(random()() % shape.rows);
+  same_bits([&](Stream& on) {
+    auto xs = put(x, on);
+    auto ys = put(y, on);
+    auto rows = put(index, on);
+    scatter_rows<float>(ys, rows, xs, true, shape, on);
+    return get(xs.span(), on);
   });
 }
 

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -126,6 +127,41 @@ std::vector<std::size_t> ready_threads(Block& block, std::string& why) {
   return {};
 }
 
+/// Each until its next barrier or warp operation.
+void run_threads(Block& block, std::vector<std::size_t>& some) {
+  std::shuffle(some.begin(), some.end(), block.random);
+  for (const std::size_t t : some) {
+    block.current = t;
+    block.builtins.thread = block.threads[t].index;
+    block.threads[t].shadow.switch_to();
+    dunnock_switch_stacks(&block.scheduler, block.threads[t].stack_pointer);
+  }
+}
+
+/// Warp by warp, each until its lanes wait for other warps: warp operations alone would keep warps in step, which hides
+/// that a barrier between them is missing.
+void run_warps(Block& block, const std::vector<std::size_t>& ready) {
+  std::vector<std::vector<std::size_t>> warps(block.threads.size() / kWarp);
+  for (const std::size_t t : ready) warps[t / kWarp].push_back(t);
+  std::shuffle(warps.begin(), warps.end(), block.random);
+  for (std::vector<std::size_t>& warp : warps) {
+    if (warp.empty()) continue;
+    const std::size_t first = warp.front() / kWarp * kWarp;
+    const auto goes_on = [&] {
+      for (std::size_t t = first; t < first + kWarp; ++t) {
+        if (block.threads[t].state != State::kAtWarpBarrier) return false;
+      }
+      return true;
+    };
+    run_threads(block, warp);
+    while (goes_on()) {
+      warp.resize(kWarp);
+      std::iota(warp.begin(), warp.end(), first);
+      run_threads(block, warp);
+    }
+  }
+}
+
 Status run_block(Block& block) {
   std::fill(block.shared.begin(), block.shared.end(), static_cast<unsigned char>(0xff));
   const dim3 size = block.builtins.block_dim;
@@ -140,13 +176,13 @@ Status run_block(Block& block) {
     ready.push_back(t);
   }
   std::string why;
+  bool in_step = false;
   while (!ready.empty()) {
-    std::shuffle(ready.begin(), ready.end(), block.random);
-    for (const std::size_t t : ready) {
-      block.current = t;
-      block.builtins.thread = block.threads[t].index;
-      block.threads[t].shadow.switch_to();
-      dunnock_switch_stacks(&block.scheduler, block.threads[t].stack_pointer);
+    if (block.threads[ready.front()].state != State::kAtWarpBarrier) in_step = block.random() % 2 == 0;
+    if (in_step) {
+      run_threads(block, ready);
+    } else {
+      run_warps(block, ready);
     }
     ready = ready_threads(block, why);
   }

@@ -3,11 +3,11 @@
 // header in the place of CUDA's (see gpu/src/cuda/device_code.hpp), into the namespace `emulated`.
 //
 // The threads of a block are fibers of one thread of the host; blocks run one after the other. A thread runs until it
-// comes to a barrier or a warp operation, then another one does, in random order: what needs a barrier and has none
-// goes wrong. Shared memory of the launch's size is filled with NaNs before each block (that of a kernel's own
-// __shared__ arrays keeps what the last block left), copies that are asynchronous are done as late as they may be, and
-// threads that wait at different barriers for ever are an error. So is a pack that is not
-// aligned.
+// comes to a barrier or a warp operation, then another one does, in random order; between two barriers of the block
+// the warps go either in step or one after the other, by chance. So what needs a barrier and has none goes wrong.
+// Shared memory of the launch's size is filled with NaNs before each block (that of a kernel's own __shared__ arrays
+// keeps what the last block left), copies that are asynchronous are done as late as they may be, and threads that wait
+// at different barriers for ever are an error. So is a pack that is not aligned.
 //
 // It cannot show: how fast a kernel is, races between blocks, and what a real memory model allows.
 #pragma once
