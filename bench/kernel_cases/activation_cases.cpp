@@ -8,12 +8,13 @@ namespace {
 using namespace gpu;
 
 template <class T>
-KernelCase plain(Activation kind, const char* name, bool backward, std::size_t count) {
+KernelCase plain(Activation kind, const char* name, const char* op, bool backward, std::size_t count) {
   KernelCase one;
   one.kernel = std::string(name) + (backward ? " backward" : "");
   one.type = type_name<T>();
   one.shape = std::to_string(count);
   one.bytes = (backward ? 3.0 : 2.0) * sizeof(T) * static_cast<double>(count);
+  one.operation = {std::string(op) + (backward ? "_backward" : ""), {{"n", count}}};
   one.relative = kCaseRounding<T>;
   one.absolute = 1e-5;
   one.prepare = [=](KernelValues& values) -> KernelCase::Run {
@@ -37,6 +38,7 @@ KernelCase packed_swiglu(bool backward, std::size_t rows, std::size_t columns) {
   one.type = type_name<T>();
   one.shape = std::to_string(rows) + " x 2 x " + std::to_string(columns);
   one.bytes = (backward ? 5.0 : 3.0) * sizeof(T) * static_cast<double>(rows * columns);
+  one.operation = {backward ? "swiglu_backward" : "swiglu", {{"rows", rows}, {"columns", columns}}};
   one.relative = kCaseRounding<T>;
   one.absolute = 1e-4;
   one.prepare = [=](KernelValues& values) -> KernelCase::Run {
@@ -64,10 +66,10 @@ template <class T>
 void add_cases(std::vector<KernelCase>& cases, CaseSize size) {
   const std::size_t count = size == CaseSize::kTiny ? 5003 : std::size_t{1} << (size == CaseSize::kCpu ? 25 : 28);
   for (const bool backward : {false, true}) {
-    cases.push_back(plain<T>(Activation::kGeluTanh, "GELU tanh", backward, count));
-    cases.push_back(plain<T>(Activation::kGeluErf, "GELU erf", backward, count));
-    cases.push_back(plain<T>(Activation::kSilu, "SiLU", backward, count));
-    cases.push_back(plain<T>(Activation::kRelu, "ReLU", backward, count));
+    cases.push_back(plain<T>(Activation::kGeluTanh, "GELU tanh", "gelu_tanh", backward, count));
+    cases.push_back(plain<T>(Activation::kGeluErf, "GELU erf", "gelu_erf", backward, count));
+    cases.push_back(plain<T>(Activation::kSilu, "SiLU", "silu", backward, count));
+    cases.push_back(plain<T>(Activation::kRelu, "ReLU", "relu", backward, count));
     const std::size_t columns = size == CaseSize::kTiny ? 344 : 11008;
     cases.push_back(packed_swiglu<T>(backward, std::max<std::size_t>(3, count / columns), columns));
   }

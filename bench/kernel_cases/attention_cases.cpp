@@ -23,6 +23,15 @@ double flops_of(const AttentionShape& shape, double products) {
   return 2 * products * values * static_cast<double>(shape.key_tokens) / (shape.causal ? 2 : 1);
 }
 
+PeerOperation operation_of(const char* op, const AttentionShape& shape) {
+  return {op,
+          {{"batch", shape.batch},
+           {"tokens", shape.query_tokens},
+           {"heads", shape.heads},
+           {"head", shape.head_dim},
+           {"causal", shape.causal ? 1 : 0}}};
+}
+
 /// The rounding of p and ds to T, of values that are about 1.
 template <class T>
 constexpr double kCaseAbsolute = std::is_same_v<T, float> ? 2e-4 : 0.05;
@@ -46,6 +55,7 @@ KernelCase forward(const AttentionShape& shape) {
   one.type = type_name<T>();
   one.shape = text(shape);
   one.flops = flops_of(shape, 2);
+  one.operation = operation_of("attention", shape);
   one.relative = kCaseRounding<T>;
   one.absolute = kCaseAbsolute<T>;
   one.prepare = [=](KernelValues& values) -> KernelCase::Run {
@@ -68,6 +78,7 @@ KernelCase backward(const AttentionShape& shape) {
   one.type = type_name<T>();
   one.shape = text(shape);
   one.flops = flops_of(shape, 5);
+  one.operation = operation_of("attention_backward", shape);
   one.relative = kCaseRounding<T>;
   one.absolute = 4 * kCaseAbsolute<T>;
   one.prepare = [=](KernelValues& values) -> KernelCase::Run {
@@ -108,6 +119,13 @@ KernelCase decoding(PagedShape shape, std::size_t context) {
               std::to_string(shape.heads) + " on " + std::to_string(shape.kv_heads) + " heads of " +
               std::to_string(shape.head_dim);
   one.bytes = 2.0 * sizeof(C) * static_cast<double>(shape.sequences * context * shape.kv_heads * shape.head_dim);
+  if (std::is_same_v<T, C>)
+    one.operation = {"decode_attention",
+                     {{"batch", shape.sequences},
+                      {"context", context},
+                      {"heads", shape.heads},
+                      {"kv_heads", shape.kv_heads},
+                      {"head", shape.head_dim}}};
   one.relative = kCaseRounding<T>;
   one.absolute = 2e-5;
   one.prepare = [=](KernelValues& values) -> KernelCase::Run {
@@ -173,7 +191,11 @@ std::vector<KernelCase> attention_cases(CaseSize size) {
     std::vector<AttentionShape> shapes = {
         {.batch = 8, .query_tokens = 256, .key_tokens = 256, .heads = 4, .kv_heads = 4, .head_dim = 32},
         {.batch = 2, .query_tokens = 1024, .key_tokens = 1024, .heads = 12, .kv_heads = 12, .head_dim = 64}};
-    if (tiny) shapes = {{.batch = 1, .query_tokens = 45, .key_tokens = 45, .heads = 2, .kv_heads = 2, .head_dim = 32}};
+    // Each width of a head has kernels of its own on CUDA.
+    if (tiny)
+      shapes = {{.batch = 1, .query_tokens = 45, .key_tokens = 45, .heads = 2, .kv_heads = 2, .head_dim = 32},
+                {.batch = 2, .query_tokens = 131, .key_tokens = 131, .heads = 2, .kv_heads = 2, .head_dim = 64},
+                {.batch = 1, .query_tokens = 70, .key_tokens = 70, .heads = 1, .kv_heads = 1, .head_dim = 128}};
     if (size == CaseSize::kGpu) {
       for (const std::size_t dim : {std::size_t{64}, std::size_t{128}})
         shapes.push_back({.batch = 4,
@@ -193,7 +215,7 @@ std::vector<KernelCase> attention_cases(CaseSize size) {
   }
   std::vector<std::size_t> batches = {1, 8};
   std::vector<std::size_t> contexts = {4096};
-  if (tiny) batches = {3}, contexts = {150};
+  if (tiny) batches = {3}, contexts = {150, 1100};
   if (size == CaseSize::kGpu) batches = {1, 8, 64}, contexts = {1024, 8192, 32768};
   for (const std::size_t batch : batches) {
     for (const std::size_t context : contexts) {

@@ -83,6 +83,17 @@ KernelCase convolution_case(ConvolutionPass pass, const Layer& layer) {
     one.flops =
         2.0 * static_cast<double>(shape.y_size()) * static_cast<double>(shape.weight_size() / shape.out_channels);
   }
+  one.operation = {pass == ConvolutionPass::kForward         ? "convolution"
+                   : pass == ConvolutionPass::kInputGradient ? "convolution_input_gradient"
+                                                             : "convolution_weight_gradient",
+                   {{"batch", shape.batch},
+                    {"side", shape.height},
+                    {"in", shape.in_channels},
+                    {"out", shape.out_channels},
+                    {"kernel", shape.kernel_height},
+                    {"stride", shape.stride_height},
+                    {"padding", shape.padding_height},
+                    {"groups", shape.groups}}};
   one.relative = kCaseRounding<T>;
   one.absolute = 1e-3;
   one.prepare = [=](KernelValues& values) -> KernelCase::Run {
@@ -124,6 +135,13 @@ KernelCase max_pool_case(bool backward, const PoolingShape& shape) {
               std::to_string(shape.channels) + ", " + std::to_string(shape.kernel_height) + "^2 / " +
               std::to_string(shape.stride_height);
   one.bytes = static_cast<double>(sizeof(T) * shape.x_size() + (sizeof(T) + 4) * shape.y_size());
+  one.operation = {backward ? "max_pool_backward" : "max_pool",
+                   {{"batch", shape.batch},
+                    {"side", shape.height},
+                    {"channels", shape.channels},
+                    {"kernel", shape.kernel_height},
+                    {"stride", shape.stride_height},
+                    {"padding", shape.padding_height}}};
   one.relative = kCaseRounding<T>;
   one.absolute = 1e-5;
   one.prepare = [=](KernelValues& values) -> KernelCase::Run {
@@ -157,6 +175,8 @@ KernelCase global_average_case(const GlobalPoolingShape& shape) {
   one.shape =
       std::to_string(shape.batch) + " x " + std::to_string(shape.positions) + " x " + std::to_string(shape.channels);
   one.bytes = static_cast<double>(sizeof(T) * shape.batch * shape.positions * shape.channels);
+  one.operation = {"global_average_pool",
+                   {{"batch", shape.batch}, {"positions", shape.positions}, {"channels", shape.channels}}};
   one.relative = kCaseRounding<T>;
   one.absolute = 1e-5;
   one.prepare = [=](KernelValues& values) -> KernelCase::Run {
@@ -178,6 +198,8 @@ KernelCase batch_norm_case(bool backward, const BatchNormShape& shape) {
   // Read once and written once: the second reading that statistics ask for counts against us.
   const double values_read = backward ? 3 : 2;
   one.bytes = values_read * static_cast<double>(sizeof(T) * shape.rows * shape.channels);
+  one.operation = {backward ? "batch_norm_backward" : "batch_norm",
+                   {{"rows", shape.rows}, {"channels", shape.channels}}};
   one.relative = 2 * kCaseRounding<T>;
   one.absolute = 2e-3;
   one.prepare = [=](KernelValues& values) -> KernelCase::Run {

@@ -14,6 +14,7 @@ KernelCase loss(std::size_t rows, std::size_t classes) {
   one.type = type_name<T>();
   one.shape = std::to_string(rows) + " x " + std::to_string(classes);
   one.bytes = 2.0 * sizeof(T) * static_cast<double>(rows * classes);
+  one.operation = {"cross_entropy", {{"rows", rows}, {"classes", classes}}};
   one.relative = std::max(2e-5, kCaseRounding<T>);
   one.absolute = 1e-5;
   one.prepare = [=](KernelValues& values) -> KernelCase::Run {
@@ -37,6 +38,7 @@ KernelCase plain(std::size_t rows, std::size_t columns) {
   one.type = type_name<T>();
   one.shape = std::to_string(rows) + " x " + std::to_string(columns);
   one.bytes = 2.0 * sizeof(T) * static_cast<double>(rows * columns);
+  one.operation = {"softmax", {{"rows", rows}, {"columns", columns}}};
   one.relative = std::max(2e-5, kCaseRounding<T>);
   one.absolute = 1e-7;
   one.prepare = [=](KernelValues& values) -> KernelCase::Run {

@@ -11,27 +11,31 @@ template <class T>
 void add_cases(std::vector<KernelCase>& cases, CaseSize size) {
   using Other = std::conditional_t<std::is_same_v<T, float>, Bf16, float>;
   const std::size_t count = size == CaseSize::kTiny ? 5003 : std::size_t{1} << (size == CaseSize::kCpu ? 25 : 28);
-  const auto add = [&](const char* name, const std::string& shape, double bytes, auto prepare) {
+  const auto add = [&](const char* name, const std::string& shape, double bytes, PeerOperation operation,
+                       auto prepare) {
     KernelCase one;
     one.kernel = name;
     one.type = type_name<T>();
     one.shape = shape;
     one.bytes = bytes;
+    one.operation = std::move(operation);
     one.relative = 1.0 / 127;
     one.absolute = 0.05;
     one.prepare = prepare;
     cases.push_back(std::move(one));
   };
   const auto values_count = static_cast<double>(count);
-  add("add", std::to_string(count), 3 * sizeof(T) * values_count, [=](KernelValues& values) -> KernelCase::Run {
-    const auto a = values.normal<T>(count);
-    const auto b = values.normal<T>(count);
-    const auto y = values.result<T>(count);
-    return [=](Stream& stream, Form form) {
-      (form == Form::kTwin ? reference::add_scaled<T> : add_scaled<T>)(a, b, 0.5F, y, stream);
-    };
-  });
-  add("cast", std::to_string(count), 6 * values_count, [=](KernelValues& values) -> KernelCase::Run {
+  const auto peer = [&](const char* op) { return PeerOperation{op, {{"n", count}}}; };
+  add("add", std::to_string(count), 3 * sizeof(T) * values_count, peer("add_scaled"),
+      [=](KernelValues& values) -> KernelCase::Run {
+        const auto a = values.normal<T>(count);
+        const auto b = values.normal<T>(count);
+        const auto y = values.result<T>(count);
+        return [=](Stream& stream, Form form) {
+          (form == Form::kTwin ? reference::add_scaled<T> : add_scaled<T>)(a, b, 0.5F, y, stream);
+        };
+      });
+  add("cast", std::to_string(count), 6 * values_count, peer("cast"), [=](KernelValues& values) -> KernelCase::Run {
     const auto x = values.normal<T>(count);
     const auto y = values.result<Other>(count);
     return [=](Stream& stream, Form form) {
@@ -41,7 +45,10 @@ void add_cases(std::vector<KernelCase>& cases, CaseSize size) {
   const RowMatrix shape{.rows = std::max<std::size_t>(3, count / 3072), .columns = 3072};
   const std::string text = std::to_string(shape.rows) + " x 3072";
   const auto bytes = static_cast<double>(sizeof(T) * shape.rows * shape.columns);
-  add("bias add", text, 2 * bytes, [=](KernelValues& values) -> KernelCase::Run {
+  const auto row_peer = [&](const char* op) {
+    return PeerOperation{op, {{"rows", shape.rows}, {"columns", shape.columns}}};
+  };
+  add("bias add", text, 2 * bytes, row_peer("bias_add"), [=](KernelValues& values) -> KernelCase::Run {
     const auto x = values.normal<T>(shape.rows * shape.columns);
     const auto bias = values.normal<T>(shape.columns);
     const auto y = values.result<T>(x.size());
@@ -49,7 +56,7 @@ void add_cases(std::vector<KernelCase>& cases, CaseSize size) {
       (form == Form::kTwin ? reference::bias_add<T> : bias_add<T>)(x, bias, y, shape, stream);
     };
   });
-  add("column sums", text, bytes, [=](KernelValues& values) -> KernelCase::Run {
+  add("column sums", text, bytes, row_peer("column_sums"), [=](KernelValues& values) -> KernelCase::Run {
     const auto x = values.normal<T>(shape.rows * shape.columns);
     const auto sums = values.result<T>(shape.columns);
     const auto space = values.workspace<float>(column_sums_workspace(shape, values.device()));

@@ -16,6 +16,8 @@ KernelCase one_way(bool backward, std::size_t tokens, const EmbeddingShape& shap
       std::to_string(tokens) + " of " + std::to_string(shape.vocabulary) + " x " + std::to_string(shape.columns);
   one.bytes = static_cast<double>(sizeof(T)) * static_cast<double>(shape.columns) *
               static_cast<double>(backward ? tokens + shape.vocabulary : 2 * tokens);
+  one.operation = {backward ? "embedding_backward" : "embedding",
+                   {{"tokens", tokens}, {"vocabulary", shape.vocabulary}, {"columns", shape.columns}}};
   one.relative = kCaseRounding<T>;
   one.absolute = 1e-4;
   one.prepare = [=](KernelValues& values) -> KernelCase::Run {

@@ -28,6 +28,8 @@ KernelCase gather(bool of_rows, bool scatters, std::size_t rows, std::size_t col
   one.type = type_name<T>();
   one.shape = std::to_string(rows) + " x " + std::to_string(columns) + ", half";
   one.bytes = 2.0 * sizeof(T) * static_cast<double>(moved);
+  one.operation = {std::string(scatters ? "scatter_" : "gather_") + (of_rows ? "rows" : "columns"),
+                   {{"rows", rows}, {"columns", columns}, {"count", index.size()}}};
   one.prepare = [=](KernelValues& values) -> KernelCase::Run {
     const GatherShape shape{.rows = rows, .columns = columns};
     const auto where = values.of(index);

@@ -15,6 +15,7 @@
 #include <random>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dunnock/gpu/bf16.hpp"
@@ -112,9 +113,11 @@ class KernelValues {
     constexpr std::size_t kDistinct = std::size_t{1} << 20;
     std::vector<T> part(std::min(span.size(), kDistinct));
     for (T& value : part) value = next();
-    for (std::size_t at = 0; at < span.size(); at += part.size()) {
-      const std::size_t many = std::min(part.size(), span.size() - at);
-      gpu::upload(span.subspan(at, many), std::span<const T>(part).first(many), stream_);
+    if (part.empty()) return span;
+    gpu::upload(span.subspan(0, part.size()), std::span<const T>(part), stream_);
+    for (std::size_t at = part.size(); at < span.size(); at += std::min(at, span.size() - at)) {  // Twice as many each.
+      const std::size_t many = std::min(at, span.size() - at);
+      gpu::device_copy(span.subspan(at, many), span.subspan(0, many), stream_);
     }
     (void)stream_.synchronize();
     return span;
@@ -126,6 +129,12 @@ class KernelValues {
   std::vector<std::function<std::vector<double>(gpu::Stream&)>> results_;
   std::size_t bytes_ = 0;
   bool failed_ = false;
+};
+
+/// The same work as an operation of PyTorch: what tools/gpu-check/peers.py makes of it, and measures in the same run.
+struct PeerOperation {
+  std::string op;                                          ///< A method of peers.py; empty: there is none.
+  std::vector<std::pair<std::string, std::size_t>> sizes;  ///< By the names that this method takes.
 };
 
 struct KernelCase {
@@ -141,6 +150,8 @@ struct KernelCase {
   std::function<Run(KernelValues&)> prepare;
   /// What one would use instead, as a row of its own; empty: there is none. CPU streams only.
   std::string peer;
+  /// The same for a GPU. Filled for every size, so that a rehearsal has it too.
+  PeerOperation operation;
   /// How far a result may be from the twin's: absolute + relative * |twin's|.
   double relative = 0;
   double absolute = 0;

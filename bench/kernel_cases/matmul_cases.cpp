@@ -56,6 +56,13 @@ KernelCase product(Use use, MatmulShape shape) {
               (shape.transpose_a ? " A'" : "") + (shape.transpose_b ? " B'" : "");
   const auto values_of = [](std::size_t rows, std::size_t columns) { return static_cast<double>(rows * columns); };
   one.flops = 2 * values_of(shape.rows, shape.columns) * static_cast<double>(shape.inner);
+  if (use == Use::kPlain)
+    one.operation = {"matmul",
+                     {{"m", shape.rows},
+                      {"n", shape.columns},
+                      {"k", shape.inner},
+                      {"transpose_a", shape.transpose_a ? 1 : 0},
+                      {"transpose_b", shape.transpose_b ? 1 : 0}}};
   one.relative = 2 * kCaseRounding<C>;
   one.absolute = kCaseRounding<C> * 4;  // Values are of about 1.
   const float scale = 1 / std::sqrt(static_cast<float>(shape.inner));

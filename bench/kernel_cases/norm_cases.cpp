@@ -14,6 +14,7 @@ KernelCase forward(bool centred, NormShape shape) {
   one.type = type_name<T>();
   one.shape = std::to_string(shape.rows) + " x " + std::to_string(shape.columns);
   one.bytes = 2.0 * sizeof(T) * static_cast<double>(shape.rows * shape.columns);
+  one.operation = {centred ? "layer_norm" : "rms_norm", {{"rows", shape.rows}, {"columns", shape.columns}}};
   one.relative = kCaseRounding<T>;
   one.absolute = 2e-5;
   one.prepare = [=](KernelValues& values) -> KernelCase::Run {
@@ -40,6 +41,8 @@ KernelCase backward(bool centred, NormShape shape) {
   one.shape = std::to_string(shape.rows) + " x " + std::to_string(shape.columns);
   // dy and x are read twice: the sums over columns and those over rows want different orders.
   one.bytes = 3.0 * sizeof(T) * static_cast<double>(shape.rows * shape.columns);
+  one.operation = {centred ? "layer_norm_backward" : "rms_norm_backward",
+                   {{"rows", shape.rows}, {"columns", shape.columns}}};
   one.relative = kCaseRounding<T>;
   one.absolute = 2e-3;
   one.prepare = [=](KernelValues& values) -> KernelCase::Run {

@@ -16,6 +16,8 @@ KernelCase step(bool is_adamw, std::size_t tensors, std::size_t size) {
   one.shape = std::to_string(tensors) + " of " + std::to_string(size);
   const std::size_t count = tensors * size;
   one.bytes = ((is_adamw ? 24.0 : 16.0) + sizeof(T) + (std::is_same_v<T, Bf16> ? 2 : 0)) * static_cast<double>(count);
+  // PyTorch's keeps no bf16 copy beside f32 weights.
+  if (std::is_same_v<T, float>) one.operation = {is_adamw ? "adamw" : "sgd", {{"tensors", tensors}, {"n", size}}};
   one.relative = 1.0 / 127;
   one.absolute = 1e-5;
   one.changes_itself = true;

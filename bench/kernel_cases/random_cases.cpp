@@ -8,12 +8,13 @@ namespace {
 using namespace gpu;
 
 template <class T>
-KernelCase common(const char* kernel, std::size_t count, double values_moved) {
+KernelCase common(const char* kernel, const char* op, std::size_t count, double values_moved) {
   KernelCase one;
   one.kernel = kernel;
   one.type = type_name<T>();
   one.shape = std::to_string(count);
   one.bytes = values_moved * sizeof(T) * static_cast<double>(count);
+  one.operation = {op, {{"n", count}}};
   one.relative = kCaseRounding<T>;
   one.absolute = 1e-4;
   return one;
@@ -22,7 +23,7 @@ KernelCase common(const char* kernel, std::size_t count, double values_moved) {
 template <class T>
 void add_cases(std::size_t count, std::vector<KernelCase>& cases) {
   const RandomKey key{.seed = 5, .first_block = 9};
-  KernelCase uniform = common<T>("random uniform", count, 1);
+  KernelCase uniform = common<T>("random uniform", "random_uniform", count, 1);
   uniform.prepare = [=](KernelValues& values) -> KernelCase::Run {
     const auto out = values.result<T>(count);
     return [=](Stream& stream, Form form) {
@@ -30,7 +31,7 @@ void add_cases(std::size_t count, std::vector<KernelCase>& cases) {
     };
   };
   cases.push_back(uniform);
-  KernelCase normal = common<T>("random normal", count, 1);
+  KernelCase normal = common<T>("random normal", "random_normal", count, 1);
   normal.prepare = [=](KernelValues& values) -> KernelCase::Run {
     const auto out = values.result<T>(count);
     return [=](Stream& stream, Form form) {
@@ -38,7 +39,7 @@ void add_cases(std::size_t count, std::vector<KernelCase>& cases) {
     };
   };
   cases.push_back(normal);
-  KernelCase drop = common<T>("dropout", count, 2);
+  KernelCase drop = common<T>("dropout", "dropout", count, 2);
   drop.prepare = [=](KernelValues& values) -> KernelCase::Run {
     const auto x = values.normal<T>(count);
     const auto y = values.result<T>(count);

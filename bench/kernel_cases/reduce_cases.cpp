@@ -15,6 +15,7 @@ void add_cases(std::vector<KernelCase>& cases, CaseSize size) {
   sum.type = type_name<T>();
   sum.shape = std::to_string(count);
   sum.bytes = static_cast<double>(count * sizeof(T));
+  sum.operation = {"sum_of_squares", {{"n", count}}};
   sum.relative = 1e-5;
   sum.prepare = [=](KernelValues& values) -> KernelCase::Run {
     const auto x = values.normal<T>(count);
@@ -28,6 +29,7 @@ void add_cases(std::vector<KernelCase>& cases, CaseSize size) {
   const ReduceRows shape{.rows = std::max<std::size_t>(2, count / 50257), .columns = 50257};
   KernelCase argmax = sum;
   argmax.kernel = "argmax of rows";
+  argmax.operation = {"argmax_rows", {{"rows", shape.rows}, {"columns", shape.columns}}};
   argmax.shape = std::to_string(shape.rows) + " x 50257";
   argmax.bytes = static_cast<double>(shape.rows * shape.columns * sizeof(T));
   argmax.prepare = [=](KernelValues& values) -> KernelCase::Run {

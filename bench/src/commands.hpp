@@ -15,5 +15,6 @@ void add_prefix_command(CLI::App& app, Run& run);
 void add_kernels_command(CLI::App& app, Run& run);
 void add_collectives_command(CLI::App& app, Run& run);
 void add_overlap_command(CLI::App& app, Run& run);
+void add_schedules_command(CLI::App& app, Run& run);
 
 }  // namespace dunnock::bench

@@ -1,4 +1,4 @@
-// PyTorch's side: lines whole and broken, the table both sides read, and programs that do not behave.
+// PyTorch's side: lines whole and broken, and programs that do not behave.
 #include "peers.hpp"
 
 #include <gtest/gtest.h>
@@ -6,11 +6,9 @@
 
 #include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
-#include <set>
 
-#include "benchmarks.hpp"
-#include "kernel_cases.hpp"
+#include "kernel_benchmarks.hpp"
+#include "process.hpp"
 #include "support/seed.hpp"
 
 namespace dunnock::gpu_check {
@@ -153,81 +151,55 @@ TEST_F(FakePython, may_be_missing) {
 /// peers.py itself, with PyTorch where this machine has it, and without it where not.
 TEST(PeersScript, does_every_case_or_says_that_there_is_no_pytorch) {
   PeerOptions options{.script = DUNNOCK_PEERS_SCRIPT, .cases = "", .seconds_max = 300, .rehearse = true};
-  const auto cases = kernel_cases(true);
-  for (const KernelCase& one : cases) options.cases += json_of(one) + "\n";
+  std::vector<bench::KernelCase> cases = measured_cases(true);
+  std::erase_if(cases, [](const bench::KernelCase& one) { return one.operation.op.empty(); });
+  for (const bench::KernelCase& one : cases) options.cases += json_of(one) + "\n";
   const auto results = run_peers(options);
   if (results.about.starts_with("none: PyTorch is not installed")) GTEST_SKIP() << results.about;
   EXPECT_TRUE(results.about.starts_with("PyTorch ")) << results.about;
   EXPECT_TRUE(results.about.ends_with(" on cpu")) << results.about;
   EXPECT_EQ(results.broken_lines, 0U);
   for (const auto& [name, error] : results.errors) ADD_FAILURE() << name << ": " << error;
-  for (const KernelCase& one : cases) EXPECT_TRUE(results.ms.contains(one.name)) << one.name;
+  for (const bench::KernelCase& one : cases) EXPECT_TRUE(results.ms.contains(one.name())) << one.name();
 }
 
-TEST(KernelCases, are_one_table_with_names_that_differ) {
-  for (const bool quick : {false, true}) {
-    std::set<std::string> names;
-    for (const KernelCase& one : kernel_cases(quick)) {
-      EXPECT_TRUE(names.insert(one.name).second) << one.name << " comes twice";
-      const auto line = nlohmann::json::parse(json_of(one));
-      EXPECT_EQ(line["name"], one.name);
-      EXPECT_EQ(line["op"], one.op);
-      EXPECT_GT(one.bytes, 0) << one.name;
-      EXPECT_EQ(line["bytes"], one.bytes) << one.name;
-      EXPECT_EQ(line["flops"], one.flops) << one.name;
-      EXPECT_EQ(one.bound == Bound::kArithmetic, one.flops > 0) << one.name;
-      for (const auto& [size, value] : one.sizes) {
-        EXPECT_GE(value, size == "padding" ? 0 : 1) << one.name;
-        EXPECT_EQ(line[size], value) << one.name;
-        EXPECT_EQ(one.size(size), value);
-      }
-    }
-    EXPECT_GT(names.size(), 40U);
+/// A PyTorch that does nothing, for machines that have none: does peers.py know every operation, and find in each case
+/// the sizes that it reads?
+TEST(PeersScript, knows_every_case_with_its_sizes) {
+  if (find_program("python3").empty()) GTEST_SKIP() << "there is no python3";
+  const auto folder = std::filesystem::temp_directory_path() / ("dunnock-torch-" + std::to_string(getpid()));
+  std::filesystem::create_directories(folder);
+  std::ofstream(folder / "torch.py") << "import sys\n"
+                                        "class Anything:\n"
+                                        "  def __getattr__(self, name): return Anything()\n"
+                                        "  def __call__(self, *a, **b): return Anything()\n"
+                                        "  def __getitem__(self, key): return self\n"
+                                        "  def __iter__(self): return iter((Anything(), Anything()))\n"
+                                        "  def __mul__(self, other): return self\n"
+                                        "  def __add__(self, other): return self\n"
+                                        "  def __str__(self): return 'of nothing'\n"
+                                        "sys.modules[__name__] = Anything()\n";
+  setenv("PYTHONPATH", folder.c_str(), 1);
+  PeerOptions options{.script = DUNNOCK_PEERS_SCRIPT, .cases = "", .seconds_max = 300, .rehearse = true};
+  unsigned count = 0;
+  for (const bench::KernelCase& one : measured_cases(true)) {
+    if (one.operation.op.empty()) continue;
+    options.cases += json_of(one) + "\n";
+    ++count;
   }
-}
-
-TEST(KernelCases, are_ones_that_the_script_knows) {
-  std::ifstream file(DUNNOCK_PEERS_SCRIPT);
-  const std::string script{std::istreambuf_iterator<char>(file), {}};
-  for (const KernelCase& one : kernel_cases(false))
-    EXPECT_NE(script.find("def " + one.op + "(self, case)"), std::string::npos) << one.op;
-}
-
-TEST(KernelRows, stand_beside_their_ceilings_and_peers) {
-  const auto cases = kernel_cases(false);
-  const auto find = [&](const std::string& name) -> const KernelCase& {
-    for (const KernelCase& one : cases) {
-      if (one.name == name) return one;
-    }
-    throw std::runtime_error(name);
-  };
-  const KernelCase& gelu = find("gelu bf16");
-  const KernelCase& matmul = find("matmul bf16");
-  EXPECT_DOUBLE_EQ(gelu.rate(1), 4.0 * static_cast<double>(gelu.size("n")) * 1e-6);
-  EXPECT_DOUBLE_EQ(matmul.rate(1), 2.0 * 8192 * 8192 * 8192 * 1e-9);
-  Report report;
-  report.figure({.name = kCopyCeiling, .value = 4000.0, .unit = "GB/s"});
-  PeerResults peers;
-  peers.ms = {{"matmul bf16", 1.6}, {"sum f32", 1.0}};
-  // 0.16 ms of 537 MB are 84 % of 4000 GB/s: missed by 1 %. The product is met: 1.65 of 1.6 ms.
-  report_kernels(cases, {{"gelu bf16", 0.16}, {"matmul bf16", 1.65}}, peers, report);
-  const auto all = nlohmann::json::parse(report.json({}));
-  ASSERT_EQ(all["figures"].size(), 4U) << "the ceiling, and what anybody has measured";
-  for (const auto& figure : all["figures"]) {
-    if (figure["name"] == "gelu bf16") {
-      EXPECT_NEAR(figure["share"], 0.839, 0.001);
-      EXPECT_EQ(figure["met"], false);
-      EXPECT_TRUE(figure["peer"].is_null());
-    } else if (figure["name"] == "matmul bf16") {
-      EXPECT_NEAR(figure["ratio"], 1.6 / 1.65, 0.001);
-      EXPECT_NEAR(figure["share"], 1.6 / 1.65, 0.001) << "the faster of the two is the ceiling";
-      EXPECT_EQ(figure["met"], true);
-    } else if (figure["name"] == "sum f32") {
-      EXPECT_TRUE(figure["value"].is_null());
-      EXPECT_TRUE(figure["met"].is_null());
-      EXPECT_EQ(figure["peer"], "PyTorch");
-    }
-  }
+  options.cases += R"({"name": "unknown", "op": "no_such_operation", "type": "f32", "bytes": 1, "flops": 0})"
+                   "\n"
+                   R"({"name": "short of sizes", "op": "matmul", "type": "f32", "m": 1, "bytes": 1, "flops": 1})"
+                   "\n";
+  const auto results = run_peers(options);
+  unsetenv("PYTHONPATH");
+  std::filesystem::remove_all(folder);
+  EXPECT_EQ(results.about, "PyTorch of nothing on cpu");
+  EXPECT_EQ(results.broken_lines, 0U);
+  EXPECT_EQ(results.ms.size(), count);
+  EXPECT_EQ(results.errors,
+            (std::map<std::string, std::string>{{"unknown", "ValueError: no such operation: no_such_operation"},
+                                                {"short of sizes", "KeyError: 'k'"}}));
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "budget.hpp"
+#include "kernel_benchmarks.hpp"
 #include "process.hpp"
 #include "sanitizer.hpp"
 
@@ -101,6 +102,12 @@ TEST(Sanitizers, fail_with_the_first_lines) {
   EXPECT_EQ(wrong.outcome, Outcome::kFailed);
   EXPECT_EQ(wrong.why, "the checks ended with 1 under it: ERROR SUMMARY: 0 errors");
 }
+TEST(Sanitizers, say_what_kernels_the_checks_had_no_time_for) {
+  EXPECT_EQ(why_kernels_were_left_out("passed   graphs\n========= ERROR SUMMARY: 0 errors\n"), "");
+  EXPECT_EQ(why_kernels_were_left_out("passed   graphs\nskipped  all kernels beside their twins: 3 of 40\nmore\n"),
+            "3 of 40");
+  EXPECT_EQ(why_kernels_were_left_out("skipped  all kernels beside their twins: cut"), "cut");
+}
 TEST(Sanitizers, are_skipped_where_they_do_not_work_or_take_too_long) {
   const Verdict refused = judge(1, "========= COMPUTE-SANITIZER\n========= Error: device not supported\n");
   EXPECT_EQ(refused.outcome, Outcome::kSkipped);
@@ -162,6 +169,8 @@ TEST_F(Program, rehearses_and_writes_a_whole_report) {
   EXPECT_EQ(all["peers"], "none: none in this test");
   EXPECT_EQ(outcome(all, "blocked Bloom filter, seed 7"), "passed: ");
   EXPECT_EQ(outcome(all, "collectives of one rank, bf16, seed 7"), "passed: ");
+  EXPECT_EQ(outcome(all, "layer norm beside its twin, seed 7"), "passed: ");
+  EXPECT_EQ(outcome(all, "paged attention beside its twin, seed 7"), "passed: ");
   EXPECT_EQ(outcome(all, "filter of 12 bits, groups of 4, load 90 %, seed 15"), "passed: ");
   std::set<std::string> figures;
   for (const auto& figure : all["figures"]) {
@@ -178,6 +187,7 @@ TEST_F(Program, rehearses_and_writes_a_whole_report) {
   }
   EXPECT_TRUE(figures.contains("FilterView, 4 words a group: false positives"));
   EXPECT_TRUE(figures.contains("ceiling: copy within the device"));
+  for (const bench::KernelCase& one : measured_cases(true)) EXPECT_TRUE(figures.contains(one.name())) << one.name();
   EXPECT_TRUE(figures.contains("times less"));
 }
 
@@ -185,7 +195,7 @@ TEST_F(Program, runs_its_small_checks_under_the_sanitizer) {
   // It does what the real one does on the outside: run the program that follows its options, and close with a summary.
   add("compute-sanitizer",
       "tool=$2\nshift 6\n"
-      "test $tool = memcheck && \"$@\" && echo '========= ERROR SUMMARY: 0 errors' && exit 0\n"
+      "test $tool = memcheck && \"$@\" --seconds 20 && echo '========= ERROR SUMMARY: 0 errors' && exit 0\n"
       "test $tool = racecheck && echo '========= Race reported' && echo '========= RACECHECK SUMMARY: 1 hazard' && "
       "exit 86\n"
       "echo 'can not attach'; exit 1");
@@ -193,6 +203,8 @@ TEST_F(Program, runs_its_small_checks_under_the_sanitizer) {
   EXPECT_EQ(done.status, 1) << "a race was found";
   const json all = report();
   EXPECT_EQ(outcome(all, "compute-sanitizer memcheck"), "passed: ");
+  EXPECT_TRUE(outcome(all, "compute-sanitizer memcheck, all kernels beside their twins").starts_with("skipped: "))
+      << "20 s are too little for the kernels, and the report says so";
   EXPECT_EQ(outcome(all, "compute-sanitizer racecheck"), "failed: Race reported | RACECHECK SUMMARY: 1 hazard");
   EXPECT_EQ(outcome(all, "compute-sanitizer initcheck"), "skipped: it does not work on this machine: can not attach");
 }
@@ -202,6 +214,8 @@ TEST_F(Program, skips_what_does_not_fit_into_its_time) {
   ASSERT_EQ(done.status, 0) << done.output;
   const json all = report();
   EXPECT_EQ(outcome(all, "set"), "skipped: no time is left");
+  EXPECT_TRUE(outcome(all, "all kernels beside their twins").starts_with("skipped: "));
+  EXPECT_TRUE(outcome(all, "kernels measured").starts_with("skipped: "));
   EXPECT_EQ(outcome(all, "PyTorch"), "skipped: no time is left");
   EXPECT_EQ(all["peers"], "none: no time was left");
 }

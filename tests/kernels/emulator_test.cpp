@@ -105,6 +105,38 @@ TEST(Emulator, refuses_what_CUDA_refuses) {
   EXPECT_EQ(why(run(1, 32, nothing, 300 << 10)), "a block has at most 227 KiB of shared memory");
   EXPECT_EQ(why(emulator::run_grid(dim3(1, 70000), dim3(32), 0, nothing)),
             "a grid is at most 65535 blocks high and deep");
+  EXPECT_EQ(why(emulator::run_grid(dim3(1U << 31), dim3(32), 0, nothing)), "a grid is at most 2^31 - 1 blocks wide");
+}
+
+TEST(Emulator, notices_lanes_at_different_warp_operations) {
+  EXPECT_EQ(why(run(1, 64,
+                    [] {
+                      if (threadIdx.x < 32) return;
+                      if (threadIdx.x % 2 == 0) {
+                        (void)shuffle(1.0F, 0);
+                      } else {
+                        (void)ballot(true);
+                      }
+                    })),
+            "block 0, 0, 0: warp 1: lanes come to different warp operations");
+}
+
+TEST(EmulatorDeathTest, stops_at_packs_that_are_not_aligned) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  alignas(16) float values[8] = {};
+  const auto access = [&](unsigned first, bool writes) {
+    return run(1, 32, [&values, first, writes] {
+      if (writes) {
+        store_pack(values + first, Pack<float, 4>{});
+      } else {
+        (void)load_pack<4>(values + first);
+      }
+    });
+  };
+  EXPECT_TRUE(access(4, false));
+  EXPECT_TRUE(access(4, true));
+  EXPECT_DEATH((void)access(2, false), "a pack is aligned");
+  EXPECT_DEATH((void)access(2, true), "a pack is aligned");
 }
 
 TEST(Emulator, does_asynchronous_copies_no_sooner_than_they_are_waited_for) {

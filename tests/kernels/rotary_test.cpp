@@ -43,7 +43,11 @@ class Rotary : public test::OnEachRunner {
                         const std::vector<std::int32_t>& positions, const RotaryShape& shape, bool back, Stream& on,
                         bool twin) {
     const auto x = put(packed, on);
-    const auto table_there = put(table, on);
+    // A span may begin at any float.
+    std::vector<float> shifted(table.size() + 1);
+    std::copy(table.begin(), table.end(), shifted.begin() + 1);
+    const auto whole_table = put(shifted, on);
+    const auto table_there = whole_table.span().subspan(1, table.size());
     const auto positions_there = put(positions, on);
     const auto view = heads_view<T>(
         x, {.tokens = shape.tokens + kBetween, .heads = shape.heads + 1, .head_dim = shape.head_dim, .first_head = 1});

@@ -20,6 +20,7 @@ bool accepts(const std::string& path, const std::string& line) { return with_lin
 const std::string kBase = "base/include/dunnock/base/a.hpp";
 const std::string kPmem = "pmem/include/dunnock/pmem/a.hpp";
 const std::string kGpu = "gpu/include/dunnock/gpu/a.hpp";
+const std::string kTraining = "training/include/dunnock/training/a.hpp";
 const std::string kFilter = "filter/include/dunnock/filter/a.hpp";
 
 TEST(Tree, keeps_the_rules) {
@@ -81,6 +82,9 @@ TEST(Layers, must_not_include_what_is_above) {
 TEST(Layers, of_the_gpu_see_the_words_of_the_filter_and_nothing_else_of_it) {
   EXPECT_TRUE(accepts(kGpu, "#include <dunnock/filter/layout.hpp>"));
   EXPECT_TRUE(complains(kGpu, "#include <dunnock/filter/cuckoo_filter.hpp>"));
+  EXPECT_TRUE(complains(kGpu, "#include <dunnock/training/step.hpp>"));
+  EXPECT_TRUE(accepts(kTraining, "#include <dunnock/gpu/schedule.hpp>"));
+  EXPECT_TRUE(accepts(kTraining, "#include <dunnock/index/checkpoint_store.hpp>"));
   EXPECT_TRUE(complains("gpu/src/cuda/a.cu", "#include <dunnock/filter/cuckoo_filter.hpp>"));
 }
 

@@ -89,12 +89,25 @@ struct alignas(N * sizeof(T)) Pack {
 template <class T>
 inline constexpr unsigned kPack = 16 / sizeof(T);
 
+#if defined(__CUDACC__)
+template <class Packed>
+__device__ void check_alignment(const void*) {}
+#else
+/// A GPU stops at an access that is not aligned; a CPU does not.
+template <class Packed>
+void check_alignment(const void* address) {
+  emulator::check_alignment(address, alignof(Packed));
+}
+#endif
+
 template <unsigned N, class T>
 __device__ Pack<T, N> load_pack(const T* from) {
+  check_alignment<Pack<T, N>>(from);
   return *reinterpret_cast<const Pack<T, N>*>(from);
 }
 template <unsigned N, class T>
 __device__ void store_pack(T* to, const Pack<T, N>& values) {
+  check_alignment<Pack<T, N>>(to);
   *reinterpret_cast<Pack<T, N>*>(to) = values;
 }
 [[nodiscard]] inline bool is_aligned(const void* address, std::size_t bytes = 16) noexcept {

@@ -19,6 +19,12 @@ __global__ void __launch_bounds__(kBlock)
   table[2 * n + 1] = static_cast<float>(sin(angle));
 }
 
+/// Cosine and sine. A table may be a span that begins at any float; then all threads take the second way.
+__device__ inline Pack<float, 2> turn_at(const float* turn) {
+  if (reinterpret_cast<std::uintptr_t>(turn) % sizeof(Pack<float, 2>) == 0) return load_pack<2>(turn);
+  return {turn[0], turn[1]};
+}
+
 /// A thread turns kWidth pairs (halves) or kWidth values, at least a pair (interleaved), of a head of a token.
 template <class T, unsigned kWidth, bool kHalves>
 __global__ void __launch_bounds__(kBlock)
@@ -38,7 +44,7 @@ __global__ void __launch_bounds__(kBlock)
   float sine[kPairs];
 #pragma unroll
   for (unsigned i = 0; i < kPairs; ++i) {
-    const auto turn = load_pack<2>(turns + 2 * i);
+    const auto turn = turn_at(turns + 2 * i);
     cosine[i] = turn.values[0];
     sine[i] = direction * turn.values[1];
   }

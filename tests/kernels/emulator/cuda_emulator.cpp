@@ -34,6 +34,7 @@ struct Thread {
   State state = State::kOver;
   dim3 index;
   unsigned warp_operations = 0;
+  WarpOperation operation{};              // when it is at a warp barrier
   std::vector<std::vector<Copy>> groups;  // committed copies, oldest first
   std::vector<Copy> open;                 // those that are not committed yet
 };
@@ -103,6 +104,11 @@ std::vector<std::size_t> ready_threads(Block& block, std::string& why) {
     }
     over += lanes_over;
     if (at_warp == kWarp) {
+      for (std::size_t t = w * kWarp + 1; t < (w + 1) * kWarp; ++t) {
+        if (block.threads[t].operation == block.threads[t - 1].operation) continue;
+        why = "warp " + std::to_string(w) + ": lanes come to different warp operations";
+        return {};
+      }
       for (std::size_t t = w * kWarp; t < (w + 1) * kWarp; ++t) ready.push_back(t);
     } else if (at_warp + lanes_over == kWarp && at_warp != 0) {
       why = "warp " + std::to_string(w) + ": a warp operation that not all lanes come to";
@@ -201,6 +207,7 @@ Status run_grid(dim3 blocks, dim3 threads, std::size_t shared_bytes, const std::
   if (count % kWarp != 0) return refused("a block is whole warps");
   if (shared_bytes > kSharedMax) return refused("a block has at most 227 KiB of shared memory");
   if (std::size_t{blocks.x} * blocks.y * blocks.z == 0) return refused("a grid has a block");
+  if (blocks.x > 0x7fffffffU) return refused("a grid is at most 2^31 - 1 blocks wide");
   if (blocks.y > 65535 || blocks.z > 65535) return refused("a grid is at most 65535 blocks high and deep");
 
   Block block;
@@ -237,20 +244,27 @@ unsigned char* shared_memory() noexcept {
   return reinterpret_cast<unsigned char*>((address + 127) / 128 * 128);
 }
 void block_barrier() { block_of_thread->yield(State::kAtBlockBarrier); }
-void warp_barrier() { block_of_thread->yield(State::kAtWarpBarrier); }
+void warp_barrier(WarpOperation operation) {
+  block_of_thread->running().operation = operation;
+  block_of_thread->yield(State::kAtWarpBarrier);
+}
 unsigned lane() noexcept { return static_cast<unsigned>(block_of_thread->current % kWarp); }
 
-const std::byte (*warp_meet(const void* mine, std::size_t bytes))[64] {
+const std::byte (*warp_meet(const void* mine, std::size_t bytes, WarpOperation operation))[64] {
   Block& block = *block_of_thread;
   Thread& thread = block.running();
   auto& slots = block.warps[block.current / kWarp].lanes[thread.warp_operations++ % 2];
   std::memcpy(slots[lane()], mine, bytes);
-  warp_barrier();
+  warp_barrier(operation);
   return slots;
 }
 
+void check_alignment(const void* address, std::size_t bytes) {
+  DUNNOCK_CHECK(reinterpret_cast<std::uintptr_t>(address) % bytes == 0, "a pack is aligned to its size");
+}
+
 unsigned ballot(bool value) {
-  const auto* const all = warp_meet(&value, sizeof value);
+  const auto* const all = warp_meet(&value, sizeof value, WarpOperation::kBallot);
   unsigned bits = 0;
   for (unsigned l = 0; l < kWarp; ++l) bits |= all[l][0] != std::byte{0} ? 1U << l : 0U;
   return bits;
@@ -258,7 +272,7 @@ unsigned ballot(bool value) {
 
 void mma_m16n8k16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
   std::array<std::uint32_t, 6> mine{a[0], a[1], a[2], a[3], b[0], b[1]};
-  const auto* const all = warp_meet(mine.data(), sizeof mine);
+  const auto* const all = warp_meet(mine.data(), sizeof mine, WarpOperation::kMma);
   const auto value = [all](unsigned lane_of, unsigned reg, unsigned half) {
     std::uint32_t word = 0;
     std::memcpy(&word, all[lane_of] + 4 * reg, sizeof word);
@@ -283,7 +297,7 @@ void mma_m16n8k16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_
 
 void load_matrices(std::uint32_t (&r)[4], const void* row, bool transposed) {
   DUNNOCK_CHECK(reinterpret_cast<std::uintptr_t>(row) % 16 == 0, "a row of a matrix is aligned to 16 bytes");
-  const auto* const all = warp_meet(static_cast<const void*>(&row), sizeof row);
+  const auto* const all = warp_meet(static_cast<const void*>(&row), sizeof row, WarpOperation::kLoadMatrices);
   const auto value = [all](unsigned matrix, unsigned i, unsigned j) {
     const std::uint16_t* address = nullptr;
     std::memcpy(static_cast<void*>(&address), all[matrix * 8 + i], sizeof address);

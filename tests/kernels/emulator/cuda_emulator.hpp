@@ -7,7 +7,7 @@
 // the warps go either in step or one after the other, by chance. So what needs a barrier and has none goes wrong.
 // Shared memory of the launch's size is filled with NaNs before each block (that of a kernel's own __shared__ arrays
 // keeps what the last block left), copies that are asynchronous are done as late as they may be, and threads that wait
-// at different barriers for ever are an error.
+// at different barriers for ever are an error. So is a pack that is not aligned.
 //
 // It cannot show: how fast a kernel is, races between blocks, and what a real memory model allows.
 #pragma once
@@ -56,18 +56,22 @@ struct Builtins {
 [[nodiscard]] unsigned char* shared_memory() noexcept;
 
 void block_barrier();
-void warp_barrier();
+/// The instructions that all lanes of a warp make together; an error if they come to different ones.
+enum class WarpOperation : unsigned char { kBarrier, kShuffle, kBallot, kMma, kLoadMatrices };
+void warp_barrier(WarpOperation operation = WarpOperation::kBarrier);
 [[nodiscard]] unsigned lane() noexcept;
 /// The other lanes' copies of what each brought to this warp operation; 64 bytes each.
-[[nodiscard]] const std::byte (*warp_meet(const void* mine, std::size_t bytes))[64];
+[[nodiscard]] const std::byte (*warp_meet(const void* mine, std::size_t bytes, WarpOperation operation))[64];
 
 template <class T>
 T exchange(T value, unsigned source_lane) {
   static_assert(sizeof(T) <= 64 && std::is_trivially_copyable_v<T>);
   T theirs;
-  std::memcpy(&theirs, warp_meet(&value, sizeof value)[source_lane % 32], sizeof theirs);
+  std::memcpy(&theirs, warp_meet(&value, sizeof value, WarpOperation::kShuffle)[source_lane % 32], sizeof theirs);
   return theirs;
 }
+/// Ends the program unless the address is a multiple of `bytes`, as an access of so many must be.
+void check_alignment(const void* address, std::size_t bytes);
 [[nodiscard]] unsigned ballot(bool value);
 void mma_m16n8k16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
 void load_matrices(std::uint32_t (&r)[4], const void* row, bool transposed);
@@ -106,14 +110,17 @@ T atomicCAS(T* where, T expected, T desired) {
 }
 template <class T>
 T __ldg(const T* from) {
+  ::dunnock::emulator::check_alignment(from, alignof(T));
   return *from;
 }
 template <class T>
 T __ldcg(const T* from) {
+  ::dunnock::emulator::check_alignment(from, alignof(T));
   return *from;
 }
 template <class T>
 T __ldcs(const T* from) {
+  ::dunnock::emulator::check_alignment(from, alignof(T));
   return *from;
 }
 inline float __expf(float x) { return std::exp(x); }

@@ -12,7 +12,7 @@
 #include "budget.hpp"
 #include "checks.hpp"
 #include "facts.hpp"
-#include "kernel_cases.hpp"
+#include "kernel_benchmarks.hpp"
 #include "peers.hpp"
 #include "report.hpp"
 #include "sanitizer.hpp"
@@ -43,7 +43,7 @@ int usage(int code) {
       "  --json FILE    the report, for programs; README.md says what is in it\n"
       "  --peers FILE   the script that measures PyTorch (%s)\n"
       "  --checks-only  no benchmarks; with --small inputs for compute-sanitizer\n"
-      "  --list-cases   prints the table of kernels and sizes, for peers.py\n"
+      "  --list-cases   prints the kernels and sizes that PyTorch has too, for peers.py\n"
       "Exit codes: 0 all is right, 1 a check failed or the time was over, 2 usage, 3 no GPU.\n",
       DUNNOCK_PEERS_SCRIPT);
   return code;
@@ -98,11 +98,13 @@ int finish(const Options& options, const RunFacts& facts, const Report& report) 
 }
 
 /// PyTorch's times, and a skipped check for each case that has none.
-PeerResults measure_peers(const Options& options, bool quick, const std::vector<KernelCase>& cases,
+PeerResults measure_peers(const Options& options, bool quick, const std::vector<bench::KernelCase>& cases,
                           const Budget& budget, Report& report) {
   constexpr double kSecondsMax = 150;  // On an H200 it takes about a minute.
   PeerOptions peers{.script = options.peers, .cases = "", .seconds_max = kSecondsMax, .rehearse = options.rehearse};
-  for (const KernelCase& one : cases) peers.cases += json_of(one) + "\n";
+  for (const bench::KernelCase& one : cases) {
+    if (!one.operation.op.empty()) peers.cases += json_of(one) + "\n";
+  }
   if (quick) peers.seconds_max = 60;
   constexpr double kKept = 100;  // For the sanitizers.
   peers.seconds_max = std::min(peers.seconds_max, budget.seconds_left() - kKept);
@@ -124,9 +126,11 @@ int run(int argc, char** argv) {
   if (std::any_of(argv + 1, argv + argc, is_help)) return usage(0);
   if (!read_options(argc, argv, options)) return usage(2);
   const bool quick = options.quick || options.rehearse;
-  const auto cases = kernel_cases(quick);
+  const auto cases = measured_cases(quick);
   if (options.list_cases) {
-    for (const KernelCase& one : cases) std::printf("%s\n", json_of(one).c_str());
+    for (const bench::KernelCase& one : cases) {
+      if (!one.operation.op.empty()) std::printf("%s\n", json_of(one).c_str());
+    }
     return 0;
   }
   if (!options.rehearse && gpu::Device::cuda_count() == 0) {
@@ -147,16 +151,17 @@ int run(int argc, char** argv) {
     std::_Exit(finish(options, facts, report) == 2 ? 2 : 1);
   });
   // What must be right comes first; what is only measured yields to it when time is short.
-  run_checks(device, {.small = options.small, .seed = options.seed}, report);
+  run_checks(device, {.small = options.small, .seed = options.seed}, budget, report);
   if (!options.checks_only) {
     const BenchmarkOptions benchmarks{.quick = quick};
     benchmark_copies(device, benchmarks, report);
     benchmark_filters(device, benchmarks, budget, report);
     benchmark_graphs(device, benchmarks, report);
+    const auto ours = measure_kernels(device, cases, benchmarks, budget, report);
     device.release_kept_memory();  // For the programs that come now.
     const PeerResults peers = measure_peers(options, quick, cases, budget, report);
     report.peers(peers.about);
-    report_kernels(cases, {}, peers, report);  // Ours are not measured yet: these rows have their peers alone.
+    report_kernels(cases, ours, peers, report);
     std::error_code unknown;
     const std::string self = std::filesystem::read_symlink("/proc/self/exe", unknown);
     std::vector<std::string> again{self, "--checks-only", "--small", "--seed", std::to_string(options.seed)};

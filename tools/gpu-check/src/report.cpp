@@ -96,7 +96,7 @@ std::optional<double> Report::value_of(const std::string& name) const {
 void Report::print(const RunFacts& facts) const {
   const std::lock_guard lock(mutex_);
   std::printf("\npeers: %s\n", peers_.c_str());
-  std::printf("\n%-58s %10s %-7s %8s %10s %7s  %s\n", "what", "measured", "", "ceiling", "peer", "ratio", "target");
+  std::printf("\n%-64s %10s %-7s %8s %10s %7s  %s\n", "what", "measured", "", "ceiling", "peer", "ratio", "target");
   for (const Figure& one : figures_) {
     const auto share = one.share();
     const auto percent = share ? std::optional(100 * *share) : std::nullopt;
@@ -104,7 +104,7 @@ void Report::print(const RunFacts& facts) const {
                                 : !targets_apply(facts)          ? ""
                                 : one.met                        ? "met"
                                                                  : "MISSED";
-    std::printf("%-58s %10s %-7s %8s %10s %7s  %s %s%s\n", one.name.c_str(), cell(one.value, "%.4g").c_str(),
+    std::printf("%-64s %10s %-7s %8s %10s %7s  %s %s%s\n", one.name.c_str(), cell(one.value, "%.4g").c_str(),
                 one.unit.c_str(), percent ? (cell(percent, "%.1f") + " %").c_str() : "-",
                 one.peer ? cell(one.peer->value, "%.4g").c_str() : "-", cell(one.ratio(), "%.2fx").c_str(),
                 one.target.c_str(), verdict, one.peer ? ("  (peer: " + one.peer->name + ")").c_str() : "");

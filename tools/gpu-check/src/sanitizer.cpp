@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <string_view>
 
+#include "checks.hpp"
+
 namespace dunnock::gpu_check {
 namespace {
 
@@ -44,6 +46,14 @@ Verdict judge_sanitizer(const Finished& finished, double seconds_max) {
   return {Outcome::kFailed, "the checks ended with " + std::to_string(finished.status) + " under it: " + said};
 }
 
+std::string why_kernels_were_left_out(const std::string& output) {
+  const std::string mark = std::string("skipped  ") + kAllKernels + ": ";  // As Report prints it.
+  const std::size_t at = output.find(mark);
+  if (at == std::string::npos) return {};
+  const std::size_t begin = at + mark.size();
+  return output.substr(begin, output.find('\n', begin) - begin);
+}
+
 void run_sanitizers(const std::vector<std::string>& checks, const Budget& budget, Report& report) {
   constexpr double kSecondsMax = 60;
   constexpr double kSecondsMin = 10;
@@ -63,12 +73,16 @@ void run_sanitizers(const std::vector<std::string>& checks, const Budget& budget
     std::vector<std::string> command{
         sanitizer, "--tool", tool, "--error-exitcode", std::to_string(kSanitizerFound), "--print-limit", "5"};
     command.insert(command.end(), checks.begin(), checks.end());
-    const Verdict verdict =
-        judge_sanitizer(run_process(command, {.seconds_max = seconds, .with_errors = true}), seconds);
+    // A little more than it has, so that it leaves out kernels in time, and does not end itself before we do.
+    command.insert(command.end(), {"--seconds", std::to_string(seconds + 10)});
+    const Finished finished = run_process(command, {.seconds_max = seconds, .with_errors = true});
+    const Verdict verdict = judge_sanitizer(finished, seconds);
     if (verdict.outcome == Outcome::kSkipped) {
       report.skip(name, verdict.why);
     } else {
       report.check(name, verdict.outcome == Outcome::kPassed ? "" : verdict.why);
+      const std::string why = why_kernels_were_left_out(finished.output);
+      if (!why.empty()) report.skip(name + ", " + kAllKernels, why);
     }
   }
 }

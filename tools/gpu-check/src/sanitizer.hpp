@@ -18,6 +18,9 @@ struct Verdict {
 };
 [[nodiscard]] Verdict judge_sanitizer(const Finished& finished, double seconds_max);
 
+/// What the checks have said of kernels that they had no time for; empty: they did all.
+[[nodiscard]] std::string why_kernels_were_left_out(const std::string& output);
+
 /// Runs `checks` (a command: this program, its small checks) under memcheck, racecheck and initcheck, one check each
 /// in the report: passed, failed with the first lines, or skipped with the reason.
 void run_sanitizers(const std::vector<std::string>& checks, const Budget& budget, Report& report);

@@ -1,0 +1,50 @@
+// What makes the plans of each family; schedules.cpp knows their names.
+#pragma once
+
+#include <optional>
+#include <string_view>
+
+#include "dunnock/training/schedules.hpp"
+
+namespace dunnock::training {
+
+enum class OneDevice { kConventional, kMultiStream };
+[[nodiscard]] Result<Plan> plan_one_device(OneDevice kind, const Step& step, const PlanOptions& options);
+
+enum class DataParallel { kNoOverlap, kOverlap, kPriority, kReverseFirstK };
+[[nodiscard]] Result<Plan> plan_data_parallel(DataParallel kind, const Step& step, const PlanOptions& options);
+
+enum class Pipeline {
+  kGpipe,
+  kOneForwardOneBackward,
+  kInterleaved,
+  kModulo,
+  kGpipeFastForwarding,
+  kGpipeFastForwardingModulo,
+  kFastForwarding,
+  kFastForwardingModulo,
+  kZbH1,
+  kZbH2,
+  kZbV,
+  kAutomatic,
+};
+[[nodiscard]] Result<Plan> plan_pipeline(Pipeline kind, const Step& step, const PlanOptions& options);
+
+/// Of several plans, the one with the shortest iteration; plans that are refused do not count, unless all are. The
+/// first of equals.
+class Best {
+ public:
+  void offer(Plan plan, std::size_t number = 0);
+  /// Of the best; none when all were refused.
+  [[nodiscard]] std::optional<std::size_t> number() const { return best_ ? std::optional(number_) : std::nullopt; }
+  /// The best, or why the first was refused.
+  [[nodiscard]] Result<Plan> take();
+
+ private:
+  std::optional<Plan> best_;
+  std::size_t number_ = 0;
+  double iteration_us_ = 0;
+  std::optional<Error> refused_;
+};
+
+}  // namespace dunnock::training

@@ -1,0 +1,307 @@
+// One device: conventional order, and multi-stream out-of-order computation.
+//
+// The paper (out-of-order backprop, EuroSys 2022, its single-GPU part) puts dW kernels beside regions of the main
+// stream, by profiled solo and co-run times, under a memory bound, and delays some into the next forward pass. What we
+// chose where it leaves things open, or where we could not read it:
+//
+// - Main lane: the forward pass and the dO chain, in order. A region is a run of main-lane operations of one block of
+// the
+//   step (a dense block, a stage of a ResNet), cut further into pieces of a share of the iteration.
+// - Co-run time of a region and a dW: by the simulator's own model of a shared device (Op::demand), so that what is
+//   predicted here is what is simulated. A runtime puts its measured times into the step's costs and demands.
+// - Regions are filled one after the other in the order of time, each with the ready dW that wins most per microsecond
+// of
+//   its own, until the region's time is used or nothing wins. Greedy; no look at later regions.
+// - The memory bound: gradients of outputs and inputs that unplaced dW hold. When a region ends with more than a bound
+//   pending, the oldest are placed there although nothing is won.
+// - A dW that wins nowhere stays in the main lane, where it is in the conventional order.
+// - Size of the pieces, bound and delay are searched with the simulator; the conventional order is one of the
+// candidates,
+//   so the result is never slower than it, in the simulator.
+#include <algorithm>
+#include <limits>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "families.hpp"
+#include "layer_graph.hpp"
+
+namespace dunnock::training {
+namespace {
+
+constexpr unsigned kMain = 0;
+constexpr unsigned kSub = 1;
+
+/// An operation of the main lane: dO of the last layer to the second, then the next iteration's forward pass.
+struct MainOp {
+  Cost cost;
+  unsigned block = 0;
+  bool forward = false;
+};
+
+/// Operations first .. last - 1 of the main lane.
+struct Region {
+  std::size_t first = 0;
+  std::size_t last = 0;
+};
+
+struct Knobs {
+  double piece = 1;    // A region has at most this share of the main lane's time.
+  double pending = 1;  // dW that wait may hold this share of what all of them would.
+  bool delays = false;
+};
+
+/// For each layer, the region beside which its dW runs; kInMain: in the main lane.
+constexpr std::size_t kInMain = std::numeric_limits<std::size_t>::max();
+struct Placement {
+  std::vector<Region> regions;
+  std::vector<std::size_t> region_of;         // [layer]
+  std::vector<std::vector<unsigned>> before;  // [operation of the main lane]: layers whose dW are issued before it.
+};
+
+std::vector<MainOp> main_lane(const Step& step) {
+  std::vector<MainOp> ops;
+  for (std::size_t i = step.layers.size(); i-- > 1;)
+    ops.push_back({step.layers[i].output_gradient, step.layers[i].block, false});
+  for (const Layer& layer : step.layers) ops.push_back({layer.forward, layer.block, true});
+  return ops;
+}
+
+std::vector<Region> regions_of(const std::vector<MainOp>& ops, double piece) {
+  double whole_us = 0;
+  for (const MainOp& op : ops) whole_us += op.cost.us;
+  std::vector<Region> regions;
+  double us = 0;
+  for (std::size_t i = 0; i < ops.size(); ++i) {
+    const bool cut = i == 0 || ops[i].block != ops[i - 1].block || ops[i].forward != ops[i - 1].forward ||
+                     us + ops[i].cost.us > piece * whole_us;
+    if (cut) {
+      regions.push_back({i, i});
+      us = 0;
+    }
+    us += ops[i].cost.us;
+    regions.back().last = i + 1;
+  }
+  return regions;
+}
+
+/// Where the main lane is within a region while the sub lane runs beside it.
+struct Place {
+  std::size_t op = 0;
+  double done_us = 0;  // Of the operation, alone on its device.
+};
+
+/// Lets `side` run beside the main lane from `place` to the region's end, and alone behind it.
+struct CoRun {
+  Place place;
+  double won_us = 0;  // Less than one after the other.
+};
+CoRun co_run(const std::vector<MainOp>& ops, const Region& region, Place place, const Cost& side) {
+  double left_us = side.us;
+  double elapsed_us = 0;
+  double main_us = 0;
+  while (left_us > 0 && place.op < region.last) {
+    const Cost& main = ops[place.op].cost;
+    const double slowdown = std::max(1.0, main.demand + side.demand);
+    const double main_left_us = main.us - place.done_us;
+    const double step_us = std::min(left_us, main_left_us);
+    elapsed_us += step_us * slowdown;
+    main_us += step_us;
+    left_us -= step_us;
+    place.done_us += step_us;
+    if (place.done_us >= main.us) place = {place.op + 1, 0};
+  }
+  return {place, main_us + side.us - (elapsed_us + left_us)};
+}
+
+Placement place(const Step& step, const Knobs& knobs) {
+  const std::vector<MainOp> ops = main_lane(step);
+  const auto layers = static_cast<unsigned>(step.layers.size());
+  Placement placement{regions_of(ops, knobs.piece), std::vector<std::size_t>(layers, kInMain), {}};
+  placement.before.resize(ops.size());
+
+  const auto held_bytes = [&](unsigned layer) {
+    return step.layers[layer].output_bytes + step.layers[layer].kept_for_weights_bytes;
+  };
+  double all_bytes = 0;
+  for (unsigned i = 0; i < layers; ++i) all_bytes += has_weights(step.layers[i]) ? held_bytes(i) : 0;
+  // dW of layer i needs dO of layer i + 1, which is number layers - 2 - i of the main lane.
+  const auto ready = [&](unsigned layer, std::size_t op) { return op + layer + 1 >= layers; };
+  // Its update comes before the layer's next forward pass.
+  const auto in_time = [&](unsigned layer, const Region& region) { return region.last <= layers - 1 + layer; };
+
+  for (std::size_t r = 0; r < placement.regions.size(); ++r) {
+    const Region& region = placement.regions[r];
+    if (ops[region.first].forward && !knobs.delays) break;
+    Place at{region.first, 0};
+    const auto put = [&](unsigned layer, const Place& next) {
+      placement.region_of[layer] = r;
+      placement.before[std::min(at.op, region.last - 1)].push_back(layer);
+      at = next;
+    };
+    const auto candidates = [&](std::size_t op) {
+      std::vector<unsigned> some;
+      for (unsigned i = layers; i-- > 0;) {
+        if (has_weights(step.layers[i]) && placement.region_of[i] == kInMain && ready(i, op) && in_time(i, region))
+          some.push_back(i);
+      }
+      return some;
+    };
+    while (at.op < region.last) {
+      double best_share = 0.02;  // Less than this is not worth a wait.
+      std::optional<unsigned> best;
+      CoRun best_run;
+      for (const unsigned i : candidates(at.op)) {
+        const Cost& cost = step.layers[i].weight_gradient;
+        if (cost.us <= 0) continue;
+        const CoRun run = co_run(ops, region, at, cost);
+        if (run.won_us / cost.us <= best_share) continue;
+        best_share = run.won_us / cost.us;
+        best = i;
+        best_run = run;
+      }
+      if (!best) break;
+      put(*best, best_run.place);
+    }
+    double pending = 0;
+    for (const unsigned i : candidates(region.last)) pending += static_cast<double>(held_bytes(i));
+    for (const unsigned i : candidates(region.first)) {  // The oldest first.
+      if (pending <= knobs.pending * all_bytes) break;
+      pending -= static_cast<double>(held_bytes(i));
+      put(i, at);
+    }
+  }
+  return placement;
+}
+
+/// Writes the slots of all iterations.
+class Writer {
+ public:
+  Writer(const LayerGraph& made, gpu::Schedule& schedule) : made_(made), schedule_(schedule) {}
+
+  void conventional() {
+    for (const std::vector<LayerOps>& ops : made_.ops) {
+      for (const LayerOps& layer : ops) put(layer.forward, kMain);
+      for (std::size_t i = ops.size(); i-- > 0;) {
+        put(ops[i].output_gradient, kMain);
+        put(ops[i].weight_gradient, kMain);
+      }
+      for (std::size_t i = ops.size(); i-- > 0;) put(ops[i].update, kMain);
+    }
+  }
+
+  void placed(const Placement& placement) {
+    const std::size_t layers = made_.ops.front().size();
+    for (const LayerOps& layer : made_.ops.front()) put(layer.forward, kMain);
+    for (std::size_t t = 0; t < made_.ops.size(); ++t) {
+      const std::vector<LayerOps>& ops = made_.ops[t];
+      progress_.assign(layers, {});
+      progress_[0].output_gradient = true;  // It has none.
+      if (placement.region_of[layers - 1] == kInMain) put_weight_gradient(ops, layers - 1, kMain, {});
+      for (std::size_t i = 0; i < placement.before.size(); ++i) {
+        // Not earlier than it was placed: beside this operation, and not beside one before it.
+        const std::vector<gpu::OpId> begin = last_of_main_;
+        for (const unsigned layer : placement.before[i]) put_weight_gradient(ops, layer, kSub, begin);
+        if (i >= layers - 1) {
+          if (t + 1 < made_.ops.size()) put(made_.ops[t + 1][i - (layers - 1)].forward, kMain);
+          continue;
+        }
+        const std::size_t layer = layers - 1 - i;
+        put(ops[layer].output_gradient, kMain);
+        progress_[layer].output_gradient = true;
+        update_if_ready(ops, layer);
+        if (placement.region_of[layer - 1] == kInMain) put_weight_gradient(ops, layer - 1, kMain, {});
+      }
+    }
+  }
+
+ private:
+  struct Progress {
+    bool output_gradient = false;
+    bool weight_gradient = false;
+    unsigned lane = kMain;
+  };
+
+  void put(gpu::OpId op, unsigned lane, std::vector<gpu::OpId> waits = {}) {
+    if (op == gpu::kNoOp) return;
+    schedule_.slots.push_back({op, lane, std::move(waits)});
+    if (lane == kMain) last_of_main_ = {op};
+  }
+  void put_weight_gradient(const std::vector<LayerOps>& ops, std::size_t layer, unsigned lane,
+                           const std::vector<gpu::OpId>& waits) {
+    if (ops[layer].weight_gradient == gpu::kNoOp) return;
+    put(ops[layer].weight_gradient, lane, waits);
+    progress_[layer].weight_gradient = true;
+    progress_[layer].lane = lane;
+    update_if_ready(ops, layer);
+  }
+  /// In the lane of its dW, behind the dO of its layer too, which reads the weights.
+  void update_if_ready(const std::vector<LayerOps>& ops, std::size_t layer) {
+    const Progress& progress = progress_[layer];
+    if (progress.output_gradient && progress.weight_gradient) put(ops[layer].update, progress.lane);
+  }
+
+  const LayerGraph& made_;
+  gpu::Schedule& schedule_;
+  std::vector<gpu::OpId> last_of_main_;
+  std::vector<Progress> progress_;  // Of the layers, in this iteration.
+};
+
+Plan plan_of(const Step& step, const PlanOptions& options, const std::optional<Knobs>& knobs) {
+  LayerGraph made = make_layer_graph(step, options.iterations, {}, 1, {});
+  Plan plan;
+  plan.schedule.memory_limit_bytes = options.memory_limit_bytes;
+  plan.schedule.lanes.push_back({"main", 0, 1});
+  Writer writer(made, plan.schedule);
+  if (knobs) {
+    plan.schedule.lanes.push_back({"sub", 0, 0});
+    const Placement placement = place(step, *knobs);
+    writer.placed(placement);
+    std::size_t beside = 0;
+    std::size_t delayed = 0;
+    for (const std::size_t region : placement.region_of) {
+      if (region == kInMain) continue;
+      ++beside;
+      delayed += placement.regions[region].first + 1 >= step.layers.size() ? 1 : 0;
+    }
+    plan.choice = std::to_string(placement.regions.size()) + " regions, " + std::to_string(beside) + " dW beside, " +
+                  std::to_string(delayed) + " of them delayed";
+  } else {
+    writer.conventional();
+    plan.choice = "conventional order";
+  }
+  gpu::add_waits(made.graph, plan.schedule);
+  plan.graph = std::move(made.graph);
+  plan.tags = std::move(made.tags);
+  plan.iterations = options.iterations;
+  plan.launch_us = options.launch_us;
+  return plan;
+}
+
+}  // namespace
+
+Result<Plan> plan_one_device(OneDevice kind, const Step& step, const PlanOptions& options) {
+  if (kind == OneDevice::kConventional) {
+    Plan plan = plan_of(step, options, std::nullopt);
+    plan.choice.clear();
+    return plan;
+  }
+  // Searched in the steady state, whatever was asked for: a delayed dW is paid for in the next iteration.
+  PlanOptions searched = options;
+  searched.iterations = std::max(3U, options.iterations);
+  std::vector<std::optional<Knobs>> candidates{std::nullopt};
+  for (const bool delays : {false, true}) {
+    for (const double piece : {1.0, 0.1, 0.03}) {
+      for (const double pending : {1.0, 0.5, 0.25, 0.1}) candidates.push_back(Knobs{piece, pending, delays});
+    }
+  }
+  Best best;
+  for (std::size_t i = 0; i < candidates.size(); ++i) best.offer(plan_of(step, searched, candidates[i]), i);
+  const auto found = best.number();
+  if (!found || options.iterations == searched.iterations) return best.take();
+  return plan_of(step, options, candidates[*found]);
+}
+
+}  // namespace dunnock::training

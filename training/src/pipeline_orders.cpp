@@ -1,0 +1,426 @@
+#include "pipeline_orders.hpp"
+
+#include <algorithm>
+#include <array>
+#include <tuple>
+#include <utility>
+
+namespace dunnock::training {
+namespace {
+
+constexpr double kNever = std::numeric_limits<double>::infinity();
+
+/// When what a chunk needs of a micro-batch is there, as far as it is known.
+class Arrivals {
+ public:
+  explicit Arrivals(const Pipe& pipe, bool splits)
+      : pipe_(pipe),
+        splits_(splits),
+        forward_us_(pipe.chunks.size(), std::vector<double>(pipe.micro_batches, kNever)),
+        backward_us_(forward_us_),
+        weights_us_(forward_us_),
+        kept_us_(forward_us_) {
+    std::ranges::fill(forward_us_.front(), 0.0);
+  }
+
+  [[nodiscard]] double of(const Action& action) const {
+    const auto [move, chunk, micro_batch] = action;
+    switch (move) {
+      case Move::kForward: return forward_us_[chunk][micro_batch];
+      case Move::kBackward: return std::max(backward_us_[chunk][micro_batch], kept_us_[chunk][micro_batch]);
+      case Move::kWeights: return weights_us_[chunk][micro_batch];
+    }
+    return kNever;
+  }
+
+  /// `action` ends at that time. Returns the device that gets something by it, or the action's own.
+  unsigned end(const Action& action, double end_us) {
+    const auto [move, chunk, micro_batch] = action;
+    const Chunk& here = pipe_.chunks[chunk];
+    switch (move) {
+      case Move::kForward:
+        kept_us_[chunk][micro_batch] = end_us;
+        if (chunk + 1 == pipe_.chunks.size()) {
+          backward_us_[chunk][micro_batch] = end_us;
+          return here.device;
+        }
+        forward_us_[chunk + 1][micro_batch] = end_us + here.send_activation_us;
+        return pipe_.chunks[chunk + 1].device;
+      case Move::kBackward:
+        weights_us_[chunk][micro_batch] = end_us;
+        return splits_ ? send_gradient(action, end_us) : here.device;
+      case Move::kWeights: return splits_ ? here.device : send_gradient(action, end_us);
+    }
+    return here.device;
+  }
+
+ private:
+  unsigned send_gradient(const Action& action, double end_us) {
+    const Chunk& here = pipe_.chunks[action.chunk];
+    if (action.chunk == 0) return here.device;
+    backward_us_[action.chunk - 1][action.micro_batch] = end_us + here.send_gradient_us;
+    return pipe_.chunks[action.chunk - 1].device;
+  }
+
+  const Pipe& pipe_;
+  bool splits_;
+  std::vector<std::vector<double>> forward_us_;   // [chunk][micro-batch]: its input is there.
+  std::vector<std::vector<double>> backward_us_;  // The gradient of its output is there.
+  std::vector<std::vector<double>> weights_us_;   // Its B is done.
+  std::vector<std::vector<double>> kept_us_;      // Its F is done.
+};
+
+/// list_schedule() at work.
+class Lister {
+ public:
+  Lister(const Pipe& pipe, const Rules& rules)
+      : pipe_(pipe),
+        rules_(rules),
+        arrivals_(pipe, rules.splits),
+        devices_(pipe.devices),
+        done_(pipe.chunks.size()),
+        orders_(pipe.devices) {
+    for (unsigned chunk = 0; chunk < pipe.chunks.size(); ++chunk)
+      devices_[pipe.chunks[chunk].device].chunks.push_back(chunk);
+    for (unsigned d = 0; d < pipe.devices; ++d) look(d);
+  }
+
+  std::optional<Orders> run() {
+    const std::size_t actions = 3 * pipe_.chunks.size() * pipe_.micro_batches;
+    for (std::size_t n = 0; n < actions; ++n) {
+      const auto next = std::ranges::min_element(devices_, {}, [](const Device& device) { return device.start_us; });
+      if (next->start_us == kNever) return std::nullopt;
+      take(static_cast<unsigned>(next - devices_.begin()));
+    }
+    return std::move(orders_);
+  }
+
+ private:
+  struct Device {
+    std::vector<unsigned> chunks;
+    double free_us = 0;
+    unsigned unfinished = 0;  // F without their W.
+    std::uint64_t kept_bytes = 0;
+    Action next{};
+    double start_us = kNever;       // Of `next`; never: there is none.
+    std::optional<Action> bound{};  // W that follows its B.
+  };
+  struct Done {
+    std::array<unsigned, 3> moves{};
+    [[nodiscard]] unsigned& of(Move move) { return moves[static_cast<std::size_t>(move)]; }
+    [[nodiscard]] unsigned of(Move move) const { return moves[static_cast<std::size_t>(move)]; }
+  };
+
+  [[nodiscard]] bool may_forward(const Device& device, unsigned chunk) const {
+    const unsigned in_flight = done_[chunk].of(Move::kForward) - done_[chunk].of(Move::kBackward);
+    if (!rules_.in_flight_max.empty() && in_flight >= rules_.in_flight_max[chunk]) return false;
+    if (!rules_.unfinished_max.empty() && device.unfinished >= rules_.unfinished_max[pipe_.chunks[chunk].device])
+      return false;
+    std::uint64_t bytes = pipe_.chunks[chunk].kept_bytes;
+    for (const unsigned other : device.chunks) bytes += other > chunk ? pipe_.chunks[other].kept_bytes : 0;
+    return bytes <= rules_.kept_bytes_max - std::min(rules_.kept_bytes_max, device.kept_bytes);
+  }
+  [[nodiscard]] bool may_backward(const Device& device, unsigned chunk) const {
+    if (rules_.alternates) {
+      const std::uint64_t before = std::uint64_t{done_[chunk].of(Move::kBackward)} + rules_.in_flight_max[chunk];
+      if (done_[chunk].of(Move::kForward) < std::min<std::uint64_t>(before, pipe_.micro_batches)) return false;
+    }
+    if (!rules_.forwards_first) return true;
+    return std::ranges::all_of(device.chunks,
+                               [&](unsigned c) { return done_[c].of(Move::kForward) == pipe_.micro_batches; });
+  }
+
+  [[nodiscard]] bool may_weights(const Device& device, unsigned chunk) const {
+    if (!rules_.splits) return false;
+    if (!rules_.alternates || done_[chunk].of(Move::kForward) == pipe_.micro_batches) return true;
+    return device.unfinished >= rules_.unfinished_max[pipe_.chunks[chunk].device];
+  }
+
+  /// What the device does next, and when, as far as it is known now.
+  void look(unsigned d) {
+    Device& device = devices_[d];
+    device.start_us = kNever;
+    if (device.bound) {
+      device.next = *device.bound;
+      device.start_us = device.free_us;
+      return;
+    }
+    std::array<Action, 3> best{};
+    std::array<double, 3> ready{kNever, kNever, kNever};  // The best of each move by what `better` says.
+    const auto offer = [&](Move move, unsigned chunk) {
+      const unsigned micro_batch = done_[chunk].of(move);
+      if (micro_batch == pipe_.micro_batches) return;
+      const Action action{move, chunk, micro_batch};
+      const double at = std::max(device.free_us, arrivals_.of(action));
+      if (at == kNever) return;
+      const auto i = static_cast<std::size_t>(move);
+      // Who is there first; of those that are, the earliest micro-batch, and then who is furthest on the way.
+      const bool forward = move == Move::kForward;
+      const auto rank = [&](double us, const Action& a) {
+        return std::tuple(us, a.micro_batch, forward ? pipe_.chunks.size() - a.chunk : a.chunk);
+      };
+      if (ready[i] == kNever || rank(at, action) < rank(ready[i], best[i])) {
+        best[i] = action;
+        ready[i] = at;
+      }
+    };
+    for (const unsigned chunk : device.chunks) {
+      if (may_backward(device, chunk)) offer(Move::kBackward, chunk);
+      if (may_forward(device, chunk)) offer(Move::kForward, chunk);
+      if (may_weights(device, chunk)) offer(Move::kWeights, chunk);
+    }
+    const double forward = ready[0];
+    const double backward = ready[1];
+    const double weights = ready[2];
+    const double start = std::min({forward, backward, weights});
+    if (start == kNever) return;
+    const auto choose = [&](Move move) {
+      device.next = best[static_cast<std::size_t>(move)];
+      device.start_us = ready[static_cast<std::size_t>(move)];
+    };
+    if (backward <= start) return choose(Move::kBackward);
+    if (forward <= start) return choose(Move::kForward);
+    const double patience = start + rules_.gap_share * pipe_.chunks[best[2].chunk].weights_us;
+    if (backward < patience && backward <= forward) return choose(Move::kBackward);
+    if (forward < patience) return choose(Move::kForward);
+    choose(Move::kWeights);
+  }
+
+  void take(unsigned d) {
+    Device& device = devices_[d];
+    const Action action = device.next;
+    const Chunk& chunk = pipe_.chunks[action.chunk];
+    device.free_us = device.start_us + chunk.us(action.move);
+    ++done_[action.chunk].of(action.move);
+    orders_[d].push_back(action);
+    device.bound.reset();
+    switch (action.move) {
+      case Move::kForward:
+        ++device.unfinished;
+        device.kept_bytes += chunk.kept_bytes;
+        break;
+      case Move::kBackward:
+        device.kept_bytes -= chunk.kept_bytes - chunk.kept_for_weights_bytes;
+        if (!rules_.splits) device.bound = Action{Move::kWeights, action.chunk, action.micro_batch};
+        break;
+      case Move::kWeights:
+        --device.unfinished;
+        device.kept_bytes -= chunk.kept_for_weights_bytes;
+        break;
+    }
+    const unsigned other = arrivals_.end(action, device.free_us);
+    look(d);
+    if (other != d) look(other);
+  }
+
+  const Pipe& pipe_;
+  const Rules& rules_;
+  Arrivals arrivals_;
+  std::vector<Device> devices_;
+  std::vector<Done> done_;  // [chunk]
+  Orders orders_;
+};
+
+}  // namespace
+
+Pipe Pipe::with_unit_costs() const {
+  Pipe unit = *this;
+  for (Chunk& chunk : unit.chunks) {
+    chunk = {.device = chunk.device,
+             .forward_us = 1,
+             .backward_us = 1,
+             .weights_us = 1,
+             .kept_bytes = chunk.kept_bytes,
+             .kept_for_weights_bytes = chunk.kept_for_weights_bytes};
+  }
+  return unit;
+}
+
+std::optional<Orders> list_schedule(const Pipe& pipe, const Rules& rules) { return Lister(pipe, rules).run(); }
+
+std::optional<Run> run_orders(const Pipe& pipe, const Orders& orders, bool splits) {
+  Arrivals arrivals(pipe, splits);
+  std::vector<std::size_t> next(pipe.devices);
+  std::vector<double> free_us(pipe.devices);
+  std::vector<double> first_us(pipe.devices, kNever);
+  std::vector<unsigned> ready;  // Devices to look at.
+  for (unsigned d = 0; d < pipe.devices; ++d) ready.push_back(d);
+  while (!ready.empty()) {
+    const unsigned d = ready.back();
+    ready.pop_back();
+    while (next[d] < orders[d].size()) {
+      const Action& action = orders[d][next[d]];
+      const double at = arrivals.of(action);
+      if (at == kNever) break;
+      const double start = std::max(free_us[d], at);
+      first_us[d] = std::min(first_us[d], start);
+      free_us[d] = start + pipe.chunks[action.chunk].us(action.move);
+      ++next[d];
+      const unsigned other = arrivals.end(action, free_us[d]);
+      if (other != d) ready.push_back(other);
+    }
+  }
+  Run run;
+  for (unsigned d = 0; d < pipe.devices; ++d) {
+    if (next[d] != orders[d].size()) return std::nullopt;
+    if (orders[d].empty()) continue;
+    run.makespan_us = std::max(run.makespan_us, free_us[d]);
+    run.span_us = std::max(run.span_us, free_us[d] - first_us[d]);
+  }
+  return run;
+}
+
+Orders gpipe_orders(const Pipe& pipe) {
+  Orders orders(pipe.devices);
+  for (unsigned chunk = 0; chunk < pipe.chunks.size(); ++chunk) {
+    auto& order = orders[pipe.chunks[chunk].device];
+    for (unsigned j = 0; j < pipe.micro_batches; ++j) order.push_back({Move::kForward, chunk, j});
+  }
+  for (auto chunk = static_cast<unsigned>(pipe.chunks.size()); chunk-- > 0;) {
+    auto& order = orders[pipe.chunks[chunk].device];
+    for (unsigned j = 0; j < pipe.micro_batches; ++j) {
+      order.push_back({Move::kBackward, chunk, j});
+      order.push_back({Move::kWeights, chunk, j});
+    }
+  }
+  return orders;
+}
+
+namespace {
+
+/// Forwards and backwards in the given orders: so many forwards first, then one of each in turn.
+std::vector<Action> one_and_one(const std::vector<Action>& forwards, const std::vector<Action>& backwards,
+                                std::size_t warm_up) {
+  std::vector<Action> order;
+  std::size_t f = 0;
+  for (; f < std::min(warm_up, forwards.size()); ++f) order.push_back(forwards[f]);
+  for (const Action& backward : backwards) {
+    if (f < forwards.size()) order.push_back(forwards[f++]);
+    order.push_back(backward);
+    order.push_back({Move::kWeights, backward.chunk, backward.micro_batch});
+  }
+  return order;
+}
+
+}  // namespace
+
+Orders one_forward_one_backward_orders(const Pipe& pipe) {
+  Orders orders;
+  for (unsigned d = 0; d < pipe.devices; ++d) {
+    std::vector<Action> forwards;
+    std::vector<Action> backwards;
+    for (unsigned j = 0; j < pipe.micro_batches; ++j) {
+      forwards.push_back({Move::kForward, d, j});
+      backwards.push_back({Move::kBackward, d, j});
+    }
+    orders.push_back(one_and_one(forwards, backwards, pipe.devices - 1 - d));
+  }
+  return orders;
+}
+
+Orders interleaved_orders(const Pipe& pipe) {
+  const unsigned p = pipe.devices;
+  const auto v = static_cast<unsigned>(pipe.chunks.size()) / p;
+  // Groups of micro-batches go through all chunks together: as many as there are devices, or a few more.
+  const unsigned groups = std::max(1U, pipe.micro_batches / p);
+  std::vector<unsigned> begins;
+  for (unsigned g = 0; g <= groups; ++g)
+    begins.push_back(static_cast<unsigned>(std::uint64_t{pipe.micro_batches} * g / groups));
+  const unsigned largest = (pipe.micro_batches + groups - 1) / groups;
+  for (unsigned more = 0;; ++more) {
+    Orders orders;
+    for (unsigned d = 0; d < p; ++d) {
+      std::vector<Action> forwards;
+      std::vector<Action> backwards;
+      for (unsigned g = 0; g < groups; ++g) {
+        for (unsigned c = 0; c < v; ++c) {
+          for (unsigned j = begins[g]; j < begins[g + 1]; ++j) {
+            forwards.push_back({Move::kForward, c * p + d, j});
+            backwards.push_back({Move::kBackward, (v - 1 - c) * p + d, j});
+          }
+        }
+      }
+      const std::size_t warm_up = (v - 1) * std::size_t{largest} + 2 * std::size_t{p - 1 - d} + more;
+      orders.push_back(one_and_one(forwards, backwards, warm_up));
+    }
+    // With all forwards first nobody waits in a circle, so this ends.
+    if (run_orders(pipe, orders, false)) return orders;
+  }
+}
+
+namespace {
+
+/// Moves of the two chunks of a device, each micro-batch after the other; what is not there any more is left out.
+class TwoChunks {
+ public:
+  TwoChunks(unsigned down, unsigned up, unsigned micro_batches) : chunks_{down, up}, micro_batches_(micro_batches) {}
+
+  static constexpr std::size_t kDown = 0;
+  static constexpr std::size_t kUp = 1;
+
+  void forward(std::size_t which) { move(Move::kForward, which, micro_batches_); }
+  void backward(std::size_t which) { move(Move::kBackward, which, done(Move::kForward, which)); }
+  void weights(std::size_t which) { move(Move::kWeights, which, done(Move::kBackward, which)); }
+  void both_gradients(std::size_t which) {
+    backward(which);
+    weights(which);
+  }
+  [[nodiscard]] unsigned done(Move move, std::size_t which) const {
+    return done_[which][static_cast<std::size_t>(move)];
+  }
+  [[nodiscard]] std::vector<Action> take() { return std::move(order_); }
+
+ private:
+  void move(Move move, std::size_t which, unsigned below) {
+    unsigned& done = done_[which][static_cast<std::size_t>(move)];
+    if (done < below) order_.push_back({move, chunks_[which], done++});
+  }
+  std::array<unsigned, 2> chunks_;
+  unsigned micro_batches_;
+  std::array<std::array<unsigned, 3>, 2> done_{};
+  std::vector<Action> order_;
+};
+
+}  // namespace
+
+Orders zb_v_orders(const Pipe& pipe) {
+  // With all costs 1, the first micro-batch comes to device d at d, comes back up at 2 p - 1 - d, and its gradient
+  // passes at 2 p + d and at 4 p - 1 - d. Each stretch until the next of these is filled with what there is to do.
+  constexpr auto kDown = TwoChunks::kDown;
+  constexpr auto kUp = TwoChunks::kUp;
+  const unsigned p = pipe.devices;
+  const unsigned m = pipe.micro_batches;
+  Orders orders;
+  for (unsigned d = 0; d < p; ++d) {
+    TwoChunks moves(d, 2 * p - 1 - d, m);
+    for (unsigned n = 0; n < 2 * (p - d) - 1; ++n) moves.forward(kDown);
+    for (unsigned n = 0; n < d; ++n) {
+      moves.forward(kUp);
+      moves.forward(kDown);
+    }
+    for (unsigned n = 0; n < p - d; ++n) {
+      moves.forward(kUp);
+      moves.both_gradients(kUp);
+    }
+    while (moves.done(Move::kForward, kUp) < m) {
+      moves.forward(kDown);
+      moves.both_gradients(kDown);
+      moves.forward(kUp);
+      moves.both_gradients(kUp);
+    }
+    for (unsigned n = 0; n < d; ++n) {
+      moves.backward(kDown);
+      moves.backward(kUp);
+    }
+    for (unsigned n = 0; n < p - d; ++n) moves.both_gradients(kDown);
+    // What is left: weights, and with few micro-batches backward passes that had no partner above.
+    while (moves.done(Move::kBackward, kUp) < m) moves.backward(kUp);
+    while (moves.done(Move::kBackward, kDown) < m) moves.both_gradients(kDown);
+    while (moves.done(Move::kWeights, kUp) < m) moves.weights(kUp);
+    while (moves.done(Move::kWeights, kDown) < m) moves.weights(kDown);
+    orders.push_back(moves.take());
+  }
+  return orders;
+}
+
+}  // namespace dunnock::training

@@ -1,0 +1,179 @@
+#include "dunnock/training/schedules.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <map>
+#include <utility>
+
+#include "families.hpp"
+
+namespace dunnock::training {
+namespace {
+
+using MakePlan = Result<Plan> (*)(const Step&, const PlanOptions&);
+
+template <OneDevice kKind>
+Result<Plan> one_device(const Step& step, const PlanOptions& options) {
+  return plan_one_device(kKind, step, options);
+}
+template <DataParallel kKind>
+Result<Plan> data_parallel(const Step& step, const PlanOptions& options) {
+  return plan_data_parallel(kKind, step, options);
+}
+template <Pipeline kKind>
+Result<Plan> pipeline(const Step& step, const PlanOptions& options) {
+  return plan_pipeline(kKind, step, options);
+}
+
+struct Known {
+  ScheduleName name;
+  MakePlan make;
+};
+
+constexpr Family kOne = Family::kOneDevice;
+constexpr Family kData = Family::kDataParallel;
+constexpr Family kPipe = Family::kPipeline;
+
+const std::vector<Known>& known() {
+  static const std::vector<Known> all = {
+      {{"conventional", kOne, "one lane: each layer's dO and then its dW"}, one_device<OneDevice::kConventional>},
+      {{"multi-stream", kOne, "dW beside regions of the dO chain and of the next forward (out-of-order backprop 2022)"},
+       one_device<OneDevice::kMultiStream>},
+      {{"no-overlap", kData, "all gradients are summed behind the backward pass"},
+       data_parallel<DataParallel::kNoOverlap>},
+      {{"overlap", kData, "buckets are summed during the backward pass; the next forward waits for all"},
+       data_parallel<DataParallel::kOverlap>},
+      {{"priority", kData, "slices, first layers first; each layer's forward waits for its own (ByteScheduler 2019)"},
+       data_parallel<DataParallel::kPriority>},
+      {{"reverse-first-k", kData, "priority, and the first k layers' dW in reverse order (out-of-order backprop 2022)"},
+       data_parallel<DataParallel::kReverseFirstK>},
+      {{"gpipe", kPipe, "all forwards, then all backwards (GPipe 2019)"}, pipeline<Pipeline::kGpipe>},
+      {{"1f1b", kPipe, "one forward, one backward (PipeDream-flush, DAPPLE 2021)"},
+       pipeline<Pipeline::kOneForwardOneBackward>},
+      {{"interleaved-1f1b", kPipe, "1F1B on several chunks a device (Megatron-LM 2021)"},
+       pipeline<Pipeline::kInterleaved>},
+      {{"modulo", kPipe, "GPipe's order, layers dealt to devices in turn (out-of-order backprop 2022)"},
+       pipeline<Pipeline::kModulo>},
+      {{"gpipe-fast-forwarding", kPipe, "GPipe's order, dO before dW (out-of-order backprop 2022)"},
+       pipeline<Pipeline::kGpipeFastForwarding>},
+      {{"gpipe-fast-forwarding-modulo", kPipe, "GPipe's order, dO before dW, layers dealt in turn"},
+       pipeline<Pipeline::kGpipeFastForwardingModulo>},
+      {{"fast-forwarding", kPipe, "dO as soon as its gradient is there, before forwards; dW when nothing else is"},
+       pipeline<Pipeline::kFastForwarding>},
+      {{"fast-forwarding-modulo", kPipe, "the same, layers dealt in turn"}, pipeline<Pipeline::kFastForwardingModulo>},
+      {{"zb-h1", kPipe, "1F1B's memory, dW fill the bubbles (zero bubble, 2024)"}, pipeline<Pipeline::kZbH1>},
+      {{"zb-h2", kPipe, "no bubble for up to twice 1F1B's memory (zero bubble, 2024)"}, pipeline<Pipeline::kZbH2>},
+      {{"zb-v", kPipe, "no bubble in 1F1B's memory: two chunks a device, there and back (2024)"},
+       pipeline<Pipeline::kZbV>},
+      {{"zb-auto", kPipe, "searched with the true costs under the memory limit (zero bubble, 2024)"},
+       pipeline<Pipeline::kAutomatic>},
+  };
+  return all;
+}
+
+Status check(const PlanOptions& options) {
+  const auto invalid = [](const char* what) { return make_error(ErrorCode::kInvalidArgument, what); };
+  if (options.devices == 0) return invalid("a schedule needs a device");
+  if (options.micro_batches == 0) return invalid("a schedule needs a micro-batch");
+  if (options.iterations == 0) return invalid("a schedule needs an iteration");
+  if (options.data_parallel == 0) return invalid("a stage needs a device");
+  if (!(options.launch_us >= 0)) return invalid("a launch takes a time");
+  if (!(options.link.latency_us >= 0)) return invalid("a link's latency is a time");
+  if (!(options.link.gb_per_s >= 0)) return invalid("a link's bandwidth is no rate");
+  return {};
+}
+
+}  // namespace
+
+std::string_view to_string(Family family) noexcept {
+  switch (family) {
+    case Family::kOneDevice: return "one device";
+    case Family::kDataParallel: return "data-parallel";
+    case Family::kPipeline: return "pipeline";
+  }
+  return "unknown";
+}
+
+const std::vector<ScheduleName>& schedule_names() {
+  static const std::vector<ScheduleName> names = [] {
+    std::vector<ScheduleName> some;
+    for (const Known& one : known()) some.push_back(one.name);
+    return some;
+  }();
+  return names;
+}
+
+Result<Plan> make_plan(std::string_view name, const Step& step, const PlanOptions& options) {
+  const auto one = std::ranges::find_if(known(), [name](const Known& known) { return known.name.name == name; });
+  if (one == known().end()) {
+    std::string message = "there is no schedule '" + std::string(name) + "'; there are";
+    for (const Known& other : known())
+      message += (&other == &known().front() ? " " : ", ") + std::string(other.name.name);
+    return make_error(ErrorCode::kNotFound, message);
+  }
+  if (const Status fine = check(step); !fine) return tl::unexpected(fine.error());
+  if (const Status fine = check(options); !fine) return tl::unexpected(fine.error());
+  Result<Plan> plan = one->make(step, options);
+  if (!plan) return plan;
+  plan->name = plan->schedule.name = name;
+  plan->family = one->name.family;
+  if (const Status valid = gpu::validate(plan->graph, plan->schedule); !valid) return tl::unexpected(valid.error());
+  return plan;
+}
+
+Result<Figures> figures_of(const Plan& plan) {
+  auto timeline = gpu::simulate(plan.graph, plan.schedule, {.launch_us = plan.launch_us});
+  if (!timeline) return tl::unexpected(timeline.error());
+  Figures figures;
+  figures.step_us = timeline->makespan_us();
+  constexpr double kNever = std::numeric_limits<double>::infinity();
+  struct Device {
+    double first_us = kNever;  // Of the whole.
+    double last_us = 0;
+    double last_but_one_begins_us = kNever;  // First forward of the last iteration but one.
+    double last_begins_us = kNever;
+  };
+  std::vector<Device> devices(plan.devices);
+  for (const gpu::Interval& one : timeline->intervals) {
+    const OpTag& tag = plan.tags[one.op];
+    if (plan.graph.op(one.op).kind == gpu::OpKind::kCommunication) continue;
+    if (tag.iteration == 0) figures.work_us += plan.graph.op(one.op).cost_us;
+    Device& device = devices[tag.device];
+    device.first_us = std::min(device.first_us, one.start_us);
+    device.last_us = std::max(device.last_us, one.end_us);
+    if (tag.part != Part::kForward) continue;
+    if (tag.iteration + 2 == plan.iterations)
+      device.last_but_one_begins_us = std::min(device.last_but_one_begins_us, one.start_us);
+    if (tag.iteration + 1 == plan.iterations) device.last_begins_us = std::min(device.last_begins_us, one.start_us);
+  }
+  for (const Device& device : devices) {
+    const double us =
+        plan.iterations == 1 ? device.last_us - device.first_us : device.last_begins_us - device.last_but_one_begins_us;
+    figures.iteration_us = std::max(figures.iteration_us, us);
+  }
+  if (figures.iteration_us > 0)
+    figures.bubble_share = 1 - figures.work_us / (static_cast<double>(plan.devices) * figures.iteration_us);
+  figures.peak_bytes.assign(timeline->peak_bytes.begin(), timeline->peak_bytes.begin() + plan.devices);
+  figures.timeline = std::move(*timeline);
+  return figures;
+}
+
+void Best::offer(Plan plan, std::size_t number) {
+  const auto refuse = [this](const Error& error) {
+    if (!refused_) refused_ = error;
+  };
+  const auto figures = figures_of(plan);
+  if (!figures) return refuse(figures.error());
+  if (best_ && figures->iteration_us >= iteration_us_) return;
+  best_ = std::move(plan);
+  number_ = number;
+  iteration_us_ = figures->iteration_us;
+}
+
+Result<Plan> Best::take() {
+  if (!best_) return tl::unexpected(refused_.value_or(Error{ErrorCode::kInvalidArgument, "there is no plan"}));
+  return std::move(*best_);
+}
+
+}  // namespace dunnock::training
