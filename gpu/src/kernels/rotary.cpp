@@ -5,6 +5,7 @@
 #include "kernels/checks.hpp"
 #include "kernels/parallel.hpp"
 #include "kernels/rotary_launchers.hpp"
+#include "kernels/vector_math.hpp"
 
 namespace dunnock::gpu {
 namespace {
@@ -32,20 +33,20 @@ void turn_tokens(HeadsView<T> x, const float* table, const std::int32_t* positio
         for (std::size_t i = 0; i < pairs; ++i) {
           const float cosine = turns[2 * i];
           const float sine = direction * turns[2 * i + 1];
-          const float a = static_cast<float>(row[i]);
-          const float b = static_cast<float>(row[i + pairs]);
-          row[i] = T(a * cosine - b * sine);
-          row[i + pairs] = T(a * sine + b * cosine);
+          const float a = detail::load(row + i);
+          const float b = detail::load(row + i + pairs);
+          detail::store(row + i, a * cosine - b * sine);
+          detail::store(row + i + pairs, a * sine + b * cosine);
         }
       } else {
 #pragma omp simd
         for (std::size_t i = 0; i < pairs; ++i) {
           const float cosine = turns[2 * i];
           const float sine = direction * turns[2 * i + 1];
-          const float a = static_cast<float>(row[2 * i]);
-          const float b = static_cast<float>(row[2 * i + 1]);
-          row[2 * i] = T(a * cosine - b * sine);
-          row[2 * i + 1] = T(a * sine + b * cosine);
+          const float a = detail::load(row + 2 * i);
+          const float b = detail::load(row + 2 * i + 1);
+          detail::store(row + 2 * i, a * cosine - b * sine);
+          detail::store(row + 2 * i + 1, a * sine + b * cosine);
         }
       }
     }
