@@ -163,7 +163,9 @@ class Products : public ::testing::TestWithParam<Maker> {
     expect_close_or_nan(is.c, should.c, test::kRounding<C> * 2, absolute, "C");
     expect_close_or_nan(is.saved, should.saved, test::kRounding<C>, absolute, "saved");
     const double rows = std::sqrt(static_cast<double>(shape.rows));
-    expect_close_or_nan(is.sums, should.sums, test::kRounding<C>, absolute * rows, "sums");
+    // Alike values are rounded to the same side, each time that one is added: seen 4e-6 of 441 rows (seed 3514734288).
+    const double one_by_one = static_cast<double>(shape.rows) * 0x1p-24;
+    expect_close_or_nan(is.sums, should.sums, test::kRounding<C> + one_by_one, absolute * rows, "sums");
     expect_close_or_nan(is.b_sums, should.b_sums, test::kRounding<C>, 1e-4 * depth, "sums of B");
   }
 

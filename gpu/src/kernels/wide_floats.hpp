@@ -38,6 +38,7 @@ template <>
 struct WideTypes<16> {
   using Float = float __attribute__((vector_size(64)));
   using Int = std::int32_t __attribute__((vector_size(64)));
+  using Bits = std::uint32_t __attribute__((vector_size(64)));
   using Word = std::uint32_t __attribute__((vector_size(64)));
   using Half = std::uint16_t __attribute__((vector_size(32)));
 };
@@ -45,6 +46,7 @@ template <>
 struct WideTypes<8> {
   using Float = float __attribute__((vector_size(32)));
   using Int = std::int32_t __attribute__((vector_size(32)));
+  using Bits = std::uint32_t __attribute__((vector_size(32)));
   using Word = std::uint32_t __attribute__((vector_size(32)));
   using Half = std::uint16_t __attribute__((vector_size(16)));
 };
@@ -54,6 +56,7 @@ template <unsigned kLanes>
 struct Wide {
   using Float = typename WideTypes<kLanes>::Float;
   using Int = typename WideTypes<kLanes>::Int;
+  using Bits = typename WideTypes<kLanes>::Bits;  // Arithmetic on them wraps, as it does below -87.3.
   using Word = typename WideTypes<kLanes>::Word;
   using Half = typename WideTypes<kLanes>::Half;
 
@@ -105,8 +108,8 @@ struct Wide {
     p = p * r + 0.5F;
     p = p * r + 1.0F;
     p = p * r + 1.0F;
-    const Int exponent = (Int)shifted << 23;         // NOLINT: n's low bits move to the exponent
-    const Float value = (Float)((Int)p + exponent);  // NOLINT: reinterprets
+    const Bits exponent = (Bits)shifted << 23;        // NOLINT: n's low bits move to the exponent
+    const Float value = (Float)((Bits)p + exponent);  // NOLINT: reinterprets
     return x < -87.3F ? Float{} : value;
   }
 

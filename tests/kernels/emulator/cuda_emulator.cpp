@@ -147,9 +147,10 @@ void run_warps(Block& block, const std::vector<std::size_t>& ready) {
   for (std::vector<std::size_t>& warp : warps) {
     if (warp.empty()) continue;
     const std::size_t first = warp.front() / kWarp * kWarp;
-    const auto goes_on = [&] {
+    const auto goes_on = [&] {  // Lanes at different operations do not: ready_threads() tells.
       for (std::size_t t = first; t < first + kWarp; ++t) {
         if (block.threads[t].state != State::kAtWarpBarrier) return false;
+        if (block.threads[t].operation != block.threads[first].operation) return false;
       }
       return true;
     };
