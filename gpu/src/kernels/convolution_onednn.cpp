@@ -13,8 +13,8 @@
 //   MobileNet 56^2, 144 depthwise, 3^2   102 / 100 /  82 %
 //   LeNet 28^2, 1 -> 6, 5^2               37 / 259 /  51 %    47 / 255 / 672 %
 // What lacks is oneDNN's own difference between the layouts; our call around it costs 10 to 40 us. One run beside other
-// work, by a program that is not in the tree; the weight gradients in bf16 from before their scratch was cleared (below),
-// which costs one pass of writing over it.
+// work, by a program that is not in the tree; the weight gradients in bf16 are from before their scratch was cleared
+// (below), which costs one pass of writing over it.
 //
 // A plan holds for a number of threads: oneDNN divides the work when a primitive is made.
 #if DUNNOCK_HAS_DNNL
