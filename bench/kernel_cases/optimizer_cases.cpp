@@ -44,8 +44,8 @@ KernelCase step(bool is_adamw, std::size_t tensors, std::size_t size) {
       const bool twin = form == Form::kTwin;
       const AdamwStep by{.learning_rate = 1e-3F, .step = 10};
       const SgdStep sgd_by{.learning_rate = 1e-3F, .momentum = 0.9F};
-      if (is_adamw) (twin ? reference::adamw<T> : adamw<T>)(there, by, {}, stream);
-      if (!is_adamw) (twin ? reference::sgd<T> : sgd<T>)(there, sgd_by, {}, stream);
+      if (is_adamw) return twin ? reference::adamw<T>(there, by, {}, stream) : adamw<T>(there, by, {}, stream);
+      return twin ? reference::sgd<T>(there, sgd_by, {}, stream) : sgd<T>(there, sgd_by, {}, stream);
     };
   };
   return one;

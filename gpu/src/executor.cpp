@@ -57,7 +57,7 @@ Result<Executor> Executor::create(Device device, const TaskGraph& graph, const S
   state->done.resize(graph.ops().size());
   for (std::size_t i = 0; i < schedule.lanes.size(); ++i) {
     if (schedule.lanes[i].rank != options.rank) continue;
-    auto stream = Stream::create(device, {.priority = schedule.lanes[i].priority});
+    auto stream = Stream::create(device, {.priority = schedule.lanes[i].priority, .threads = options.threads});
     if (!stream) return tl::unexpected(stream.error());
     stream->impl().set_name(schedule.lanes[i].name);
     state->streams[i].emplace(std::move(*stream));

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <atomic>
 #include <mutex>
 #include <thread>
@@ -11,6 +12,10 @@
 #include "support/devices.hpp"
 #include "support/graphs.hpp"
 #include "support/seed.hpp"
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 
 namespace dunnock::gpu {
 namespace {
@@ -123,6 +128,38 @@ TEST_P(Executors, come_behind_what_the_stream_has_and_before_what_it_gets) {
     ASSERT_EQ(std::vector<int>(order.begin() + static_cast<std::ptrdiff_t>(i),
                                order.begin() + static_cast<std::ptrdiff_t>(i) + 4),
               (std::vector<int>{0, 1, 1, 2}));
+}
+
+TEST_P(Executors, give_the_kernels_of_each_lane_their_threads) {
+#if defined(_OPENMP)
+  if (GetParam() != Backend::kCpu) GTEST_SKIP() << "lanes of the CPU backend have threads";
+  auto stream = Stream::create(device());
+  ASSERT_TRUE(stream);
+  std::array<int, 2> threads{};
+  const auto note = [&threads](std::size_t lane) {
+    return [&threads, lane](Stream& on) {
+      on.run("note", [&threads, lane] {
+        threads[lane] = omp_get_max_threads();
+        return Status{};
+      });
+    };
+  };
+  TaskGraph graph;
+  const OpId a = graph.add({.name = "a", .issue = note(0)});
+  const OpId c = graph.add({.name = "c", .issue = note(1)});
+  const int by_default = omp_get_max_threads();
+  for (const int asked : {0, by_default + 1, by_default + 2}) {
+    auto executor = Executor::create(device(), graph, {"two", {{"x"}, {"y"}}, {{a, 0}, {c, 1}}},
+                                     {.threads = static_cast<unsigned>(asked)});
+    ASSERT_TRUE(executor);
+    executor->run(*stream);
+    ASSERT_TRUE(stream->synchronize());
+    const int expected = asked == 0 ? by_default : asked;
+    EXPECT_EQ(threads, (std::array<int, 2>{expected, expected}));
+  }
+#else
+  GTEST_SKIP() << "this build has no OpenMP";
+#endif
 }
 
 TEST_P(Executors, report_the_operation_that_failed_and_run_again) {

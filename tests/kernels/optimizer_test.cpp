@@ -1,13 +1,23 @@
 // AdamW and SGD against their twins, and against steps that were worked out by hand.
 #include "dunnock/gpu/kernels/optimizer.hpp"
 
+#include <cstring>
 #include <deque>
 
+#include "dunnock/gpu/graph.hpp"
 #include "kernels/optimizer_launchers.hpp"
 #include "runners.hpp"
 
 namespace dunnock::gpu {
 namespace {
+
+/// The type of both functions, with the step by value or in device memory.
+template <class T, class Step>
+using Stepper = void(const OptimizerTable<T>&, Step, DeviceSpan<const float>, Stream&);
+template <class T>
+using ByAdamw = Stepper<T, const AdamwStep&>;
+template <class T>
+using BySgd = Stepper<T, const SgdStep&>;
 
 class Optimizer : public test::OnEachRunner {
  protected:
@@ -71,10 +81,10 @@ class Optimizer : public test::OnEachRunner {
             on, sizes,
             [&](const OptimizerTable<T>& table, std::uint64_t n, DeviceSpan<const float> factor, Stream& at) {
               if (is_adamw)
-                pick(twin, adamw<T>, detail::emulated::adamw<T>, reference::adamw<T>)(
+                pick<ByAdamw<T>>(twin, adamw<T>, detail::emulated::adamw<T>, reference::adamw<T>)(
                     table, {.learning_rate = 0.01F, .epsilon = 0.03F, .step = n}, factor, at);  // One that can be seen.
               if (!is_adamw)
-                pick(twin, sgd<T>, detail::emulated::sgd<T>, reference::sgd<T>)(
+                pick<BySgd<T>>(twin, sgd<T>, detail::emulated::sgd<T>, reference::sgd<T>)(
                     table, {.learning_rate = 0.1F, .momentum = momentum, .nesterov = nesterov}, factor, at);
             },
             seed_of);
@@ -93,8 +103,104 @@ class Optimizer : public test::OnEachRunner {
       }
     }
   }
+
+  /// The form of this runner with the step in device memory.
+  template <class T>
+  auto from_memory(bool twin, const AdamwStep&) {
+    return pick<Stepper<T, DeviceSpan<const AdamwStep>>>(twin, adamw<T>, detail::emulated::adamw<T>,
+                                                         reference::adamw<T>);
+  }
+  template <class T>
+  auto from_memory(bool twin, const SgdStep&) {
+    return pick<Stepper<T, DeviceSpan<const SgdStep>>>(twin, sgd<T>, detail::emulated::sgd<T>, reference::sgd<T>);
+  }
+  template <class T>
+  auto by_value(bool twin, const AdamwStep&) {
+    return pick<ByAdamw<T>>(twin, adamw<T>, detail::emulated::adamw<T>, reference::adamw<T>);
+  }
+  template <class T>
+  auto by_value(bool twin, const SgdStep&) {
+    return pick<BySgd<T>>(twin, sgd<T>, detail::emulated::sgd<T>, reference::sgd<T>);
+  }
+
+  /// Three steps, one after the other: as values, from memory, and from memory by one graph that is launched thrice.
+  template <class T, class Step>
+  void is_the_same_from_memory(const std::vector<Step>& steps) {
+    std::vector<std::size_t> sizes(any_size(4));
+    for (std::size_t& size : sizes) size = any_size(20000);
+    const std::uint64_t seed_of = random()();
+    for (const bool twin : {false, true}) {
+      Stream& on = twin ? twin_stream() : stream();
+      const auto should = after<T>(
+          on, sizes,
+          [&](const OptimizerTable<T>& table, std::uint64_t n, DeviceSpan<const float> factor, Stream& at) {
+            by_value<T>(twin, steps[n - 1])(table, steps[n - 1], factor, at);
+          },
+          seed_of);
+      auto in_memory = put(std::vector<Step>(1), on);
+      for (const bool as_graph : {false, true}) {
+        std::vector<Graph> graphs;  // One with a factor, one without.
+        const auto is = after<T>(
+            on, sizes,
+            [&](const OptimizerTable<T>& table, std::uint64_t n, DeviceSpan<const float> factor, Stream& at) {
+              const auto issue = [&] { from_memory<T>(twin, steps[0])(table, in_memory, factor, at); };
+              if (as_graph && n <= 2) graphs.push_back(std::move(*Graph::capture(at, issue)));
+              upload(in_memory.span(), std::span(steps).subspan(n - 1, 1), at);
+              if (as_graph) graphs[n == 2 ? 1 : 0].launch(at);
+              if (!as_graph) issue();
+            },
+            seed_of);
+        ASSERT_EQ(is.size(), should.size());
+        if (on_cuda() && !twin) {
+          test::expect_close(is, should, 1.0 / 127, 2e-6, "on CUDA");  // Its pow is not the host's.
+        } else {
+          EXPECT_EQ(std::memcmp(is.data(), should.data(), is.size() * sizeof(float)), 0)
+              << (as_graph ? "as a graph" : "issued") << (twin ? ", the twin" : "") << ", seed " << test::seed();
+        }
+      }
+    }
+  }
 };
 DUNNOCK_ON_EACH_RUNNER(Optimizer);
+
+TEST_P(Optimizer, HasTheSameBitsWithTheStepInMemory) {
+  const auto rate = [&] { return 0.001F * static_cast<float>(any_size(100)); };
+  for (int round = 0; round < (emulated() ? 2 : 5); ++round) {
+    std::vector<AdamwStep> adamw_steps;
+    std::vector<SgdStep> sgd_steps;
+    for (std::uint64_t n = 0; n < 3; ++n) {
+      const float beta1 = 0.8F + 0.01F * static_cast<float>(any_size(15));
+      const float beta2 = 0.9F + 0.001F * static_cast<float>(any_size(99));
+      adamw_steps.push_back({rate(), beta1, beta2, rate(), any_size(random()() % 2 == 0 ? 3 : 100'000)});
+      const float momentum = n == 1 ? 0.0F : 0.9F;  // Both kinds, of one graph too.
+      sgd_steps.push_back({rate(), momentum, momentum != 0 && random()() % 2 == 0});
+    }
+    is_the_same_from_memory<float>(adamw_steps);
+    is_the_same_from_memory<Bf16>(adamw_steps);
+    is_the_same_from_memory<float>(sgd_steps);
+    is_the_same_from_memory<Bf16>(sgd_steps);
+  }
+}
+
+TEST(OptimizerFromMemory, FailsTheStreamOfAStepThatMakesNoSense) {
+  auto stream = std::move(*Stream::create(Device::cpu()));
+  std::vector<float> w{1};
+  std::vector<float> g{1};
+  std::vector<OptimizerTensor<float>> table{{.weights = w.data(), .gradient = g.data(), .size = 1}};
+  const OptimizerTable<float> all{{table.data(), 1}, lay_out(std::span(table))};
+  const AdamwStep zeroth{.step = 0};
+  adamw<float>(all, DeviceSpan(&zeroth, 1), {}, stream);
+  Status done = stream.synchronize();
+  ASSERT_FALSE(done);
+  EXPECT_EQ(done.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(done.error().message, "operation 'AdamW' failed: the first step is 1");
+  const SgdStep without{.nesterov = true};
+  sgd<float>(all, DeviceSpan(&without, 1), {}, stream);
+  done = stream.synchronize();
+  ASSERT_FALSE(done);
+  EXPECT_EQ(done.error().message, "operation 'SGD' failed: Nesterov's way needs a momentum");
+  EXPECT_EQ(w[0], 1) << "nothing is written";
+}
 
 TEST_P(Optimizer, OfFloatGradientsAgreesWithItsTwin) { agrees<float>(); }
 TEST_P(Optimizer, OfBf16GradientsAgreesWithItsTwin) { agrees<Bf16>(); }
@@ -115,7 +221,7 @@ TEST_P(Optimizer, TakesTheStepsOfPyTorch) {
   const std::size_t chunks = lay_out(std::span(table));
   EXPECT_EQ(chunks, 1U);
   auto there = put(table, stream());
-  pick(false, adamw<float>, detail::emulated::adamw<float>, reference::adamw<float>)(
+  pick<ByAdamw<float>>(false, adamw<float>, detail::emulated::adamw<float>, reference::adamw<float>)(
       {there, chunks}, {.learning_rate = 0.01F}, {}, stream());
   auto is = get(w.span(), stream());
   EXPECT_NEAR(is[0], 1 - 0.001F - 0.01F, 1e-6);
@@ -126,7 +232,7 @@ TEST_P(Optimizer, TakesTheStepsOfPyTorch) {
   fill_bytes(m.span(), std::byte{0}, stream());
   for (const float step : {1.0F, 1.9F}) {
     const auto before = get(w.span(), stream());
-    pick(false, sgd<float>, detail::emulated::sgd<float>, reference::sgd<float>)(
+    pick<BySgd<float>>(false, sgd<float>, detail::emulated::sgd<float>, reference::sgd<float>)(
         {there, chunks}, {.learning_rate = 0.1F, .momentum = 0.9F}, {}, stream());
     is = get(w.span(), stream());
     EXPECT_NEAR(before[0] - is[0], 0.1F * step * 0.5F, 1e-6);
@@ -137,7 +243,9 @@ TEST(OptimizerDeathTest, WhatMakesNoSenseIsRefused) {
   auto stream = std::move(*Stream::create(Device::cpu()));
   auto x = std::move(*Buffer<float>::create(2, stream));
   EXPECT_DEATH(adamw<float>({}, {.step = 0}, {}, stream), "the first step is 1");
-  EXPECT_DEATH(adamw<float>({}, {}, x, stream), "spans fit the shape");
+  EXPECT_DEATH(adamw<float>({}, AdamwStep{}, x, stream), "spans fit the shape");
+  EXPECT_DEATH(adamw<float>({}, DeviceSpan<const AdamwStep>(), {}, stream), "spans fit the shape");
+  EXPECT_DEATH(sgd<float>({}, DeviceSpan<const SgdStep>(), {}, stream), "spans fit the shape");
   EXPECT_DEATH(sgd<float>({}, {.nesterov = true}, {}, stream), "needs a momentum");
 }
 

@@ -74,7 +74,9 @@ std::vector<Message> slices_of(const Step& step, std::uint64_t slice_bytes) {
       continue;
     }
     const std::uint64_t count = (bytes + slice_bytes - 1) / slice_bytes;
-    for (std::uint64_t n = 0; n < count; ++n) messages.push_back({{i}, bytes * (n + 1) / count - bytes * n / count});
+    // Cut at lines.
+    const auto cut = [&](std::uint64_t n) { return n == count ? bytes : bytes * n / count / 64 * 64; };
+    for (std::uint64_t n = 0; n < count; ++n) messages.push_back({{i}, cut(n + 1) - cut(n), cut(n)});
   }
   flush();
   return messages;
@@ -95,8 +97,14 @@ std::vector<std::size_t> by_priority(const Step& step, const std::vector<Backwar
     for (const unsigned layer : messages[i].layers) us = std::max(us, ready_us[layer]);
     return us;
   };
-  std::vector<std::size_t> left;  // First layers first, as they were made.
+  std::vector<std::size_t> left;  // Those first that are awaited first.
   for (std::size_t i = 0; i < messages.size(); ++i) left.push_back(i);
+  const auto awaited_by = [&](std::size_t i) {
+    unsigned first = std::numeric_limits<unsigned>::max();
+    for (const unsigned layer : messages[i].layers) first = std::min(first, step.awaited_by(layer));
+    return first;
+  };
+  std::ranges::stable_sort(left, {}, awaited_by);
   std::vector<std::size_t> order;
   double free_us = 0;
   while (!left.empty()) {
@@ -133,9 +141,14 @@ Plan plan_of(const Step& step, const PlanOptions& options, const Choices& choice
   schedule.memory_limit_bytes = options.memory_limit_bytes;
   // The link is no part of the device: what it carries slows down nothing.
   schedule.lanes = {{"compute", 0, 1}, {"link", 1, 0}};
+  unsigned normed = 0;  // Iterations whose norm there is.
   const auto update = [&](unsigned t, std::size_t layer) {
     const gpu::OpId op = made.ops[t][layer].update;
     if (op == gpu::kNoOp) return;
+    if (step.clips && t >= normed) {
+      schedule.slots.push_back({made.norms[t], kCompute, {}});
+      normed = t + 1;
+    }
     schedule.slots.push_back({op, kCompute, {}});
     if (choices.barrier && !made.messages[t].empty())
       schedule.slots.back().waits.push_back(made.messages[t][link_order.back()]);
@@ -170,6 +183,7 @@ Plan plan_of(const Step& step, const PlanOptions& options, const Choices& choice
   gpu::add_waits(made.graph, schedule);
   plan.graph = std::move(made.graph);
   plan.tags = std::move(made.tags);
+  plan.messages = messages;
   plan.iterations = options.iterations;
   plan.launch_us = options.launch_us;
   return plan;

@@ -36,7 +36,7 @@ class Maker {
 
   gpu::OpId add(gpu::Op op, Part part, unsigned layer) {
     op.name += suffix_;
-    made_.tags.push_back({part, iteration_, 0, layer, 0});
+    made_.tags.push_back({.part = part, .iteration = iteration_, .chunk = layer});
     return made_.graph.add(std::move(op));
   }
 
@@ -108,21 +108,48 @@ class Maker {
         sums_[layer].push_back(sum);
       }
       made_.messages.back().push_back(add(std::move(op), Part::kAllReduce, message.layers.front()));
+      made_.tags.back().message = static_cast<unsigned>(&message - messages_.data());
     }
   }
 
+  /// Everything that the update of a layer reads but its weights.
+  std::vector<ValueId> gradients_for(unsigned layer) const {
+    std::vector<ValueId> gradients = sums_[layer];
+    gradients.push_back(weight_gradients_[layer]);
+    for (unsigned i = layer + 1; i < step_.layers.size(); ++i) {
+      if (step_.layers[i].tied_to != layer) continue;
+      gradients.insert(gradients.end(), sums_[i].begin(), sums_[i].end());
+      gradients.push_back(weight_gradients_[i]);
+    }
+    return gradients;
+  }
+
+  void add_norm() {
+    norm_.reset();
+    if (!step_.clips) return;
+    norm_ = value("norm", 0);
+    gpu::Op op{.name = "N", .kind = OpKind::kOther, .outputs = {*norm_}};
+    for (unsigned i = 0; i < step_.layers.size(); ++i) {
+      if (!has_weights(step_.layers[i])) continue;
+      const std::vector<ValueId> gradients = gradients_for(i);
+      op.inputs.insert(op.inputs.end(), gradients.begin(), gradients.end());
+    }
+    made_.norms.push_back(add(std::move(op), Part::kNorm, 0));
+  }
+
   void add_updates() {
+    add_norm();
     for (unsigned i = 0; i < step_.layers.size(); ++i) {
       const Layer& layer = step_.layers[i];
       if (!has_weights(layer)) continue;
       updated_[i] = value(named("u", layer.name), 0);
       gpu::Op op{.name = named("U", layer.name),
                  .kind = OpKind::kUpdate,
-                 .inputs = sums_[i],
+                 .inputs = gradients_for(i),
                  .outputs = {*updated_[i]},
                  .cost_us = layer.update.us,
                  .demand = layer.update.demand};
-      op.inputs.push_back(weight_gradients_[i]);
+      if (norm_) op.inputs.push_back(*norm_);
       // In place, so not before dO has read the old weights.
       if (weights_read_[i]) op.inputs.push_back(*weights_read_[i]);
       made_.ops.back()[i].update = add(std::move(op), Part::kUpdate, i);
@@ -145,6 +172,7 @@ class Maker {
   std::vector<ValueId> weight_gradients_;
   std::vector<std::optional<ValueId>> weights_read_;
   std::vector<std::vector<ValueId>> sums_;
+  std::optional<ValueId> norm_;
 };
 
 }  // namespace

@@ -8,12 +8,6 @@
 
 namespace dunnock::training {
 
-/// Gradients that are added up together: of whole layers (a bucket), or a part of one layer's.
-struct Message {
-  std::vector<unsigned> layers;  // In the order of the backward pass.
-  std::uint64_t bytes = 0;
-};
-
 struct LayerOps {
   gpu::OpId forward = gpu::kNoOp;
   gpu::OpId output_gradient = gpu::kNoOp;  // None of the first layer.
@@ -26,6 +20,7 @@ struct LayerGraph {
   std::vector<OpTag> tags;
   std::vector<std::vector<LayerOps>> ops;        // [iteration][layer]
   std::vector<std::vector<gpu::OpId>> messages;  // [iteration][message]
+  std::vector<gpu::OpId> norms;                  // [iteration]; none where nothing is clipped.
 };
 
 [[nodiscard]] inline bool has_weights(const Layer& layer) {

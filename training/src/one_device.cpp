@@ -129,8 +129,10 @@ Placement place(const Step& step, const Knobs& knobs) {
   for (unsigned i = 0; i < layers; ++i) all_bytes += has_weights(step.layers[i]) ? held_bytes(i) : 0;
   // dW of layer i needs dO of layer i + 1, which is number layers - 2 - i of the main lane.
   const auto ready = [&](unsigned layer, std::size_t op) { return op + layer + 1 >= layers; };
-  // Its update comes before the layer's next forward pass.
-  const auto in_time = [&](unsigned layer, const Region& region) { return region.last <= layers - 1 + layer; };
+  // Its update comes before the next forward pass of the layer, or of the one that it is tied to.
+  const auto in_time = [&](unsigned layer, const Region& region) {
+    return region.last <= layers - 1 + step.awaited_by(layer);
+  };
 
   for (std::size_t r = 0; r < placement.regions.size(); ++r) {
     const Region& region = placement.regions[r];
@@ -179,16 +181,18 @@ Placement place(const Step& step, const Knobs& knobs) {
 /// Writes the slots of all iterations.
 class Writer {
  public:
-  Writer(const LayerGraph& made, gpu::Schedule& schedule) : made_(made), schedule_(schedule) {}
+  Writer(const Step& step, const LayerGraph& made, gpu::Schedule& schedule)
+      : step_(step), made_(made), schedule_(schedule) {}
 
   void conventional() {
-    for (const std::vector<LayerOps>& ops : made_.ops) {
+    for (std::size_t t = 0; t < made_.ops.size(); ++t) {
+      const std::vector<LayerOps>& ops = made_.ops[t];
       for (const LayerOps& layer : ops) put(layer.forward, kMain);
       for (std::size_t i = ops.size(); i-- > 0;) {
         put(ops[i].output_gradient, kMain);
         put(ops[i].weight_gradient, kMain);
       }
-      for (std::size_t i = ops.size(); i-- > 0;) put(ops[i].update, kMain);
+      put_all_updates(t);
     }
   }
 
@@ -200,6 +204,7 @@ class Writer {
       progress_.assign(layers, {});
       progress_[0].output_gradient = true;  // It has none.
       if (placement.region_of[layers - 1] == kInMain) put_weight_gradient(ops, layers - 1, kMain, {});
+      if (layers == 1 && step_.clips) put_all_updates(t);
       for (std::size_t i = 0; i < placement.before.size(); ++i) {
         // Not earlier than it was placed: beside this operation, and not beside one before it.
         const std::vector<gpu::OpId> begin = last_of_main_;
@@ -213,6 +218,8 @@ class Writer {
         progress_[layer].output_gradient = true;
         update_if_ready(ops, layer);
         if (placement.region_of[layer - 1] == kInMain) put_weight_gradient(ops, layer - 1, kMain, {});
+        // None is delayed, for the norm needs all.
+        if (layer == 1 && step_.clips) put_all_updates(t);
       }
     }
   }
@@ -222,7 +229,13 @@ class Writer {
     bool output_gradient = false;
     bool weight_gradient = false;
     unsigned lane = kMain;
+    bool updated = false;
   };
+
+  void put_all_updates(std::size_t t) {
+    if (step_.clips) put(made_.norms[t], kMain);
+    for (std::size_t i = made_.ops[t].size(); i-- > 0;) put(made_.ops[t][i].update, kMain);
+  }
 
   void put(gpu::OpId op, unsigned lane, std::vector<gpu::OpId> waits = {}) {
     if (op == gpu::kNoOp) return;
@@ -236,12 +249,21 @@ class Writer {
     progress_[layer].weight_gradient = true;
     progress_[layer].lane = lane;
     update_if_ready(ops, layer);
+    if (step_.layers[layer].tied_to) update_if_ready(ops, *step_.layers[layer].tied_to);
   }
-  /// In the lane of its dW, behind the dO of its layer too, which reads the weights.
+  /// In the lane of its dW, behind the dO of its layer too, which reads the weights, and the dW of what is tied to it.
   void update_if_ready(const std::vector<LayerOps>& ops, std::size_t layer) {
-    const Progress& progress = progress_[layer];
-    if (progress.output_gradient && progress.weight_gradient) put(ops[layer].update, progress.lane);
+    if (step_.clips) return;  // Behind all of them.
+    Progress& progress = progress_[layer];
+    if (!progress.output_gradient || !progress.weight_gradient || progress.updated) return;
+    for (std::size_t i = layer + 1; i < step_.layers.size(); ++i) {
+      if (step_.layers[i].tied_to == layer && !progress_[i].weight_gradient) return;
+    }
+    progress.updated = true;
+    put(ops[layer].update, progress.lane);
   }
+
+  const Step& step_;
 
   const LayerGraph& made_;
   gpu::Schedule& schedule_;
@@ -254,7 +276,7 @@ Plan plan_of(const Step& step, const PlanOptions& options, const std::optional<K
   Plan plan;
   plan.schedule.memory_limit_bytes = options.memory_limit_bytes;
   plan.schedule.lanes.push_back({"main", 0, 1});
-  Writer writer(made, plan.schedule);
+  Writer writer(step, made, plan.schedule);
   if (knobs) {
     plan.schedule.lanes.push_back({"sub", 0, 0});
     const Placement placement = place(step, *knobs);
@@ -293,6 +315,7 @@ Result<Plan> plan_one_device(OneDevice kind, const Step& step, const PlanOptions
   searched.iterations = std::max(3U, options.iterations);
   std::vector<std::optional<Knobs>> candidates{std::nullopt};
   for (const bool delays : {false, true}) {
+    if (delays && step.clips) continue;
     for (const double piece : {1.0, 0.1, 0.03}) {
       for (const double pending : {1.0, 0.5, 0.25, 0.1}) candidates.push_back(Knobs{piece, pending, delays});
     }

@@ -191,7 +191,7 @@ class Maker {
         if (t > 0) op.inputs.push_back(updated_[c]);
         passing = value(named("y", of(c)), stages_.sums[c].output_bytes);
         op.outputs.push_back(passing);
-        moves_[t][0][c][j] = add(std::move(op), {Part::kForward, t, chunk.device, c, j});
+        moves_[t][0][c][j] = add(std::move(op), {Part::kForward, t, chunk.device, c, j, 0});
         if (c + 1 < chunks && stages_.pipe.chunks[c + 1].device != chunk.device)
           activations_[t][c][j] = add_send(named("Y", of(c)), Part::kSendActivation, t, c, c + 1, j,
                                            chunk.send_activation_us, stages_.sums[c].output_bytes, passing);
@@ -208,14 +208,14 @@ class Maker {
           passing = value(named("d", of(c - 1)), stages_.sums[c - 1].output_bytes);
           op.outputs.push_back(passing);
         }
-        moves_[t][1][c][j] = add(std::move(op), {Part::kOutputGradient, t, chunk.device, c, j});
+        moves_[t][1][c][j] = add(std::move(op), {Part::kOutputGradient, t, chunk.device, c, j, 0});
         accumulated[c].push_back(value(named("g", of(c)), 0));
         moves_[t][2][c][j] = add({.name = named("W", of(c)),
                                   .kind = OpKind::kWeightGradient,
                                   .inputs = {inner, kept_for_weights[c]},
                                   .outputs = {accumulated[c].back()},
                                   .cost_us = chunk.weights_us},
-                                 {Part::kWeightGradient, t, chunk.device, c, j});
+                                 {Part::kWeightGradient, t, chunk.device, c, j, 0});
         if (c > 0 && stages_.pipe.chunks[c - 1].device != chunk.device)
           gradients_[t][c][j] = add_send(named("D", of(c)), Part::kSendGradient, t, c, c - 1, j, chunk.send_gradient_us,
                                          stages_.sums[c - 1].output_bytes, passing);
@@ -238,12 +238,12 @@ class Maker {
                  .outputs = {sum},
                  .cost_us = options_.link.all_reduce_us(stages_.sums[c].gradient_bytes, options_.data_parallel),
                  .demand = kNoDemand},
-                {Part::kAllReduce, t, device, c, 0}));
+                {Part::kAllReduce, t, device, c, 0, 0}));
         update.inputs = {sum};
       }
       updated_[c] = value(named("u", stages_.sums[c].name), 0);
       update.outputs = {updated_[c]};
-      updates_[t].push_back(add(std::move(update), {Part::kUpdate, t, device, c, 0}));
+      updates_[t].push_back(add(std::move(update), {Part::kUpdate, t, device, c, 0, 0}));
     }
   }
 
@@ -257,7 +257,7 @@ class Maker {
                          .outputs = {arrived},
                          .cost_us = us,
                          .demand = kNoDemand},
-                        {part, t, stages_.pipe.chunks[to].device, from, j});
+                        {part, t, stages_.pipe.chunks[to].device, from, j, 0});
     passing = arrived;
     return id;
   }

@@ -36,6 +36,10 @@ Status check(const Step& step) {
     if (layer.block < block) return invalid("layer '" + layer.name + "' goes back to an earlier block");
     block = layer.block;
   }
+  for (std::size_t i = 0; i < step.layers.size(); ++i) {
+    if (step.layers[i].tied_to && *step.layers[i].tied_to >= i)
+      return invalid("layer '" + step.layers[i].name + "' is tied to one that is not before it");
+  }
   return {};
 }
 

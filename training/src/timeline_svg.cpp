@@ -23,13 +23,14 @@ struct Look {
   std::string_view what;
   std::string_view colour;
 };
-constexpr std::array<Look, 7> kLooks = {{{Part::kForward, "f", "forward", "#9ecae1"},
+constexpr std::array<Look, 8> kLooks = {{{Part::kForward, "f", "forward", "#9ecae1"},
                                          {Part::kOutputGradient, "b", "output gradient", "#fdae6b"},
                                          {Part::kWeightGradient, "w", "weight gradient", "#c7e9c0"},
                                          {Part::kUpdate, "u", "update", "#bcbddc"},
                                          {Part::kSendActivation, "s", "transfer", "#d9d9d9"},
                                          {Part::kSendGradient, "s", "transfer", "#d9d9d9"},
-                                         {Part::kAllReduce, "r", "all-reduce", "#bdbdbd"}}};
+                                         {Part::kAllReduce, "r", "all-reduce", "#bdbdbd"},
+                                         {Part::kNorm, "n", "norm", "#fdd0a2"}}};
 
 const Look& look_of(Part part) { return *std::ranges::find(kLooks, part, &Look::part); }
 

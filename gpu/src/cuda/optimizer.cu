@@ -59,10 +59,10 @@ __device__ inline bool aligned_to(const void* address, std::size_t bytes) {
   return reinterpret_cast<std::uintptr_t>(address) % bytes == 0;
 }
 
+/// The chunk of this block.
 template <class T, class Step>
-__global__ void __launch_bounds__(kBlock)
-    optimizer_kernel(const OptimizerTensor<T>* __restrict__ tensors, unsigned count, Step step,
-                     const float* __restrict__ factors) {
+__device__ void step_chunk(const OptimizerTensor<T>* __restrict__ tensors, unsigned count, const Step& step,
+                           const float* __restrict__ factors) {
   const OptimizerTensor<T> tensor = tensors[tensor_of_chunk(tensors, count, blockIdx.x)];
   const float factor = factors == nullptr ? 1.0F : *factors;
   const std::size_t first = (blockIdx.x - tensor.first_chunk) * kOptimizerChunk;
@@ -77,25 +77,67 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 template <class T, class Step>
-void launch_step(std::string_view name, const OptimizerTable<T>& table, const Step& step,
-                 DeviceSpan<const float> factor, Stream& stream) {
-  launch(name, optimizer_kernel<T, Step>, {dim3(static_cast<unsigned>(table.chunks)), dim3(kBlock)}, stream,
-         table.tensors.device_data(), static_cast<unsigned>(table.tensors.size()), step, factor.device_data());
+__global__ void __launch_bounds__(kBlock)
+    optimizer_kernel(const OptimizerTensor<T>* __restrict__ tensors, unsigned count, Step step,
+                     const float* __restrict__ factors) {
+  step_chunk(tensors, count, step, factors);
+}
+// With the step in memory. The two powers of AdamW are some hundred operations of double: one thread of a block makes
+// them, beside the reading and writing of 8192 values; other blocks of the multiprocessor go on meanwhile.
+template <class T>
+__global__ void __launch_bounds__(kBlock)
+    adamw_kernel(const OptimizerTensor<T>* __restrict__ tensors, unsigned count, const AdamwStep* __restrict__ step,
+                 const float* __restrict__ factors) {
+  __shared__ AdamwFactors by;
+  if (threadIdx.x == 0) by = AdamwFactors(*step);
+  __syncthreads();
+  step_chunk(tensors, count, Adamw{by}, factors);
+}
+template <class T>
+__global__ void __launch_bounds__(kBlock)
+    sgd_kernel(const OptimizerTensor<T>* __restrict__ tensors, unsigned count, const SgdStep* __restrict__ step,
+               const float* __restrict__ factors) {
+  const SgdStep by = *step;
+  if (by.momentum != 0) {
+    step_chunk(tensors, count, Sgd<true>{by}, factors);
+  } else {
+    step_chunk(tensors, count, Sgd<false>{by}, factors);
+  }
+}
+
+/// `step`: by value or where it lies, as the kernel has it.
+template <class T, class Step>
+void launch_step(std::string_view name,
+                 void (*kernel)(const OptimizerTensor<T>* __restrict__, unsigned, Step, const float* __restrict__),
+                 const OptimizerTable<T>& table, std::type_identity_t<Step> step, DeviceSpan<const float> factor,
+                 Stream& stream) {
+  launch(name, kernel, {dim3(static_cast<unsigned>(table.chunks)), dim3(kBlock)}, stream, table.tensors.device_data(),
+         static_cast<unsigned>(table.tensors.size()), step, factor.device_data());
 }
 
 }  // namespace
 
 template <class T>
 void adamw(const OptimizerTable<T>& table, const AdamwStep& step, DeviceSpan<const float> factor, Stream& stream) {
-  launch_step("AdamW", table, Adamw{AdamwFactors(step)}, factor, stream);
+  launch_step("AdamW", optimizer_kernel<T, Adamw>, table, Adamw{AdamwFactors(step)}, factor, stream);
+}
+template <class T>
+void adamw(const OptimizerTable<T>& table, DeviceSpan<const AdamwStep> step, DeviceSpan<const float> factor,
+           Stream& stream) {
+  launch_step("AdamW", adamw_kernel<T>, table, step.device_data(), factor, stream);
 }
 template <class T>
 void sgd(const OptimizerTable<T>& table, const SgdStep& step, DeviceSpan<const float> factor, Stream& stream) {
   if (step.momentum != 0) {
-    launch_step("SGD", table, Sgd<true>{step}, factor, stream);
+    launch_step("SGD", optimizer_kernel<T, Sgd<true>>, table, Sgd<true>{step}, factor, stream);
   } else {
-    launch_step("SGD", table, Sgd<false>{step}, factor, stream);
+    launch_step("SGD", optimizer_kernel<T, Sgd<false>>, table, Sgd<false>{step}, factor, stream);
   }
+}
+template <class T>
+void sgd(const OptimizerTable<T>& table, DeviceSpan<const SgdStep> step, DeviceSpan<const float> factor,
+         Stream& stream) {
+  launch_step("SGD", sgd_kernel<T>, table, step.device_data(), factor, stream);
 }
 
 DUNNOCK_INSTANTIATE_OPTIMIZER(float)

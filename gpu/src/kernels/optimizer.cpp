@@ -70,39 +70,82 @@ void each_chunk(const OptimizerTable<T>& table, const Values& values) {
   });
 }
 
+template <class T>
+void adamw_now(const OptimizerTable<T>& table, const AdamwStep& step, DeviceSpan<const float> factor) {
+  const AdamwFactors by(step);
+  const float scale = factor.empty() ? 1.0F : *factor.device_data();
+  each_chunk(table, [&](const OptimizerTensor<T>& tensor, std::size_t first, std::size_t last)
+                        DUNNOCK_INLINED { adamw_values(tensor, by, scale, first, last); });
+}
+template <class T>
+void sgd_now(const OptimizerTable<T>& table, const SgdStep& step, DeviceSpan<const float> factor) {
+  const float scale = factor.empty() ? 1.0F : *factor.device_data();
+  each_chunk(table, [&](const OptimizerTensor<T>& tensor, std::size_t first, std::size_t last) DUNNOCK_INLINED {
+    if (step.momentum != 0) {
+      sgd_values<true>(tensor, step, scale, first, last);
+    } else {
+      sgd_values<false>(tensor, step, scale, first, last);
+    }
+  });
+}
+
+// What a step has to be: a programmer's error where the host sees it, the stream's where the device reads it.
+constexpr const char* kFirstStepIsOne = "the first step is 1";
+constexpr const char* kNesterovNeedsMomentum = "Nesterov's way needs a momentum";
+bool is_step(const AdamwStep& step) { return step.step > 0; }
+bool is_step(const SgdStep& step) { return !step.nesterov || step.momentum != 0; }
+
 }  // namespace
 
 template <class T>
 void adamw(const OptimizerTable<T>& table, const AdamwStep& step, DeviceSpan<const float> factor, Stream& stream) {
-  DUNNOCK_CHECK(step.step > 0, "the first step is 1");
+  DUNNOCK_CHECK(is_step(step), kFirstStepIsOne);
   detail::check_optional(1, factor);
   if (table.chunks == 0) return;
   DUNNOCK_ON_CUDA(stream, detail::cuda::adamw<T>(table, step, factor, stream));
   stream.run("AdamW", [=] {
-    const AdamwFactors by(step);
-    const float scale = factor.empty() ? 1.0F : *factor.device_data();
-    each_chunk(table, [&](const OptimizerTensor<T>& tensor, std::size_t first, std::size_t last)
-                          DUNNOCK_INLINED { adamw_values(tensor, by, scale, first, last); });
+    adamw_now(table, step, factor);
     return Status{};
+  });
+}
+template <class T>
+void adamw(const OptimizerTable<T>& table, DeviceSpan<const AdamwStep> step, DeviceSpan<const float> factor,
+           Stream& stream) {
+  detail::check_sizes(1, step);
+  detail::check_optional(1, factor);
+  if (table.chunks == 0) return;
+  DUNNOCK_ON_CUDA(stream, detail::cuda::adamw<T>(table, step, factor, stream));
+  stream.run("AdamW", [=]() -> Status {
+    const AdamwStep now = *step.device_data();
+    if (!is_step(now)) return make_error(ErrorCode::kInvalidArgument, kFirstStepIsOne);
+    adamw_now(table, now, factor);
+    return {};
   });
 }
 
 template <class T>
 void sgd(const OptimizerTable<T>& table, const SgdStep& step, DeviceSpan<const float> factor, Stream& stream) {
-  DUNNOCK_CHECK(!step.nesterov || step.momentum != 0, "Nesterov's way needs a momentum");
+  DUNNOCK_CHECK(is_step(step), kNesterovNeedsMomentum);
   detail::check_optional(1, factor);
   if (table.chunks == 0) return;
   DUNNOCK_ON_CUDA(stream, detail::cuda::sgd<T>(table, step, factor, stream));
   stream.run("SGD", [=] {
-    const float scale = factor.empty() ? 1.0F : *factor.device_data();
-    each_chunk(table, [&](const OptimizerTensor<T>& tensor, std::size_t first, std::size_t last) DUNNOCK_INLINED {
-      if (step.momentum != 0) {
-        sgd_values<true>(tensor, step, scale, first, last);
-      } else {
-        sgd_values<false>(tensor, step, scale, first, last);
-      }
-    });
+    sgd_now(table, step, factor);
     return Status{};
+  });
+}
+template <class T>
+void sgd(const OptimizerTable<T>& table, DeviceSpan<const SgdStep> step, DeviceSpan<const float> factor,
+         Stream& stream) {
+  detail::check_sizes(1, step);
+  detail::check_optional(1, factor);
+  if (table.chunks == 0) return;
+  DUNNOCK_ON_CUDA(stream, detail::cuda::sgd<T>(table, step, factor, stream));
+  stream.run("SGD", [=]() -> Status {
+    const SgdStep now = *step.device_data();
+    if (!is_step(now)) return make_error(ErrorCode::kInvalidArgument, kNesterovNeedsMomentum);
+    sgd_now(table, now, factor);
+    return {};
   });
 }
 

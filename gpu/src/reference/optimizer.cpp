@@ -21,24 +21,52 @@ void each_value(const OptimizerTable<T>& table, DeviceSpan<const float> factor, 
   }
 }
 
+template <class T>
+void adamw_now(const OptimizerTable<T>& table, const AdamwStep& step, DeviceSpan<const float> factor) {
+  const double rate = double(step.learning_rate);
+  const double beta1 = double(step.beta1);
+  const double beta2 = double(step.beta2);
+  each_value<T>(table, factor, [&](const OptimizerTensor<T>& tensor, std::size_t i, double g) {
+    const double m = beta1 * double(tensor.first_moment[i]) + (1 - beta1) * g;
+    const double v = beta2 * double(tensor.second_moment[i]) + (1 - beta2) * g * g;
+    tensor.first_moment[i] = static_cast<float>(m);
+    tensor.second_moment[i] = static_cast<float>(v);
+    const double m_hat = m / (1 - std::pow(beta1, double(step.step)));
+    const double v_hat = v / (1 - std::pow(beta2, double(step.step)));
+    const double w = double(tensor.weights[i]);
+    return w - rate * double(tensor.decay) * w - rate * m_hat / (std::sqrt(v_hat) + double(step.epsilon));
+  });
+}
+
+template <class T>
+void sgd_now(const OptimizerTable<T>& table, const SgdStep& step, DeviceSpan<const float> factor) {
+  const double momentum = double(step.momentum);
+  each_value<T>(table, factor, [&](const OptimizerTensor<T>& tensor, std::size_t i, double g) {
+    const double w = double(tensor.weights[i]);
+    double change = g + double(tensor.decay) * w;
+    if (momentum != 0) {
+      const double m = momentum * double(tensor.first_moment[i]) + change;
+      tensor.first_moment[i] = static_cast<float>(m);
+      change = step.nesterov ? change + momentum * m : m;
+    }
+    return w - double(step.learning_rate) * change;
+  });
+}
+
 }  // namespace
 
 template <class T>
 void adamw(const OptimizerTable<T>& table, const AdamwStep& step, DeviceSpan<const float> factor, Stream& stream) {
   stream.run("AdamW", [=] {
-    const double rate = double(step.learning_rate);
-    const double beta1 = double(step.beta1);
-    const double beta2 = double(step.beta2);
-    each_value<T>(table, factor, [&](const OptimizerTensor<T>& tensor, std::size_t i, double g) {
-      const double m = beta1 * double(tensor.first_moment[i]) + (1 - beta1) * g;
-      const double v = beta2 * double(tensor.second_moment[i]) + (1 - beta2) * g * g;
-      tensor.first_moment[i] = static_cast<float>(m);
-      tensor.second_moment[i] = static_cast<float>(v);
-      const double m_hat = m / (1 - std::pow(beta1, double(step.step)));
-      const double v_hat = v / (1 - std::pow(beta2, double(step.step)));
-      const double w = double(tensor.weights[i]);
-      return w - rate * double(tensor.decay) * w - rate * m_hat / (std::sqrt(v_hat) + double(step.epsilon));
-    });
+    adamw_now(table, step, factor);
+    return Status{};
+  });
+}
+template <class T>
+void adamw(const OptimizerTable<T>& table, DeviceSpan<const AdamwStep> step, DeviceSpan<const float> factor,
+           Stream& stream) {
+  stream.run("AdamW", [=] {
+    adamw_now(table, *step.device_data(), factor);
     return Status{};
   });
 }
@@ -46,17 +74,15 @@ void adamw(const OptimizerTable<T>& table, const AdamwStep& step, DeviceSpan<con
 template <class T>
 void sgd(const OptimizerTable<T>& table, const SgdStep& step, DeviceSpan<const float> factor, Stream& stream) {
   stream.run("SGD", [=] {
-    const double momentum = double(step.momentum);
-    each_value<T>(table, factor, [&](const OptimizerTensor<T>& tensor, std::size_t i, double g) {
-      const double w = double(tensor.weights[i]);
-      double change = g + double(tensor.decay) * w;
-      if (momentum != 0) {
-        const double m = momentum * double(tensor.first_moment[i]) + change;
-        tensor.first_moment[i] = static_cast<float>(m);
-        change = step.nesterov ? change + momentum * m : m;
-      }
-      return w - double(step.learning_rate) * change;
-    });
+    sgd_now(table, step, factor);
+    return Status{};
+  });
+}
+template <class T>
+void sgd(const OptimizerTable<T>& table, DeviceSpan<const SgdStep> step, DeviceSpan<const float> factor,
+         Stream& stream) {
+  stream.run("SGD", [=] {
+    sgd_now(table, *step.device_data(), factor);
     return Status{};
   });
 }

@@ -16,6 +16,9 @@ struct ExecutorOptions {
   unsigned rank = 0;      ///< Runs the lanes of this rank. Those of others are theirs, and waits for them are refused.
   bool measures = false;  ///< run() notes when each operation ran; costs two host or device events an operation.
   bool as_graph = false;  ///< Operations are recorded once and issued at once in each run (graph.hpp).
+  /// CPU backend: so many threads the kernels of each lane use, as StreamOptions::threads says; 0: the default, in each
+  /// lane. Lanes that run side by side want fewer. A recorded graph runs in run()'s stream, with the threads of that.
+  unsigned threads = 0;
 };
 
 /// Streams and events for one schedule, made once and used in each run. Move-only. Threads: one at a time.

@@ -60,6 +60,7 @@ enum class Part : std::uint8_t {
   kSendActivation,  ///< From the device of `chunk` to that of the next; the runtime makes a send and a receive of it.
   kSendGradient,    ///< From the device of `chunk` to that of the one before.
   kAllReduce,
+  kNorm,  ///< Of all gradients, between them and all updates (Step::clips); pipelines have it in their updates.
 };
 
 /// What an operation of the graph is; the runtime finds its kernels by this.
@@ -69,6 +70,16 @@ struct OpTag {
   unsigned device = 0;  ///< Whose work or, of a transfer, who receives.
   unsigned chunk = 0;   ///< The layer (one device, data-parallel), or the run of layers (pipeline); first of a bucket.
   unsigned micro_batch = 0;
+  /// kAllReduce: of a data-parallel step, the number of its message in Plan::messages.
+  unsigned message = 0;
+};
+
+/// Gradients that are added up at a time.
+struct Message {
+  /// Neighbours, in the order of the backward pass or of the forward pass; or one, of which this may be a slice.
+  std::vector<unsigned> layers;
+  std::uint64_t bytes = 0;
+  std::uint64_t first_byte = 0;  ///< Where the slice begins in its layer's gradients.
 };
 
 struct Plan {
@@ -77,6 +88,7 @@ struct Plan {
   gpu::TaskGraph graph;
   gpu::Schedule schedule;
   std::vector<OpTag> tags;  ///< Of the graph's operations.
+  std::vector<Message> messages;  ///< Of one iteration of a data-parallel step.
   unsigned devices = 1;     ///< That are simulated: one of a data-parallel step, for all do the same.
   unsigned iterations = 1;
   std::vector<unsigned> chunk_begins;   ///< Pipeline: the first layer of each chunk.

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -40,11 +41,18 @@ struct Layer {
   std::uint64_t kept_for_weights_bytes = 0;
   std::uint64_t weight_bytes = 0;    ///< Weights, and what the optimizer keeps. There all the time.
   std::uint64_t gradient_bytes = 0;  ///< Of the weights: what data-parallel devices add up.
+  /// Some of its weights are those of an earlier layer, whose update needs this layer's gradient too (a tied head).
+  std::optional<unsigned> tied_to{};
 };
 
 struct Step {
   std::string name{};
   std::vector<Layer> layers{};
+  /// Gradients are clipped by the norm of all of them: updates wait for all dW, and none can be delayed.
+  bool clips = false;
+
+  /// The first layer whose forward pass waits for this one's gradients.
+  [[nodiscard]] unsigned awaited_by(unsigned layer) const { return layers[layer].tied_to.value_or(layer); }
 };
 
 /// A link between two devices, in each direction.

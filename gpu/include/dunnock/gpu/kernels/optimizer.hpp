@@ -80,12 +80,30 @@ void adamw(const OptimizerTable<T>& table, const AdamwStep& step, DeviceSpan<con
 template <class T>
 void sgd(const OptimizerTable<T>& table, const SgdStep& step, DeviceSpan<const float> factor, Stream& stream);
 
+/// The same with the step in device memory, (1): it is read when the kernel runs, so a recorded graph (graph.hpp) makes
+/// another step, with another learning rate, whenever it is launched. The CPU gives the bits of the step by value. CUDA
+/// works out the bias corrections of AdamW in each block, with its own double `pow`: beside the step by value they may
+/// differ in a float's last bit. Errors: InvalidArgument, with the stream, on the CPU: a step of 0, or Nesterov's way
+/// without a momentum. CUDA does not look: there that is a division by 0, or SGD without momentum.
+template <class T>
+void adamw(const OptimizerTable<T>& table, DeviceSpan<const AdamwStep> step, DeviceSpan<const float> factor,
+           Stream& stream);
+template <class T>
+void sgd(const OptimizerTable<T>& table, DeviceSpan<const SgdStep> step, DeviceSpan<const float> factor,
+         Stream& stream);
+
 /// The twins, written to be read: in double. On CPU streams.
 namespace reference {
 template <class T>
 void adamw(const OptimizerTable<T>& table, const AdamwStep& step, DeviceSpan<const float> factor, Stream& stream);
 template <class T>
 void sgd(const OptimizerTable<T>& table, const SgdStep& step, DeviceSpan<const float> factor, Stream& stream);
+template <class T>
+void adamw(const OptimizerTable<T>& table, DeviceSpan<const AdamwStep> step, DeviceSpan<const float> factor,
+           Stream& stream);
+template <class T>
+void sgd(const OptimizerTable<T>& table, DeviceSpan<const SgdStep> step, DeviceSpan<const float> factor,
+         Stream& stream);
 }  // namespace reference
 
 }  // namespace dunnock::gpu

@@ -1,0 +1,23 @@
+// OptimizerOptions: how weights follow their gradients. The learning rate comes with each step.
+#pragma once
+
+#include <cstdint>
+
+namespace dunnock::training {
+
+enum class OptimizerKind : std::uint8_t { kAdamw, kSgd };
+
+/// As torch.optim.AdamW and SGD (gpu/kernels/optimizer.hpp has the formulas). Weight decay is for matrices and
+/// convolutions; norms and biases do not decay.
+struct OptimizerOptions {
+  OptimizerKind kind = OptimizerKind::kAdamw;
+  float beta1 = 0.9F;
+  float beta2 = 0.999F;
+  float epsilon = 1e-8F;
+  float weight_decay = 0;
+  float momentum = 0;     ///< SGD
+  bool nesterov = false;  ///< SGD; needs a momentum.
+  float clip = 0;         ///< Gradients whose norm, of all of them, is larger are scaled to it; 0: never.
+};
+
+}  // namespace dunnock::training
