@@ -15,6 +15,8 @@
 // - The memory bound: gradients of outputs and inputs that unplaced dW hold. When a region ends with more than a bound
 //   pending, the oldest are placed there although nothing is won.
 // - A dW that wins nowhere stays in the main lane, where it is in the conventional order.
+// - Beside the regions, a second way is tried: the sub lane is never idle while a dW is ready, and takes that first
+//   whose layer's next forward pass comes first; a share of the dW stays in the main lane.
 // - Size of the pieces, bound and delay are searched with the simulator; the conventional order is one of the
 // candidates,
 //   so the result is never slower than it, in the simulator.
@@ -181,6 +183,65 @@ Placement place(const Step& step, const Knobs& knobs) {
   return placement;
 }
 
+/// dW of which this share, by time, stays in the main lane; the others as soon as the sub lane is free.
+Placement place_at_once(const Step& step, double main_share, bool delays) {
+  const std::vector<MainOp> ops = main_lane(step);
+  const auto layers = static_cast<unsigned>(step.layers.size());
+  Placement placement{{}, std::vector<std::size_t>(layers, kInMain), {}};
+  placement.before.resize(ops.size());
+  for (std::size_t i = 0; i < ops.size(); ++i) placement.regions.push_back({i, i + 1});
+
+  std::vector<unsigned> waiting;  // Not ready, or not placed.
+  double owed_us = 0;             // To the main lane.
+  std::vector<double> done_us(layers);
+  for (unsigned i = layers; i-- > 0;) {
+    if (!has_weights(step.layers[i])) continue;
+    owed_us += main_share * step.layers[i].weight_gradient.us;
+    if (owed_us >= step.layers[i].weight_gradient.us && main_share > 0) {
+      owed_us -= step.layers[i].weight_gradient.us;
+    } else {
+      waiting.push_back(i);
+    }
+  }
+  const auto ready_from = [&](unsigned layer) {  // Behind so many operations of the main lane.
+    const bool behind = layer > 0 && step.layers[layer].weights_behind_output;
+    return std::min<std::size_t>(layers - 1, layers - 1 - layer + (behind ? 1 : 0));
+  };
+  double now_us = 0;
+  double sub_us = 0;
+  for (std::size_t i = 0; i < ops.size(); ++i) {
+    if (ops[i].forward && !delays) break;
+    const auto put = [&](unsigned layer) {
+      placement.region_of[layer] = i;
+      placement.before[i].push_back(layer);
+      sub_us = std::max(sub_us, now_us) + step.layers[layer].weight_gradient.us;
+      done_us[step.awaited_by(layer)] = std::max(done_us[step.awaited_by(layer)], sub_us);
+      std::erase(waiting, layer);
+    };
+    const auto next = [&](auto&& may) {
+      std::optional<unsigned> first;
+      for (const unsigned layer : waiting) {
+        if (ready_from(layer) > i || !may(layer)) continue;
+        if (!first || step.awaited_by(layer) < step.awaited_by(*first)) first = layer;
+      }
+      return first;
+    };
+    if (ops[i].forward) {
+      const auto forward = static_cast<unsigned>(i - (layers - 1));
+      // Its layer's gradients, and what else it waits for, must be there.
+      while (const auto due = next([&](unsigned layer) { return step.awaited_by(layer) <= forward; })) put(*due);
+      now_us = std::max(now_us, done_us[forward]);
+    }
+    while (std::max(sub_us, now_us) < now_us + ops[i].cost.us) {
+      const auto any = next([](unsigned) { return true; });
+      if (!any) break;
+      put(*any);
+    }
+    now_us += ops[i].cost.us;
+  }
+  return placement;
+}
+
 /// Writes the slots of all iterations.
 class Writer {
  public:
@@ -280,15 +341,23 @@ class Writer {
   std::vector<Progress> progress_;  // Of the layers, in this iteration.
 };
 
-Plan plan_of(const Step& step, const PlanOptions& options, const std::optional<Knobs>& knobs) {
+/// One way to place dW.
+struct Way {
+  std::optional<Knobs> regions;
+  double main_share = 0;  // At once.
+  bool delays = false;
+};
+
+Plan plan_of(const Step& step, const PlanOptions& options, const std::optional<Way>& way) {
   LayerGraph made = make_layer_graph(step, options.iterations, {}, 1, {});
   Plan plan;
   plan.schedule.memory_limit_bytes = options.memory_limit_bytes;
   plan.schedule.lanes.push_back({"main", 0, 1});
   Writer writer(step, made, plan.schedule);
-  if (knobs) {
+  if (way) {
     plan.schedule.lanes.push_back({"sub", 0, 0});
-    const Placement placement = place(step, *knobs);
+    const Placement placement =
+        way->regions ? place(step, *way->regions) : place_at_once(step, way->main_share, way->delays);
     writer.placed(placement);
     std::size_t beside = 0;
     std::size_t delayed = 0;
@@ -297,8 +366,8 @@ Plan plan_of(const Step& step, const PlanOptions& options, const std::optional<K
       ++beside;
       delayed += placement.regions[region].first + 1 >= step.layers.size() ? 1 : 0;
     }
-    plan.choice = std::to_string(placement.regions.size()) + " regions, " + std::to_string(beside) + " dW beside, " +
-                  std::to_string(delayed) + " of them delayed";
+    plan.choice = way->regions ? std::to_string(placement.regions.size()) + " regions, " : "at once, ";
+    plan.choice += std::to_string(beside) + " dW beside, " + std::to_string(delayed) + " of them delayed";
   } else {
     writer.conventional();
     plan.choice = "conventional order";
@@ -322,12 +391,14 @@ Result<Plan> plan_one_device(OneDevice kind, const Step& step, const PlanOptions
   // Searched in the steady state, whatever was asked for: a delayed dW is paid for in the next iteration.
   PlanOptions searched = options;
   searched.iterations = std::max(3U, options.iterations);
-  std::vector<std::optional<Knobs>> candidates{std::nullopt};
+  std::vector<std::optional<Way>> candidates{std::nullopt};
   for (const bool delays : {false, true}) {
     if (delays && step.clips) continue;
     for (const double piece : {1.0, 0.1, 0.03}) {
-      for (const double pending : {1.0, 0.5, 0.25, 0.1}) candidates.push_back(Knobs{piece, pending, delays});
+      for (const double pending : {1.0, 0.5, 0.25, 0.1}) candidates.push_back(Way{Knobs{piece, pending, delays}});
     }
+    for (const double main_share : {0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7})
+      candidates.push_back(Way{std::nullopt, main_share, delays});
   }
   Best best;
   for (std::size_t i = 0; i < candidates.size(); ++i) best.offer(plan_of(step, searched, candidates[i]), i);
