@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <map>
 #include <numeric>
 #include <utility>
@@ -139,29 +140,54 @@ class TrainerOf final : public Trainer {
 
   std::vector<StateTensor> whole_state() const override {
     std::vector<StateTensor> state;
-    for (unsigned l = 0; l < network_.layers(); ++l) {
-      for (const ParameterSpec& spec : network_.layer(l).parameters()) {
-        if (spec.tied) continue;
-        const auto add = [&](StateTensor::What what) {
-          state.push_back({spec.name, what, spec.shape, spec.positions, {}});
-        };
-        add(StateTensor::What::kWeight);
-        if (options_.optimizer.kind == OptimizerKind::kAdamw || options_.optimizer.momentum != 0)
-          add(StateTensor::What::kFirstMoment);
-        if (options_.optimizer.kind == OptimizerKind::kAdamw) add(StateTensor::What::kSecondMoment);
-      }
-    }
-    for (unsigned l = 0; l < network_.layers(); ++l) {
-      for (const StateSpec& spec : network_.layer(l).states())
-        state.push_back({spec.name, StateTensor::What::kStatistic, {spec.size}, 1, {}});
-    }
+    for_whole_state([&](unsigned, StateTensor tensor) { state.push_back(std::move(tensor)); });
     return state;
   }
 
-  Status refresh() override {
+  Result<std::vector<std::vector<float>>> gather() override {
+    const std::vector<StateTensor> whole = whole_state();
+    const std::vector<StateTensor> mine = state();
+    const bool collects = rank_of(ranks_.pipeline) == 0;
+    std::vector<std::vector<float>> values(collects ? whole.size() : 0);
+    gpu::Buffer<float> arrived;
+    for (std::size_t i = 0; i < whole.size(); ++i) {
+      const StateTensor* here = find(mine, whole[i]);
+      const std::size_t size = values_of(whole[i]);
+      const unsigned holder = holder_of(i);
+      gpu::DeviceSpan<float> from = here != nullptr ? here->values : gpu::DeviceSpan<float>();
+      if (holder != 0) {
+        if (rank_of(ranks_.pipeline) == holder) ranks_.pipeline->send<float>(from, 0, main_);
+        if (!collects) continue;
+        if (Status made = make_buffer(arrived, size, main_); !made) return tl::unexpected(made.error());
+        from = arrived.span();
+        ranks_.pipeline->receive<float>(from, holder, main_);
+      }
+      if (!collects) continue;
+      values[i].resize(size);
+      gpu::download(std::span(values[i]), from, main_);
+    }
+    if (Status done = main_.synchronize(); !done) return tl::unexpected(done.error());
+    return values;
+  }
+
+  Status load(std::span<const std::vector<float>> whole) override {
+    const std::vector<StateTensor> names = whole_state();
+    if (whole.size() != names.size()) return invalid("the state has another number of tensors");
+    const std::vector<StateTensor> mine = state();
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      const StateTensor* here = find(mine, names[i]);
+      if (here == nullptr || whole[i].empty()) continue;
+      if (whole[i].size() != here->values.size())
+        return invalid("tensor '" + names[i].name + "' has " + std::to_string(here->values.size()) + " values, not " +
+                       std::to_string(whole[i].size()));
+      gpu::upload(here->values, whole[i], main_);
+    }
     network_.parameters().refresh_weights(main_);
     return main_.synchronize();
   }
+
+  const TrainerOptions& options() const override { return options_; }
+  gpu::Device device() const override { return main_.device(); }
 
   void before_next_update(std::function<Status()> wait) override { before_next_update_ = std::move(wait); }
 
@@ -196,6 +222,40 @@ class TrainerOf final : public Trainer {
   [[nodiscard]] std::size_t step_rows() const { return options_.rows * options_.micro_batches; }
   [[nodiscard]] float gradient_factor() const {
     return 1.0F / static_cast<float>(step_rows() * input_sizes(options_.model).targets);
+  }
+  static const StateTensor* find(const std::vector<StateTensor>& tensors, const StateTensor& wanted) {
+    const auto same = [&wanted](const StateTensor& one) { return one.what == wanted.what && one.name == wanted.name; };
+    const auto found = std::ranges::find_if(tensors, same);
+    return found == tensors.end() ? nullptr : &*found;
+  }
+  static std::size_t values_of(const StateTensor& tensor) {
+    return std::accumulate(tensor.shape.begin(), tensor.shape.end(), std::size_t{1}, std::multiplies<>());
+  }
+  /// visit(layer, tensor) of the whole model: parameters, and then what forward passes keep.
+  template <class Visit>
+  void for_whole_state(const Visit& visit) const {
+    const bool adamw = options_.optimizer.kind == OptimizerKind::kAdamw;
+    for (unsigned l = 0; l < network_.layers(); ++l) {
+      for (const ParameterSpec& spec : network_.layer(l).parameters()) {
+        if (spec.tied) continue;
+        const auto add = [&](StateTensor::What what) {
+          visit(l, StateTensor{spec.name, what, spec.shape, spec.positions, {}});
+        };
+        add(StateTensor::What::kWeight);
+        if (adamw || options_.optimizer.momentum != 0) add(StateTensor::What::kFirstMoment);
+        if (adamw) add(StateTensor::What::kSecondMoment);
+      }
+    }
+    for (unsigned l = 0; l < network_.layers(); ++l) {
+      for (const StateSpec& spec : network_.layer(l).states())
+        visit(l, StateTensor{spec.name, StateTensor::What::kStatistic, {spec.size}, 1, {}});
+    }
+  }
+  /// The stage that has tensor `number` of whole_state(); of a tied one, its owner.
+  [[nodiscard]] unsigned holder_of(std::size_t number) const {
+    std::vector<unsigned> layers;
+    for_whole_state([&](unsigned layer, const StateTensor&) { layers.push_back(layer); });
+    return stage_of(layers.at(number));
   }
   [[nodiscard]] const Program* whole() const { return programs_.at(window()).get(); }
 

@@ -130,8 +130,14 @@ class Trainer {
   [[nodiscard]] virtual std::vector<StateTensor> state() const = 0;
   /// Names and shapes of the whole model's state, of all ranks, in one order.
   [[nodiscard]] virtual std::vector<StateTensor> whole_state() const = 0;
-  /// After the weights were changed from outside.
-  [[nodiscard]] virtual Status refresh() = 0;
+  /// The values of whole_state(), in its order and as they lie, at rank 0 of the pipeline; empty at the others. All
+  /// ranks of the pipeline must call it. Errors: Device, PeerLost.
+  [[nodiscard]] virtual Result<std::vector<std::vector<float>>> gather() = 0;
+  /// Takes what it holds from the whole, as gather() gives it; empty tensors stay as they are. Errors:
+  /// InvalidArgument (sizes), Device.
+  [[nodiscard]] virtual Status load(std::span<const std::vector<float>> whole) = 0;
+  [[nodiscard]] virtual const TrainerOptions& options() const = 0;
+  [[nodiscard]] virtual gpu::Device device() const = 0;
   /// The next run calls this before it changes anything that state() shows, once, on a thread of its own; it may wait.
   virtual void before_next_update(std::function<Status()> wait) = 0;
   /// When the operations of the last run ran, by the names of the plan; microseconds. Errors: InvalidArgument (it does

@@ -1,0 +1,85 @@
+// Checkpoints: the whole state of a training run, saved in the background while it goes on, and brought back exactly.
+//
+//   rank 0                       Checkpoints ---- CheckpointSaver ---- CheckpointStore ---- pool file
+//   state of the trainer  ---->  weights, moments, statistics; where the data is; how many steps
+//   of other stages, gathered
+//
+// Only what differs from the checkpoints that are there is written. A checkpoint is there wholly or not at all: a crash
+// at any moment leaves those whose save was done, and the run goes on from the newest to the same weights as if nothing
+// had been. It knows nothing of ranks: a run may be resumed on another number of them, or by another schedule.
+//
+// In the store "training", tensors by name: those of the model (f32, as they lie: convolutions (out, kernel positions,
+// in)), "optimizer.first_moment.NAME", "optimizer.second_moment.NAME", and "training.position" (Position's 64 bytes).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dunnock/base/result.hpp"
+#include "dunnock/gpu/communicator.hpp"
+#include "dunnock/index/checkpoint_store.hpp"
+#include "dunnock/pmem/detect.hpp"
+#include "dunnock/training/loader.hpp"
+#include "dunnock/training/trainer.hpp"
+
+namespace dunnock::training {
+
+/// Where a run is, besides its tensors. Plain data, saved as it lies.
+struct Position {
+  std::uint64_t version = 1;
+  std::uint64_t step = 0;       ///< Steps that are done.
+  std::uint64_t setup = 0;      ///< Of the model, the data and the optimizer (any hash): a run of others is refused.
+  LoaderPosition next_batch{};  ///< Of all ranks together.
+  std::uint64_t best_loss_bits = 0;  ///< For the caller's use.
+  std::uint64_t zero = 0;
+};
+static_assert(sizeof(Position) == 64);
+
+struct CheckpointsOptions {
+  std::string path;                  ///< Of the pool; made if it is not there.
+  std::uint64_t capacity_bytes = 0;  ///< 0: room for six whole states.
+  std::uint32_t chunk_bytes = 64 << 10;
+  std::uint64_t staging_bytes = 0;   ///< For copies; 0: of a whole state, up to 256 MiB.
+  std::optional<MediaKind> media{};  ///< None: what the file calls for.
+  Retention retention{.keep_last = 2, .keep_every = 0};
+};
+
+/// Threads: one at a time, that of the trainer. All ranks make one, and call its functions alike; rank 0 of `world`
+/// does the work, and the others have no pool.
+class Checkpoints {
+ public:
+  /// Opens or makes the pool. `world`: all ranks, null for one. Errors: those of Pool and CheckpointStore; on all
+  /// ranks.
+  [[nodiscard]] static Result<Checkpoints> open(const CheckpointsOptions& options, Trainer& trainer,
+                                                gpu::Communicator* world = nullptr);
+  Checkpoints(Checkpoints&&) noexcept;
+  Checkpoints& operator=(Checkpoints&&) noexcept;
+  /// Waits for the save under way.
+  ~Checkpoints();
+
+  /// Brings the newest checkpoint into the trainer; none: there is none, and nothing is changed. Errors:
+  /// InvalidArgument: it is of another setup or has other tensors; Corrupt: it is damaged; NotFound (a tensor).
+  [[nodiscard]] Result<std::optional<Position>> resume(std::uint64_t setup);
+  /// Starts to save what the trainer has now; its next run waits where it must. A save that is still under way is
+  /// waited for first, and its report is given. Errors: of the save before, or of gathering; the checkpoints that are
+  /// there stay as they are, and training may go on.
+  [[nodiscard]] Result<std::optional<SaveReport>> save(const Position& position);
+  /// Waits for the save under way, if there is one.
+  [[nodiscard]] Result<std::optional<SaveReport>> wait();
+  /// Versions (steps) that there are, ascending. On rank 0.
+  [[nodiscard]] std::vector<std::uint64_t> versions() const;
+  /// Reads all of the newest checkpoint and compares it with its checksums. On rank 0. Errors: NotFound, Corrupt.
+  [[nodiscard]] Status verify() const;
+
+  class Impl;  ///< For the layer itself.
+
+ private:
+  explicit Checkpoints(std::unique_ptr<Impl> impl) noexcept;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace dunnock::training

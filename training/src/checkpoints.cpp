@@ -1,0 +1,324 @@
+#include "dunnock/training/checkpoints.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <filesystem>
+#include <functional>
+#include <numeric>
+#include <utility>
+
+#include "dunnock/index/checkpoint_saver.hpp"
+
+namespace dunnock::training {
+namespace {
+
+constexpr std::string_view kStore = "training";
+constexpr std::string_view kRun = "run";
+
+std::string tensor_name(const StateTensor& tensor) {
+  switch (tensor.what) {
+    case StateTensor::What::kFirstMoment: return "optimizer.first_moment." + tensor.name;
+    case StateTensor::What::kSecondMoment: return "optimizer.second_moment." + tensor.name;
+    case StateTensor::What::kWeight:
+    case StateTensor::What::kStatistic: break;
+  }
+  return tensor.name;
+}
+
+std::uint64_t size_of(const StateTensor& tensor) {
+  return std::accumulate(tensor.shape.begin(), tensor.shape.end(), std::uint64_t{1}, std::multiplies<>());
+}
+
+TensorSpec spec_of(const StateTensor& tensor) {
+  TensorSpec spec{tensor_name(tensor), Dtype::kF32, {tensor.shape.begin(), tensor.shape.end()}};
+  // As it lies.
+  if (tensor.positions > 1) {
+    const std::uint64_t out = tensor.shape.front();
+    spec.shape = {out, tensor.positions, size_of(tensor) / out / tensor.positions};
+  }
+  return spec;
+}
+
+TensorSpec position_spec() { return {"training.position", Dtype::kU8, {sizeof(Position)}}; }
+
+}  // namespace
+
+/// What does the work on rank 0, whatever the media.
+class Checkpoints::Impl {
+ public:
+  class Disk {
+   public:
+    virtual ~Disk() = default;
+    [[nodiscard]] virtual std::optional<std::uint64_t> latest() const = 0;
+    [[nodiscard]] virtual Status restore(std::uint64_t version, std::span<const TensorSink> sinks) const = 0;
+    [[nodiscard]] virtual PendingSave save(std::uint64_t version, std::vector<TensorSource> sources) = 0;
+    [[nodiscard]] virtual std::vector<std::uint64_t> versions() const = 0;
+    [[nodiscard]] virtual Status verify(std::uint64_t version) const = 0;
+  };
+
+  Impl(Trainer& trainer, gpu::Communicator* world) : trainer_(trainer), world_(world) {}
+  ~Impl() {
+    if (pending_) (void)pending_->wait();
+  }
+
+  Status open(const CheckpointsOptions& options);
+  Result<std::optional<Position>> resume(std::uint64_t setup);
+  Result<std::optional<SaveReport>> save(const Position& position);
+  Result<std::optional<SaveReport>> wait();
+  [[nodiscard]] const Disk* disk() const { return disk_.get(); }
+
+ private:
+  [[nodiscard]] bool works() const { return world_ == nullptr || world_->rank() == 0; }
+  /// The same answer on all ranks as on rank 0.
+  Status share(Status status);
+  Result<std::optional<Position>> read(std::uint64_t setup, std::vector<std::vector<float>>& whole) const;
+
+  Trainer& trainer_;
+  gpu::Communicator* world_;
+  std::optional<Pool> pool_;
+  std::unique_ptr<Disk> disk_;
+  std::optional<PendingSave> pending_;
+  Position saved_;  // Read by the save under way, as is the next.
+  std::vector<std::vector<float>> gathered_;
+};
+
+namespace {
+
+template <Media M>
+class DiskOf final : public Checkpoints::Impl::Disk {
+ public:
+  DiskOf(CheckpointStore<M> store) : store_(std::move(store)) {}
+  ~DiskOf() override {
+    saver_.reset();
+    store_.close();
+  }
+  Status start(const SaverOptions& options) {
+    auto saver = CheckpointSaver<M>::create(store_, options);
+    if (!saver) return tl::unexpected(saver.error());
+    saver_ = std::move(*saver);
+    return {};
+  }
+
+  std::optional<std::uint64_t> latest() const override { return store_.latest(kRun); }
+  Status restore(std::uint64_t version, std::span<const TensorSink> sinks) const override {
+    const auto restored = store_.restore(kRun, version, sinks);
+    if (!restored) return tl::unexpected(restored.error());
+    return {};
+  }
+  PendingSave save(std::uint64_t version, std::vector<TensorSource> sources) override {
+    return saver_->save(kRun, version, std::move(sources));
+  }
+  std::vector<std::uint64_t> versions() const override {
+    std::vector<std::uint64_t> versions;
+    for (const CheckpointInfo& info : store_.list()) versions.push_back(info.version);
+    std::ranges::sort(versions);
+    return versions;
+  }
+  Status verify(std::uint64_t version) const override { return store_.verify(kRun, version); }
+
+ private:
+  CheckpointStore<M> store_;
+  std::unique_ptr<CheckpointSaver<M>> saver_;
+};
+
+std::uint64_t whole_bytes(const Trainer& trainer) {
+  std::uint64_t bytes = sizeof(Position);
+  for (const StateTensor& tensor : trainer.whole_state()) bytes += size_of(tensor) * sizeof(float);
+  return bytes;
+}
+
+}  // namespace
+
+Status Checkpoints::Impl::open(const CheckpointsOptions& options) {
+  const auto open_here = [&]() -> Status {
+    const std::uint64_t state_bytes = whole_bytes(trainer_);
+    CheckpointOptions store_options{.chunk_bytes = options.chunk_bytes};
+    // A log lives on free segments, and the newest checkpoints stay while the next is written.
+    store_options.segment_bytes = std::clamp<std::uint64_t>(std::bit_ceil(state_bytes / 4), 4 << 20, 32 << 20);
+    store_options.capacity_bytes =
+        options.capacity_bytes != 0
+            ? options.capacity_bytes
+            : std::max((options.retention.keep_last + 4) * state_bytes, 8 * store_options.segment_bytes);
+    const bool there = std::filesystem::exists(options.path);
+    auto pool = there ? Pool::open(options.path)
+                      : Pool::create(options.path, {.bytes = CheckpointStore<FileMedia>::pool_bytes(store_options)});
+    if (!pool) return tl::unexpected(pool.error());
+    pool_.emplace(std::move(*pool));
+    MediaKind kind = MediaKind::kFile;
+    if (options.media) {
+      kind = *options.media;
+    } else {
+      const auto detected = detect_media(options.path);
+      if (!detected) return tl::unexpected(detected.error());
+      kind = detected->kind;
+    }
+    return with_media(*pool_, kind, [&]<class M>(M media) -> Status {
+      auto store = CheckpointStore<M>::open(*pool_, kStore, media);
+      if (!store && store.error().code == ErrorCode::kNotFound)
+        store = CheckpointStore<M>::create(*pool_, kStore, store_options, media);
+      if (!store) return tl::unexpected(store.error());
+      const std::uint64_t least = staging_bytes_min(1, store->chunk_bytes());
+      const std::uint64_t staging = options.staging_bytes != 0
+                                        ? options.staging_bytes
+                                        : std::min<std::uint64_t>(state_bytes + 4 * least, 256 << 20);
+      auto disk = std::make_unique<DiskOf<M>>(std::move(*store));
+      if (Status started = disk->start({.staging_bytes = std::max(staging, least), .retention = options.retention});
+          !started)
+        return started;
+      disk_ = std::move(disk);
+      return {};
+    });
+  };
+  return share(works() ? open_here() : Status());
+}
+
+Status Checkpoints::Impl::share(Status status) {
+  if (world_ == nullptr) return status;
+  auto stream = gpu::Stream::create(gpu::Device::cpu());
+  if (!stream) return tl::unexpected(stream.error());
+  struct Words {
+    std::uint64_t failed = 0;
+    std::uint64_t code = 0;
+    char message[240] = {};
+  } words;
+  if (!status) {
+    words.failed = 1;
+    words.code = static_cast<std::uint64_t>(status.error().code);
+    status.error().message.copy(words.message, sizeof(words.message) - 1);
+  }
+  auto* bytes = reinterpret_cast<std::byte*>(&words);
+  world_->broadcast<std::byte>({bytes, sizeof(words)}, 0, *stream);
+  if (Status done = stream->synchronize(); !done) return done;
+  if (words.failed != 0 && status) return make_error(static_cast<ErrorCode>(words.code), words.message);
+  return status;
+}
+
+Result<std::optional<Position>> Checkpoints::Impl::read(std::uint64_t setup,
+                                                        std::vector<std::vector<float>>& whole) const {
+  const auto newest = disk_->latest();
+  if (!newest) return std::nullopt;
+  Position position;
+  const std::vector<TensorSink> first{{position_spec(), std::as_writable_bytes(std::span(&position, 1)), {}}};
+  if (Status restored = disk_->restore(*newest, first); !restored) return tl::unexpected(restored.error());
+  if (position.version != Position{}.version)
+    return make_error(ErrorCode::kWrongVersion, "the checkpoint is of version " + std::to_string(position.version));
+  if (position.setup != setup)
+    return make_error(ErrorCode::kInvalidArgument, "the checkpoint at step " + std::to_string(position.step) +
+                                                       " is of another model, other data or another optimizer");
+  std::vector<TensorSink> sinks;
+  const std::vector<StateTensor> tensors = trainer_.whole_state();
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    whole[i].resize(size_of(tensors[i]));
+    sinks.push_back({spec_of(tensors[i]), std::as_writable_bytes(std::span(whole[i])), {}});
+  }
+  if (Status restored = disk_->restore(*newest, sinks); !restored) return tl::unexpected(restored.error());
+  return position;
+}
+
+Result<std::optional<Position>> Checkpoints::Impl::resume(std::uint64_t setup) {
+  const std::vector<StateTensor> tensors = trainer_.whole_state();
+  std::vector<std::vector<float>> whole(tensors.size());
+  struct Found {
+    std::uint64_t there = 0;
+    Position position;
+  } found;
+  Status status;
+  if (works()) {
+    auto position = read(setup, whole);
+    if (!position) status = tl::unexpected(position.error());
+    if (position && *position) found = {1, **position};
+  }
+  if (Status shared = share(std::move(status)); !shared) return tl::unexpected(shared.error());
+  if (world_ != nullptr) {
+    auto stream = gpu::Stream::create(gpu::Device::cpu());
+    if (!stream) return tl::unexpected(stream.error());
+    world_->broadcast<std::byte>({reinterpret_cast<std::byte*>(&found), sizeof(found)}, 0, *stream);
+    if (Status done = stream->synchronize(); !done) return tl::unexpected(done.error());
+    if (found.there != 0) {
+      for (std::size_t i = 0; i < tensors.size(); ++i) {
+        whole[i].resize(size_of(tensors[i]));
+        world_->broadcast<float>({whole[i].data(), whole[i].size()}, 0, *stream);
+      }
+      if (Status done = stream->synchronize(); !done) return tl::unexpected(done.error());
+    }
+  }
+  if (found.there == 0) return std::nullopt;
+  if (Status loaded = trainer_.load(whole); !loaded) return tl::unexpected(loaded.error());
+  trainer_.set_steps_done(found.position.step);
+  return found.position;
+}
+
+Result<std::optional<SaveReport>> Checkpoints::Impl::wait() {
+  if (!pending_) return std::nullopt;
+  auto report = pending_->wait();
+  pending_.reset();
+  if (!report) return tl::unexpected(report.error());
+  return *report;
+}
+
+Result<std::optional<SaveReport>> Checkpoints::Impl::save(const Position& position) {
+  Result<std::optional<SaveReport>> before = wait();
+  const std::vector<StateTensor> tensors = trainer_.whole_state();
+  // Where kernels write elsewhere than the host reads, or on several ranks, a copy is made first.
+  const bool in_place = trainer_.device().backend() == gpu::Backend::kCpu && trainer_.state().size() == tensors.size();
+  if (!in_place) {
+    auto gathered = trainer_.gather();
+    if (!gathered) return tl::unexpected(gathered.error());
+    gathered_ = std::move(*gathered);
+  }
+  if (!works()) return before;
+  saved_ = position;
+  std::vector<TensorSource> sources;
+  const auto add = [&sources](TensorSpec spec, std::span<const std::byte> bytes) {
+    TensorSource source;
+    source.spec = std::move(spec);
+    source.bytes = bytes;
+    sources.push_back(std::move(source));
+  };
+  add(position_spec(), std::as_bytes(std::span(&saved_, 1)));
+  const std::vector<StateTensor> mine = trainer_.state();
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    if (!in_place) {
+      add(spec_of(tensors[i]), std::as_bytes(std::span(gathered_[i])));
+      continue;
+    }
+    const auto here = std::ranges::find_if(
+        mine, [&](const StateTensor& one) { return one.what == tensors[i].what && one.name == tensors[i].name; });
+    add(spec_of(tensors[i]), std::as_bytes(std::span<const float>(here->values.device_data(), here->values.size())));
+  }
+  pending_.emplace(disk_->save(position.step, std::move(sources)));
+  if (in_place) {
+    trainer_.before_next_update([pending = *pending_]() -> Status {
+      pending.wait_captured();
+      return {};
+    });
+  }
+  return before;
+}
+
+Checkpoints::Checkpoints(std::unique_ptr<Impl> impl) noexcept : impl_(std::move(impl)) {}
+Checkpoints::Checkpoints(Checkpoints&&) noexcept = default;
+Checkpoints& Checkpoints::operator=(Checkpoints&&) noexcept = default;
+Checkpoints::~Checkpoints() = default;
+
+Result<Checkpoints> Checkpoints::open(const CheckpointsOptions& options, Trainer& trainer, gpu::Communicator* world) {
+  auto impl = std::make_unique<Impl>(trainer, world);
+  if (Status opened = impl->open(options); !opened) return tl::unexpected(opened.error());
+  return Checkpoints(std::move(impl));
+}
+
+Result<std::optional<Position>> Checkpoints::resume(std::uint64_t setup) { return impl_->resume(setup); }
+Result<std::optional<SaveReport>> Checkpoints::save(const Position& position) { return impl_->save(position); }
+Result<std::optional<SaveReport>> Checkpoints::wait() { return impl_->wait(); }
+std::vector<std::uint64_t> Checkpoints::versions() const {
+  return impl_->disk() == nullptr ? std::vector<std::uint64_t>{} : impl_->disk()->versions();
+}
+Status Checkpoints::verify() const {
+  const Impl::Disk* disk = impl_->disk();
+  const auto newest = disk == nullptr ? std::nullopt : disk->latest();
+  if (!newest) return make_error(ErrorCode::kNotFound, "there is no checkpoint");
+  return disk->verify(*newest);
+}
+
+}  // namespace dunnock::training
