@@ -84,9 +84,11 @@ class Maker {
       }
       if (!has_weights(layer)) continue;
       weight_gradients_[i] = value(named("g", layer.name), layer.gradient_bytes);
+      std::vector<ValueId> inputs{gradient_of_output_[i], kept_for_weights_[i]};
+      if (layer.weights_behind_output && weights_read_[i]) inputs.push_back(*weights_read_[i]);
       ops.weight_gradient = add({.name = named("dW", layer.name),
                                  .kind = OpKind::kWeightGradient,
-                                 .inputs = {gradient_of_output_[i], kept_for_weights_[i]},
+                                 .inputs = std::move(inputs),
                                  .outputs = {weight_gradients_[i]},
                                  .cost_us = layer.weight_gradient.us,
                                  .demand = layer.weight_gradient.demand},

@@ -127,8 +127,11 @@ Placement place(const Step& step, const Knobs& knobs) {
   };
   double all_bytes = 0;
   for (unsigned i = 0; i < layers; ++i) all_bytes += has_weights(step.layers[i]) ? held_bytes(i) : 0;
-  // dW of layer i needs dO of layer i + 1, which is number layers - 2 - i of the main lane.
-  const auto ready = [&](unsigned layer, std::size_t op) { return op + layer + 1 >= layers; };
+  // dW of layer i needs dO of layer i + 1, which is number layers - 2 - i of the main lane, or its own, the next.
+  const auto ready = [&](unsigned layer, std::size_t op) {
+    const bool behind = layer > 0 && step.layers[layer].weights_behind_output;
+    return op + layer + (behind ? 0 : 1) >= layers;
+  };
   // Its update comes before the next forward pass of the layer, or of the one that it is tied to.
   const auto in_time = [&](unsigned layer, const Region& region) {
     return region.last <= layers - 1 + step.awaited_by(layer);
@@ -203,7 +206,12 @@ class Writer {
       const std::vector<LayerOps>& ops = made_.ops[t];
       progress_.assign(layers, {});
       progress_[0].output_gradient = true;  // It has none.
-      if (placement.region_of[layers - 1] == kInMain) put_weight_gradient(ops, layers - 1, kMain, {});
+      const auto put_in_main = [&](std::size_t layer, bool behind_output) {
+        const bool behind = layer > 0 && step_.layers[layer].weights_behind_output;
+        if (placement.region_of[layer] == kInMain && behind == behind_output)
+          put_weight_gradient(ops, layer, kMain, {});
+      };
+      put_in_main(layers - 1, false);
       if (layers == 1 && step_.clips) put_all_updates(t);
       for (std::size_t i = 0; i < placement.before.size(); ++i) {
         // Not earlier than it was placed: beside this operation, and not beside one before it.
@@ -217,7 +225,8 @@ class Writer {
         put(ops[layer].output_gradient, kMain);
         progress_[layer].output_gradient = true;
         update_if_ready(ops, layer);
-        if (placement.region_of[layer - 1] == kInMain) put_weight_gradient(ops, layer - 1, kMain, {});
+        put_in_main(layer, true);
+        put_in_main(layer - 1, false);
         // None is delayed, for the norm needs all.
         if (layer == 1 && step_.clips) put_all_updates(t);
       }

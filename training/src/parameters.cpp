@@ -15,10 +15,6 @@
 namespace dunnock::training {
 namespace {
 
-constexpr std::size_t kAlignment = 64;  // Values: a line or more, of any type.
-
-std::size_t aligned(std::size_t values) { return (values + kAlignment - 1) / kAlignment * kAlignment; }
-
 double uniform(std::uint32_t word) { return static_cast<double>(gpu::uniform_of(word)); }
 
 /// On the host and in double, so that every device begins with the same bits.
@@ -121,10 +117,10 @@ Result<Parameters<T>> Parameters<T>::create(const std::vector<LayerSpecs>& layer
       if (tensor.owner) {
         tensor.begin = made.tensors_[*tensor.owner].begin;
       } else {
-        values += aligned(tensor.size);
+        values += aligned_values(tensor.size);
       }
       tensor.gradient_begin = gradient_values;
-      gradient_values += aligned(tensor.size);
+      gradient_values += aligned_values(tensor.size);
       first_blocks.push_back(blocks_of.at(spec.name));
       made.tensors_.push_back(std::move(tensor));
     }
@@ -132,7 +128,7 @@ Result<Parameters<T>> Parameters<T>::create(const std::vector<LayerSpecs>& layer
       if (!state_names.insert(spec.name).second) return invalid("there are two states '" + spec.name + "'");
       if (!layers[layer].held) continue;
       made.states_.push_back({spec, layer, state_values});
-      state_values += aligned(spec.size);
+      state_values += aligned_values(spec.size);
     }
   }
   made.first_tensor_.push_back(made.tensors_.size());

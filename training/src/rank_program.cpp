@@ -34,7 +34,9 @@ class Maker {
         if (tag.device == device_) add(slot, Role::kReceive, sender, lane(slot.lane));
         continue;
       }
-      if (plan_.schedule.lanes[slot.lane].rank != device_) continue;
+      // The link of a data-parallel device is a rank of its own to the simulator.
+      const bool pipeline = plan_.family == Family::kPipeline;
+      if (pipeline && plan_.schedule.lanes[slot.lane].rank != device_) continue;
       if (clips_ && tag.part == Part::kUpdate && normed_ != tag.iteration) add_norm(slot, tag.iteration);
       add(slot, Role::kCompute, device_, lane(slot.lane));
     }
@@ -145,7 +147,7 @@ class Maker {
   unsigned device_;
   bool clips_;
   RankProgram program_;
-  std::vector<unsigned> lane_of_;            // [lane of the plan]
+  std::vector<unsigned> lane_of_;              // [lane of the plan]
   std::map<unsigned, unsigned> send_lane_of_;  // by the receiver's lane
   std::vector<gpu::OpId> receive_or_compute_;  // [operation of the plan]: ours
   std::vector<gpu::OpId> sums_;

@@ -21,7 +21,7 @@ struct RankOp {
 
 struct RankProgram {
   std::vector<RankOp> ops;
-  gpu::Schedule schedule;                // Its operations are numbers of `ops`; one a slot, in the same order.
+  gpu::Schedule schedule;                 // Its operations are numbers of `ops`; one a slot, in the same order.
   std::vector<unsigned> computing_lanes;  // Those with kernels of layers.
   unsigned slots = 1;
 };

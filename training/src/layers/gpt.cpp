@@ -112,6 +112,7 @@ class EmbeddingLayer final : public NetworkLayer<T> {
     return specs;
   }
   [[nodiscard]] std::size_t outputs() const override { return options_.context * options_.width; }
+  [[nodiscard]] bool weights_behind_output() const override { return false; }
   [[nodiscard]] LayerBytes bytes(std::size_t rows) const override {
     const std::uint64_t tokens = rows * options_.context * sizeof(std::int32_t);
     return {.output = rows * outputs() * sizeof(T), .kept = tokens, .kept_for_weights = tokens};
@@ -424,6 +425,7 @@ class HeadLayer final : public NetworkLayer<T> {
     return {vector("ln_f.weight", options_.width, Initial::kOnes), vector("ln_f.bias", options_.width), table};
   }
   [[nodiscard]] std::size_t outputs() const override { return 0; }
+  [[nodiscard]] bool weights_behind_output() const override { return false; }
   [[nodiscard]] LayerBytes bytes(std::size_t rows) const override {
     const std::uint64_t n = tokens(rows);
     const std::uint64_t logits = n * options_.vocabulary * sizeof(T);

@@ -47,6 +47,7 @@ class LinearLayer final : public NetworkLayer<T> {
   [[nodiscard]] unsigned block() const override { return options_.block; }
   [[nodiscard]] std::vector<ParameterSpec> parameters() const override { return linear_parameters(options_); }
   [[nodiscard]] std::size_t outputs() const override { return options_.loss ? 0 : options_.out; }
+  [[nodiscard]] bool weights_behind_output() const override { return false; }
   [[nodiscard]] LayerBytes bytes(std::size_t rows) const override {
     // x is the output of the layer below, and is needed until dW is done, as the gradient that comes is.
     const std::uint64_t x = rows * options_.in * sizeof(T);

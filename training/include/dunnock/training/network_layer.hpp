@@ -26,12 +26,12 @@ namespace dunnock::training {
 /// What goes in, and the losses that come out. Device memory that stays.
 template <class T>
 struct MicroBatch {
-  std::size_t rows = 0;                         ///< Images, or rows of tokens.
-  gpu::DeviceSpan<const T> images;              // (rows, height, width, channels)
-  gpu::DeviceSpan<const std::int32_t> tokens;   // (rows, context)
-  gpu::DeviceSpan<const std::int32_t> targets;  // (rows), or (rows, context); -100: none
-  gpu::DeviceSpan<float> losses;                // as targets
-  float gradient_factor = 1;                    ///< What the gradient of each loss is multiplied by.
+  std::size_t rows = 0;                           ///< Images, or rows of tokens.
+  gpu::DeviceSpan<const T> images{};              // (rows, height, width, channels)
+  gpu::DeviceSpan<const std::int32_t> tokens{};   // (rows, context)
+  gpu::DeviceSpan<const std::int32_t> targets{};  // (rows), or (rows, context); -100: none
+  gpu::DeviceSpan<float> losses{};                // as targets
+  float gradient_factor = 1;                      ///< What the gradient of each loss is multiplied by.
 };
 
 /// The values at a layer's ends. Empty ones: the first layer has no dx, the last no y and no dy; x of the first is the
@@ -77,6 +77,8 @@ class NetworkLayer {
   [[nodiscard]] virtual std::vector<StateSpec> states() const { return {}; }
   /// Values of y a row; 0: it is the last, and makes losses.
   [[nodiscard]] virtual std::size_t outputs() const = 0;
+  /// weight_gradient() reads what output_gradient() keeps, and so comes behind it.
+  [[nodiscard]] virtual bool weights_behind_output() const { return true; }
   [[nodiscard]] virtual LayerBytes bytes(std::size_t rows) const = 0;
   /// Floating point operations of forward for so many rows: matrix products and convolutions. Both gradients together
   /// are twice that.
@@ -91,7 +93,7 @@ class NetworkLayer {
   virtual void forward(const LayerValues<T>& values, const LayerRun<T>& run) = 0;
   /// Behind forward() of the slot. Without dx (first layer) it is called as well, just before weight_gradient().
   virtual void output_gradient(const LayerValues<T>& values, const LayerRun<T>& run) = 0;
-  /// Behind output_gradient() of the slot.
+  /// Behind output_gradient() of the slot, if weights_behind_output(); else behind the layer above's.
   virtual void weight_gradient(const LayerValues<T>& values, const LayerRun<T>& run) = 0;
   /// Of the last layer, after forward() in evaluation: (rows, classes), or (rows, context, vocabulary).
   [[nodiscard]] virtual gpu::DeviceSpan<const T> logits(unsigned slot) const;

@@ -47,6 +47,9 @@ struct ParameterSpec {
   [[nodiscard]] std::size_t size() const noexcept;
 };
 
+/// Values that a tensor takes with what aligns the next one: a line or more, of any type.
+[[nodiscard]] constexpr std::size_t aligned_values(std::size_t values) noexcept { return (values + 63) / 64 * 64; }
+
 /// Values that forward passes change and gradients do not: running statistics.
 struct StateSpec {
   std::string name;

@@ -87,9 +87,9 @@ struct Plan {
   Family family = Family::kOneDevice;
   gpu::TaskGraph graph;
   gpu::Schedule schedule;
-  std::vector<OpTag> tags;  ///< Of the graph's operations.
+  std::vector<OpTag> tags;        ///< Of the graph's operations.
   std::vector<Message> messages;  ///< Of one iteration of a data-parallel step.
-  unsigned devices = 1;     ///< That are simulated: one of a data-parallel step, for all do the same.
+  unsigned devices = 1;           ///< That are simulated: one of a data-parallel step, for all do the same.
   unsigned iterations = 1;
   std::vector<unsigned> chunk_begins;   ///< Pipeline: the first layer of each chunk.
   std::vector<unsigned> chunk_devices;  ///< Pipeline: where each chunk lies.

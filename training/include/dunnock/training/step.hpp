@@ -41,6 +41,8 @@ struct Layer {
   std::uint64_t kept_for_weights_bytes = 0;
   std::uint64_t weight_bytes = 0;    ///< Weights, and what the optimizer keeps. There all the time.
   std::uint64_t gradient_bytes = 0;  ///< Of the weights: what data-parallel devices add up.
+  /// dW reads what dO leaves (the gradients inside a block), and so comes behind it; else dO may come any time.
+  bool weights_behind_output = false;
   /// Some of its weights are those of an earlier layer, whose update needs this layer's gradient too (a tied head).
   std::optional<unsigned> tied_to{};
 };

@@ -51,7 +51,7 @@ struct TrainerOptions {
   std::string schedule = "conventional";
   /// Steps that are issued at once. Where a one-device or data-parallel step has several micro-batches: one.
   unsigned window = 4;
-  unsigned threads = 0;  ///< CPU: of each lane that computes; 0: all. Lanes side by side want fewer.
+  unsigned threads = 0;   ///< CPU: of each lane that computes; 0: all. Lanes side by side want fewer.
   bool as_graph = false;  ///< Operations of a window are recorded once and issued at once (gpu/graph.hpp).
   bool measures = false;  ///< last_run() tells when each operation ran.
   /// What the schedule reckons with; devices, micro_batches and iterations are set by the trainer.
@@ -60,14 +60,17 @@ struct TrainerOptions {
   std::optional<Step> costs{};
 };
 
-/// The ranks of a job: a grid of pipelines (each a stage a rank) and data-parallel groups (of equal stages). Null: alone.
-/// They must outlive the trainer.
+/// The ranks of a job: a grid of pipelines (each a stage a rank) and data-parallel groups (of equal stages). Null:
+/// alone. They must outlive the trainer.
 struct Ranks {
   gpu::Communicator* data = nullptr;      ///< Ranks that hold the same layers.
   gpu::Communicator* pipeline = nullptr;  ///< Ranks that hold the stages, in their order.
+  /// The same ranks once more, for what stages add up: messages of one communicator have one order.
+  gpu::Communicator* pipeline_sums = nullptr;
 };
 
-/// What a step is given: this rank's rows of all its micro-batches, one behind the other. Images, or tokens and targets.
+/// What a step is given: this rank's rows of all its micro-batches, one behind the other. Images, or tokens and
+/// targets.
 struct StepInput {
   std::span<const float> images{};          // (micro_batches * rows, height, width, channels)
   std::span<const std::int32_t> tokens{};   // (micro_batches * rows, context)
@@ -81,7 +84,7 @@ struct StepResult {
 };
 
 struct Evaluation {
-  double loss = 0;         ///< Sum over the targets, of this rank.
+  double loss = 0;          ///< Sum over the targets, of this rank.
   std::size_t correct = 0;  ///< Whose logit is the largest.
   std::size_t targets = 0;
 };
@@ -118,9 +121,9 @@ class Trainer {
   /// Forward in evaluation of one row, without a pipeline: (classes), or (context, vocabulary). Errors: as run().
   [[nodiscard]] virtual Result<std::vector<float>> logits(const StepInput& row) = 0;
 
-  [[nodiscard]] virtual const Plan& plan() const = 0;         ///< Of a whole window.
-  [[nodiscard]] virtual const Step& costs() const = 0;        ///< What it was made from.
-  [[nodiscard]] virtual double flops_per_step() const = 0;    ///< Of all ranks: products of forward and both gradients.
+  [[nodiscard]] virtual const Plan& plan() const = 0;       ///< Of a whole window.
+  [[nodiscard]] virtual const Step& costs() const = 0;      ///< What it was made from.
+  [[nodiscard]] virtual double flops_per_step() const = 0;  ///< Of all ranks: products of forward and both gradients.
   [[nodiscard]] virtual std::uint64_t steps_done() const = 0;  ///< Updates, for the optimizer's corrections.
   virtual void set_steps_done(std::uint64_t steps) = 0;
   /// Everything that changes, of what this rank holds. Between runs.

@@ -1,0 +1,731 @@
+#include "dunnock/training/trainer.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <numeric>
+#include <utility>
+
+#include "dunnock/gpu/executor.hpp"
+#include "dunnock/gpu/kernels/cross_entropy.hpp"
+#include "dunnock/gpu/kernels/elementwise.hpp"
+#include "dunnock/gpu/kernels/optimizer.hpp"
+#include "dunnock/gpu/kernels/reduce.hpp"
+#include "dunnock/training/network.hpp"
+#include "network_inputs.hpp"
+#include "rank_program.hpp"
+#include "step_of_model.hpp"
+
+namespace dunnock::training {
+namespace {
+
+tl::unexpected<Error> invalid(std::string what) { return make_error(ErrorCode::kInvalidArgument, std::move(what)); }
+
+/// A piece of device memory, or why there is none.
+template <class U>
+Status make_buffer(gpu::Buffer<U>& buffer, std::size_t size, gpu::Stream& stream) {
+  auto made = gpu::Buffer<U>::create(size, stream);
+  if (!made) return tl::unexpected(made.error());
+  buffer = std::move(*made);
+  return {};
+}
+
+unsigned size_of(const gpu::Communicator* ranks) { return ranks == nullptr ? 1 : ranks->size(); }
+unsigned rank_of(const gpu::Communicator* ranks) { return ranks == nullptr ? 0 : ranks->rank(); }
+
+template <class T>
+class TrainerOf final : public Trainer {
+ public:
+  TrainerOf(gpu::Stream main, const TrainerOptions& options, const Ranks& ranks)
+      : options_(options), ranks_(ranks), main_(std::move(main)) {}
+
+  Status set_up() {
+    if (Status done = choose_costs(); !done) return done;
+    auto program = make_program(window());
+    if (!program) return tl::unexpected(program.error());
+    const Program& whole = **program;
+    if (Status done = make_network(whole); !done) return done;
+    auto inputs =
+        NetworkInputs<T>::create(options_.model, std::size_t{window()} * options_.micro_batches, options_.rows, main_);
+    if (!inputs) return tl::unexpected(inputs.error());
+    inputs_ = std::move(*inputs);
+    if (Status done = make_buffers(); !done) return done;
+    if (Status done = make_tables(); !done) return done;
+    if (Status done = bind(**program); !done) return done;
+    programs_.emplace(window(), std::move(*program));
+    return main_.synchronize();
+  }
+
+  Result<std::vector<StepResult>> run(std::span<const StepInput> steps) override {
+    if (steps.empty()) return std::vector<StepResult>{};
+    if (steps.size() > options_.window)
+      return invalid("a run has at most " + std::to_string(options_.window) + " steps, not " +
+                     std::to_string(steps.size()));
+    for (const StepInput& step : steps) {
+      if (Status fits = check_input(step, step_rows()); !fits) return tl::unexpected(fits.error());
+    }
+    std::vector<StepResult> results;
+    for (std::size_t done = 0; done < steps.size(); done += window()) {
+      const auto part = steps.subspan(done, std::min<std::size_t>(window(), steps.size() - done));
+      if (Status ran = run_window(part, results); !ran) return tl::unexpected(ran.error());
+    }
+    return results;
+  }
+
+  Result<Evaluation> evaluate(const StepInput& input) override {
+    const InputSizes& sizes = inputs_.sizes();
+    if (sizes.targets == 0 || input.targets.size() % sizes.targets != 0) return invalid("an evaluation has whole rows");
+    const std::size_t rows = input.targets.size() / sizes.targets;
+    if (Status fits = check_input(input, rows); !fits) return tl::unexpected(fits.error());
+    Evaluation sum;
+    for (std::size_t done = 0; done < rows; done += options_.rows) {
+      const std::size_t some = std::min(options_.rows, rows - done);
+      if (Status added = evaluate_some(part_of(input, done, some), some, sum); !added)
+        return tl::unexpected(added.error());
+    }
+    return sum;
+  }
+
+  Result<std::vector<float>> logits(const StepInput& row) override {
+    if (size_of(ranks_.pipeline) > 1) return invalid("a stage of a pipeline has no logits of its own");
+    const InputSizes& sizes = inputs_.sizes();
+    StepInput one = row;
+    std::vector<std::int32_t> targets;
+    if (row.targets.empty()) {
+      targets.assign(sizes.targets, 0);
+      one.targets = targets;
+    }
+    if (Status fits = check_input(one, 1); !fits) return tl::unexpected(fits.error());
+    evaluation_.upload(0, 1, one, main_);
+    forward_all(1);
+    const std::size_t count = sizes.targets * sizes.classes;
+    std::vector<T> values(count);
+    gpu::download(std::span(values), network_.logits(0).subspan(0, count), main_);
+    if (Status done = main_.synchronize(); !done) return tl::unexpected(done.error());
+    std::vector<float> floats(count);
+    std::ranges::transform(values, floats.begin(), [](T value) { return static_cast<float>(value); });
+    return floats;
+  }
+
+  const Plan& plan() const override { return programs_.at(window())->plan; }
+  const Step& costs() const override { return costs_; }
+  double flops_per_step() const override {
+    return network_.flops(options_.rows) * options_.micro_batches * size_of(ranks_.data);
+  }
+  std::uint64_t steps_done() const override { return steps_done_; }
+  void set_steps_done(std::uint64_t steps) override { steps_done_ = steps; }
+
+  std::vector<StateTensor> state() const override {
+    std::vector<StateTensor> state;
+    const Parameters<T>& parameters = network_.parameters();
+    const auto add = [&](std::size_t i, StateTensor::What what, gpu::DeviceSpan<float> values) {
+      const ParameterSpec& spec = parameters.tensors()[i].spec;
+      state.push_back({spec.name, what, spec.shape, spec.positions, values});
+    };
+    for (std::size_t i = 0; i < parameters.tensors().size(); ++i) {
+      if (parameters.tensors()[i].owner) continue;
+      add(i, StateTensor::What::kWeight, parameters.master(i));
+      if (options_.optimizer.kind == OptimizerKind::kAdamw || options_.optimizer.momentum != 0)
+        add(i, StateTensor::What::kFirstMoment, parameters.first_moment(i));
+      if (options_.optimizer.kind == OptimizerKind::kAdamw)
+        add(i, StateTensor::What::kSecondMoment, parameters.second_moment(i));
+    }
+    for (std::size_t i = 0; i < parameters.states().size(); ++i) {
+      const StateSpec& spec = parameters.states()[i].spec;
+      state.push_back({spec.name, StateTensor::What::kStatistic, {spec.size}, 1, parameters.state(i)});
+    }
+    return state;
+  }
+
+  std::vector<StateTensor> whole_state() const override {
+    std::vector<StateTensor> state;
+    for (unsigned l = 0; l < network_.layers(); ++l) {
+      for (const ParameterSpec& spec : network_.layer(l).parameters()) {
+        if (spec.tied) continue;
+        const auto add = [&](StateTensor::What what) {
+          state.push_back({spec.name, what, spec.shape, spec.positions, {}});
+        };
+        add(StateTensor::What::kWeight);
+        if (options_.optimizer.kind == OptimizerKind::kAdamw || options_.optimizer.momentum != 0)
+          add(StateTensor::What::kFirstMoment);
+        if (options_.optimizer.kind == OptimizerKind::kAdamw) add(StateTensor::What::kSecondMoment);
+      }
+    }
+    for (unsigned l = 0; l < network_.layers(); ++l) {
+      for (const StateSpec& spec : network_.layer(l).states())
+        state.push_back({spec.name, StateTensor::What::kStatistic, {spec.size}, 1, {}});
+    }
+    return state;
+  }
+
+  Status refresh() override {
+    network_.parameters().refresh_weights(main_);
+    return main_.synchronize();
+  }
+
+  void before_next_update(std::function<Status()> wait) override { before_next_update_ = std::move(wait); }
+
+  Result<gpu::Timeline> last_run() const override {
+    if (last_ == nullptr) return invalid("nothing has run yet");
+    return last_->executor->last_run();
+  }
+  const gpu::TaskGraph& rank_graph() const override { return (last_ != nullptr ? *last_ : *whole()).graph; }
+  const gpu::Schedule& rank_schedule() const override { return (last_ != nullptr ? *last_ : *whole()).rank.schedule; }
+
+ private:
+  /// A plan for some steps, and what this rank runs of it.
+  struct Program {
+    Plan plan;
+    RankProgram rank;
+    gpu::TaskGraph graph;
+    std::vector<gpu::Buffer<std::byte>> workspaces;  // [lane]; of those that compute
+    std::optional<gpu::Executor> executor;
+    unsigned runs = 0;
+  };
+  /// What updates a layer's tensors at once.
+  struct Table {
+    gpu::Buffer<gpu::OptimizerTensor<T>> tensors;
+    std::size_t chunks = 0;
+  };
+
+  /// Steps that are issued at once.
+  [[nodiscard]] unsigned window() const { return accumulates_apart() ? 1 : options_.window; }
+  [[nodiscard]] bool is_pipeline() const { return family_ == Family::kPipeline; }
+  /// Plans of pipelines have the micro-batches; in front of others all but the last run by themselves.
+  [[nodiscard]] bool accumulates_apart() const { return !is_pipeline() && options_.micro_batches > 1; }
+  [[nodiscard]] std::size_t step_rows() const { return options_.rows * options_.micro_batches; }
+  [[nodiscard]] float gradient_factor() const {
+    return 1.0F / static_cast<float>(step_rows() * input_sizes(options_.model).targets);
+  }
+  [[nodiscard]] const Program* whole() const { return programs_.at(window()).get(); }
+
+  // ----- setting up -------------------------------------------------------------------------------------------------
+
+  Status choose_costs() {
+    const auto& names = schedule_names();
+    const auto name = std::ranges::find(names, options_.schedule, &ScheduleName::name);
+    if (name != names.end()) family_ = name->family;  // Otherwise make_plan() says so.
+    if (family_ != Family::kPipeline && size_of(ranks_.pipeline) > 1)
+      return invalid("schedule '" + options_.schedule + "' is not for pipelines");
+    if (family_ == Family::kOneDevice && size_of(ranks_.data) > 1)
+      return invalid("schedule '" + options_.schedule + "' is for one device, not for data-parallel ranks");
+    const bool alone = size_of(ranks_.data) == 1 && size_of(ranks_.pipeline) == 1;
+    if (options_.costs) {
+      costs_ = *options_.costs;
+      costs_.clips = options_.optimizer.clip > 0;
+      return {};
+    }
+    if (alone && options_.schedule == "multi-stream") {
+      auto measured = profile_step(main_.device(), options_.model, options_.type, options_.rows, options_.optimizer,
+                                   {.threads = options_.threads, .pairs = true});
+      if (!measured) return tl::unexpected(measured.error());
+      costs_ = std::move(*measured);
+      return {};
+    }
+    costs_ = estimate_step(options_.model, options_.type, options_.rows, {});
+    costs_.clips = options_.optimizer.clip > 0;
+    return {};
+  }
+
+  Result<std::unique_ptr<Program>> make_program(unsigned iterations) {
+    PlanOptions plan_options = options_.plan;
+    plan_options.devices = is_pipeline() ? size_of(ranks_.pipeline) : size_of(ranks_.data);
+    plan_options.data_parallel = is_pipeline() ? size_of(ranks_.data) : 1;
+    plan_options.micro_batches = is_pipeline() ? options_.micro_batches : 1;
+    plan_options.iterations = iterations;
+    auto plan = make_plan(options_.schedule, costs_, plan_options);
+    if (!plan) return tl::unexpected(plan.error());
+    auto program = std::make_unique<Program>();
+    program->plan = std::move(*plan);
+    program->rank = make_rank_program(program->plan, is_pipeline() ? rank_of(ranks_.pipeline) : 0, clips());
+    return program;
+  }
+
+  Status make_network(const Program& program) {
+    NetworkOptions network_options{.slots = program.rank.slots, .rows = options_.rows, .seed = options_.seed};
+    if (is_pipeline()) {
+      const Plan& plan = program.plan;
+      for (std::size_t c = 0; c < plan.chunk_begins.size(); ++c) {
+        for (unsigned l = plan.chunk_begins[c]; l < chunk_end(plan, c); ++l) {
+          stage_of_layer_.push_back(plan.chunk_devices[c]);
+          network_options.held.push_back(plan.chunk_devices[c] == rank_of(ranks_.pipeline));
+        }
+      }
+    }
+    auto network = Network<T>::create(options_.model, network_options, main_);
+    if (!network) return tl::unexpected(network.error());
+    network_ = std::move(*network);
+    return {};
+  }
+
+  [[nodiscard]] unsigned chunk_end(const Plan& plan, std::size_t chunk) const {
+    const auto layers = static_cast<unsigned>(costs_.layers.size());
+    return chunk + 1 < plan.chunk_begins.size() ? plan.chunk_begins[chunk + 1] : layers;
+  }
+
+  Status make_buffers() {
+    auto evaluation = NetworkInputs<T>::create(options_.model, 1, options_.rows, main_);
+    if (!evaluation) return tl::unexpected(evaluation.error());
+    evaluation_ = std::move(*evaluation);
+    if (Status done = make_buffer(main_workspace_, std::max<std::size_t>(1, network_.workspace_bytes()), main_); !done)
+      return done;
+    if (Status done = make_buffer(adamw_steps_, window(), main_); !done) return done;
+    if (Status done = make_buffer(sgd_steps_, window(), main_); !done) return done;
+    if (Status done = make_buffer(means_, window(), main_); !done) return done;
+    if (Status done = make_buffer(norms_, window(), main_); !done) return done;
+    if (Status done = make_buffer(factors_, window(), main_); !done) return done;
+    if (Status done = make_buffer(stage_norms_, size_of(ranks_.pipeline), main_); !done) return done;
+    if (Status done = make_buffer(results_, 3, main_); !done) return done;
+    gpu::fill<float>(means_, 0, main_);
+    const InputSizes sizes = input_sizes(options_.model);
+    return make_buffer(guesses_, options_.rows * sizes.targets, main_);
+  }
+
+  Status make_tables() {
+    const Parameters<T>& parameters = network_.parameters();
+    std::vector<gpu::ReduceTensor<T>> counted;
+    tables_.resize(network_.layers());
+    std::size_t largest_tie = 0;
+    for (unsigned l = 0; l < network_.layers(); ++l) {
+      std::vector<gpu::OptimizerTensor<T>> table;
+      const auto [first, last] = parameters.of_layer(l);
+      for (std::size_t i = first; i < last; ++i) {
+        const auto& tensor = parameters.tensors()[i];
+        if (tensor.far_tie) largest_tie = std::max(largest_tie, tensor.size);
+        if (tensor.owner) continue;
+        gpu::OptimizerTensor<T> entry{.weights = parameters.master(i).device_data(),
+                                      .first_moment = parameters.first_moment(i).device_data(),
+                                      .second_moment = parameters.second_moment(i).device_data(),
+                                      .gradient = parameters.gradient(i).device_data(),
+                                      .size = tensor.size,
+                                      .decay = tensor.spec.decays ? options_.optimizer.weight_decay : 0};
+        if constexpr (!std::is_same_v<T, float>) entry.copy = parameters.weight(i).device_data();
+        table.push_back(entry);
+        // What is tied to another stage's counts there.
+        if (!tensor.spec.tied) counted.push_back({parameters.gradient(i).device_data(), tensor.size});
+      }
+      tables_[l].chunks = gpu::lay_out<T>(std::span(table));
+      if (table.empty()) continue;
+      if (Status done = make_buffer(tables_[l].tensors, table.size(), main_); !done) return done;
+      gpu::upload(tables_[l].tensors.span(), table, main_);
+      if (Status done = main_.synchronize(); !done) return done;  // For `table` goes.
+    }
+    if (largest_tie > 0) {
+      if (Status done = make_buffer(other_end_, largest_tie, main_); !done) return done;
+    }
+    norm_chunks_ = gpu::lay_out<T>(std::span(counted));
+    if (Status done = make_buffer(norm_table_, counted.size(), main_); !done) return done;
+    gpu::upload(norm_table_.span(), counted, main_);
+    std::vector<gpu::ReduceTensor<float>> stages{{stage_norms_.span().device_data(), stage_norms_.size()}};
+    stage_norm_chunks_ = gpu::lay_out<float>(std::span(stages));
+    if (Status done = make_buffer(stage_norm_table_, stages.size(), main_); !done) return done;
+    gpu::upload(stage_norm_table_.span(), stages, main_);
+    if (Status done = make_buffer(norm_workspace_, norm_chunks_ + stage_norm_chunks_, main_); !done) return done;
+    return main_.synchronize();
+  }
+
+  // ----- operations -------------------------------------------------------------------------------------------------
+
+  Status bind(Program& program) {
+    DUNNOCK_CHECK(program.rank.slots <= network_.slots(), "shorter windows need no more slots");
+    program.workspaces.resize(program.rank.schedule.lanes.size());
+    for (const unsigned lane : program.rank.computing_lanes) {
+      if (Status done =
+              make_buffer(program.workspaces[lane], std::max<std::size_t>(1, network_.workspace_bytes()), main_);
+          !done)
+        return done;
+    }
+    // The first of a chunk in each iteration set gradients, the others add to them.
+    std::map<std::pair<unsigned, unsigned>, bool> small_seen;
+    std::map<std::pair<unsigned, unsigned>, bool> weights_seen;
+    for (std::size_t i = 0; i < program.rank.ops.size(); ++i) {
+      const RankOp& op = program.rank.ops[i];
+      bool adds = accumulates_apart();
+      const std::pair key{op.tag.iteration, op.tag.chunk};
+      if (op.tag.part == Part::kOutputGradient) adds = std::exchange(small_seen[key], true) || adds;
+      if (op.tag.part == Part::kWeightGradient) adds = std::exchange(weights_seen[key], true) || adds;
+      program.graph.add({.name = op.name,
+                         .kind = op.kind,
+                         .cost_us = op.cost_us,
+                         .issue = issue_of(program, op, program.rank.schedule.slots[i].lane, adds)});
+    }
+    return make_executor(program, false);
+  }
+  Status make_executor(Program& program, bool as_graph) {
+    auto executor = gpu::Executor::create(
+        main_.device(), program.graph, program.rank.schedule,
+        {.measures = options_.measures && !as_graph, .as_graph = as_graph, .threads = options_.threads});
+    if (!executor) return tl::unexpected(executor.error());
+    program.executor.emplace(std::move(*executor));
+    return {};
+  }
+
+  std::function<void(gpu::Stream&)> issue_of(Program& program, const RankOp& op, unsigned lane, bool adds) {
+    const OpTag tag = op.tag;
+    const unsigned begin =
+        is_pipeline() && !program.plan.chunk_begins.empty() && tag.chunk < program.plan.chunk_begins.size()
+            ? program.plan.chunk_begins[tag.chunk]
+            : tag.chunk;
+    const unsigned end = is_pipeline() ? chunk_end(program.plan, tag.chunk) : tag.chunk + 1;
+    const unsigned slot = op.slot;
+    const unsigned peer = op.peer;
+    switch (tag.part) {
+      case Part::kForward:
+        return [=, this, &program](gpu::Stream& stream) {
+          const MicroBatch<T> batch = batch_of(tag);
+          for (unsigned l = begin; l < end; ++l) network_.forward(l, run_of(batch, slot, adds, program, lane, stream));
+        };
+      case Part::kOutputGradient:
+        return [=, this, &program](gpu::Stream& stream) {
+          const MicroBatch<T> batch = batch_of(tag);
+          for (unsigned l = end; l-- > std::max(begin, 1U);)
+            network_.output_gradient(l, run_of(batch, slot, adds, program, lane, stream));
+        };
+      case Part::kWeightGradient:
+        return [=, this, &program](gpu::Stream& stream) {
+          const MicroBatch<T> batch = batch_of(tag);
+          for (unsigned l = end; l-- > begin;)
+            network_.weight_gradient(l, run_of(batch, slot, adds, program, lane, stream));
+        };
+      case Part::kUpdate: return [=, this](gpu::Stream& stream) { update(tag.iteration, begin, end, stream); };
+      case Part::kNorm: return [=, this](gpu::Stream& stream) { norm(tag.iteration, stream); };
+      case Part::kAllReduce:
+        return [=, this, &program](gpu::Stream& stream) { all_reduce(program.plan, tag, begin, end, stream); };
+      case Part::kSendActivation:
+      case Part::kSendGradient: break;
+    }
+    // The value between two chunks, and its gradient.
+    const bool activation = tag.part == Part::kSendActivation;
+    const unsigned between = activation ? end - 1 : begin - 1;
+    const bool sends = op.role == Role::kSend;
+    return [=, this](gpu::Stream& stream) {
+      const gpu::DeviceSpan<T> values =
+          activation ? network_.value(between, slot, options_.rows) : network_.gradient(between, slot, options_.rows);
+      if (sends) {
+        ranks_.pipeline->send<T>(values, peer, stream);
+      } else {
+        ranks_.pipeline->receive<T>(values, peer, stream);
+      }
+    };
+  }
+
+  [[nodiscard]] MicroBatch<T> batch_of(const OpTag& tag) const {
+    // Plans without micro-batches compute the last.
+    const unsigned micro_batch = is_pipeline() ? tag.micro_batch : options_.micro_batches - 1;
+    return inputs_.batch(std::size_t{tag.iteration} * options_.micro_batches + micro_batch, options_.rows,
+                         gradient_factor());
+  }
+  [[nodiscard]] NetworkRun<T> run_of(const MicroBatch<T>& batch, unsigned slot, bool adds, const Program& program,
+                                     unsigned lane, gpu::Stream& stream) const {
+    return {.batch = batch,
+            .slot = slot,
+            .adds = adds,
+            .training = true,
+            .workspace = program.workspaces[lane].span(),
+            .stream = stream};
+  }
+
+  void all_reduce(const Plan& plan, const OpTag& tag, unsigned begin, unsigned end, gpu::Stream& stream) {
+    if (size_of(ranks_.data) == 1) return;
+    if (is_pipeline()) {
+      ranks_.data->all_reduce<T>(network_.parameters().layer_gradients(begin, end - 1), gpu::Reduction::kMean, stream);
+      return;
+    }
+    const Message& message = plan.messages[tag.message];
+    const auto [first, last] = std::ranges::minmax(message.layers);
+    const gpu::DeviceSpan<T> gradients = network_.parameters().layer_gradients(first, last);
+    ranks_.data->all_reduce<T>(gradients.subspan(message.first_byte / sizeof(T), message.bytes / sizeof(T)),
+                               gpu::Reduction::kMean, stream);
+  }
+
+  /// The gradients of tied tensors become the sum of both ends', on both.
+  void add_ties(unsigned begin, unsigned end, gpu::Stream& stream) {
+    const Parameters<T>& parameters = network_.parameters();
+    for (unsigned l = begin; l < end; ++l) {
+      const auto [first, last] = parameters.of_layer(l);
+      for (std::size_t i = first; i < last; ++i) {
+        const auto& tensor = parameters.tensors()[i];
+        const gpu::DeviceSpan<T> mine = parameters.gradient(i);
+        if (tensor.tied) gpu::add_scaled<T>(mine, parameters.gradient(*tensor.tied), 1, mine, stream);
+        if (!tensor.far_tie) continue;
+        const gpu::DeviceSpan<T> theirs = other_end_.span().subspan(0, tensor.size);
+        const unsigned me = rank_of(ranks_.pipeline);
+        // GPT's table, which the first layer owns and the last uses.
+        const unsigned peer = tensor.spec.tied ? first_stage() : last_stage();
+        gpu::Communicator& sums = *ranks_.pipeline_sums;
+        if (me < peer) sums.send<T>(mine, peer, stream);
+        sums.receive<T>(theirs, peer, stream);
+        if (me > peer) sums.send<T>(mine, peer, stream);
+        gpu::add_scaled<T>(mine, theirs, 1, mine, stream);
+      }
+    }
+  }
+  [[nodiscard]] unsigned first_stage() const { return stage_of_layer_.front(); }
+  [[nodiscard]] unsigned last_stage() const { return stage_of_layer_.back(); }
+
+  void norm(unsigned iteration, gpu::Stream& stream) {
+    add_ties(0, network_.layers(), stream);
+    const gpu::DeviceSpan<float> result = norms_.span().subspan(iteration, 1);
+    gpu::gradient_norm<T>({norm_table_.span(), norm_chunks_}, result, norm_workspace_.span(), stream);
+    if (size_of(ranks_.pipeline) > 1) {
+      ranks_.pipeline_sums->all_gather<float>(result, stage_norms_.span(), stream);
+      gpu::gradient_norm<float>({stage_norm_table_.span(), stage_norm_chunks_}, result, norm_workspace_.span(), stream);
+    }
+    gpu::clip_factor(result, options_.optimizer.clip, factors_.span().subspan(iteration, 1), stream);
+  }
+  [[nodiscard]] bool clips() const { return options_.optimizer.clip > 0; }
+
+  void update(unsigned iteration, unsigned begin, unsigned end, gpu::Stream& stream) {
+    if (iteration == 0 && before_next_update_) stream.run("waits for the snapshot", before_next_update_);
+    if (!clips()) add_ties(begin, end, stream);
+    const gpu::DeviceSpan<const float> factor =
+        clips() ? factors_.span().subspan(iteration, 1) : gpu::DeviceSpan<float>();
+    for (unsigned l = begin; l < end; ++l) {
+      if (tables_[l].tensors.size() == 0) continue;
+      const gpu::OptimizerTable<T> table{tables_[l].tensors.span(), tables_[l].chunks};
+      if (options_.optimizer.kind == OptimizerKind::kAdamw) {
+        gpu::adamw<T>(table, adamw_steps_.span().subspan(iteration, 1), factor, stream);
+      } else {
+        gpu::sgd<T>(table, sgd_steps_.span().subspan(iteration, 1), factor, stream);
+      }
+    }
+  }
+
+  // ----- running ----------------------------------------------------------------------------------------------------
+
+  [[nodiscard]] Status check_input(const StepInput& input, std::size_t rows) const {
+    const InputSizes& sizes = inputs_.sizes();
+    const auto wrong = [](const char* what, std::size_t is, std::size_t wanted) {
+      return invalid("a step wants " + std::to_string(wanted) + " " + what + ", not " + std::to_string(is));
+    };
+    if (input.images.size() != rows * sizes.values)
+      return wrong("values of images", input.images.size(), rows * sizes.values);
+    if (input.tokens.size() != rows * sizes.tokens) return wrong("tokens", input.tokens.size(), rows * sizes.tokens);
+    if (input.targets.size() != rows * sizes.targets)
+      return wrong("targets", input.targets.size(), rows * sizes.targets);
+    const auto unknown = [&](std::int32_t number) {
+      return number < 0 || static_cast<std::size_t>(number) >= sizes.classes;
+    };
+    if (const auto bad = std::ranges::find_if(input.tokens, unknown); bad != input.tokens.end())
+      return invalid("token " + std::to_string(*bad) + " is none of " + std::to_string(sizes.classes));
+    if (const auto bad = std::ranges::find_if(input.targets, unknown); bad != input.targets.end())
+      return invalid("target " + std::to_string(*bad) + " is none of " + std::to_string(sizes.classes));
+    return {};
+  }
+
+  static StepInput part_of(const StepInput& input, std::size_t first, std::size_t rows, const InputSizes& sizes) {
+    const auto part = [&](auto values, std::size_t a_row) { return values.subspan(first * a_row, rows * a_row); };
+    return {.images = part(input.images, sizes.values),
+            .tokens = part(input.tokens, sizes.tokens),
+            .targets = part(input.targets, sizes.targets)};
+  }
+  [[nodiscard]] StepInput part_of(const StepInput& input, std::size_t first, std::size_t rows) const {
+    return part_of(input, first, rows, inputs_.sizes());
+  }
+
+  Status run_window(std::span<const StepInput> steps, std::vector<StepResult>& results) {
+    const auto count = static_cast<unsigned>(steps.size());
+    auto& program = programs_[count];
+    if (program == nullptr) {
+      auto made = make_program(count);
+      if (!made) return tl::unexpected(made.error());
+      if (Status bound = bind(**made); !bound) return bound;
+      program = std::move(*made);
+    }
+    last_ = program.get();
+    std::vector<gpu::AdamwStep> adamw_steps;
+    std::vector<gpu::SgdStep> sgd_steps;
+    const OptimizerOptions& optimizer = options_.optimizer;
+    for (unsigned t = 0; t < count; ++t) {
+      inputs_.upload(std::size_t{t} * options_.micro_batches, step_rows(), steps[t], main_);
+      adamw_steps.push_back({.learning_rate = steps[t].learning_rate,
+                             .beta1 = optimizer.beta1,
+                             .beta2 = optimizer.beta2,
+                             .epsilon = optimizer.epsilon,
+                             .step = steps_done_ + t + 1});
+      sgd_steps.push_back({steps[t].learning_rate, optimizer.momentum, optimizer.nesterov});
+    }
+    gpu::upload(adamw_steps_.span().subspan(0, count), adamw_steps, main_);
+    gpu::upload(sgd_steps_.span().subspan(0, count), sgd_steps, main_);
+    // Kernels make their plans in the first run, which a graph that is recorded can't.
+    if (options_.as_graph && program->runs == 1) {
+      if (Status recorded = make_executor(*program, true); !recorded) return recorded;
+    }
+    // Running statistics change in forward passes already, and a recorded graph has no place for it.
+    if (before_next_update_ && (options_.as_graph || network_.parameters().state_values().size() > 0))
+      main_.run("waits for the snapshot", std::exchange(before_next_update_, nullptr));
+    if (accumulates_apart()) accumulate();
+    program->executor->run(main_);
+    ++program->runs;
+    before_next_update_ = nullptr;
+    steps_done_ += count;
+    return collect(count, *program, results);
+  }
+
+  /// All micro-batches but the last, one after the other.
+  void accumulate() {
+    for (unsigned m = 0; m + 1 < options_.micro_batches; ++m) {
+      const MicroBatch<T> batch = inputs_.batch(m, options_.rows, gradient_factor());
+      const NetworkRun<T> run{.batch = batch,
+                              .slot = 0,
+                              .adds = m > 0,
+                              .training = true,
+                              .workspace = main_workspace_.span(),
+                              .stream = main_};
+      for (unsigned l = 0; l < network_.layers(); ++l) network_.forward(l, run);
+      for (unsigned l = network_.layers(); l-- > 0;) {
+        if (l > 0) network_.output_gradient(l, run);
+        network_.weight_gradient(l, run);
+      }
+    }
+  }
+
+  Status collect(unsigned count, Program& program, std::vector<StepResult>& results) {
+    const bool has_losses = network_.held(network_.layers() - 1);
+    if (has_losses) {
+      for (unsigned t = 0; t < count; ++t) {
+        const std::size_t first = std::size_t{t} * options_.micro_batches;
+        gpu::cross_entropy_mean(inputs_.losses(first, step_rows()), inputs_.targets(first, step_rows()), -100,
+                                means_.span().subspan(t, 1), main_);
+      }
+    }
+    if (size_of(ranks_.data) > 1) ranks_.data->all_reduce<float>(means_.span(), gpu::Reduction::kMean, main_);
+    if (size_of(ranks_.pipeline) > 1) ranks_.pipeline->broadcast<float>(means_.span(), last_stage(), main_);
+    std::vector<float> means(count);
+    std::vector<float> norms(count);
+    gpu::download(std::span(means), means_.span().subspan(0, count), main_);
+    if (clips()) gpu::download(std::span(norms), norms_.span().subspan(0, count), main_);
+    const Status done = main_.synchronize();
+    if (Status ran = program.executor->synchronize(); !ran) return ran;
+    if (!done) return done;
+    for (unsigned t = 0; t < count; ++t) {
+      StepResult result{.loss = means[t]};
+      if (clips()) result.gradient_norm = norms[t];
+      results.push_back(result);
+    }
+    return {};
+  }
+
+  /// In evaluation, on the first slot; values of other stages are sent and received where they are due.
+  void forward_all(std::size_t rows) {
+    const MicroBatch<T> batch = evaluation_.batch(0, rows, 1);
+    const NetworkRun<T> run{.batch = batch,
+                            .slot = 0,
+                            .adds = false,
+                            .training = false,
+                            .workspace = main_workspace_.span(),
+                            .stream = main_};
+    for (unsigned l = 0; l < network_.layers(); ++l) {
+      if (network_.held(l)) network_.forward(l, run);
+      if (l + 1 == network_.layers() || stage_of(l) == stage_of(l + 1)) continue;
+      if (network_.held(l)) ranks_.pipeline->send<T>(network_.value(l, 0, rows), stage_of(l + 1), main_);
+      if (network_.held(l + 1)) ranks_.pipeline->receive<T>(network_.value(l, 0, rows), stage_of(l), main_);
+    }
+  }
+  [[nodiscard]] unsigned stage_of(unsigned layer) const { return is_pipeline() ? stage_of_layer_[layer] : 0; }
+
+  Status evaluate_some(const StepInput& input, std::size_t rows, Evaluation& sum) {
+    evaluation_.upload(0, rows, input, main_);
+    forward_all(rows);
+    const InputSizes& sizes = inputs_.sizes();
+    const std::size_t targets = rows * sizes.targets;
+    std::vector<float> losses(targets);
+    std::vector<std::int32_t> guesses(targets);
+    double results[2] = {};
+    if (network_.held(network_.layers() - 1)) {
+      gpu::argmax_rows<T>(network_.logits(0).subspan(0, targets * sizes.classes), guesses_.span().subspan(0, targets),
+                          {}, {.rows = targets, .columns = sizes.classes}, main_);
+      gpu::download(std::span(losses), evaluation_.losses(0, rows), main_);
+      gpu::download(std::span(guesses), guesses_.span().subspan(0, targets), main_);
+      if (Status done = main_.synchronize(); !done) return done;
+      results[0] = std::accumulate(losses.begin(), losses.end(), 0.0);
+      for (std::size_t i = 0; i < targets; ++i) results[1] += guesses[i] == input.targets[i] ? 1 : 0;
+    }
+    if (size_of(ranks_.pipeline) > 1) {
+      const auto bytes = std::as_writable_bytes(std::span(results));
+      const gpu::DeviceSpan<std::byte> on_device(reinterpret_cast<std::byte*>(results_.span().device_data()),
+                                                 bytes.size());
+      gpu::upload(on_device, bytes, main_);
+      ranks_.pipeline->broadcast<std::byte>(on_device, last_stage(), main_);
+      gpu::download(bytes, on_device, main_);
+    }
+    if (Status done = main_.synchronize(); !done) return done;
+    sum.loss += results[0];
+    sum.correct += static_cast<std::size_t>(results[1]);
+    sum.targets += targets;
+    return {};
+  }
+
+  TrainerOptions options_;
+  Ranks ranks_;
+  Family family_ = Family::kOneDevice;
+  gpu::Stream main_;
+  Step costs_;
+  Network<T> network_;
+  NetworkInputs<T> inputs_;      // [step of the window][micro-batch]
+  NetworkInputs<T> evaluation_;  // one micro-batch
+  gpu::Buffer<std::byte> main_workspace_;
+  gpu::Buffer<gpu::AdamwStep> adamw_steps_;  // (window), as what follows
+  gpu::Buffer<gpu::SgdStep> sgd_steps_;
+  gpu::Buffer<float> means_;
+  gpu::Buffer<float> norms_;
+  gpu::Buffer<float> factors_;
+  gpu::Buffer<float> stage_norms_;  // (stages)
+  gpu::Buffer<double> results_;
+  gpu::Buffer<std::int32_t> guesses_;     // (rows * targets of a row)
+  std::vector<Table> tables_;             // [layer]
+  std::vector<unsigned> stage_of_layer_;  // Of a pipeline.
+  gpu::Buffer<gpu::ReduceTensor<T>> norm_table_;
+  std::size_t norm_chunks_ = 0;
+  gpu::Buffer<gpu::ReduceTensor<float>> stage_norm_table_;
+  std::size_t stage_norm_chunks_ = 0;
+  gpu::Buffer<float> norm_workspace_;
+  gpu::Buffer<T> other_end_;                               // Of a tie to another stage: its gradient.
+  std::map<unsigned, std::unique_ptr<Program>> programs_;  // by steps
+  const Program* last_ = nullptr;
+  std::uint64_t steps_done_ = 0;
+  std::function<Status()> before_next_update_;
+};
+
+template <class T>
+Result<std::unique_ptr<Trainer>> create_of(gpu::Device device, const TrainerOptions& options, const Ranks& ranks) {
+  auto main = gpu::Stream::create(device, {.priority = 1, .threads = options.threads});
+  if (!main) return tl::unexpected(main.error());
+  auto trainer = std::make_unique<TrainerOf<T>>(std::move(*main), options, ranks);
+  if (const Status done = trainer->set_up(); !done) return tl::unexpected(done.error());
+  return trainer;
+}
+
+}  // namespace
+
+InputSizes input_sizes(const ModelOptions& model) {
+  struct Sizes {
+    InputSizes operator()(const MlpOptions& mlp) const { return {.values = mlp.inputs, .classes = mlp.classes}; }
+    InputSizes operator()(const CnnOptions& cnn) const { return {.values = cnn.image.size(), .classes = cnn.classes}; }
+    InputSizes operator()(const ResNetOptions& resnet) const {
+      return {.values = resnet.image.size(), .classes = resnet.classes};
+    }
+    InputSizes operator()(const DenseNetOptions& dense) const {
+      return {.values = dense.image.size(), .classes = dense.classes};
+    }
+    InputSizes operator()(const GptOptions& gpt) const {
+      return {.tokens = gpt.context, .targets = gpt.context, .classes = gpt.vocabulary};
+    }
+  };
+  return std::visit(Sizes{}, model);
+}
+
+Result<std::unique_ptr<Trainer>> Trainer::create(gpu::Device device, const TrainerOptions& options,
+                                                 const Ranks& ranks) {
+  if (options.rows == 0) return invalid("a micro-batch has rows");
+  if (options.micro_batches == 0) return invalid("a step has a micro-batch");
+  if (options.window == 0) return invalid("a window has a step");
+  if (size_of(ranks.pipeline) > 1 && ranks.pipeline_sums == nullptr)
+    return invalid("stages of a pipeline need a communicator for what they add up");
+  if (options.optimizer.nesterov && options.optimizer.momentum == 0) return invalid("Nesterov's way needs a momentum");
+  if (const Status sound = check(options.model); !sound) return tl::unexpected(sound.error());
+  return options.type == DataType::kF32 ? create_of<float>(device, options, ranks)
+                                        : create_of<gpu::Bf16>(device, options, ranks);
+}
+
+}  // namespace dunnock::training
