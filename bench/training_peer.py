@@ -935,7 +935,7 @@ RUNS = [
     ("mlp without hidden layers", 1, {"kind": "sgd", "learning_rate": 0.1}),
     ("cnn", 2, {**ADAMW, "clip": 1.0}),
     ("cnn", 1, {**SGD, "learning_rate": 0.02}),
-    ("cnn with batch norm", 1, {**ADAMW, "epsilon": 1e-3, "weight_decay": 0}),
+    ("cnn with batch norm", 1, {**ADAMW, "epsilon": 1e-2, "weight_decay": 0}),
     ("cnn with batch norm", 2, {**SGD, "clip": 0.7}),
     ("resnet", 1, ADAMW),
     ("resnet", 2, {**SGD, "weight_decay": 0.001}),
