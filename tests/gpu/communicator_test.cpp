@@ -265,6 +265,61 @@ void check_groups(Communicator& all, Device device, std::uint64_t seed) {
   ASSERT_NO_FATAL_FAILURE(check_reductions<float>(*alone, streams[0], seed, 77));
 }
 
+/// A pipeline's lanes, each a stream: what comes from the rank before goes on to the one behind, and back. In a ring
+/// the last rank sends to the first, too. Sizes are random, the same on all ranks, and so is which way a round begins
+/// with: between two ranks both ways may be one.
+void check_lanes(Communicator& all, Device device, std::uint64_t seed, bool ring, std::size_t rounds) {
+  const unsigned ranks = all.size();
+  if (ranks == 1) return;
+  const unsigned me = all.rank();
+  struct Way {
+    unsigned first, last, from, to;
+    Stream receives, sends;
+    std::vector<Values<float>> values;
+  };
+  const unsigned before = (me + ranks - 1) % ranks;
+  const unsigned behind = (me + 1) % ranks;
+  std::vector<Way> ways;
+  const auto stream = [device] { return std::move(*Stream::create(device)); };
+  ways.push_back({0, ranks - 1, before, behind, stream(), stream(), {}});
+  ways.push_back({ranks - 1, 0, behind, before, stream(), stream(), {}});
+  auto received = Event::create(device);
+  ASSERT_TRUE(received);
+  std::mt19937_64 random(seed);
+  std::vector<std::size_t> sizes;
+  std::vector<bool> turned;
+  for (std::size_t i = 0; i < rounds; ++i) {
+    sizes.push_back(random() % 4 == 0 ? 1 + random() % 100'000 : 1 + random() % 300);
+    turned.push_back(random() % 2 == 0);
+  }
+  const auto sent = [&](std::size_t way, std::size_t i) { return numbers<float>(seed + 1000 * way + i, 0, sizes[i]); };
+  for (std::size_t i = 0; i < rounds; ++i) {
+    for (const std::size_t w : {std::size_t{turned[i]}, std::size_t{!turned[i]}}) {
+      Way& way = ways[w];
+      const bool starts = me == way.first;
+      const bool ends = me == way.last;
+      // The first one's own values do not wait for those that come round.
+      way.values.emplace_back(starts ? sent(w, i) : std::vector<float>(sizes[i]), starts ? way.sends : way.receives);
+      if (!starts) {
+        all.receive(way.values.back().span(), way.from, way.receives);
+        way.receives.record(*received);
+        way.sends.wait(*received);
+      }
+      if (!ends || ring) all.send<float>(way.values.back().span(), way.to, way.sends);
+      if (!starts || !ring) continue;
+      way.values.emplace_back(std::vector<float>(sizes[i]), way.receives);
+      all.receive(way.values.back().span(), way.from, way.receives);
+    }
+  }
+  for (std::size_t w = 0; w < ways.size(); ++w) {
+    const Status done = ways[w].sends.synchronize();
+    ASSERT_TRUE(done) << done.error().message;
+    const std::size_t each = ways[w].values.size() / rounds;
+    for (std::size_t i = 0; i < ways[w].values.size(); ++i)
+      ASSERT_EQ(ways[w].values[i].back(), sent(w, i / each)) << "way " << w << ", message " << i / each;
+  }
+}
+
 /// All of it, as one rank.
 void conform(Communicator& all, Device device, std::uint64_t seed) {
   auto stream = Stream::create(device);
@@ -283,6 +338,7 @@ void conform(Communicator& all, Device device, std::uint64_t seed) {
   }
   ASSERT_NO_FATAL_FAILURE(check_streams(all, *stream, *other));
   ASSERT_NO_FATAL_FAILURE(check_groups(all, device, seed));
+  for (const bool ring : {false, true}) ASSERT_NO_FATAL_FAILURE(check_lanes(all, device, seed, ring, 60));
   all.barrier(*stream);
   EXPECT_TRUE(stream->synchronize());
   EXPECT_TRUE(all.check());
