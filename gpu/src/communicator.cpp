@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <climits>
 #include <functional>
 #include <span>
 #include <string>
@@ -58,6 +59,14 @@ Result<Communicator> Communicator::mpi(const CommunicatorOptions& options) {
 
 Result<Communicator> Communicator::nccl(Device device, Communicator& others, const CommunicatorOptions& options) {
   auto impl = detail::make_nccl(device, others, options);
+  if (!impl) return tl::unexpected(impl.error());
+  return Communicator(std::move(*impl));
+}
+
+Result<Communicator> Communicator::split(unsigned color, unsigned key) {
+  DUNNOCK_CHECK(color <= INT_MAX, "a color is below 2^31");
+  DUNNOCK_CHECK(key <= INT_MAX, "a key is below 2^31");
+  auto impl = impl_->split(color, key);
   if (!impl) return tl::unexpected(impl.error());
   return Communicator(std::move(*impl));
 }
@@ -159,6 +168,15 @@ void reduce_values(void* to, std::span<const void* const> from, std::size_t coun
 }
 
 }  // namespace
+
+std::vector<unsigned> group_of(std::span<const Choice> choices, unsigned rank) {
+  std::vector<unsigned> members;
+  for (unsigned other = 0; other < choices.size(); ++other) {
+    if (choices[other].color == choices[rank].color) members.push_back(other);
+  }
+  std::ranges::stable_sort(members, {}, [choices](unsigned member) { return choices[member].key; });
+  return members;
+}
 
 void reduce_all(void* to, std::span<const void* const> from, std::size_t count, Element element, Reduction reduction) {
   DUNNOCK_CHECK(element != Element::kByte, "numbers are reduced");

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "dunnock/gpu/communicator.hpp"
 
@@ -30,8 +31,17 @@ class CommunicatorImpl {
   virtual void send(const void* values, std::size_t count, Element element, unsigned to, Stream& stream) = 0;
   virtual void receive(void* values, std::size_t count, Element element, unsigned from, Stream& stream) = 0;
   virtual void barrier(Stream& stream) = 0;
+  [[nodiscard]] virtual Result<std::unique_ptr<CommunicatorImpl>> split(unsigned color, unsigned key) = 0;
   [[nodiscard]] virtual Status check() const = 0;
 };
+
+/// What a rank gives to split().
+struct Choice {
+  unsigned color = 0;
+  unsigned key = 0;
+};
+/// The ranks with the color of `rank`, in the order of their keys, and then of the ranks.
+[[nodiscard]] std::vector<unsigned> group_of(std::span<const Choice> choices, unsigned rank);
 
 /// to[i] = the reduction of from[rank][i] over the ranks, made in their order, in float, rounded once. `to` may be one
 /// of `from`. Time: that of reading `from` and writing `to` where they are larger than the caches.

@@ -68,6 +68,12 @@ struct Job {
   std::vector<bool> gone;                                                      // ranks whose end is destroyed,
   std::vector<std::uint64_t> collectives;                                      // and how many each has called
   std::map<std::tuple<unsigned, unsigned, unsigned>, std::uint64_t> messages;  // (rank, from, to)
+
+  struct Group {
+    std::shared_ptr<Job> job;
+    std::size_t joined = 0;
+  };
+  std::map<std::pair<std::uint64_t, unsigned>, Group> groups;  // (number of the split, color), until all have joined
 };
 
 /// Goes with an operation. When it has not met the others by then, it never will: its stream has failed and dropped it,
@@ -179,6 +185,30 @@ class ThreadCommunicator final : public CommunicatorImpl {
     collective({"barrier", 0, Element::kByte, 0, 1}, {}, stream, nullptr, nullptr);
   }
 
+  [[nodiscard]] Result<std::unique_ptr<CommunicatorImpl>> split(unsigned color, unsigned key) override {
+    const Choice mine{color, key};
+    const std::uint64_t number = next_collective();
+    std::unique_ptr<CommunicatorImpl> end;
+    const Part join = [&](const Meeting& meeting) {
+      std::vector<Choice> choices;
+      for (const auto& [other, post] : meeting.posts) choices.push_back(*reinterpret_cast<const Choice*>(post.in));
+      const std::vector<unsigned> members = group_of(choices, rank_);
+      const auto place = std::ranges::find(members, rank_) - members.begin();
+      const std::lock_guard lock(job_->mutex);
+      const auto group = job_->groups.try_emplace({number, color}).first;
+      if (!group->second.job)
+        group->second.job =
+            std::make_shared<Job>(static_cast<unsigned>(members.size()), CommunicatorOptions{job_->timeout});
+      end = std::make_unique<ThreadCommunicator>(group->second.job, static_cast<unsigned>(place));
+      if (++group->second.joined == members.size()) job_->groups.erase(group);
+    };
+    const Post post{reinterpret_cast<const std::byte*>(&mine), nullptr};
+    // After an error the end goes, so that the others of the group, should they have theirs, do not wait for it.
+    if (Status met = meet(*job_, rank_, {0, 0, number}, {"split", 0, Element::kByte, 0, 2}, post, join, nullptr); !met)
+      return tl::unexpected(met.error());
+    return end;
+  }
+
   void send(const void* values, std::size_t count, Element element, unsigned to, Stream& stream) override {
     issue({rank_, to, next_message(rank_, to)}, {"message", count, element, 0, 2},
           {static_cast<const std::byte*>(values), nullptr}, stream, "send", nullptr, nullptr);
@@ -206,12 +236,11 @@ class ThreadCommunicator final : public CommunicatorImpl {
   }
 
   void collective(const Call& call, Post post, Stream& stream, Part first, Part second) {
-    std::uint64_t number = 0;
-    {
-      const std::lock_guard lock(job_->mutex);
-      number = job_->collectives[rank_]++;
-    }
-    issue({0, 0, number}, call, post, stream, call.name, std::move(first), std::move(second));
+    issue({0, 0, next_collective()}, call, post, stream, call.name, std::move(first), std::move(second));
+  }
+  std::uint64_t next_collective() {
+    const std::lock_guard lock(job_->mutex);
+    return job_->collectives[rank_]++;
   }
   std::uint64_t next_message(unsigned from, unsigned to) {
     const std::lock_guard lock(job_->mutex);

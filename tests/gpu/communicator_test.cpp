@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <barrier>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -184,6 +185,141 @@ void check_streams(Communicator& all, Stream& one, Stream& two) {
   }
 }
 
+/// The ranks in the order of the communicator, as they are in another one.
+std::vector<float> ranks_of(Communicator& group, unsigned rank, Stream& stream) {
+  Values<float> mine({static_cast<float>(rank)}, stream);
+  Values<float> all(std::vector<float>(group.size()), stream);
+  group.all_gather<float>(mine.span(), all.span(), stream);
+  return all.back();
+}
+
+/// Rows and columns of a grid that is two wide, other orders, groups of groups; used at the same time.
+void check_groups(Communicator& all, Device device, std::uint64_t seed) {
+  const unsigned ranks = all.size();
+  const unsigned me = all.rank();
+  std::vector<Stream> streams;
+  for (int i = 0; i < 5; ++i) streams.push_back(std::move(*Stream::create(device)));
+  auto row = all.split(me / 2, me);
+  auto column = all.split(me % 2, 7);
+  auto same = all.split(0, 0);
+  auto once_more = all.split(0, 0);
+  ASSERT_TRUE(row && column && same && once_more);
+  std::vector<float> of_row;
+  std::vector<float> of_column;
+  for (unsigned rank = 0; rank < ranks; ++rank) {
+    if (rank / 2 == me / 2) of_row.push_back(static_cast<float>(rank));
+    if (rank % 2 == me % 2) of_column.push_back(static_cast<float>(rank));
+  }
+  ASSERT_EQ(row->size(), of_row.size());
+  ASSERT_EQ(row->rank(), me % 2);
+  ASSERT_EQ(column->rank(), me / 2);
+  ASSERT_EQ(ranks_of(*row, me, streams[0]), of_row);
+  ASSERT_EQ(ranks_of(*column, me, streams[0]), of_column) << "keys are alike: the order of the ranks";
+
+  // Each on a stream of its own, different ones of them ahead; long values and short ones.
+  std::mt19937_64 random(seed + me);
+  std::vector<std::pair<Communicator*, const std::vector<float>*>> groups{{&*row, &of_row}, {&*column, &of_column}};
+  std::vector<float> of_all;
+  for (unsigned rank = 0; rank < ranks; ++rank) of_all.push_back(static_cast<float>(rank));
+  for (Communicator* const everybody : {&all, &*same, &*once_more}) groups.emplace_back(everybody, &of_all);
+  constexpr std::size_t kRounds = 20;
+  std::vector<std::vector<Values<float>>> values(groups.size());
+  const auto count = [](std::size_t i) { return i % 3 == 0 ? std::size_t{30'000} : 10 + i; };
+  for (std::size_t issued = 0; issued < kRounds * groups.size();) {
+    const std::size_t g = random() % groups.size();
+    const std::size_t i = values[g].size();
+    if (i == kRounds) continue;
+    ++issued;
+    values[g].emplace_back(numbers<float>(seed + 100 * g + i, me, count(i)), streams[g]);
+    groups[g].first->all_reduce(values[g].back().span(), Reduction::kSum, streams[g]);
+  }
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    for (std::size_t i = 0; i < kRounds; ++i) {
+      std::vector<float> sum(count(i));
+      for (const float member : *groups[g].second) {
+        const auto theirs = numbers<float>(seed + 100 * g + i, static_cast<unsigned>(member), count(i));
+        for (std::size_t k = 0; k < sum.size(); ++k) sum[k] += theirs[k];
+      }
+      ASSERT_EQ(values[g][i].back(), sum) << "group " << g << ", all-reduce " << i;
+    }
+  }
+
+  auto backwards = all.split(0, ranks - 1 - me);
+  ASSERT_TRUE(backwards);
+  ASSERT_EQ(backwards->rank(), ranks - 1 - me);
+  std::ranges::reverse(of_all);
+  ASSERT_EQ(ranks_of(*backwards, me, streams[0]), of_all);
+  // Groups of a group, which its parent need not survive.
+  Result<Communicator> half = backwards->split(backwards->rank() % 2, backwards->rank());
+  ASSERT_TRUE(half);
+  *backwards = std::move(*half);
+  std::erase_if(of_all, [&](float rank) { return static_cast<unsigned>(rank) % 2 != me % 2; });
+  ASSERT_EQ(ranks_of(*backwards, me, streams[0]), of_all);
+  // Everything that can be done with all ranks.
+  ASSERT_NO_FATAL_FAILURE(check_reductions<Bf16>(*backwards, streams[0], seed, 777));
+  ASSERT_NO_FATAL_FAILURE(check_copies<float>(*backwards, streams[0], seed, 777));
+  ASSERT_NO_FATAL_FAILURE(check_messages<float>(*backwards, streams[0], streams[1], seed, 777));
+  auto alone = all.split(me, 0);
+  ASSERT_TRUE(alone);
+  ASSERT_EQ(alone->size(), 1U);
+  ASSERT_NO_FATAL_FAILURE(check_reductions<float>(*alone, streams[0], seed, 77));
+}
+
+/// A pipeline's lanes, each a stream: what comes from the rank before goes on to the one behind, and back. In a ring
+/// the last rank sends to the first, too. Sizes are random, the same on all ranks, and so is which way a round begins
+/// with: between two ranks both ways may be one.
+void check_lanes(Communicator& all, Device device, std::uint64_t seed, bool ring, std::size_t rounds) {
+  const unsigned ranks = all.size();
+  if (ranks == 1) return;
+  const unsigned me = all.rank();
+  struct Way {
+    unsigned first, last, from, to;
+    Stream receives, sends;
+    std::vector<Values<float>> values;
+  };
+  const unsigned before = (me + ranks - 1) % ranks;
+  const unsigned behind = (me + 1) % ranks;
+  std::vector<Way> ways;
+  const auto stream = [device] { return std::move(*Stream::create(device)); };
+  ways.push_back({0, ranks - 1, before, behind, stream(), stream(), {}});
+  ways.push_back({ranks - 1, 0, behind, before, stream(), stream(), {}});
+  auto received = Event::create(device);
+  ASSERT_TRUE(received);
+  std::mt19937_64 random(seed);
+  std::vector<std::size_t> sizes;
+  std::vector<bool> turned;
+  for (std::size_t i = 0; i < rounds; ++i) {
+    sizes.push_back(random() % 4 == 0 ? 1 + random() % 100'000 : 1 + random() % 300);
+    turned.push_back(random() % 2 == 0);
+  }
+  const auto sent = [&](std::size_t way, std::size_t i) { return numbers<float>(seed + 1000 * way + i, 0, sizes[i]); };
+  for (std::size_t i = 0; i < rounds; ++i) {
+    for (const std::size_t w : {std::size_t{turned[i]}, std::size_t{!turned[i]}}) {
+      Way& way = ways[w];
+      const bool starts = me == way.first;
+      const bool ends = me == way.last;
+      // The first one's own values do not wait for those that come round.
+      way.values.emplace_back(starts ? sent(w, i) : std::vector<float>(sizes[i]), starts ? way.sends : way.receives);
+      if (!starts) {
+        all.receive(way.values.back().span(), way.from, way.receives);
+        way.receives.record(*received);
+        way.sends.wait(*received);
+      }
+      if (!ends || ring) all.send<float>(way.values.back().span(), way.to, way.sends);
+      if (!starts || !ring) continue;
+      way.values.emplace_back(std::vector<float>(sizes[i]), way.receives);
+      all.receive(way.values.back().span(), way.from, way.receives);
+    }
+  }
+  for (std::size_t w = 0; w < ways.size(); ++w) {
+    const Status done = ways[w].sends.synchronize();
+    ASSERT_TRUE(done) << done.error().message;
+    const std::size_t each = ways[w].values.size() / rounds;
+    for (std::size_t i = 0; i < ways[w].values.size(); ++i)
+      ASSERT_EQ(ways[w].values[i].back(), sent(w, i / each)) << "way " << w << ", message " << i / each;
+  }
+}
+
 /// All of it, as one rank.
 void conform(Communicator& all, Device device, std::uint64_t seed) {
   auto stream = Stream::create(device);
@@ -201,6 +337,8 @@ void conform(Communicator& all, Device device, std::uint64_t seed) {
     ASSERT_NO_FATAL_FAILURE(check_sums(all, *stream, seed, count));
   }
   ASSERT_NO_FATAL_FAILURE(check_streams(all, *stream, *other));
+  ASSERT_NO_FATAL_FAILURE(check_groups(all, device, seed));
+  for (const bool ring : {false, true}) ASSERT_NO_FATAL_FAILURE(check_lanes(all, device, seed, ring, 60));
   all.barrier(*stream);
   EXPECT_TRUE(stream->synchronize());
   EXPECT_TRUE(all.check());
@@ -299,6 +437,58 @@ TEST(Threads, are_told_when_a_rank_leaves) {
   for (std::thread& thread : threads) thread.join();
 }
 
+TEST(Threads, are_told_when_a_rank_does_not_come_to_split_or_has_left) {
+  auto ends = Communicator::threads(3, {.timeout = 1s});
+  ASSERT_TRUE(ends);
+  std::atomic<bool> told = false;
+  in_threads(*ends, [&told](Communicator& end) {
+    while (end.rank() == 2 && !told) std::this_thread::sleep_for(1ms);
+    const auto group = end.split(0, 0);
+    told = true;
+    ASSERT_FALSE(group);
+    EXPECT_EQ(group.error().code, ErrorCode::kPeerLost);
+    EXPECT_NE(group.error().message.find("of 3 ranks did not come to split number 0 within 1000 ms"), std::string::npos)
+        << group.error().message;
+  });
+  ends = Communicator::threads(3, {.timeout = 600s});  // Nobody waits for it.
+  ends->pop_back();
+  in_threads(*ends, [](Communicator& end) {
+    const auto group = end.split(0, 0);
+    ASSERT_FALSE(group);
+    EXPECT_EQ(group.error().message, "rank 2 has left the job before split number 0");
+  });
+}
+
+TEST(Threads, lose_a_rank_in_one_group_and_go_on_in_the_other) {
+  auto ends = Communicator::threads(4, {.timeout = 600s});
+  ASSERT_TRUE(ends);
+  std::barrier survivors(3);
+  std::vector<std::thread> threads;
+  for (unsigned rank = 0; rank < 4; ++rank) {
+    threads.emplace_back([rank, &survivors, end = std::move((*ends)[rank])]() mutable {
+      auto stream = Stream::create(Device::cpu(rank));
+      auto row = end.split(rank / 2, rank);
+      ASSERT_TRUE(row);
+      if (rank == 1) return;  // Both of its ends go.
+      Values<float> values(std::vector<float>(10, 1.0F), *stream);
+      row->all_reduce(values.span(), Reduction::kSum, *stream);
+      const Status done = stream->synchronize();
+      EXPECT_EQ(done.has_value(), rank != 0);
+      EXPECT_EQ(row->check().has_value(), rank != 0);
+      if (rank == 0) {
+        EXPECT_EQ(done.error().message,
+                  "operation 'all-reduce' failed: rank 1 has left the job before all-reduce number 0");
+      }
+      EXPECT_TRUE(end.check()) << "a group's failures are its own";
+      survivors.arrive_and_wait();
+      const auto again = end.split(0, 0);
+      ASSERT_FALSE(again);
+      EXPECT_EQ(again.error().code, ErrorCode::kPeerLost);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
 TEST(Threads, are_told_when_they_do_not_call_the_same) {
   auto ends = Communicator::threads(2, {.timeout = 600s});
   ASSERT_TRUE(ends);
@@ -350,6 +540,24 @@ TEST_F(Processes, conform) {
   std::printf("rank %u of %u has conformed\n", all->rank(), all->size());
 }
 
+TEST_F(Processes, are_told_when_there_are_no_more_groups) {
+  auto all = Communicator::mpi();
+  ASSERT_TRUE(all) << all.error().message;
+  auto alone = all->split(all->rank(), 0);
+  ASSERT_TRUE(alone);
+  Status none;
+  for (unsigned i = 0; i < 1U << 17 && none && all->rank() == 0; ++i) {
+    if (const auto group = alone->split(0, 0); !group) none = tl::unexpected(group.error());
+  }
+  EXPECT_EQ(none.has_value(), all->rank() != 0);
+  // All of the group that rank 0 would be the first of, and no others.
+  const auto row = all->split(all->rank() / 2, 0);
+  ASSERT_EQ(row.has_value(), all->rank() > 1);
+  if (row) return;
+  EXPECT_EQ(row.error().code, ErrorCode::kNoSpace);
+  EXPECT_NE(row.error().message.find("groups with the same first rank"), std::string::npos);
+}
+
 /// The last test of its process, for MPI can't be used again: only when it is asked for.
 TEST_F(Processes, are_told_when_a_rank_does_not_come) {
   if (std::getenv("DUNNOCK_LOSE_A_RANK") == nullptr) GTEST_SKIP() << "DUNNOCK_LOSE_A_RANK is not set";
@@ -358,16 +566,24 @@ TEST_F(Processes, are_told_when_a_rank_does_not_come) {
   auto stream = Stream::create(Device::cpu());
   all->barrier(*stream);
   ASSERT_TRUE(stream->synchronize());
+  auto row = all->split(all->rank() / 2, 0);
+  ASSERT_TRUE(row) << row.error().message;
   if (all->rank() == 0) {
-    std::this_thread::sleep_for(6s);
+    std::this_thread::sleep_for(10s);
     std::_Exit(0);
   }
   Values<float> values(std::vector<float>(10, 1.0F), *stream);
+  row->all_reduce(values.span(), Reduction::kSum, *stream);
+  const Status in_row = stream->synchronize();
+  std::printf("rank %u: its row: %s\n", all->rank(), in_row ? "all there" : in_row.error().message.c_str());
+  if (in_row.has_value() != (all->rank() != 1)) std::printf("no error where there is one, or the other way round\n");
+  const auto again = all->split(0, 0);
+  std::printf("rank %u: %s\n", all->rank(), again ? "no error" : again.error().message.c_str());
   all->all_reduce(values.span(), Reduction::kSum, *stream);
   const Status done = stream->synchronize();
   std::printf("rank %u: %s\n", all->rank(), done ? "no error" : done.error().message.c_str());
   std::fflush(stdout);
-  std::this_thread::sleep_for(1s);
+  std::this_thread::sleep_for(5s);
   std::_Exit(0);
 }
 

@@ -59,6 +59,19 @@ Status settle(ncclComm_t comm, ncclResult_t code, std::string_view what, std::ch
   return {};
 }
 
+/// What a barrier reduces: a float. Made with the communicator: a barrier may be recorded in a graph, where no memory
+/// can be taken. For cudaFree.
+Result<void*> make_nothing(Device device) {
+  void* nothing = nullptr;
+  cudaError_t code = cudaMalloc(&nothing, sizeof(float));
+  if (code == cudaSuccess) code = cudaMemset(nothing, 0, sizeof(float));
+  if (code == cudaSuccess) return nothing;
+  (void)cudaFree(nothing);
+  (void)cudaGetLastError();
+  return make_error(code == cudaErrorMemoryAllocation ? ErrorCode::kNoSpace : ErrorCode::kDevice,
+                    device.label() + ": memory for barriers: " + cudaGetErrorString(code));
+}
+
 class NcclCommunicator final : public CommunicatorImpl {
  public:
   /// Owns the communicator and `nothing`, a float in the device's memory.
@@ -122,6 +135,44 @@ class NcclCommunicator final : public CommunicatorImpl {
   }
   void barrier(Stream& stream) override { all_reduce(nothing_, 1, Element::kF32, Reduction::kMax, stream); }
 
+  [[nodiscard]] Result<std::unique_ptr<CommunicatorImpl>> split(unsigned color, unsigned key) override {
+    const OnDevice here(device_.ordinal());
+    if (Status done = finish_pending(); !done) return tl::unexpected(done.error());
+    auto nothing = make_nothing(device_);
+    if (!nothing) return tl::unexpected(nothing.error());
+    auto made = std::make_unique<ncclComm_t>(nullptr);
+    Status split;
+    {
+      const std::lock_guard lock(mutex_);
+      if (failed_) {
+        split = tl::unexpected(*failed_);
+      } else {
+        ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+        config.blocking = 0;
+        const ncclResult_t code =
+            ncclCommSplit(comm_, static_cast<int>(color), static_cast<int>(key), made.get(), &config);
+        split = settle(comm_, code, "split", timeout_);
+        if (!split) abort(split.error());
+      }
+    }
+    int rank = 0;
+    int size = 0;
+    if (split) split = settle(*made, ncclInProgress, "split", timeout_);
+    for (const auto& [ask, answer] : {std::pair(&ncclCommUserRank, &rank), std::pair(&ncclCommCount, &size)}) {
+      if (!split) break;
+      if (const ncclResult_t code = ask(*made, answer); code != ncclSuccess)
+        split = tl::unexpected(nccl_error(code, "split"));
+    }
+    if (!split) {
+      (void)cudaFree(*nothing);
+      if (*made != nullptr) (void)ncclCommAbort(*made);
+      (void)made.release();  // NCCL may still write there.
+      return tl::unexpected(split.error());
+    }
+    return std::make_unique<NcclCommunicator>(*made, *nothing, device_, static_cast<unsigned>(rank),
+                                              static_cast<unsigned>(size), CommunicatorOptions{timeout_});
+  }
+
   [[nodiscard]] Status check() const override {
     const std::lock_guard lock(mutex_);
     return look();
@@ -173,6 +224,18 @@ class NcclCommunicator final : public CommunicatorImpl {
       ++one;
     }
     return {};
+  }
+
+  /// NCCL makes no communicator out of one that is at work: it may stop for ever.
+  Status finish_pending() {
+    for (;;) {
+      {
+        const std::lock_guard lock(mutex_);
+        if (Status fine = look(); !fine) return fine;
+        if (pending_.empty()) return {};
+      }
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
   }
 
   template <class Call>
@@ -243,16 +306,8 @@ Result<std::unique_ptr<CommunicatorImpl>> make_nccl(Device device, Communicator&
   if (Status told = stream->synchronize(); !told) return tl::unexpected(told.error());
   std::memcpy(&id, bytes.data(), sizeof id);
   const OnDevice here(device.ordinal());
-  // Made now: a barrier may be recorded in a graph, where no memory can be taken.
-  void* nothing = nullptr;
-  cudaError_t code_of_memory = cudaMalloc(&nothing, sizeof(float));
-  if (code_of_memory == cudaSuccess) code_of_memory = cudaMemset(nothing, 0, sizeof(float));
-  if (code_of_memory != cudaSuccess) {
-    (void)cudaFree(nothing);
-    (void)cudaGetLastError();
-    return make_error(code_of_memory == cudaErrorMemoryAllocation ? ErrorCode::kNoSpace : ErrorCode::kDevice,
-                      device.label() + ": memory for barriers: " + cudaGetErrorString(code_of_memory));
-  }
+  auto nothing = make_nothing(device);
+  if (!nothing) return tl::unexpected(nothing.error());
   ncclComm_t comm = nullptr;
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
@@ -260,10 +315,10 @@ Result<std::unique_ptr<CommunicatorImpl>> make_nccl(Device device, Communicator&
       ncclCommInitRankConfig(&comm, static_cast<int>(others.size()), id, static_cast<int>(others.rank()), &config);
   if (Status joined = settle(comm, code, "joining", options.timeout); !joined) {
     if (comm != nullptr) (void)ncclCommAbort(comm);
-    (void)cudaFree(nothing);
+    (void)cudaFree(*nothing);
     return tl::unexpected(joined.error());
   }
-  return std::make_unique<NcclCommunicator>(comm, nothing, device, others.rank(), others.size(), options);
+  return std::make_unique<NcclCommunicator>(comm, *nothing, device, others.rank(), others.size(), options);
 }
 
 }  // namespace dunnock::gpu::detail

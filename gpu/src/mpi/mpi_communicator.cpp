@@ -70,14 +70,52 @@ Status initialise() {
   return {};
 }
 
-/// What the operations of a communicator share; they may outlive it in their streams.
-struct Job {
+/// What make_mpi() makes, and all groups that are split from it use.
+///
+/// A group has no MPI communicator of its own: all of MPI's ways to make one for some ranks stop the caller until the
+/// others come, for ever if one is lost, and with it all operations, which need the same lock. Instead it has tags:
+///
+///   tag    kNumbers * group + number of the operation (of collectives: two tags each)
+///   group  0: all ranks;  1 + groups_of_each * r + i: the i-th group that rank r is the first of
+///
+/// The first rank of a group alone says which number it has, so two groups never have the same.
+struct World {
   MPI_Comm comm = MPI_COMM_NULL;      // of collectives
   MPI_Comm messages = MPI_COMM_NULL;  // of send and receive
   unsigned rank = 0;
   unsigned size = 0;
-  std::uint64_t tags = 0;   // How many MPI has.
-  unsigned ranks_here = 1;  // On this host.
+  unsigned ranks_here = 1;    // On this host.
+  std::uint64_t numbers = 0;  // Tags of a group.
+  unsigned groups_of_each = 0;
+  std::mutex mutex;
+  unsigned groups_begun = 0;
+  std::vector<unsigned> groups_back;  // Begun, and not used.
+
+  static constexpr std::uint64_t kNumbers = 1 << 16;
+
+  /// A group that this rank is the first of; 0: there is none left.
+  [[nodiscard]] unsigned take_group() {
+    const std::lock_guard lock(mutex);
+    if (!groups_back.empty()) {
+      const unsigned group = groups_back.back();
+      groups_back.pop_back();
+      return group;
+    }
+    return groups_begun == groups_of_each ? 0 : 1 + rank * groups_of_each + groups_begun++;
+  }
+  void give_group(unsigned group) {
+    const std::lock_guard lock(mutex);
+    if (group != 0) groups_back.push_back(group);
+  }
+};
+
+/// What the operations of a communicator share; they may outlive it in their streams.
+struct Job {
+  std::shared_ptr<World> world;
+  std::uint64_t first_tag = 0;
+  unsigned rank = 0;
+  unsigned size = 0;
+  std::vector<int> members;  // by rank: the rank in the world
   std::chrono::milliseconds timeout{};
   std::mutex mutex;
   std::optional<Error> failed;
@@ -140,12 +178,12 @@ class Operation {
   void send(const void* from, std::size_t bytes, unsigned to, int tag, MPI_Comm comm, Group& group) {
     const std::lock_guard all(mpi_mutex());
     group.push_back(MPI_REQUEST_NULL);
-    note(MPI_Isend(from, static_cast<int>(bytes), MPI_BYTE, static_cast<int>(to), tag, comm, &group.back()));
+    note(MPI_Isend(from, static_cast<int>(bytes), MPI_BYTE, job_.members[to], tag, comm, &group.back()));
   }
   void receive(void* to, std::size_t bytes, unsigned from, int tag, MPI_Comm comm, Group& group) {
     const std::lock_guard all(mpi_mutex());
     group.push_back(MPI_REQUEST_NULL);
-    note(MPI_Irecv(to, static_cast<int>(bytes), MPI_BYTE, static_cast<int>(from), tag, comm, &group.back()));
+    note(MPI_Irecv(to, static_cast<int>(bytes), MPI_BYTE, job_.members[from], tag, comm, &group.back()));
   }
 
   /// Returns when all of the group are done. Errors: PeerLost, after which nothing more may be waited for.
@@ -156,7 +194,7 @@ class Operation {
       ~Waiting() { --waiting(); }
     } const now_waiting;
     static const unsigned processors = std::max(1U, std::thread::hardware_concurrency());
-    const bool crowded = now_waiting.here * job_.ranks_here > processors;
+    const bool crowded = now_waiting.here * job_.world->ranks_here > processors;
     const auto began = std::chrono::steady_clock::now();
     for (unsigned tries = 0; code_ == MPI_SUCCESS; ++tries) {
       int done = 0;
@@ -224,7 +262,7 @@ struct Rounds {
 Status run_rounds(Operation& op, const Rounds& what, int tag) {
   const unsigned ranks = op.size();
   const unsigned me = op.rank();
-  const MPI_Comm comm = op.job().comm;
+  const MPI_Comm comm = op.job().world->comm;
   const std::size_t width = bytes_of(what.element);
   const std::size_t segment = kSegmentBytes / width;
   const auto part = [&](unsigned rank) { return what.begin(rank + 1, ranks) - what.begin(rank, ranks); };
@@ -248,25 +286,24 @@ Status run_rounds(Operation& op, const Rounds& what, int tag) {
       const unsigned from = op.before(step);
       if (mine == 0 || (what.root && from != *what.root)) continue;
       std::byte* const to = what.root ? what.own + s * segment * width : theirs(from, s);
-      op.receive(to, mine, from, 2 * tag, comm, first[s % 2]);
+      op.receive(to, mine, from, tag, comm, first[s % 2]);
     }
     for (unsigned step = 1; step < ranks; ++step) {
       const unsigned to = op.behind(step);
       const std::size_t bytes = values_of(to, s) * width;
-      if (bytes != 0 && (!what.root || is_root)) op.send(what.in + at(to, s), bytes, to, 2 * tag, comm, first[s % 2]);
+      if (bytes != 0 && (!what.root || is_root)) op.send(what.in + at(to, s), bytes, to, tag, comm, first[s % 2]);
     }
   };
   const auto post_second = [&](std::size_t s) {
     for (unsigned step = 1; step < ranks; ++step) {
       const unsigned from = op.before(step);
       const std::size_t bytes = values_of(from, s) * width;
-      if (bytes != 0 && !is_root) op.receive(what.out + at(from, s), bytes, from, 2 * tag + 1, comm, second[s % 2]);
+      if (bytes != 0 && !is_root) op.receive(what.out + at(from, s), bytes, from, tag + 1, comm, second[s % 2]);
     }
     const std::size_t mine = values_of(me, s) * width;
     for (unsigned step = 1; step < ranks; ++step) {
       const unsigned to = op.behind(step);
-      if (mine != 0 && what.root != to)
-        op.send(what.own + s * segment * width, mine, to, 2 * tag + 1, comm, second[s % 2]);
+      if (mine != 0 && what.root != to) op.send(what.own + s * segment * width, mine, to, tag + 1, comm, second[s % 2]);
     }
   };
   std::vector<const void*> inputs(ranks);
@@ -300,9 +337,10 @@ Status reduce_few(Operation& op, std::byte* values, std::size_t count, Element e
   for (unsigned step = 1; step < ranks; ++step) {
     std::byte* const to = op.scratch() + (step - 1) * kFewBytes;
     inputs[op.before(step)] = to;
-    op.receive(to, bytes, op.before(step), 2 * tag, op.job().comm, group);
+    op.receive(to, bytes, op.before(step), tag, op.job().world->comm, group);
   }
-  for (unsigned step = 1; step < ranks; ++step) op.send(values, bytes, op.behind(step), 2 * tag, op.job().comm, group);
+  for (unsigned step = 1; step < ranks; ++step)
+    op.send(values, bytes, op.behind(step), tag, op.job().world->comm, group);
   if (Status done = op.wait(group); !done) return done;
   inputs[op.rank()] = values;
   reduce_all(values, inputs, count, element, reduction);
@@ -360,10 +398,10 @@ class MpiCommunicator final : public CommunicatorImpl {
       }
       Operation::Group group;
       if (op.rank() != root) {
-        op.receive(mine, bytes, root, 2 * tag, op.job().comm, group);
+        op.receive(mine, bytes, root, tag, op.job().world->comm, group);
       } else {
         for (unsigned step = 1; step < op.size(); ++step)
-          op.send(mine, bytes, op.behind(step), 2 * tag, op.job().comm, group);
+          op.send(mine, bytes, op.behind(step), tag, op.job().world->comm, group);
       }
       return op.wait(group);
     });
@@ -375,36 +413,73 @@ class MpiCommunicator final : public CommunicatorImpl {
       if (op.size() <= kFewRanks) {
         Operation::Group group;
         for (unsigned step = 1; step < op.size(); ++step) {
-          op.receive(nullptr, 0, op.before(step), 2 * tag, op.job().comm, group);
-          op.send(nullptr, 0, op.behind(step), 2 * tag, op.job().comm, group);
+          op.receive(nullptr, 0, op.before(step), tag, op.job().world->comm, group);
+          op.send(nullptr, 0, op.behind(step), tag, op.job().world->comm, group);
         }
         return op.wait(group);
       }
       for (unsigned step = 1; step < op.size() && done; step *= 2) {
         Operation::Group group;
-        op.receive(nullptr, 0, op.before(step), 2 * tag, op.job().comm, group);
-        op.send(nullptr, 0, op.behind(step), 2 * tag, op.job().comm, group);
+        op.receive(nullptr, 0, op.before(step), tag, op.job().world->comm, group);
+        op.send(nullptr, 0, op.behind(step), tag, op.job().world->comm, group);
         done = op.wait(group);
       }
       return done;
     });
   }
+  [[nodiscard]] Result<std::unique_ptr<CommunicatorImpl>> split(unsigned color, unsigned key) override {
+    if (Status fine = job_->check(); !fine) return tl::unexpected(fine.error());
+    struct Told {
+      Choice choice;
+      unsigned group = 0;
+    };
+    World& world = *job_->world;
+    std::vector<Told> told(size());
+    told[rank()] = {{color, key}, world.take_group()};
+    {
+      Operation op(*job_, "split");
+      auto* const out = reinterpret_cast<std::byte*>(told.data());
+      const Rounds what{.count = sizeof(Told) * size(), .out = out, .own = out + sizeof(Told) * rank(), .first = false};
+      if (Status gathered = run_rounds(op, what, next_collective()); !gathered) {
+        job_->fail(gathered.error());
+        (void)new std::vector(std::move(told));  // MPI may still write there.
+        return tl::unexpected(gathered.error());
+      }
+    }
+    std::vector<Choice> choices;
+    for (const Told& one : told) choices.push_back(one.choice);
+    const std::vector<unsigned> members = group_of(choices, rank());
+    if (members.front() != rank()) world.give_group(told[rank()].group);
+    const unsigned group = told[members.front()].group;
+    if (group == 0)
+      return make_error(ErrorCode::kNoSpace, "MPI's tags are enough for " + std::to_string(world.groups_of_each) +
+                                                 " groups with the same first rank");
+    auto job = std::make_shared<Job>();
+    job->world = job_->world;
+    job->first_tag = group * World::kNumbers;
+    job->rank = static_cast<unsigned>(std::ranges::find(members, rank()) - members.begin());
+    job->size = static_cast<unsigned>(members.size());
+    for (const unsigned member : members) job->members.push_back(job_->members[member]);
+    job->timeout = job_->timeout;
+    return std::make_unique<MpiCommunicator>(std::move(job));
+  }
+
   void send(const void* values, std::size_t count, Element element, unsigned to, Stream& stream) override {
-    const int tag = static_cast<int>(sent_[to]++ % job_->tags);
+    const int tag = static_cast<int>(job_->first_tag + sent_[to]++ % job_->world->numbers);
     issue("send", stream, [=](Operation& op) {
       Operation::Group group;
       for_messages(count * bytes_of(element), [&](std::size_t at, std::size_t bytes) {
-        op.send(static_cast<const std::byte*>(values) + at, bytes, to, tag, op.job().messages, group);
+        op.send(static_cast<const std::byte*>(values) + at, bytes, to, tag, op.job().world->messages, group);
       });
       return op.wait(group);
     });
   }
   void receive(void* values, std::size_t count, Element element, unsigned from, Stream& stream) override {
-    const int tag = static_cast<int>(received_[from]++ % job_->tags);
+    const int tag = static_cast<int>(job_->first_tag + received_[from]++ % job_->world->numbers);
     issue("receive", stream, [=](Operation& op) {
       Operation::Group group;
       for_messages(count * bytes_of(element), [&](std::size_t at, std::size_t bytes) {
-        op.receive(static_cast<std::byte*>(values) + at, bytes, from, tag, op.job().messages, group);
+        op.receive(static_cast<std::byte*>(values) + at, bytes, from, tag, op.job().world->messages, group);
       });
       return op.wait(group);
     });
@@ -417,11 +492,14 @@ class MpiCommunicator final : public CommunicatorImpl {
     constexpr std::size_t kBytesMax = 1 << 30;
     for (std::size_t at = 0; at == 0 || at < bytes; at += kBytesMax) message(at, std::min(bytes - at, kBytesMax));
   }
+  /// Ranks meet by the numbers that they give to their collectives, whichever streams these come from. The first of
+  /// two tags.
+  int next_collective() {
+    return static_cast<int>(job_->first_tag + 2 * (collectives_++ % (job_->world->numbers / 2)));
+  }
   template <class Work>
   void collective(const char* name, Stream& stream, Work work) {
-    // Ranks meet by the numbers that they give to their collectives, whichever streams these come from.
-    const int tag = static_cast<int>(collectives_++ % (job_->tags / 2));
-    issue(name, stream, [tag, work = std::move(work)](Operation& op) { return work(op, tag); });
+    issue(name, stream, [tag = next_collective(), work = std::move(work)](Operation& op) { return work(op, tag); });
   }
   template <class Work>
   void issue(const char* name, Stream& stream, Work work) {
@@ -456,26 +534,34 @@ unsigned ranks_on_this_host(MPI_Comm comm) {
 
 Result<std::unique_ptr<CommunicatorImpl>> make_mpi(const CommunicatorOptions& options) {
   if (Status ready = initialise(); !ready) return tl::unexpected(ready.error());
-  auto job = std::make_shared<Job>();
-  job->timeout = options.timeout;
+  auto world = std::make_shared<World>();
   const std::lock_guard lock(mpi_mutex());
-  for (MPI_Comm* const comm : {&job->comm, &job->messages}) {
+  for (MPI_Comm* const comm : {&world->comm, &world->messages}) {
     const int code = MPI_Comm_dup(MPI_COMM_WORLD, comm);
     if (code != MPI_SUCCESS) return make_error(ErrorCode::kDevice, "MPI: " + text_of(code));
     MPI_Comm_set_errhandler(*comm, MPI_ERRORS_RETURN);
   }
   int rank = 0;
   int size = 0;
-  MPI_Comm_rank(job->comm, &rank);
-  MPI_Comm_size(job->comm, &size);
-  job->rank = static_cast<unsigned>(rank);
-  job->size = static_cast<unsigned>(size);
-  job->ranks_here = ranks_on_this_host(job->comm);
+  MPI_Comm_rank(world->comm, &rank);
+  MPI_Comm_size(world->comm, &size);
+  world->rank = static_cast<unsigned>(rank);
+  world->size = static_cast<unsigned>(size);
+  world->ranks_here = ranks_on_this_host(world->comm);
   void* greatest_tag = nullptr;
   int known = 0;
-  MPI_Comm_get_attr(job->comm, MPI_TAG_UB, &greatest_tag, &known);
-  job->tags = known != 0 ? static_cast<std::uint64_t>(*static_cast<int*>(greatest_tag)) : 32767;  // The least of all.
-  return std::make_unique<MpiCommunicator>(job);
+  MPI_Comm_get_attr(world->comm, MPI_TAG_UB, &greatest_tag, &known);
+  const auto greatest = static_cast<std::uint64_t>(known != 0 ? *static_cast<int*>(greatest_tag) : 32767);
+  world->numbers = std::min(greatest + 1, World::kNumbers);
+  const std::uint64_t groups = (greatest + 1) / World::kNumbers;  // 0 where MPI has the least that it must.
+  world->groups_of_each = groups == 0 ? 0 : static_cast<unsigned>((groups - 1) / world->size);
+  auto job = std::make_shared<Job>();
+  job->world = world;
+  job->rank = world->rank;
+  job->size = world->size;
+  for (int member = 0; member < size; ++member) job->members.push_back(member);
+  job->timeout = options.timeout;
+  return std::make_unique<MpiCommunicator>(std::move(job));
 }
 
 }  // namespace dunnock::gpu::detail

@@ -57,6 +57,14 @@ class Communicator {
   Communicator& operator=(Communicator&&) noexcept;
   ~Communicator();
 
+  /// The communicator of those ranks that give the same `color`, in the order of their keys, and of their ranks here
+  /// where keys are alike. A collective of all ranks: each calls it, in its order among the others, and it returns when
+  /// all have come. The new one has this one's timeout and failures of its own; both may be used at the same time, and
+  /// either may go first. On NCCL it waits until what has been issued on this one before is done. `color` and `key` are
+  /// below 2^31. Errors: PeerLost, Device, NoSpace (MPI: its tags are divided among the groups; Open MPI's are enough
+  /// for each of n processes to be the first of 32767 / n).
+  [[nodiscard]] Result<Communicator> split(unsigned color, unsigned key);
+
   [[nodiscard]] unsigned rank() const noexcept;
   [[nodiscard]] unsigned size() const noexcept;
 
