@@ -170,6 +170,7 @@ TEST(ConfigErrors, name_the_nearest_key) {
   EXPECT_EQ(reasons("\n[optimiser]\nkind = \"sgd\"\n"),
             "runs/a.toml:2:2: [optimiser]: no such section; the nearest is [optimizer]");
   EXPECT_EQ(reasons("run = 3\n"), "runs/a.toml:1:1: run: expected a section, [run], got 3");
+  EXPECT_EQ(reasons("[[run]]\n"), "runs/a.toml:1:3: run: expected a section, [run], got a list of 1");
   EXPECT_EQ(reasons("", {"model.width_=3"}), "--set model.width_=3: no such key; the nearest is model.width");
   EXPECT_EQ(reasons("", {"model.width"}), "--set model.width: expected section.key=value");
   EXPECT_EQ(reasons("", {"=3"}).substr(0, 25), "--set =3: no such key; th");

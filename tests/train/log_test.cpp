@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
@@ -197,6 +198,36 @@ TEST_P(Log, goes_on_wherever_a_crash_has_cut_it_off) {
     ASSERT_EQ(file_bytes(path), text_of(expected, GetParam())) << bytes << " bytes";
   }
   EXPECT_FALSE(std::filesystem::exists(folder.path("log.resumed")));
+}
+
+TEST_P(Log, goes_on_behind_a_process_that_was_killed) {
+  const TemporaryFolder folder;
+  const std::string path = folder.path("log");
+  auto random = test::generator(2);
+  std::uint64_t done = 0;  // Steps that are in a checkpoint, as it were.
+  for (int round = 0; round < 20; ++round) {
+    const pid_t child = fork();
+    if (child == 0) {
+      auto log = TrainingLog::open(paths_of(path, GetParam()), done);
+      if (!log) _exit(1);
+      for (std::uint64_t step = done + 1;; ++step) (void)log->add(row_at(step));
+    }
+    usleep(static_cast<useconds_t>(1000 + random() % 4000));
+    int status = 0;
+    ASSERT_EQ(kill(child, SIGKILL), 0);
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFSIGNALED(status)) << "the log could not be resumed";
+    // Killed before it was begun, perhaps; otherwise every row up to some step.
+    if (!std::filesystem::exists(path)) continue;
+    const auto rows = read_log(path);
+    ASSERT_TRUE(rows) << rows.error().message;
+    ASSERT_EQ(*rows, rows_to(rows->size()));
+    ASSERT_GE(rows->size(), done);
+    done = rows->size() - rows->size() / 3;
+  }
+  const TrainingLog log = open_or_fail(paths_of(path, GetParam()), done);
+  EXPECT_EQ(file_bytes(path), done == 0 ? "" : text_of(rows_to(done), GetParam()));
+  EXPECT_GT(done, 0U);
 }
 
 TEST_P(Log, leaves_the_old_file_or_the_new_one_when_a_resumption_crashes) {

@@ -341,7 +341,7 @@ void set_defaults(ModelConfig& model) {
   }
 }
 
-/// Radford et al. 2019, table 2.
+/// Radford et al. 2019, table 2; heads, context and vocabulary as in the models that they published.
 void set_sizes(ModelConfig& model) {
   struct Sizes {
     unsigned layers, heads, width;
