@@ -128,6 +128,30 @@ TEST(Config, is_overridden_by_the_last_word) {
   EXPECT_EQ(config_of("", {"sample.prompt="}).sample.prompt, "");
 }
 
+TEST(Config, lets_an_override_choose_what_the_file_has_not_chosen) {
+  const std::string file =
+      "[model]\nkind = \"gpt\"\nlayers = 3\n[data]\ntext = \"a\"\n[optimizer]\nbeta2 = 0.5\nschedule = \"cosine\"\n"
+      "final_share = 0.5\n[run]\nsteps = 5\n";
+  const TrainConfig epochs = config_of(file, {"run.epochs=2"});
+  EXPECT_EQ(epochs.run.steps, 0U);
+  EXPECT_EQ(epochs.run.epochs, 2U);
+  EXPECT_EQ(config_of("[run]\nepochs = 2\n", {"run.steps=5"}), config_of("[run]\nsteps = 5\n"));
+  EXPECT_EQ(config_of(file, {"model.kind=mlp"}).model, config_of("", {"model.kind=mlp"}).model);
+  EXPECT_EQ(config_of(file, {"model.kind=mlp"}).data, config_of("", {"model.kind=mlp"}).data);
+  EXPECT_EQ(config_of(file, {"optimizer.kind=sgd"}).optimizer.final_share, 0.5);
+  EXPECT_EQ(config_of(file, {"optimizer.schedule=constant"}).optimizer.beta2, 0.5);
+  EXPECT_EQ(config_of("[data]\ntokeniser = \"llama2c\"\ntokeniser_file = \"a\"\n", {"data.tokeniser=bytes"}),
+            TrainConfig{});
+  EXPECT_EQ(parse_config(file, "a", Overrides{"model.kind=mlp"})->places.count("data.text"), 0U);
+  // But not what contradicts itself, nor what does not depend on it.
+  EXPECT_EQ(reasons(file, {"run.epochs=2", "run.steps=3"}),
+            "--set run.epochs=2: run.epochs: expected steps or epochs, got both");
+  EXPECT_EQ(reasons(file, {"model.kind=mlp", "model.heads=3"}),
+            "--set model.heads=3: model.heads: expected only with model.kind = \"gpt\"");
+  EXPECT_EQ(reasons("[optimizer]\nmomentum = 0.5\n", {"model.kind=mlp"}),
+            "runs/a.toml:2:12: optimizer.momentum: expected only with optimizer.kind = \"sgd\"");
+}
+
 TEST(Config, knows_where_its_values_stand_and_its_paths_begin) {
   const auto loaded = parse_config("\n[data]\n  text = \"a.txt\"\n", "runs/a.toml", Overrides{"run.batch=64"});
   ASSERT_TRUE(loaded);

@@ -544,11 +544,13 @@ class Parser {
     }
     collect(file_.table());
     for (const std::string& one : overrides) override_by(one);
+    // What an override takes the place of.
+    if (is_overridden("run.epochs") && !is_overridden("run.steps")) given_.erase("run.steps");
+    if (is_overridden("run.steps") && !is_overridden("run.epochs")) given_.erase("run.epochs");
 
     LoadedConfig loaded;
     loaded.name = name_;
     loaded.folder = std::filesystem::path(name_).parent_path().string();
-    for (const auto& [key, given] : given_) loaded.places[key] = given.place;
     TrainConfig& config = loaded.config;
     // Defaults depend on the kind, and on the preset; then each key that is given has its say.
     each_key(config, [&](const Key& key, auto& member) { read_if(key, member, "model.kind"); });
@@ -558,6 +560,8 @@ class Parser {
       set_sizes(config.model);
     }
     each_key(config, [&](const Key& key, auto& member) { take(key, member); });
+    for (const std::string& key : passed_over_) given_.erase(key);
+    for (const auto& [key, given] : given_) loaded.places[key] = given.place;
     if (given_.contains("run.epochs") && !given_.contains("run.steps")) config.run.steps = 0;
     if (problems_.empty()) check(config);
     if (!problems_.empty()) return make_error(ErrorCode::kInvalidArgument, all_problems());
@@ -577,6 +581,17 @@ class Parser {
     return name_ + ":" + std::to_string(source.begin.line) + ":" + std::to_string(source.begin.column);
   }
   static Position position(const toml::source_region& source) { return {source.begin.line, source.begin.column}; }
+
+  [[nodiscard]] bool is_overridden(const std::string& key) const {
+    const auto given = given_.find(key);
+    return given != given_.end() && given->second.is_override;
+  }
+  /// Has an override chosen another kind of what this section is about? Then the file's keys of its own kind are void.
+  [[nodiscard]] bool has_another_kind(std::string_view section) const {
+    if (section == "model") return is_overridden("model.kind");
+    if (section == "data") return is_overridden("model.kind") || is_overridden("data.tokeniser");
+    return is_overridden("optimizer.kind") || is_overridden("optimizer.schedule");
+  }
 
   void problem(Position where, std::string text) { problems_.emplace_back(where, std::move(text)); }
 
@@ -662,6 +677,10 @@ class Parser {
     if (found == given_.end()) return;
     const Given& given = found->second;
     const std::string name(key.name);
+    if (!key.applies && !given.is_override && has_another_kind(section_of(key.name))) {
+      passed_over_.push_back(name);
+      return;
+    }
     if (!key.applies) {
       problem(given.position, given.place + ": " + name + ": expected only with " + std::string(key.when));
       return;
@@ -766,6 +785,7 @@ class Parser {
   toml::parse_result file_;
   std::vector<std::unique_ptr<toml::table>> overriding_;  // Given::node of overrides lies there.
   std::map<std::string, Given> given_;
+  std::vector<std::string> passed_over_;  // Keys of the file that are for another kind than an override's.
   std::vector<std::pair<Position, std::string>> problems_;
   std::uint64_t overrides_ = 0;
 };

@@ -183,9 +183,10 @@ struct LoadedConfig {
 };
 
 /// Reads a file and then the overrides, "section.key=value" each; values as in TOML, but text may stand without quotes.
-/// The last of several wins. Errors: NotFound, ReadOnly, InvalidArgument (not a file, or larger than 1 MiB), Io;
-/// InvalidArgument: everything that is wrong, a line each, in the order of the file: PLACE: KEY: expected WHAT, got
-/// WHAT.
+/// The last of several wins; one of run.steps and run.epochs takes the other's place, and where one chooses another
+/// kind (of model, optimizer, rates or tokeniser), what the file says for its own kind is passed over. Errors:
+/// NotFound, ReadOnly, InvalidArgument (not a file, or larger than 1 MiB), Io; InvalidArgument: everything that is
+/// wrong, a line each, in the order of the file: PLACE: KEY: expected WHAT, got WHAT.
 [[nodiscard]] Result<LoadedConfig> read_config(const std::string& path, std::span<const std::string> overrides = {});
 /// The same of a text. `name`: for errors, and its folder for paths.
 [[nodiscard]] Result<LoadedConfig> parse_config(std::string_view text, const std::string& name,

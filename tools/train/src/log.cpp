@@ -203,7 +203,7 @@ Result<TrainingLog> TrainingLog::open(const LogPaths& paths, std::optional<std::
 
 Result<TrainingLog::File> TrainingLog::begin(const std::string& path, LogFormat format) {
   struct stat info {};
-  // Only of ordinary files: nobody wants another /dev/stdout.
+  // Only ordinary files: /dev/null keeps its name.
   if (stat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode) && info.st_size > 0) {
     const std::string old = path + ".old";
     if (std::rename(path.c_str(), old.c_str()) != 0) return system_error("can't rename " + path + " to " + old, errno);
