@@ -19,6 +19,7 @@ fuzz() {
   clang++ -std=c++20 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
     -I"$source"/base/include -I"$source"/pmem/include -I"$source"/filter/include -I"$source"/index/include \
     -I"$source"/tools/dunnock/src -I"$source"/pmem/src -I"$source"/training/include -I"$source"/training/src \
+    -I"$source"/gpu/include -I"$source"/tools/train/src \
     "$source/tests/fuzz/${name}_fuzz.cpp" "$@" -lxxhash -lz -o "$build/${name}_fuzz"
   "$build/${name}_fuzz" -max_total_time="$seconds" -max_len="$longest" -artifact_prefix="$build/" -print_final_stats=1 \
     "$build/corpus.$name" "$source/tests/fuzz/$seeds" 2>&1 | grep -v "NEW\|REDUCE\|pulse\|# Uses\|dictionary"
@@ -29,3 +30,9 @@ fuzz dump dump_seeds 300 "$source"/tools/dunnock/src/dump_text.cpp "$source"/bas
 fuzz journal journal_seeds 1000 "$source"/pmem/src/journal.cpp "$source"/base/src/*.cpp
 fuzz data data_seeds 1200 "$source"/training/src/{idx,token_file,llama2c_tokeniser,files}.cpp "$source"/base/src/*.cpp
 fuzz bpe bpe_seeds 400 "$source"/training/src/{bpe,pieces,files}.cpp "$source"/base/src/*.cpp
+if [ -e /usr/include/toml++/toml.h ]; then
+  fuzz config config_seeds 1500 "$source"/tools/train/src/config.cpp "$source"/training/src/{files,learning_rate}.cpp \
+    "$source"/base/src/*.cpp
+else
+  echo "config is left out: toml++ is not installed (Debian: libtomlplusplus-dev)"
+fi
