@@ -1,10 +1,6 @@
 #include "layers.hpp"
 namespace dunnock::training {
 template <class T>
-Layers<T> make_layers(const CnnOptions&) {
-  return {};
-}
-template <class T>
 Layers<T> make_layers(const ResNetOptions&) {
   return {};
 }
@@ -12,8 +8,6 @@ template <class T>
 Layers<T> make_layers(const DenseNetOptions&) {
   return {};
 }
-template Layers<float> make_layers<float>(const CnnOptions&);
-template Layers<gpu::Bf16> make_layers<gpu::Bf16>(const CnnOptions&);
 template Layers<float> make_layers<float>(const ResNetOptions&);
 template Layers<gpu::Bf16> make_layers<gpu::Bf16>(const ResNetOptions&);
 template Layers<float> make_layers<float>(const DenseNetOptions&);
