@@ -491,7 +491,7 @@ class Runner {
     if (!options_.trace.empty()) {
       if (Status done = write_trace(); !done) return done;
     }
-    if (!options_.save_weights.empty()) {
+    if (!options_.save_weights.empty() && trainer_->data_rank() == 0) {
       if (Status done = training::save_weights(*trainer_, options_.save_weights); !done) return done;
     }
     if (!first()) return {};
