@@ -1,235 +1,201 @@
-// Gradients of networks in f32 and bf16: beside PyTorch's, and beside central differences in double of random models.
+// Gradients of networks, beside PyTorch's and central differences, both in double precision.
+//
+// Bounds: f32 rounds each value to 2^-24 of it, and a gradient is the end of a chain of some tens of such roundings, of
+// sums that are rounded by the size of what is added up and not by what comes out. So the error of a value is measured
+// against the root mean square of its tensor's gradient, and against a small share of the largest tensor's, for some
+// tensors' gradients are 0 in truth (biases before a batch norm, of keys) and what is found is rounding of others.
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cmath>
-#include <cstddef>
 #include <map>
-#include <random>
-#include <span>
 #include <string>
-#include <utility>
 #include <variant>
 #include <vector>
 
+#include "dunnock/gpu/bf16.hpp"
 #include "dunnock/training/network.hpp"
+#include "network_inputs.hpp"
 #include "support/seed.hpp"
-#include "training/double_models.hpp"
-#include "training/golden_cases.hpp"
+#include "training/runs.hpp"
 
 namespace dunnock::test {
 namespace {
 
 using training::ModelOptions;
-using training::Parameters;
 
-template <class T>
-gpu::Buffer<T> on_device(const std::vector<T>& values, gpu::Stream& stream) {
-  auto buffer = std::move(*gpu::Buffer<T>::create(values.size(), stream));
-  gpu::upload(buffer.span(), values, stream);
-  EXPECT_TRUE(stream.synchronize());
-  return buffer;
-}
-
+/// Of one batch.
 struct Found {
   double loss = 0;
-  DoubleWeights gradients;  // Row-major in PyTorch's shapes.
+  std::map<std::string, std::vector<double>> gradients;  // As seen; of a tied tensor the sum of both ends.
+  std::map<std::string, std::vector<double>> states;
 };
 
-/// Of a network with these weights, one batch after the other: T is float or Bf16.
+struct How {
+  unsigned slots = 1;
+  unsigned slot = 0;
+  unsigned micro_batches = 1;  // The batch is taken in so many.
+  std::size_t spare_rows = 0;  // That the network has room for.
+};
+
 template <class T>
-Found gradients_of(const ModelOptions& model, const DoubleWeights& weights, const DoubleBatch& batch) {
+Found gradients_of(const ModelOptions& model, const DoubleWeights& weights, const DoubleBatch& batch, How how = {}) {
   auto stream = std::move(*gpu::Stream::create(gpu::Device::cpu(), {.threads = 1}));
-  auto made = training::Network<T>::create(model, {.rows = batch.rows}, stream);
-  EXPECT_TRUE(made) << made.error().message;
-  training::Network<T>& network = *made;
-  Parameters<T>& parameters = network.parameters();
+  const std::size_t rows = batch.rows / how.micro_batches;
+  auto created =
+      training::Network<T>::create(model, {.slots = how.slots, .rows = rows + how.spare_rows, .held = {}}, stream);
+  EXPECT_TRUE(created) << created.error().message;
+  training::Network<T>& network = *created;
+  training::Parameters<T>& parameters = network.parameters();
+  std::vector<std::vector<float>> lying;
   for (std::size_t i = 0; i < parameters.tensors().size(); ++i) {
     const training::ParameterSpec& spec = parameters.tensors()[i].spec;
-    if (spec.tied) continue;  // The owner's.
-    const std::vector<double>& values = weights.at(spec.name);
-    std::vector<float> lying(values.size());
-    training::to_lying_order(spec, std::vector<float>(values.begin(), values.end()), lying);
-    gpu::upload(parameters.master(i), lying, stream);
-    EXPECT_TRUE(stream.synchronize());
+    lying.push_back(to_lying(spec, weights.at(spec.name)));
+    gpu::upload(parameters.master(i), lying.back(), stream);
   }
   parameters.refresh_weights(stream);
-
-  const auto workspace = std::move(*gpu::Buffer<std::byte>::create(network.workspace_bytes(), stream));
-  const auto images = on_device(std::vector<T>(batch.images.begin(), batch.images.end()), stream);
-  const auto tokens = on_device(batch.tokens, stream);
-  const auto targets = on_device(batch.targets.empty() ? batch.labels : batch.targets, stream);
-  const auto losses = std::move(*gpu::Buffer<float>::create(targets.size(), stream));
-  const training::MicroBatch<T> view{.rows = batch.rows,
-                                     .images = images,
-                                     .tokens = tokens,
-                                     .targets = targets,
-                                     .losses = losses,
-                                     .gradient_factor = 1.0F / static_cast<float>(targets.size())};
-  const training::NetworkRun<T> run{.batch = view, .workspace = workspace, .stream = stream};
-  for (unsigned layer = 0; layer < network.layers(); ++layer) network.forward(layer, run);
-  for (unsigned layer = network.layers(); layer-- > 0;) {
-    if (layer > 0) network.output_gradient(layer, run);
-    network.weight_gradient(layer, run);
+  auto inputs = std::move(*training::NetworkInputs<T>::create(model, how.micro_batches, rows, stream));
+  const Inputs values(batch);
+  inputs.upload(0, batch.rows, values.part(0, 1, 0), stream);
+  auto workspace =
+      std::move(*gpu::Buffer<std::byte>::create(std::max<std::size_t>(1, network.workspace_bytes()), stream));
+  const float factor = 1.0F / static_cast<float>(values.targets.size());
+  for (unsigned m = 0; m < how.micro_batches; ++m) {
+    const auto micro_batch = inputs.batch(m, rows, factor);
+    const training::NetworkRun<T> run{.batch = micro_batch,
+                                      .slot = how.slot,
+                                      .adds = m > 0,
+                                      .training = true,
+                                      .workspace = workspace.span(),
+                                      .stream = stream};
+    for (unsigned l = 0; l < network.layers(); ++l) network.forward(l, run);
+    for (unsigned l = network.layers(); l-- > 1;) network.output_gradient(l, run);
+    for (unsigned l = network.layers(); l-- > 0;) network.weight_gradient(l, run);
   }
-
+  EXPECT_TRUE(stream.synchronize());
   Found found;
-  const auto floats = [&stream]<class U>(gpu::DeviceSpan<U> span) {
-    std::vector<U> host(span.size());
-    gpu::download(std::span<U>(host), span, stream);
-    EXPECT_TRUE(stream.synchronize());
-    return std::vector<float>(host.begin(), host.end());
-  };
-  for (const float value : floats(losses.span())) found.loss += value / static_cast<double>(targets.size());
+  std::vector<float> losses(values.targets.size());
+  gpu::download(std::span(losses), inputs.losses(0, batch.rows), stream);
+  EXPECT_TRUE(stream.synchronize());
+  for (const float loss : losses) found.loss += static_cast<double>(loss) / static_cast<double>(losses.size());
   for (std::size_t i = 0; i < parameters.tensors().size(); ++i) {
     const training::ParameterSpec& spec = parameters.tensors()[i].spec;
-    const std::vector<float> lying = floats(parameters.gradient(i));
-    std::vector<float> seen(lying.size());
-    training::to_seen_order(spec, lying, seen);
-    std::vector<double>& sum = found.gradients[spec.name];  // A tied tensor's gradient is added to its owner's.
+    std::vector<T> gradient(parameters.tensors()[i].size);
+    gpu::download(std::span(gradient), parameters.gradient(i), stream);
+    EXPECT_TRUE(stream.synchronize());
+    const std::vector<float> wide(gradient.begin(), gradient.end());
+    const std::vector<float> seen = to_seen(spec, wide);
+    std::vector<double>& sum = found.gradients[spec.name];
     sum.resize(seen.size());
-    for (std::size_t at = 0; at < seen.size(); ++at) sum[at] += seen[at];
+    for (std::size_t j = 0; j < seen.size(); ++j) sum[j] += static_cast<double>(seen[j]);
+  }
+  for (std::size_t i = 0; i < parameters.states().size(); ++i) {
+    std::vector<float> state(parameters.states()[i].spec.size);
+    gpu::download(std::span(state), parameters.state(i), stream);
+    EXPECT_TRUE(stream.synchronize());
+    found.states[parameters.states()[i].spec.name].assign(state.begin(), state.end());
   }
   return found;
 }
 
-double sum_of_squares(const std::vector<double>& values) {
-  double sum = 0;
-  for (const double value : values) sum += value * value;
-  return sum;
+double root_mean_square(const std::vector<double>& values) {
+  return root_of_squares(values) / std::sqrt(static_cast<double>(values.size()));
+}
+double largest_root_mean_square(const std::map<std::string, std::vector<double>>& gradients) {
+  double largest = 0;
+  for (const auto& [name, values] : gradients) largest = std::max(largest, root_mean_square(values));
+  return largest;
 }
 
-TEST(Gradients, are_pytorchs_to_rounding) {
+// Of root mean squares: measured errors are below 4e-6 and 1e-7 on the golden cases.
+constexpr double kOfTensor = 3e-5;
+constexpr double kOfLargest = 1e-6;
+
+double bound_of(const Found& found, const std::string& name) {
+  return kOfTensor * root_mean_square(found.gradients.at(name)) +
+         kOfLargest * largest_root_mean_square(found.gradients);
+}
+
+void expect_golden(const GoldenGradients& at, const Found& found) {
+  EXPECT_NEAR(found.loss, at.loss, 1e-6 * (1 + at.loss)) << at.name;
+  ASSERT_EQ(found.gradients.size(), at.gradients.size()) << at.name;
+  for (const auto& [name, gradient] : at.gradients) {
+    ASSERT_TRUE(found.gradients.contains(name)) << at.name << ": " << name;
+    const std::vector<double>& values = found.gradients.at(name);
+    const double bound = bound_of(found, name);
+    double sum = 0;
+    for (const double value : values) sum += value;
+    const double size = static_cast<double>(values.size());
+    EXPECT_NEAR(sum, gradient.sum, bound * size) << at.name << ": " << name;
+    EXPECT_NEAR(root_of_squares(values), std::sqrt(gradient.squares), bound * std::sqrt(size))
+        << at.name << ": " << name;
+    for (std::size_t i = 0; i < gradient.indices.size(); ++i) {
+      EXPECT_NEAR(values[gradient.indices[i]], gradient.values[i], bound)
+          << at.name << ": " << name << " [" << gradient.indices[i] << "]";
+    }
+  }
+}
+
+TEST(Gradients, AreThoseOfPyTorch) {
+  for (const GoldenGradients& at : golden_gradients())
+    expect_golden(at, gradients_of<float>(at.model, formula_weights(at.model), formula_batch(at.model, at.rows, 0)));
+}
+
+TEST(Gradients, AreTheSameInAnySlotAndWithRoomToSpare) {
   for (const GoldenGradients& at : golden_gradients()) {
-    SCOPED_TRACE(at.name);
-    const Found found = gradients_of<float>(at.model, formula_weights(at.model), formula_batch(at.model, at.rows, 0));
-    EXPECT_NEAR(found.loss, at.loss, 1e-6 * at.loss);
-    EXPECT_EQ(found.gradients.size(), at.gradients.size());
-    double whole = 0;  // The norm of all, squared: some tensors' gradients are zero but for rounding.
-    for (const auto& [name, expected] : at.gradients) whole += expected.squares;
-    const double rounding = 1e-6 * std::sqrt(whole);
-    for (const auto& [name, expected] : at.gradients) {
-      ASSERT_TRUE(found.gradients.contains(name)) << name;
-      const std::vector<double>& gradient = found.gradients.at(name);
-      EXPECT_NEAR(std::sqrt(sum_of_squares(gradient)), std::sqrt(expected.squares), rounding) << name;
-      for (std::size_t i = 0; i < expected.indices.size(); ++i) {
-        EXPECT_NEAR(gradient[expected.indices[i]], expected.values[i], rounding)
-            << name << " [" << expected.indices[i] << "]";
-      }
-    }
+    const DoubleBatch batch = formula_batch(at.model, at.rows, 0);
+    expect_golden(at, gradients_of<float>(at.model, formula_weights(at.model), batch,
+                                          {.slots = 3, .slot = 2, .micro_batches = 1, .spare_rows = 3}));
   }
 }
 
-/// Small networks with batch norms magnify rounding: PyTorch in bf16 is a fifth off in some of these cases.
-bool magnifies_rounding(const ModelOptions& model) {
-  const auto* cnn = std::get_if<training::CnnOptions>(&model);
-  if (cnn != nullptr) return cnn->batch_norm;
-  return std::holds_alternative<training::ResNetOptions>(model) ||
-         std::holds_alternative<training::DenseNetOptions>(model);
-}
-
-TEST(Gradients, in_bf16_are_pytorchs_to_its_rounding) {
-  int cases = 0;
+TEST(Gradients, OfMicroBatchesAddUp) {
   for (const GoldenGradients& at : golden_gradients()) {
-    if (magnifies_rounding(at.model)) continue;
-    ++cases;
-    SCOPED_TRACE(at.name);
-    const Found found =
-        gradients_of<gpu::Bf16>(at.model, formula_weights(at.model), formula_batch(at.model, at.rows, 0));
-    EXPECT_NEAR(found.loss, at.loss, 0.002 * at.loss);
-    double whole = 0;
-    double off = 0;
-    for (const auto& [name, expected] : at.gradients) {
-      for (std::size_t i = 0; i < expected.indices.size(); ++i) {
-        const double difference = found.gradients.at(name)[expected.indices[i]] - expected.values[i];
-        off += difference * difference;
-        whole += expected.values[i] * expected.values[i];
+    if (has_batch_norm(at.model) || at.rows % 2 != 0) continue;  // Batch norms see a micro-batch at a time.
+    const DoubleBatch batch = formula_batch(at.model, at.rows, 0);
+    expect_golden(at, gradients_of<float>(at.model, formula_weights(at.model), batch,
+                                          {.slots = 1, .slot = 0, .micro_batches = 2, .spare_rows = 0}));
+  }
+}
+
+class RandomModels : public ::testing::TestWithParam<std::string> {};
+
+/// Central differences with two steps: where they disagree, a ReLU or a pool has a kink between, and the value says
+/// nothing.
+TEST_P(RandomModels, HaveTheGradientsOfCentralDifferences) {
+  auto random = generator(2);
+  constexpr std::size_t kIndices = 3;  // Of each tensor.
+  std::size_t compared = 0;
+  std::size_t left_out = 0;
+  for (int round = 0; round < 6; ++round) {
+    const ModelOptions model = random_model(GetParam(), random);
+    SCOPED_TRACE(training::to_string(model));
+    const DoubleWeights weights = random_weights(model, random);
+    const DoubleBatch batch = random_batch(model, (has_batch_norm(model) ? 3 : 1) + random() % 4, random);
+    const Found found = gradients_of<float>(model, weights, batch);
+    EXPECT_NEAR(found.loss, loss(model, weights, batch), 2e-6 * (1 + found.loss));
+    DoubleIndices at;
+    for (const auto& [name, values] : weights) {
+      for (std::size_t i = 0; i < kIndices; ++i) at[name].push_back(random() % values.size());
+    }
+    const DoubleWeights wide = central_differences(model, weights, batch, at, 4e-6);
+    const DoubleWeights narrow = central_differences(model, weights, batch, at, 1e-6);
+    ASSERT_EQ(found.gradients.size(), weights.size());
+    for (const auto& [name, indices] : at) {
+      const double bound = bound_of(found, name) + 2e-9;  // And what the difference rounds to.
+      for (std::size_t i = 0; i < indices.size(); ++i) {
+        if (std::abs(wide.at(name)[i] - narrow.at(name)[i]) > bound / 4) {
+          ++left_out;
+          continue;
+        }
+        ++compared;
+        EXPECT_NEAR(found.gradients.at(name)[indices[i]], narrow.at(name)[i], bound)
+            << name << " [" << indices[i] << "]";
       }
     }
-    EXPECT_LT(std::sqrt(off / whole), 0.03);  // PyTorch: 0.003 to 0.012.
   }
-  EXPECT_EQ(cases, 5);
+  EXPECT_GT(compared, 9 * left_out) << "kinks are rare";
 }
-
-/// A small model of each kind, of random sizes.
-std::vector<ModelOptions> random_models(std::mt19937_64& random) {
-  const auto some = [&random](std::size_t least, std::size_t most) { return least + random() % (most - least + 1); };
-  const auto coin = [&random] { return random() % 2 == 0; };
-  const auto image = [&](std::size_t least) {
-    return training::ImageShape{
-        .height = some(least, least + 4), .width = some(least, least + 4), .channels = some(1, 3)};
-  };
-  const bool large_resnet = coin();
-  const bool large_densenet = coin();
-  const bool rotary = coin();
-  const std::size_t heads = some(1, 3);
-  return {
-      training::MlpOptions{.inputs = some(1, 20), .hidden = {some(1, 20), some(1, 20)}, .classes = some(2, 6)},
-      training::CnnOptions{.image = image(4),
-                           .stages = {{some(1, 6)}, {some(1, 6), some(1, 6)}},
-                           .batch_norm = coin(),
-                           .hidden = {some(2, 9)},
-                           .classes = some(2, 6)},
-      training::ResNetOptions{.image = image(large_resnet ? 15 : 6),
-                              .blocks = {some(1, 2), some(1, 2)},
-                              .width = some(2, 4),
-                              .bottleneck = coin(),
-                              .large_stem = large_resnet,
-                              .classes = some(2, 6)},
-      training::DenseNetOptions{.image = image(large_densenet ? 17 : 6),
-                                .blocks = {some(1, 3), some(1, 2)},
-                                .growth = some(1, 4),
-                                .stem_width = some(2, 6),
-                                .bottleneck = some(1, 3),
-                                .large_stem = large_densenet,
-                                .classes = some(2, 6)},
-      training::GptOptions{.vocabulary = some(2, 20),
-                           .context = some(1, 9),
-                           .layers = some(1, 2),
-                           .heads = heads,
-                           .width = heads * 2 * some(2, 4),  // A layer norm of two values magnifies rounding.
-                           .mlp_ratio = some(1, 4),
-                           .positions = rotary ? training::Positions::kRotary : training::Positions::kLearned},
-  };
-}
-
-/// What differs between the network's gradients and central differences, one value of each tensor; empty: nothing.
-std::string difference_on(const ModelOptions& model, const DoubleBatch& batch, std::mt19937_64& random) {
-  const DoubleWeights weights = formula_weights(model);
-  const Found found = gradients_of<float>(model, weights, batch);
-  EXPECT_NEAR(found.loss, loss(model, weights, batch), 1e-5);
-  double whole = 0;
-  DoubleIndices at;
-  for (const auto& [name, values] : weights) {
-    whole += sum_of_squares(found.gradients.at(name));
-    at[name] = {random() % values.size()};
-  }
-  const double rounding = 1e-8 + 3e-5 * std::sqrt(whole);
-  std::string differences;
-  for (const auto& [name, expected] : central_differences(model, weights, batch, at, 1e-6)) {
-    const double gradient = found.gradients.at(name)[at.at(name)[0]];
-    if (std::abs(gradient - expected[0]) <= rounding) continue;
-    differences += "\n" + name + " [" + std::to_string(at.at(name)[0]) + "]: " + std::to_string(gradient) + ", not " +
-                   std::to_string(expected[0]);
-  }
-  return differences;
-}
-
-TEST(Gradients, of_random_models_are_central_differences_in_double) {
-  auto random = generator(1);
-  for (int round = 0; round < 3; ++round) {
-    for (const ModelOptions& model : random_models(random)) {
-      // In one of 500 batches or so some ReLU's input or some pool's two largest are so near to a kink that
-      // differences, or rounding to f32, step over it. What is wrong is wrong on every batch.
-      std::string differences;
-      for (int batch = 0; batch < 3; ++batch) {
-        differences = difference_on(model, formula_batch(model, 3 + random() % 4, random() % 1000), random);
-        if (differences.empty()) break;
-      }
-      EXPECT_EQ(differences, "") << to_string(model);
-    }
-  }
-}
+INSTANTIATE_TEST_SUITE_P(All, RandomModels, ::testing::ValuesIn(random_kinds()));
 
 }  // namespace
 }  // namespace dunnock::test
