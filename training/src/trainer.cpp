@@ -276,15 +276,37 @@ class TrainerOf final : public Trainer {
       costs_.clips = options_.optimizer.clip > 0;
       return {};
     }
-    if (alone && options_.schedule == "multi-stream") {
+    if (options_.measures_costs || (alone && options_.schedule == "multi-stream")) {
       auto measured = profile_step(main_.device(), options_.model, options_.type, options_.rows, options_.optimizer,
-                                   {.threads = options_.threads, .pairs = true});
+                                   {.threads = options_.threads, .pairs = alone});
       if (!measured) return tl::unexpected(measured.error());
       costs_ = std::move(*measured);
-      return {};
+      return share_costs();
     }
     costs_ = estimate_step(options_.model, options_.type, options_.rows, {});
     costs_.clips = options_.optimizer.clip > 0;
+    return {};
+  }
+
+  /// The mean of all ranks' costs: over equal stages, and then over the stages, so that all have the same bits.
+  Status share_costs() {
+    std::vector<Cost*> all;
+    for (Layer& layer : costs_.layers) {
+      for (Cost* cost : {&layer.forward, &layer.output_gradient, &layer.weight_gradient, &layer.update})
+        all.push_back(cost);
+    }
+    for (gpu::Communicator* group : {ranks_.data, ranks_.pipeline}) {
+      if (size_of(group) == 1) continue;
+      gpu::Buffer<float> on_device;
+      if (Status made = make_buffer(on_device, all.size(), main_); !made) return made;
+      std::vector<float> us;
+      for (const Cost* cost : all) us.push_back(static_cast<float>(cost->us));
+      gpu::upload(on_device.span(), us, main_);
+      group->all_reduce<float>(on_device.span(), gpu::Reduction::kMean, main_);
+      gpu::download(std::span(us), on_device.span(), main_);
+      if (Status done = main_.synchronize(); !done) return done;
+      for (std::size_t i = 0; i < all.size(); ++i) all[i]->us = static_cast<double>(us[i]);
+    }
     return {};
   }
 

@@ -24,8 +24,8 @@ struct RunOptions {
   /// JSON lines, one as each thing happens, for what watches a run: {"event": EVENT, "step": N, ...}, EVENT being
   /// "started", "resumed", "saving", "saved", "save failed", "stopped" or "done"; appended. "": none.
   std::string events;
-  double seconds_max = 0;    ///< Stops, saving, when so much time is over; 0: does not.
-  bool quiet = false;        ///< Results only.
+  double seconds_max = 0;  ///< Stops, saving, when so much time is over; 0: does not.
+  bool quiet = false;      ///< Results only.
 };
 
 /// How it ended.
