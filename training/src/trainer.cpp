@@ -4,6 +4,8 @@
 #include <cmath>
 #include <functional>
 #include <map>
+#include <memory>
+#include <mutex>
 #include <numeric>
 #include <utility>
 
@@ -174,13 +176,15 @@ class TrainerOf final : public Trainer {
     const std::vector<StateTensor> names = whole_state();
     if (whole.size() != names.size()) return invalid("the state has another number of tensors");
     const std::vector<StateTensor> mine = state();
+    // All of it before the first copy, which reads `whole` when its turn comes.
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      if (!whole[i].empty() && whole[i].size() != values_of(names[i]))
+        return invalid("tensor '" + names[i].name + "' has " + std::to_string(values_of(names[i])) + " values, not " +
+                       std::to_string(whole[i].size()));
+    }
     for (std::size_t i = 0; i < names.size(); ++i) {
       const StateTensor* here = find(mine, names[i]);
-      if (here == nullptr || whole[i].empty()) continue;
-      if (whole[i].size() != here->values.size())
-        return invalid("tensor '" + names[i].name + "' has " + std::to_string(here->values.size()) + " values, not " +
-                       std::to_string(whole[i].size()));
-      gpu::upload(here->values, whole[i], main_);
+      if (here != nullptr && !whole[i].empty()) gpu::upload(here->values, whole[i], main_);
     }
     network_.parameters().refresh_weights(main_);
     return main_.synchronize();
@@ -190,7 +194,20 @@ class TrainerOf final : public Trainer {
   gpu::Device device() const override { return main_.device(); }
   unsigned data_rank() const override { return rank_of(ranks_.data); }
 
-  void before_next_update(std::function<Status()> wait) override { before_next_update_ = std::move(wait); }
+  void before_next_update(std::function<Status()> wait) override {
+    // Each update asks for it, on any lane; the first calls it, and the others wait for what it says.
+    struct Once {
+      std::once_flag flag;
+      std::function<Status()> wait;
+      Status answer;
+    };
+    auto once = std::make_shared<Once>();
+    once->wait = std::move(wait);
+    before_next_update_ = [once] {
+      std::call_once(once->flag, [&once] { once->answer = once->wait(); });
+      return once->answer;
+    };
+  }
 
   Result<gpu::Timeline> last_run() const override {
     if (last_ == nullptr) return invalid("nothing has run yet");
