@@ -107,6 +107,7 @@ class BatchNorms : public test::OnEachRunner {
   void backward_agrees(const BatchNormShape& shape) {
     SCOPED_TRACE(text(shape));
     const bool adds = random()() % 2 == 0;
+    const bool over_x = random()() % 2 == 0;  // dx takes x's place, or dy's.
     const auto x = normal<T>(shape.rows * shape.channels);
     auto dy = normal<T>(x.size());
     const auto weight = normal<T>(shape.channels);
@@ -122,7 +123,7 @@ class BatchNorms : public test::OnEachRunner {
       if (std::abs(value) < 1e-5) dy[i] = T(0.0F);
     }
     const auto run = [&](bool twin, Stream& on, std::vector<T>& dweight, std::vector<T>& dbias) {
-      auto dys = put(dy, on);  // dx takes its place.
+      auto dys = put(dy, on);
       auto xs = put(x, on);
       auto w = put(weight, on);
       auto b = put(bias, on);
@@ -131,7 +132,7 @@ class BatchNorms : public test::OnEachRunner {
       auto dw = put(before, on);
       auto db = put(before, on);
       auto space = put(std::vector<float>(workspace_of(twin, shape, on), NAN), on);
-      const DeviceSpan<T> dx = dys;
+      const DeviceSpan<T> dx = over_x ? xs.span() : dys.span();
       if (twin) {
         reference::batch_norm_backward<T>(dys, xs, w, b, means, rs, dx, dw, db, adds, shape, space, on);
       } else if (emulated()) {

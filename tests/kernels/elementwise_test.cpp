@@ -22,16 +22,23 @@ class Elementwise : public test::OnEachRunner {
         auto bs = put(b, on);
         auto others = put(std::vector<Other>(a.size()), on);
         auto filled = put(a, on);
+        auto sums = put(a, on);
+        auto slopes = put(a, on);
         const auto part = [&](auto& whole) { return whole.span().subspan(skip, count); };
         pick(twin, add_scaled<T>, detail::emulated::add_scaled<T>, reference::add_scaled<T>)(part(as), part(bs), 0.7F,
                                                                                              part(as), on);
+        pick(twin, add_relu<T>, detail::emulated::add_relu<T>, reference::add_relu<T>)(part(as), part(bs), part(sums),
+                                                                                       on);
+        pick(twin, add_relu_backward<T>, detail::emulated::add_relu_backward<T>, reference::add_relu_backward<T>)(
+            part(as), part(bs), part(sums), part(slopes), on);
         pick(twin, scale<T>, detail::emulated::scale<T>, reference::scale<T>)(part(bs), -3, part(bs), on);
         pick(twin, cast<Other, T>, detail::emulated::cast<Other, T>, reference::cast<Other, T>)(part(as), part(others),
                                                                                                 on);
         pick(twin, fill<T>, detail::emulated::fill<T>, reference::fill<T>)(part(filled), 0.3F, on);
         auto all = get(as.span(), on);
         const auto others_there = get(others.span(), on);
-        for (const auto& more : {get(bs.span(), on), get(filled.span(), on)})
+        for (const auto& more :
+             {get(bs.span(), on), get(filled.span(), on), get(sums.span(), on), get(slopes.span(), on)})
           all.insert(all.end(), more.begin(), more.end());
         return std::pair{all, others_there};
       };
@@ -39,6 +46,29 @@ class Elementwise : public test::OnEachRunner {
       const auto [should, should_other] = run(twin_stream(), true);
       test::expect_close(is, should, test::kRounding<T>, 1e-6, "sums, products and fills");
       test::expect_close(is_other, should_other, test::kRounding<Bf16>, 1e-6, "casts");
+    }
+  }
+
+  template <class T>
+  void moved_columns_agree() {
+    for (int round = 0; round < 12; ++round) {
+      ColumnsShape shape{.rows = any_size(emulated() ? 60 : 500), .columns = any_size(70)};
+      if (round % 3 == 0) shape.columns = 8 * any_size(9);
+      const std::size_t unit = round % 2 == 0 ? 8 : 1;
+      shape.from_stride = shape.columns + unit * (random()() % 5);
+      shape.to_stride = shape.columns + unit * (random()() % 5);
+      const bool adds = random()() % 2 == 0;
+      SCOPED_TRACE(std::to_string(shape.rows) + " x " + std::to_string(shape.columns) + (adds ? ", added" : ""));
+      const auto from = normal<T>(shape.rows * shape.from_stride);
+      const auto to = normal<T>(shape.rows * shape.to_stride);
+      const auto run = [&](Stream& on, bool twin) {
+        auto source = put(from, on);
+        auto target = put(to, on);
+        pick(twin, copy_columns<T>, detail::emulated::copy_columns<T>, reference::copy_columns<T>)(source, target, adds,
+                                                                                                   shape, on);
+        return get(target.span(), on);
+      };
+      EXPECT_EQ(run(stream(), false), run(twin_stream(), true)) << "seed " << test::seed();
     }
   }
 
@@ -80,12 +110,22 @@ TEST_P(Elementwise, ValuesOfFloatsAgreeWithTheirTwins) { values_agree<float, Bf1
 TEST_P(Elementwise, ValuesOfBf16AgreeWithTheirTwins) { values_agree<Bf16, float>(); }
 TEST_P(Elementwise, BiasesOfFloatsAgreeWithTheirTwins) { columns_agree<float>(); }
 TEST_P(Elementwise, BiasesOfBf16AgreeWithTheirTwins) { columns_agree<Bf16>(); }
+TEST_P(Elementwise, MovedColumnsAreThoseOfTheTwin) {
+  moved_columns_agree<float>();
+  moved_columns_agree<Bf16>();
+}
 TEST(ElementwiseDeathTest, SpansThatDoNotFitAreRefused) {
   auto stream = std::move(*Stream::create(Device::cpu()));
   auto x = std::move(*Buffer<float>::create(8, stream));
   auto y = std::move(*Buffer<float>::create(7, stream));
   auto half = std::move(*Buffer<Bf16>::create(7, stream));
   EXPECT_DEATH(add_scaled<float>(x, y, 1, x, stream), "spans fit the shape");
+  EXPECT_DEATH(add_relu<float>(x, y, x, stream), "spans fit the shape");
+  EXPECT_DEATH(add_relu_backward<float>(x, x, y, x, stream), "spans fit the shape");
+  EXPECT_DEATH(copy_columns<float>(x, y, false, {.rows = 2, .columns = 3, .from_stride = 4, .to_stride = 5}, stream),
+               "spans fit the shape");
+  EXPECT_DEATH(copy_columns<float>(x, y, false, {.rows = 2, .columns = 3, .from_stride = 2, .to_stride = 3}, stream),
+               "a row ends before the next begins");
   EXPECT_DEATH(scale<float>(x, 1, y, stream), "spans fit the shape");
   EXPECT_DEATH((cast<Bf16, float>(x, half, stream)), "spans fit the shape");
   EXPECT_DEATH(bias_add<float>(x, y, x, {.rows = 2, .columns = 4}, stream), "spans fit the shape");

@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(kBlock)
 
 template <class T, unsigned kWidth>
 __global__ void __launch_bounds__(kBlock)
-    batch_norm_dx_kernel(const T* dy, const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,
+    batch_norm_dx_kernel(const T* dy, const T* x, const T* __restrict__ weight, const T* __restrict__ bias,
                          const float* __restrict__ mean, const float* __restrict__ r, const float* __restrict__ sums,
                          T* dx, std::size_t rows, bool relu, ChannelLanes lanes) {
   const std::size_t channels = std::size_t{lanes.packs} * kWidth;

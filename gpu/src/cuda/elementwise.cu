@@ -16,6 +16,16 @@ struct Scale {
   __device__ void operator()(const float (&x)[1], float (&y)[1]) const { y[0] = factor * x[0]; }
 };
 
+struct AddRelu {
+  __device__ void operator()(const float (&x)[2], float (&y)[1]) const {
+    const float sum = x[0] + x[1];
+    y[0] = sum < 0 ? 0.0F : sum;
+  }
+};
+struct AddReluBackward {
+  __device__ void operator()(const float (&x)[3], float (&y)[1]) const { y[0] = x[2] > 0 ? x[0] + x[1] : 0.0F; }
+};
+
 template <class T>
 struct Fill {
   T* y;
@@ -79,6 +89,35 @@ struct BiasAdd {
     for (unsigned j = 0; j < W; ++j)
       out.values[j] = from_float<T>(to_float(held.x.values[j]) + to_float(held.bias.values[j]));
     store_pack(y + first, out);
+  }
+};
+
+template <class T>
+struct CopyColumns {
+  const T* from;
+  T* to;
+  bool adds;
+  ColumnsShape shape;
+  template <unsigned W>
+  struct Held {
+    Pack<T, W> from, to;
+    std::size_t at;
+  };
+  template <unsigned W>
+  __device__ void load(Held<W>& held, std::size_t first) const {
+    const std::size_t row = first / shape.columns;
+    const std::size_t c = first % shape.columns;
+    held.from = load_pack<W>(from + row * shape.from_stride + c);
+    held.at = row * shape.to_stride + c;
+    if (adds) held.to = load_pack<W>(to + held.at);
+  }
+  template <unsigned W>
+  __device__ void finish(const Held<W>& held, std::size_t) const {
+    Pack<T, W> out = held.from;
+#pragma unroll
+    for (unsigned j = 0; adds && j < W; ++j)
+      out.values[j] = from_float<T>(to_float(held.to.values[j]) + to_float(held.from.values[j]));
+    store_pack(to + held.at, out);
   }
 };
 
@@ -154,6 +193,20 @@ void add_scaled(DeviceSpan<const T> a, DeviceSpan<const T> b, float factor, Devi
   launch_map<kWidth>("add", body, y.size(), all_aligned(a, b, y), stream);
 }
 template <class T>
+void add_relu(DeviceSpan<const T> a, DeviceSpan<const T> b, DeviceSpan<T> y, Stream& stream) {
+  constexpr unsigned kWidth = kPack<T>;
+  const PlainMap<T, 2, 1, AddRelu> body{{a.device_data(), b.device_data()}, {y.device_data()}, {}};
+  launch_map<kWidth>("add and ReLU", body, y.size(), all_aligned(a, b, y), stream);
+}
+template <class T>
+void add_relu_backward(DeviceSpan<const T> a, DeviceSpan<const T> b, DeviceSpan<const T> at, DeviceSpan<T> y,
+                       Stream& stream) {
+  constexpr unsigned kWidth = kPack<T>;
+  const PlainMap<T, 3, 1, AddReluBackward> body{
+      {a.device_data(), b.device_data(), at.device_data()}, {y.device_data()}, {}};
+  launch_map<kWidth>("add and ReLU backward", body, y.size(), all_aligned(a, b, at, y), stream);
+}
+template <class T>
 void scale(DeviceSpan<const T> x, float factor, DeviceSpan<T> y, Stream& stream) {
   constexpr unsigned kWidth = kPack<T>;
   const PlainMap<T, 1, 1, Scale> body{{x.device_data()}, {y.device_data()}, {factor}};
@@ -198,6 +251,14 @@ void column_sums(DeviceSpan<const T> x, DeviceSpan<T> sums, bool adds, const Row
   }
   launch("column sums end", column_sums_end_kernel<T>, {dim3(blocks_for(shape.columns, kBlock)), dim3(kBlock)}, stream,
          workspace.device_data(), slices, sums.device_data(), adds, shape.columns);
+}
+
+template <class T>
+void copy_columns(DeviceSpan<const T> from, DeviceSpan<T> to, bool adds, const ColumnsShape& shape, Stream& stream) {
+  constexpr unsigned kWidth = kPack<T>;
+  const CopyColumns<T> body{from.device_data(), to.device_data(), adds, shape};
+  const bool packs = shape.columns % kWidth == 0 && shape.from_stride % kWidth == 0 && shape.to_stride % kWidth == 0;
+  launch_map<kWidth>("copy columns", body, shape.rows * shape.columns, packs && all_aligned(from, to), stream);
 }
 
 DUNNOCK_INSTANTIATE_ELEMENTWISE(float, Bf16)

@@ -37,6 +37,48 @@ void add_scaled(DeviceSpan<const T> a, DeviceSpan<const T> b, float factor, Devi
 }
 
 template <class T>
+void add_relu(DeviceSpan<const T> a, DeviceSpan<const T> b, DeviceSpan<T> y, Stream& stream) {
+  check_sizes(y.size(), a, b);
+  if (y.empty()) return;
+  DUNNOCK_ON_CUDA(stream, detail::cuda::add_relu<T>(a, b, y, stream));
+  stream.run("add and ReLU", [=] {
+    vector_for(y.size(), [=](std::size_t first, std::size_t last) DUNNOCK_INLINED {
+      const T* const one = a.device_data();
+      const T* const other = b.device_data();
+      T* const to = y.device_data();
+#pragma omp simd
+      for (std::size_t i = first; i < last; ++i) {
+        const float sum = load(one + i) + load(other + i);
+        store(to + i, sum < 0 ? 0.0F : sum);
+      }
+    });
+    return Status{};
+  });
+}
+
+template <class T>
+void add_relu_backward(DeviceSpan<const T> a, DeviceSpan<const T> b, DeviceSpan<const T> at, DeviceSpan<T> y,
+                       Stream& stream) {
+  check_sizes(y.size(), a, b, at);
+  if (y.empty()) return;
+  DUNNOCK_ON_CUDA(stream, detail::cuda::add_relu_backward<T>(a, b, at, y, stream));
+  stream.run("add and ReLU backward", [=] {
+    vector_for(y.size(), [=](std::size_t first, std::size_t last) DUNNOCK_INLINED {
+      const T* const one = a.device_data();
+      const T* const other = b.device_data();
+      const T* const result = at.device_data();
+      T* const to = y.device_data();
+#pragma omp simd
+      for (std::size_t i = first; i < last; ++i) {
+        const float sum = load(one + i) + load(other + i);
+        store(to + i, load(result + i) > 0 ? sum : 0.0F);
+      }
+    });
+    return Status{};
+  });
+}
+
+template <class T>
 void scale(DeviceSpan<const T> x, float factor, DeviceSpan<T> y, Stream& stream) {
   check_sizes(y.size(), x);
   if (y.empty()) return;
@@ -138,6 +180,31 @@ void column_sums(DeviceSpan<const T> x, DeviceSpan<T> sums, bool adds, const Row
       for (std::size_t part = 0; part < kParts; ++part) sum += parts[part * columns + c];
       store(sums.device_data() + c, sum);
     }
+    return Status{};
+  });
+}
+
+template <class T>
+void copy_columns(DeviceSpan<const T> from, DeviceSpan<T> to, bool adds, const ColumnsShape& shape, Stream& stream) {
+  DUNNOCK_CHECK(shape.columns <= std::min(shape.from_stride, shape.to_stride), "a row ends before the next begins");
+  if (shape.rows == 0 || shape.columns == 0) return;
+  DUNNOCK_CHECK(from.size() >= (shape.rows - 1) * shape.from_stride + shape.columns, "spans fit the shape");
+  DUNNOCK_CHECK(to.size() >= (shape.rows - 1) * shape.to_stride + shape.columns, "spans fit the shape");
+  DUNNOCK_ON_CUDA(stream, detail::cuda::copy_columns<T>(from, to, adds, shape, stream));
+  stream.run("copy columns", [=] {
+    vector_for(shape.rows, detail::rows_grain(shape.columns), [=](std::size_t first, std::size_t last) DUNNOCK_INLINED {
+      for (std::size_t row = first; row < last; ++row) {
+        const T* const source = from.device_data() + row * shape.from_stride;
+        T* const target = to.device_data() + row * shape.to_stride;
+        if (adds) {
+#pragma omp simd
+          for (std::size_t c = 0; c < shape.columns; ++c) store(target + c, load(target + c) + load(source + c));
+        } else {
+#pragma omp simd
+          for (std::size_t c = 0; c < shape.columns; ++c) target[c] = source[c];
+        }
+      }
+    });
     return Status{};
   });
 }

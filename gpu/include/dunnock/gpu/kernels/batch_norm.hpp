@@ -47,8 +47,8 @@ void batch_norm_inference(DeviceSpan<const T> x, DeviceSpan<const T> weight, Dev
                           DeviceSpan<const float> running_mean, DeviceSpan<const float> running_variance,
                           DeviceSpan<T> y, const BatchNormShape& shape, Stream& stream);
 
-/// dy, x (rows, channels); weight, bias, mean, r (channels) -> dx (rows, channels), may be dy; dweight, dbias
-/// (channels). `adds`: to what is there.
+/// dy, x (rows, channels); weight, bias, mean, r (channels) -> dx (rows, channels), may be dy or x; dweight,
+/// dbias (channels). `adds`: to what is there.
 template <class T>
 void batch_norm_backward(DeviceSpan<const T> dy, DeviceSpan<const T> x, DeviceSpan<const T> weight,
                          DeviceSpan<const T> bias, DeviceSpan<const float> mean, DeviceSpan<const float> r,

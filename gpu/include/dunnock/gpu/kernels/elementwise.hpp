@@ -1,4 +1,4 @@
-// Sums, products and casts, value by value; a bias for each column of a matrix, and its gradient.
+// Sums, products and casts, value by value; a bias for each column of a matrix, and its gradient; columns that move.
 //
 // T is float or Bf16; arithmetic is in float. Spans that do not fit the shape are programmer errors. Nothing allocates.
 #pragma once
@@ -14,6 +14,13 @@ namespace dunnock::gpu {
 /// either.
 template <class T>
 void add_scaled(DeviceSpan<const T> a, DeviceSpan<const T> b, float factor, DeviceSpan<T> y, Stream& stream);
+/// y = max(0, a + b); a NaN stays one: where branches of a network meet. a, b (any) -> y (as many), may be either.
+template <class T>
+void add_relu(DeviceSpan<const T> a, DeviceSpan<const T> b, DeviceSpan<T> y, Stream& stream);
+/// y = a + b where `at`, the result of a ReLU, is above 0; else 0. a, b, at (any) -> y (as many), may be any of them.
+template <class T>
+void add_relu_backward(DeviceSpan<const T> a, DeviceSpan<const T> b, DeviceSpan<const T> at, DeviceSpan<T> y,
+                       Stream& stream);
 /// y = factor * x; may be in place.
 template <class T>
 void scale(DeviceSpan<const T> x, float factor, DeviceSpan<T> y, Stream& stream);
@@ -40,10 +47,27 @@ template <class T>
 void column_sums(DeviceSpan<const T> x, DeviceSpan<T> sums, bool adds, const RowMatrix& shape,
                  DeviceSpan<float> workspace, Stream& stream);
 
+/// Columns of one matrix, and as many of another, each with the values from one of its rows to the next.
+struct ColumnsShape {
+  std::size_t rows = 0;
+  std::size_t columns = 0;
+  std::size_t from_stride = 0;  ///< >= columns
+  std::size_t to_stride = 0;    ///< >= columns
+};
+/// to[row][c] = from[row][c], or with `adds` +=, which rounds once. Spans begin with the first of the columns, do not
+/// overlap in what is moved, and reach at least to the last. from (rows, from_stride) -> to (rows, to_stride)
+template <class T>
+void copy_columns(DeviceSpan<const T> from, DeviceSpan<T> to, bool adds, const ColumnsShape& shape, Stream& stream);
+
 /// The twins, written to be read: in double. On CPU streams.
 namespace reference {
 template <class T>
 void add_scaled(DeviceSpan<const T> a, DeviceSpan<const T> b, float factor, DeviceSpan<T> y, Stream& stream);
+template <class T>
+void add_relu(DeviceSpan<const T> a, DeviceSpan<const T> b, DeviceSpan<T> y, Stream& stream);
+template <class T>
+void add_relu_backward(DeviceSpan<const T> a, DeviceSpan<const T> b, DeviceSpan<const T> at, DeviceSpan<T> y,
+                       Stream& stream);
 template <class T>
 void scale(DeviceSpan<const T> x, float factor, DeviceSpan<T> y, Stream& stream);
 template <class T>
@@ -55,6 +79,8 @@ void bias_add(DeviceSpan<const T> x, DeviceSpan<const T> bias, DeviceSpan<T> y, 
 template <class T>
 void column_sums(DeviceSpan<const T> x, DeviceSpan<T> sums, bool adds, const RowMatrix& shape,
                  DeviceSpan<float> workspace, Stream& stream);
+template <class T>
+void copy_columns(DeviceSpan<const T> from, DeviceSpan<T> to, bool adds, const ColumnsShape& shape, Stream& stream);
 }  // namespace reference
 
 }  // namespace dunnock::gpu
