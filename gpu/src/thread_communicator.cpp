@@ -52,6 +52,7 @@ struct Meeting {
   std::array<std::size_t, 3> reached{};  // of the ranks: the begin, the end of the first part, of the second
   std::size_t inside = 0;                // at work on the others' memory
   std::size_t present = 0;
+  std::condition_variable changed;  // Of its own: who waits for others is not woken.
 };
 
 struct Job {
@@ -61,7 +62,6 @@ struct Job {
   const unsigned size;
   const std::chrono::milliseconds timeout;
   std::mutex mutex;
-  std::condition_variable changed;
   std::map<Key, Meeting> meetings;
   std::optional<Error> failed;
   std::set<std::pair<Key, unsigned>> dropped;                                  // by a rank, behind a failure of its own
@@ -74,6 +74,10 @@ struct Job {
     std::size_t joined = 0;
   };
   std::map<std::pair<std::uint64_t, unsigned>, Group> groups;  // (number of the split, color), until all have joined
+
+  void wake_all() {
+    for (auto& [key, meeting] : meetings) meeting.changed.notify_all();
+  }
 };
 
 /// Goes with an operation. When it has not met the others by then, it never will: its stream has failed and dropped it,
@@ -88,7 +92,8 @@ class Ticket {
     if (used_) return;
     const std::lock_guard lock(job_->mutex);
     job_->dropped.insert({key_, rank_});
-    job_->changed.notify_all();
+    if (const auto others = job_->meetings.find(key_); others != job_->meetings.end())
+      others->second.changed.notify_all();
   }
   void use() noexcept { used_ = true; }
 
@@ -107,7 +112,7 @@ class ThreadCommunicator final : public CommunicatorImpl {
   ~ThreadCommunicator() override {
     const std::lock_guard lock(job_->mutex);
     job_->gone[rank_] = true;
-    job_->changed.notify_all();
+    job_->wake_all();
   }
 
   [[nodiscard]] unsigned rank() const noexcept override { return rank_; }
@@ -281,10 +286,10 @@ class ThreadCommunicator final : public CommunicatorImpl {
       lock.unlock();
       (*parts[stage])(meeting);  // The posts do not change any more.
       lock.lock();
-      if (--meeting.inside == 0 && job.failed) job.changed.notify_all();
+      if (--meeting.inside == 0 && job.failed) meeting.changed.notify_all();
     }
     // After a failure, too, nobody goes while others are at work on the memory that it brought.
-    if (job.failed) job.changed.wait(lock, [&meeting] { return meeting.inside == 0; });
+    if (job.failed) meeting.changed.wait(lock, [&meeting] { return meeting.inside == 0; });
     if (--meeting.present == 0) job.meetings.erase(key);
     if (job.failed) return tl::unexpected(*job.failed);
     return {};
@@ -292,12 +297,12 @@ class ThreadCommunicator final : public CommunicatorImpl {
 
   static void fail(Job& job, ErrorCode code, std::string what) {
     if (!job.failed) job.failed = Error{code, std::move(what)};
-    job.changed.notify_all();
+    job.wake_all();
   }
 
   static void wait_for_all(Job& job, std::unique_lock<std::mutex>& lock, const Key& key, Meeting& meeting,
                            std::size_t stage, std::size_t expected) {
-    if (++meeting.reached[stage] == expected) job.changed.notify_all();
+    if (++meeting.reached[stage] == expected) meeting.changed.notify_all();
     const auto what = [&] { return std::string(meeting.call.name) + " number " + std::to_string(key.number); };
     const auto deadline = std::chrono::steady_clock::now() + job.timeout;
     while (meeting.reached[stage] < expected && !job.failed) {
@@ -306,7 +311,7 @@ class ThreadCommunicator final : public CommunicatorImpl {
         fail(job, ErrorCode::kPeerLost,
              "rank " + std::to_string(*lost) +
                  (dropped ? " has dropped " + what() + " behind a failure" : " has left the job before " + what()));
-      } else if (job.changed.wait_until(lock, deadline) == std::cv_status::timeout &&
+      } else if (meeting.changed.wait_until(lock, deadline) == std::cv_status::timeout &&
                  meeting.reached[stage] < expected) {
         fail(job, ErrorCode::kPeerLost,
              std::to_string(expected - meeting.reached[stage]) + " of " + std::to_string(expected) +

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <functional>
 #include <random>
 #include <thread>
@@ -267,7 +268,7 @@ void check_groups(Communicator& all, Device device, std::uint64_t seed) {
 
 /// A pipeline's lanes, each a stream: what comes from the rank before goes on to the one behind, and back. In a ring
 /// the last rank sends to the first, too. Sizes are random, the same on all ranks, and so is which way a round begins
-/// with: between two ranks both ways may be one.
+/// with: between two ranks both ways may be one. Pauses are random, each rank's own.
 void check_lanes(Communicator& all, Device device, std::uint64_t seed, bool ring, std::size_t rounds) {
   const unsigned ranks = all.size();
   if (ranks == 1) return;
@@ -292,6 +293,7 @@ void check_lanes(Communicator& all, Device device, std::uint64_t seed, bool ring
     sizes.push_back(random() % 4 == 0 ? 1 + random() % 100'000 : 1 + random() % 300);
     turned.push_back(random() % 2 == 0);
   }
+  std::mt19937_64 pauses(seed + 1 + me);
   const auto sent = [&](std::size_t way, std::size_t i) { return numbers<float>(seed + 1000 * way + i, 0, sizes[i]); };
   for (std::size_t i = 0; i < rounds; ++i) {
     for (const std::size_t w : {std::size_t{turned[i]}, std::size_t{!turned[i]}}) {
@@ -304,6 +306,12 @@ void check_lanes(Communicator& all, Device device, std::uint64_t seed, bool ring
         all.receive(way.values.back().span(), way.from, way.receives);
         way.receives.record(*received);
         way.sends.wait(*received);
+      }
+      if (pauses() % 6 == 0) {  // Long enough for the others to fall asleep.
+        way.sends.run("pause", [pause = std::chrono::microseconds(pauses() % 3000)] {
+          std::this_thread::sleep_for(pause);
+          return Status{};
+        });
       }
       if (!ends || ring) all.send<float>(way.values.back().span(), way.to, way.sends);
       if (!starts || !ring) continue;
@@ -318,6 +326,32 @@ void check_lanes(Communicator& all, Device device, std::uint64_t seed, bool ring
     for (std::size_t i = 0; i < ways[w].values.size(); ++i)
       ASSERT_EQ(ways[w].values[i].back(), sent(w, i / each)) << "way " << w << ", message " << i / each;
   }
+}
+
+/// Who waits on four lanes for a rank that is late leaves the processors to others, and gets what it sends then.
+void check_waiting(Communicator& all, Device device, std::uint64_t seed) {
+  if (all.size() == 1) return;
+  const std::vector<std::size_t> sizes{1, 1000, 5000, 700'001};
+  std::vector<Stream> streams;
+  for (std::size_t i = 0; i < sizes.size(); ++i) streams.push_back(std::move(*Stream::create(device)));
+  std::vector<Values<float>> values;
+  for (std::size_t i = 0; i < sizes.size(); ++i)
+    values.emplace_back(all.rank() == 0 ? numbers<float>(seed + i, 0, sizes[i]) : std::vector<float>(sizes[i]),
+                        streams[i]);
+  auto aside = std::move(*Stream::create(device));
+  all.barrier(aside);
+  ASSERT_TRUE(aside.synchronize());
+  for (std::size_t i = 0; i < sizes.size() && all.rank() != 0; ++i) all.receive(values[i].span(), 0, streams[i]);
+  const std::clock_t before = std::clock();  // Of the process.
+  std::this_thread::sleep_for(300ms);
+  const double used = static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
+  EXPECT_LT(used, 0.2 * 0.3) << "seconds of a processor within 300 ms";
+  all.barrier(aside);  // What comes now is not to be counted by ranks that are threads of one process.
+  ASSERT_TRUE(aside.synchronize());
+  for (std::size_t i = 0; i < sizes.size() && all.rank() == 0; ++i) {
+    for (unsigned rank = 1; rank < all.size(); ++rank) all.send<float>(values[i].span(), rank, streams[i]);
+  }
+  for (std::size_t i = 0; i < sizes.size(); ++i) ASSERT_EQ(values[i].back(), numbers<float>(seed + i, 0, sizes[i]));
 }
 
 /// All of it, as one rank.
@@ -339,6 +373,7 @@ void conform(Communicator& all, Device device, std::uint64_t seed) {
   ASSERT_NO_FATAL_FAILURE(check_streams(all, *stream, *other));
   ASSERT_NO_FATAL_FAILURE(check_groups(all, device, seed));
   for (const bool ring : {false, true}) ASSERT_NO_FATAL_FAILURE(check_lanes(all, device, seed, ring, 60));
+  ASSERT_NO_FATAL_FAILURE(check_waiting(all, device, seed));
   all.barrier(*stream);
   EXPECT_TRUE(stream->synchronize());
   EXPECT_TRUE(all.check());

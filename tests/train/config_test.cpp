@@ -448,6 +448,7 @@ TEST(ConfigIdentity, changes_with_what_determines_the_weights_and_with_nothing_e
         "run.bucket_kib=4", "run.memory_limit_mib=100", "checkpoint.pool=a", "checkpoint.media=process", "log.csv=a",
         "sample.tokens=5", "sample.prompt=a"})
     EXPECT_EQ(with(one), plain) << one;
+  EXPECT_EQ(with("optimizer.weight_decay=-0.0"), plain) << "equal configs have one identity";
   EXPECT_EQ(with("data.text=a/b.txt"), with("data.text=/c/b.txt")) << "the folder does not count";
   EXPECT_EQ(identity_of(config_of("", {"run.schedule=zb-h1", "run.pipeline=2", "run.data_parallel=2"})), plain);
   const auto cosine = [](const std::string& steps) {

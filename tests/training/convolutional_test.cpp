@@ -59,8 +59,9 @@ ImageShape image_of(const ModelOptions& model) {
       model);
 }
 
+/// Of one thread: what is small here is slow where threads of others are in the way.
 gpu::Stream stream_of(gpu::Device device = gpu::Device::cpu()) {
-  return std::move(*gpu::Stream::create(device, {.threads = 2}));
+  return std::move(*gpu::Stream::create(device, {.threads = 1}));
 }
 
 template <class T>
@@ -100,13 +101,17 @@ class Trained {
   gpu::Stream& stream() { return stream_; }
 
   NetworkRun<T> run(unsigned batch, unsigned slot, bool adds = false, bool training = true) {
+    return run_of(rows_, batch, slot, adds, training);
+  }
+  /// Of the first rows.
+  NetworkRun<T> run_of(std::size_t rows, unsigned batch, unsigned slot, bool adds = false, bool training = true) {
     Batch& values = batches_[batch];
-    values.view = {.rows = rows_,
-                   .images = values.images,
+    values.view = {.rows = rows,
+                   .images = values.images.span().subspan(0, rows * image_of(model_).size()),
                    .tokens = {},
-                   .targets = values.targets,
-                   .losses = values.losses,
-                   .gradient_factor = 1.0F / static_cast<float>(rows_)};
+                   .targets = values.targets.span().subspan(0, rows),
+                   .losses = values.losses.span().subspan(0, rows),
+                   .gradient_factor = 1.0F / static_cast<float>(rows)};
     return {values.view, slot, adds, training, workspace_.span(), stream_};
   }
   void forward(const NetworkRun<T>& run) {
@@ -118,12 +123,12 @@ class Trained {
   void weight_gradients(const NetworkRun<T>& run) {
     for (unsigned layer = 0; layer < network_->layers(); ++layer) network_->weight_gradient(layer, run);
   }
-  void step(unsigned batch, unsigned slot, bool adds = false) {
-    const NetworkRun<T> all = run(batch, slot, adds);
-    forward(all);
-    output_gradients(all);
-    weight_gradients(all);
+  void step(const NetworkRun<T>& run) {
+    forward(run);
+    output_gradients(run);
+    weight_gradients(run);
   }
+  void step(unsigned batch, unsigned slot, bool adds = false) { step(run(batch, slot, adds)); }
   double loss(unsigned batch, unsigned slot, bool training = true) {
     forward(run(batch, slot, false, training));
     const std::vector<float> losses = floats(batches_[batch].losses.span(), stream_);
@@ -145,7 +150,7 @@ class Trained {
     std::vector<T> images(rows_ * image_of(model_).size());
     for (T& value : images) value = T(normal(random));
     std::vector<std::int32_t> targets(rows_);
-    for (std::int32_t& target : targets) target = static_cast<std::int32_t>(random() % classes_of(model_));
+    for (std::size_t i = 0; i < rows_; ++i) targets[i] = static_cast<std::int32_t>(i % classes_of(model_));
     Batch batch{std::move(*gpu::Buffer<T>::create(images.size(), stream_)),
                 std::move(*gpu::Buffer<std::int32_t>::create(rows_, stream_)),
                 std::move(*gpu::Buffer<float>::create(rows_, stream_))};
@@ -434,6 +439,17 @@ TEST_P(Models, gradients_are_added_where_that_is_wanted) {
   const std::vector<float> both = trained.gradients();
   for (std::size_t i = 0; i < both.size(); ++i)
     ASSERT_NEAR(both[i], first[i] + second[i], 1e-5F + 1e-5F * std::abs(both[i])) << i;
+}
+
+TEST_P(Models, a_batch_may_have_fewer_rows_than_there_is_room_for) {
+  auto random = test::generator(6);
+  auto same = random;
+  Trained<float> large(model(), 9, 1, random);
+  Trained<float> small(model(), 4, 1, same);
+  large.step(large.run_of(4, 0, 0));
+  small.step(0, 0);
+  EXPECT_EQ(large.gradients(), small.gradients());
+  for (std::size_t rows = 1; rows <= 9; ++rows) large.step(large.run_of(rows, 0, 0));
 }
 
 // Its running statistics become those of the one batch that it sees; only the variance's rows - 1 is left between.

@@ -262,7 +262,7 @@ Result<std::optional<SaveReport>> Checkpoints::Impl::save(const Position& positi
   const std::vector<StateTensor> tensors = trainer_.whole_state();
   // Where kernels write elsewhere than the host reads, or on several ranks, a copy is made first.
   const bool in_place = trainer_.device().backend() == gpu::Backend::kCpu && trainer_.state().size() == tensors.size();
-  if (!in_place) {
+  if (!in_place && trainer_.data_rank() == 0) {
     auto gathered = trainer_.gather();
     if (!gathered) return tl::unexpected(gathered.error());
     gathered_ = std::move(*gathered);

@@ -388,9 +388,10 @@ Result<Plan> plan_one_device(OneDevice kind, const Step& step, const PlanOptions
     plan.choice.clear();
     return plan;
   }
-  // Searched in the steady state, whatever was asked for: a delayed dW is paid for in the next iteration.
+  // Searched in the steady state, whatever was asked for: a delayed dW is paid for in the next iteration. So plans of
+  // any number of iterations make the same choice, and a shorter window of the trainer needs no more than a whole one.
   PlanOptions searched = options;
-  searched.iterations = std::max(3U, options.iterations);
+  searched.iterations = 3;
   std::vector<std::optional<Way>> candidates{std::nullopt};
   for (const bool delays : {false, true}) {
     if (delays && step.clips) continue;

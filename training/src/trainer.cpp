@@ -188,6 +188,7 @@ class TrainerOf final : public Trainer {
 
   const TrainerOptions& options() const override { return options_; }
   gpu::Device device() const override { return main_.device(); }
+  unsigned data_rank() const override { return rank_of(ranks_.data); }
 
   void before_next_update(std::function<Status()> wait) override { before_next_update_ = std::move(wait); }
 

@@ -1,6 +1,6 @@
 // Ranks that are processes of an mpirun, over MPI's messages between two of them; every call is nonblocking and made
 // under one lock, and what is waited for is tested until it is there or its time is over, so that a rank that has died
-// is an error and no hang.
+// is an error and no hang. Who waits for long sleeps meanwhile (Sleeper).
 //
 //   all-reduce, part by part (rank r has part r), segment by segment of the parts:
 //     round 0   everybody sends its values of part r to rank r, which reduces them in the order of the ranks
@@ -19,6 +19,7 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -75,7 +76,7 @@ Status initialise() {
 /// A group has no MPI communicator of its own: all of MPI's ways to make one for some ranks stop the caller until the
 /// others come, for ever if one is lost, and with it all operations, which need the same lock. Instead it has tags:
 ///
-///   tag    kNumbers * group + number of the operation (of collectives: two tags each)
+///   tag    kNumbers * group + 2 * number of the operation, each of which has two tags
 ///   group  0: all ranks;  1 + groups_of_each * r + i: the i-th group that rank r is the first of
 ///
 /// The first rank of a group alone says which number it has, so two groups never have the same.
@@ -137,8 +138,93 @@ constexpr std::size_t kFewBytes = 4096;  // An eager message of Open MPI's share
 /// Of a part, that is in one message: large enough for the latency, small enough for the second cache.
 constexpr std::size_t kSegmentBytes = 128 << 10;
 
+/// Of a long message, that is on its way at once: moved in less time than who waits for it stays awake.
+constexpr std::size_t kPartBytes = 1 << 20;
+
 /// Room for what all others send of two segments.
 [[nodiscard]] std::size_t scratch_bytes(const Job& job) { return 2 * kSegmentBytes * (job.size - 1); }
+
+using Clock = std::chrono::steady_clock;
+using Group = std::vector<MPI_Request>;
+
+/// Whether all of the group are done; MPI's code. Under the lock.
+int test(Group& group, bool& done) {
+  int all = 0;
+  const int code = MPI_Testall(static_cast<int>(group.size()), group.data(), &all, MPI_STATUSES_IGNORE);
+  done = all != 0;
+  return code;
+}
+
+/// An operation that has waited for long. One of those that sleep looks for all of them from time to time, so that many
+/// lanes that wait for other ranks cost no more than one, and leave the processors to those that compute. What has come
+/// is noticed at most 1/64 of the time late that its operation has waited, and what the system takes to wake a thread.
+class Sleeper {
+ public:
+  Sleeper(Group& group, Clock::time_point began, Clock::time_point until) noexcept
+      : group_(group), began_(began), until_(until) {}
+  Sleeper(const Sleeper&) = delete;
+  Sleeper& operator=(const Sleeper&) = delete;
+
+  /// Returns when the group is done, or it is late, or MPI has an error: its code.
+  [[nodiscard]] int sleep() {
+    std::unique_lock lock(mpi_mutex());
+    sleepers().push_back(this);
+    if (looks() != nullptr) looks()->woken_.notify_one();  // It looks more often for one that has not waited so long.
+    while (!done_ && code_ == MPI_SUCCESS && Clock::now() < until_) {
+      if (looks() == nullptr) looks() = this;
+      if (looks() != this) {
+        woken_.wait_until(lock, until_);
+        continue;
+      }
+      look();
+      if (!done_ && code_ == MPI_SUCCESS) woken_.wait_until(lock, std::min(next_look(), until_));
+    }
+    std::erase(sleepers(), this);
+    if (looks() == this) looks() = nullptr;
+    // Somebody must look, and who was asked to may be on its way out as well.
+    if (looks() == nullptr && !sleepers().empty()) sleepers().front()->woken_.notify_one();
+    return code_;
+  }
+  [[nodiscard]] bool done() const noexcept { return done_; }
+
+ private:
+  static constexpr std::chrono::microseconds kLookEvery{250};
+
+  // Of all, under the lock.
+  static std::vector<Sleeper*>& sleepers() {
+    static auto& all = *new std::vector<Sleeper*>;
+    return all;
+  }
+  static Sleeper*& looks() {
+    static Sleeper* one = nullptr;
+    return one;
+  }
+
+  /// A test of Open MPI's first looks, and then moves all messages along: what has come, only the next one says.
+  void look() {
+    code_ = test(group_, done_);
+    for (Sleeper* const one : sleepers()) {
+      if (one->done_ || one->code_ != MPI_SUCCESS) continue;
+      one->code_ = test(one->group_, one->done_);
+      if (one != this && (one->done_ || one->code_ != MPI_SUCCESS)) one->woken_.notify_one();
+    }
+  }
+  static Clock::time_point next_look() {
+    const auto now = Clock::now();
+    Clock::duration wait = kLookEvery;
+    for (const Sleeper* const one : sleepers()) {
+      if (!one->done_) wait = std::min(wait, (now - one->began_) / 64);
+    }
+    return now + wait;
+  }
+
+  Group& group_;
+  Clock::time_point began_;
+  Clock::time_point until_;
+  std::condition_variable woken_;
+  bool done_ = false;
+  int code_ = MPI_SUCCESS;
+};
 
 /// One operation: requests in groups, and the patience with them. Of the stream's thread.
 class Operation {
@@ -151,8 +237,6 @@ class Operation {
     const std::lock_guard lock(job_.mutex);
     job_.scratch.push_back(std::move(scratch_));
   }
-
-  using Group = std::vector<MPI_Request>;
 
   [[nodiscard]] unsigned rank() const noexcept { return job_.rank; }
   [[nodiscard]] unsigned size() const noexcept { return job_.size; }
@@ -188,46 +272,61 @@ class Operation {
 
   /// Returns when all of the group are done. Errors: PeerLost, after which nothing more may be waited for.
   [[nodiscard]] Status wait(Group& group) {
-    // Where more wait than there are processors, who waits must let others run. Other ranks are taken to be like this.
-    struct Waiting {
-      unsigned here = ++waiting();
-      ~Waiting() { --waiting(); }
-    } const now_waiting;
-    static const unsigned processors = std::max(1U, std::thread::hardware_concurrency());
-    const bool crowded = now_waiting.here * job_.world->ranks_here > processors;
-    const auto began = std::chrono::steady_clock::now();
-    for (unsigned tries = 0; code_ == MPI_SUCCESS; ++tries) {
-      int done = 0;
-      {
-        const std::lock_guard all(mpi_mutex());
-        note(MPI_Testall(static_cast<int>(group.size()), group.data(), &done, MPI_STATUSES_IGNORE));
-      }
-      if (done != 0) {
-        group.clear();
-        return {};
-      }
-      if (tries % 16 != 15) {
+    if (group.empty()) return {};
+    const auto began = Clock::now();
+    bool done = false;
+    {
+      // Where more are awake than there are processors, each lets others run. Other ranks are taken to be like this.
+      const Awake here;
+      static const unsigned processors = std::max(1U, std::thread::hardware_concurrency());
+      const auto is_crowded = [this] { return Awake::count() * job_.world->ranks_here > processors; };
+      bool crowded = is_crowded();
+      for (unsigned tries = 1; code_ == MPI_SUCCESS; ++tries) {
+        {
+          const std::lock_guard all(mpi_mutex());
+          note(test(group, done));
+        }
+        if (done) break;
         if (crowded) std::this_thread::yield();
-        continue;
-      }
-      // Messages that come at all come soon; for a rank that is late, waiting costs others nothing.
-      const auto now = std::chrono::steady_clock::now();
-      if (now - began > job_.timeout)
-        return give_up(" was not done within " + std::to_string(job_.timeout.count()) + " ms");
-      if (now - began > std::chrono::milliseconds(2)) {
-        std::this_thread::sleep_for(std::chrono::microseconds(50));
-      } else if (now - began > std::chrono::microseconds(50)) {
+        if (tries % 16 != 0) continue;
+        const auto waited = Clock::now() - began;
+        if (waited > kAwake && tries >= kTriesAwake) break;
+        if (waited < std::chrono::microseconds(50)) continue;
         std::this_thread::yield();
+        crowded = is_crowded();
       }
     }
-    return give_up(": " + text_of(code_));
+    if (!done && code_ == MPI_SUCCESS) {
+      Sleeper sleeper(group, began, began + job_.timeout);
+      note(sleeper.sleep());
+      done = sleeper.done();
+      if (!done && code_ == MPI_SUCCESS)
+        return give_up(" was not done within " + std::to_string(job_.timeout.count()) + " ms");
+    }
+    if (code_ != MPI_SUCCESS) return give_up(": " + text_of(code_));
+    group.clear();
+    return {};
   }
 
  private:
-  static std::atomic<unsigned>& waiting() {
-    static std::atomic<unsigned> operations{0};
-    return operations;
-  }
+  // What comes at all mostly comes soon. Then they sleep. (The tests count where others have the processors meanwhile.)
+  static constexpr std::chrono::microseconds kAwake{500};
+  static constexpr unsigned kTriesAwake = 64;
+
+  struct Awake {
+    Awake() noexcept { ++counter(); }
+    Awake(const Awake&) = delete;
+    Awake& operator=(const Awake&) = delete;
+    ~Awake() { --counter(); }
+    static unsigned count() noexcept { return counter(); }
+
+   private:
+    static std::atomic<unsigned>& counter() noexcept {
+      static std::atomic<unsigned> operations{0};
+      return operations;
+    }
+  };
+
   void note(int code) {
     if (code_ == MPI_SUCCESS) code_ = code;
   }
@@ -278,8 +377,8 @@ Status run_rounds(Operation& op, const Rounds& what, int tag) {
     return op.scratch() + ((s % 2) * (ranks - 1) + (rank < me ? rank : rank - 1)) * kSegmentBytes;
   };
   const bool is_root = what.root == me;
-  std::array<Operation::Group, 2> first;
-  std::array<Operation::Group, 2> second;
+  std::array<Group, 2> first;
+  std::array<Group, 2> second;
   const auto post_first = [&](std::size_t s) {
     const std::size_t mine = values_of(me, s) * width;
     for (unsigned step = 1; step < ranks; ++step) {
@@ -332,7 +431,7 @@ Status run_rounds(Operation& op, const Rounds& what, int tag) {
 Status reduce_few(Operation& op, std::byte* values, std::size_t count, Element element, Reduction reduction, int tag) {
   const std::size_t bytes = count * bytes_of(element);
   const unsigned ranks = op.size();
-  Operation::Group group;
+  Group group;
   std::vector<const void*> inputs(ranks);
   for (unsigned step = 1; step < ranks; ++step) {
     std::byte* const to = op.scratch() + (step - 1) * kFewBytes;
@@ -396,7 +495,7 @@ class MpiCommunicator final : public CommunicatorImpl {
         what.own = mine + what.begin(op.rank(), op.size());
         return run_rounds(op, what, tag);
       }
-      Operation::Group group;
+      Group group;
       if (op.rank() != root) {
         op.receive(mine, bytes, root, tag, op.job().world->comm, group);
       } else {
@@ -411,7 +510,7 @@ class MpiCommunicator final : public CommunicatorImpl {
     collective("barrier", stream, [](Operation& op, int tag) {
       Status done;
       if (op.size() <= kFewRanks) {
-        Operation::Group group;
+        Group group;
         for (unsigned step = 1; step < op.size(); ++step) {
           op.receive(nullptr, 0, op.before(step), tag, op.job().world->comm, group);
           op.send(nullptr, 0, op.behind(step), tag, op.job().world->comm, group);
@@ -419,7 +518,7 @@ class MpiCommunicator final : public CommunicatorImpl {
         return op.wait(group);
       }
       for (unsigned step = 1; step < op.size() && done; step *= 2) {
-        Operation::Group group;
+        Group group;
         op.receive(nullptr, 0, op.before(step), tag, op.job().world->comm, group);
         op.send(nullptr, 0, op.behind(step), tag, op.job().world->comm, group);
         done = op.wait(group);
@@ -465,38 +564,58 @@ class MpiCommunicator final : public CommunicatorImpl {
   }
 
   void send(const void* values, std::size_t count, Element element, unsigned to, Stream& stream) override {
-    const int tag = static_cast<int>(job_->first_tag + sent_[to]++ % job_->world->numbers);
-    issue("send", stream, [=](Operation& op) {
-      Operation::Group group;
-      for_messages(count * bytes_of(element), [&](std::size_t at, std::size_t bytes) {
-        op.send(static_cast<const std::byte*>(values) + at, bytes, to, tag, op.job().world->messages, group);
-      });
-      return op.wait(group);
+    issue("send", stream, [=, tag = tag_of(sent_[to]++)](Operation& op) {
+      const MPI_Comm comm = op.job().world->messages;
+      return in_parts(
+          op, count * bytes_of(element),
+          [&](std::size_t at, std::size_t bytes, Group& group) {
+            op.send(static_cast<const std::byte*>(values) + at, bytes, to, tag, comm, group);
+          },
+          [&](Group& group) { op.receive(nullptr, 0, to, tag + 1, comm, group); });
     });
   }
   void receive(void* values, std::size_t count, Element element, unsigned from, Stream& stream) override {
-    const int tag = static_cast<int>(job_->first_tag + received_[from]++ % job_->world->numbers);
-    issue("receive", stream, [=](Operation& op) {
-      Operation::Group group;
-      for_messages(count * bytes_of(element), [&](std::size_t at, std::size_t bytes) {
-        op.receive(static_cast<std::byte*>(values) + at, bytes, from, tag, op.job().world->messages, group);
-      });
-      return op.wait(group);
+    issue("receive", stream, [=, tag = tag_of(received_[from]++)](Operation& op) {
+      const MPI_Comm comm = op.job().world->messages;
+      return in_parts(
+          op, count * bytes_of(element),
+          [&](std::size_t at, std::size_t bytes, Group& group) {
+            op.receive(static_cast<std::byte*>(values) + at, bytes, from, tag, comm, group);
+          },
+          [&](Group& group) { op.send(nullptr, 0, from, tag + 1, comm, group); });
     });
   }
 
  private:
-  /// MPI counts in ints: long messages go in parts.
-  template <class Message>
-  static void for_messages(std::size_t bytes, const Message& message) {
-    constexpr std::size_t kBytesMax = 1 << 30;
-    for (std::size_t at = 0; at == 0 || at < bytes; at += kBytesMax) message(at, std::min(bytes - at, kBytesMax));
+  /// part(at, bytes, group) for each part of a message. MPI moves a long one along only while both sides look, and who
+  /// has waited for long looks rarely. So of a long one a few bytes come first, which tell the receiver that the rest
+  /// is on its way, and receiver_is_there(group) tells the sender; then both are awake.
+  template <class Part, class There>
+  static Status in_parts(Operation& op, std::size_t bytes, const Part& part, const There& receiver_is_there) {
+    std::array<Group, 2> groups;
+    const std::size_t few = std::min(bytes, kFewBytes);
+    part(0, few, groups[0]);
+    if (bytes > few) receiver_is_there(groups[1]);
+    std::size_t number = 0;
+    for (std::size_t at = few; at < bytes; at += kPartBytes, ++number) {
+      // Two at a time; of the first two both, as they are what is waited for.
+      if (Status done = op.wait(groups[number % 2]); !done) return done;
+      if (number == 0) {
+        if (Status done = op.wait(groups[1]); !done) return done;
+      }
+      part(at, std::min(kPartBytes, bytes - at), groups[number % 2]);
+    }
+    for (Group* const group : {&groups[number % 2], &groups[(number + 1) % 2]}) {
+      if (Status done = op.wait(*group); !done) return done;
+    }
+    return {};
   }
-  /// Ranks meet by the numbers that they give to their collectives, whichever streams these come from. The first of
-  /// two tags.
-  int next_collective() {
-    return static_cast<int>(job_->first_tag + 2 * (collectives_++ % (job_->world->numbers / 2)));
+  /// Ranks meet by the numbers that they give to their collectives and messages, whichever streams these come from. The
+  /// first of two tags.
+  [[nodiscard]] int tag_of(std::uint64_t number) const {
+    return static_cast<int>(job_->first_tag + 2 * (number % (job_->world->numbers / 2)));
   }
+  int next_collective() { return tag_of(collectives_++); }
   template <class Work>
   void collective(const char* name, Stream& stream, Work work) {
     issue(name, stream, [tag = next_collective(), work = std::move(work)](Operation& op) { return work(op, tag); });

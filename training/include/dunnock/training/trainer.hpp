@@ -138,6 +138,8 @@ class Trainer {
   [[nodiscard]] virtual Status load(std::span<const std::vector<float>> whole) = 0;
   [[nodiscard]] virtual const TrainerOptions& options() const = 0;
   [[nodiscard]] virtual gpu::Device device() const = 0;
+  /// Among the ranks that hold the same layers; what they hold is the same but for running statistics.
+  [[nodiscard]] virtual unsigned data_rank() const = 0;
   /// The next run calls this before it changes anything that state() shows, once, on a thread of its own; it may wait.
   virtual void before_next_update(std::function<Status()> wait) = 0;
   /// When the operations of the last run ran, by the names of the plan; microseconds. Errors: InvalidArgument (it does

@@ -1,0 +1,421 @@
+#include "data.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <variant>
+
+#include "dunnock/training/bpe.hpp"
+#include "dunnock/training/byte_tokeniser.hpp"
+#include "dunnock/training/idx.hpp"
+#include "dunnock/training/llama2c_tokeniser.hpp"
+
+namespace dunnock::train {
+namespace {
+
+using training::ModelOptions;
+using training::StepInput;
+
+tl::unexpected<Error> invalid(std::string what) { return make_error(ErrorCode::kInvalidArgument, std::move(what)); }
+
+/// An error of what a key names.
+tl::unexpected<Error> about(const LoadedConfig& loaded, const std::string& key, const Error& error) {
+  return make_error(error.code, loaded.where(key) + ": " + error.message);
+}
+
+using Tokeniser = std::variant<std::monostate, training::Bpe, training::Llama2cTokeniser>;  // First: bytes.
+
+Result<Tokeniser> open_tokeniser(const LoadedConfig& loaded) {
+  const DataConfig& data = loaded.config.data;
+  switch (data.tokeniser) {
+    case TokeniserKind::kBytes: break;
+    case TokeniserKind::kGpt2: {
+      auto bpe = training::Bpe::load({loaded.path_of(data.vocabulary), loaded.path_of(data.merges)});
+      if (!bpe) return about(loaded, "data.vocabulary", bpe.error());
+      return Tokeniser(std::move(*bpe));
+    }
+    case TokeniserKind::kLlama2c: {
+      auto llama = training::Llama2cTokeniser::load(loaded.path_of(data.tokeniser_file));
+      if (!llama) return about(loaded, "data.tokeniser_file", llama.error());
+      return Tokeniser(std::move(*llama));
+    }
+  }
+  return Tokeniser();
+}
+
+std::vector<std::int32_t> encode_with(const Tokeniser& tokeniser, std::string_view text) {
+  if (const auto* bpe = std::get_if<training::Bpe>(&tokeniser)) return bpe->encode(text);
+  if (const auto* llama = std::get_if<training::Llama2cTokeniser>(&tokeniser)) return llama->encode(text, {});
+  return training::ByteTokeniser::encode(text);
+}
+
+std::uint64_t vocabulary_of(const Tokeniser& tokeniser) {
+  if (const auto* bpe = std::get_if<training::Bpe>(&tokeniser)) return static_cast<std::uint64_t>(bpe->vocabulary());
+  if (const auto* llama = std::get_if<training::Llama2cTokeniser>(&tokeniser))
+    return static_cast<std::uint64_t>(llama->vocabulary());
+  return 256;
+}
+
+Result<std::string> read_text(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::exists(path, error)) return make_error(ErrorCode::kNotFound, path + " is not there");
+  std::ifstream file(path, std::ios::binary);
+  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  if (!file.is_open() || file.bad() || std::filesystem::is_directory(path, error))
+    return make_error(ErrorCode::kIo, path + " can't be read");
+  return text;
+}
+
+/// The text's tokens in a file whose name is gone as soon as it is open.
+Result<training::TokenFile> as_token_file(const std::vector<std::int32_t>& tokens, std::uint64_t vocabulary) {
+  std::string name = (std::filesystem::temp_directory_path() / "dunnock-tokens-XXXXXX").string();
+  const int descriptor = mkstemp(name.data());
+  if (descriptor < 0) return make_error(ErrorCode::kIo, "no file can be made in " + name);
+  close(descriptor);
+  const auto write = [&]() -> Result<training::TokenFile> {
+    auto writer = training::TokenFileWriter::create(name, vocabulary);
+    if (!writer) return tl::unexpected(writer.error());
+    if (Status done = writer->append(tokens); !done) return tl::unexpected(done.error());
+    if (Status done = writer->finish(); !done) return tl::unexpected(done.error());
+    return training::TokenFile::open(name);
+  };
+  auto file = write();
+  std::error_code ignored;
+  std::filesystem::remove(name, ignored);
+  return file;
+}
+
+std::vector<std::size_t> sizes(const std::vector<unsigned>& some) { return {some.begin(), some.end()}; }
+
+Result<ModelOptions> gpt_of(const LoadedConfig& loaded, std::uint64_t vocabulary) {
+  const ModelConfig& model = loaded.config.model;
+  if (model.vocabulary != 0 && model.vocabulary < vocabulary)
+    return invalid(loaded.where("model.vocabulary") + ": expected at least the data's " + std::to_string(vocabulary) +
+                   ", got " + std::to_string(model.vocabulary));
+  return ModelOptions(training::GptOptions{
+      .vocabulary = model.vocabulary != 0 ? model.vocabulary : static_cast<std::size_t>(vocabulary),
+      .context = model.context,
+      .layers = model.layers,
+      .heads = model.heads,
+      .width = model.width,
+      .mlp_ratio = model.mlp_ratio,
+      .positions =
+          model.positions == Positions::kRotary ? training::Positions::kRotary : training::Positions::kLearned});
+}
+
+Result<ModelOptions> image_model_of(const LoadedConfig& loaded, const training::ImageShape& image) {
+  const ModelConfig& model = loaded.config.model;
+  const std::size_t classes = loaded.config.data.classes;
+  switch (model.kind) {
+    case ModelKind::kMlp:
+      return ModelOptions(
+          training::MlpOptions{.inputs = image.size(), .hidden = sizes(model.hidden), .classes = classes});
+    case ModelKind::kCnn: {
+      training::CnnOptions cnn{.image = image,
+                               .stages = {},
+                               .batch_norm = model.batch_norm,
+                               .hidden = sizes(model.hidden),
+                               .classes = classes};
+      for (const auto& stage : model.stages) cnn.stages.push_back(sizes(stage));
+      return ModelOptions(cnn);
+    }
+    case ModelKind::kResnet:
+      return ModelOptions(training::ResNetOptions{.image = image,
+                                                  .blocks = sizes(model.blocks),
+                                                  .width = model.width,
+                                                  .bottleneck = model.bottleneck,
+                                                  .large_stem = model.stem == Stem::kLarge,
+                                                  .classes = classes});
+    case ModelKind::kDensenet:
+      if (!model.bottleneck || model.compression != 0.5)
+        return make_error(ErrorCode::kUnsupported,
+                          "DenseNets have bottlenecks and a compression of 0.5 (DenseNet-BC) here, and no others");
+      return ModelOptions(training::DenseNetOptions{
+          .image = image,
+          .blocks = sizes(model.blocks),
+          .growth = model.growth,
+          .stem_width = model.stem_width != 0 ? model.stem_width : 2 * std::size_t{model.growth},
+          .large_stem = model.stem == Stem::kLarge,
+          .classes = classes});
+    case ModelKind::kGpt: break;
+  }
+  return invalid("a GPT does not read images");
+}
+
+/// Images first .. first + count - 1 of a set.
+Result<training::ImageSet> part_of(const training::ImageSet& all, std::size_t first, std::size_t count) {
+  std::vector<std::byte> pixels;
+  std::vector<std::byte> labels;
+  for (std::size_t i = first; i < first + count; ++i) {
+    const auto bytes = std::as_bytes(all.image(i));
+    pixels.insert(pixels.end(), bytes.begin(), bytes.end());
+    labels.push_back(static_cast<std::byte>(all.label(i)));
+  }
+  const auto n = static_cast<std::uint32_t>(count);
+  training::IdxArray images{training::IdxType::kU8,
+                            {n, static_cast<std::uint32_t>(all.channels()), static_cast<std::uint32_t>(all.height()),
+                             static_cast<std::uint32_t>(all.width())},
+                            std::move(pixels)};
+  return training::ImageSet::create(std::move(images), {training::IdxType::kU8, {n}, std::move(labels)}, all.classes());
+}
+
+}  // namespace
+
+struct TrainingData::State {
+  LoadedConfig config;
+  training::Shard shard;
+  ModelOptions model;
+  // Tokens.
+  Tokeniser tokeniser;
+  std::optional<training::TokenFile> file;
+  training::TokenSplit split;
+  std::optional<training::TokenLoader> tokens;
+  std::vector<training::TokenBatch> token_batches;
+  // Images.
+  std::shared_ptr<const training::ImageSet> images;
+  std::shared_ptr<const training::ImageSet> validation;
+  std::optional<training::ImageLoader> image_loader;
+  std::vector<training::ImageBatch> image_batches;
+  std::vector<std::vector<float>> turned;  // Of each batch, channels innermost.
+
+  [[nodiscard]] bool has_tokens() const { return file.has_value(); }
+
+  Status open_tokens();
+  Status open_images();
+  Result<training::TokenLoader> token_loader(training::TokenRange range, training::Order order, unsigned buffers,
+                                             const training::LoaderPosition* start) const;
+  Result<training::ImageLoader> make_image_loader(std::shared_ptr<const training::ImageSet> set, training::Order order,
+                                                  bool remainder, unsigned buffers,
+                                                  const training::LoaderPosition* start) const;
+  /// (rows, channels, height, width) -> (rows, height, width, channels); the same memory where there is one channel.
+  std::span<const float> turn(const training::ImageBatch& batch, std::vector<float>& to) const;
+};
+
+TrainingData::TrainingData(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
+TrainingData::TrainingData(TrainingData&&) noexcept = default;
+TrainingData& TrainingData::operator=(TrainingData&&) noexcept = default;
+TrainingData::~TrainingData() = default;
+
+Status TrainingData::State::open_tokens() {
+  const DataConfig& data = config.config.data;
+  auto opened = open_tokeniser(config);
+  if (!opened) return tl::unexpected(opened.error());
+  tokeniser = std::move(*opened);
+  std::uint64_t vocabulary = vocabulary_of(tokeniser);
+  if (!data.text.empty()) {
+    const auto text = read_text(config.path_of(data.text));
+    if (!text) return about(config, "data.text", text.error());
+    auto made = as_token_file(encode_with(tokeniser, *text), vocabulary);
+    if (!made) return about(config, "data.text", made.error());
+    file = std::move(*made);
+  } else {
+    auto made = training::TokenFile::open(config.path_of(data.tokens),
+                                          {.format = data.token_format, .vocabulary = config.config.model.vocabulary});
+    if (!made) return about(config, "data.tokens", made.error());
+    vocabulary = made->vocabulary();
+    file = std::move(*made);
+  }
+  split = training::split_tokens(file->count(), data.validation_share);
+  auto gpt = gpt_of(config, vocabulary);
+  if (!gpt) return tl::unexpected(gpt.error());
+  model = *gpt;
+  return {};
+}
+
+Status TrainingData::State::open_images() {
+  const DataConfig& data = config.config.data;
+  auto set = training::ImageSet::open({config.path_of(data.images), config.path_of(data.labels)}, data.classes);
+  if (!set) return about(config, "data.images", set.error());
+  auto all = std::make_shared<const training::ImageSet>(std::move(*set));
+  const auto share = [&](const Result<training::ImageSet>& part,
+                         std::shared_ptr<const training::ImageSet>& to) -> Status {
+    if (!part) return tl::unexpected(part.error());
+    to = std::make_shared<const training::ImageSet>(*part);
+    return {};
+  };
+  images = all;
+  if (!data.test_images.empty()) {
+    const auto test =
+        training::ImageSet::open({config.path_of(data.test_images), config.path_of(data.test_labels)}, data.classes);
+    if (!test) return about(config, "data.test_images", test.error());
+    if (test->pixels() != all->pixels() || test->channels() != all->channels())
+      return invalid(config.where("data.test_images") + ": the test images have another size than the others");
+    if (Status shared = share(test, validation); !shared) return shared;
+  } else if (const auto kept = static_cast<std::size_t>(data.validation_share * static_cast<double>(all->count()));
+             kept > 0) {
+    if (Status shared = share(part_of(*all, all->count() - kept, kept), validation); !shared) return shared;
+    if (Status shared = share(part_of(*all, 0, all->count() - kept), images); !shared) return shared;
+  }
+  auto made = image_model_of(config, {all->height(), all->width(), all->channels()});
+  if (!made) return tl::unexpected(made.error());
+  model = *made;
+  return {};
+}
+
+Result<training::TokenLoader> TrainingData::State::token_loader(training::TokenRange range, training::Order order,
+                                                                unsigned buffers,
+                                                                const training::LoaderPosition* start) const {
+  return training::TokenLoader::create(*file, range,
+                                       {.batch = config.config.run.batch,
+                                        .tokens = std::get<training::GptOptions>(model).context,
+                                        .order = order,
+                                        .seed = config.config.run.seed,
+                                        .shard = shard,
+                                        .buffers = buffers},
+                                       gpu::Device::cpu(), start);
+}
+
+Result<training::ImageLoader> TrainingData::State::make_image_loader(std::shared_ptr<const training::ImageSet> set,
+                                                                     training::Order order, bool remainder,
+                                                                     unsigned buffers,
+                                                                     const training::LoaderPosition* start) const {
+  const DataConfig& data = config.config.data;
+  return training::ImageLoader::create(std::move(set),
+                                       {.batch = config.config.run.batch,
+                                        .order = order,
+                                        .keep_remainder = remainder,
+                                        .seed = config.config.run.seed,
+                                        .mean = {data.mean.begin(), data.mean.end()},
+                                        .deviation = {data.deviation.begin(), data.deviation.end()},
+                                        .shard = shard,
+                                        .buffers = buffers},
+                                       gpu::Device::cpu(), start);
+}
+
+std::span<const float> TrainingData::State::turn(const training::ImageBatch& batch, std::vector<float>& to) const {
+  const std::size_t channels = images->channels();
+  if (channels == 1) return batch.images();
+  const std::size_t positions = images->pixels() / channels;
+  to.resize(batch.images().size());
+  for (std::size_t row = 0; row < batch.rows(); ++row) {
+    const float* from = batch.images().data() + row * channels * positions;
+    float* into = to.data() + row * channels * positions;
+    for (std::size_t c = 0; c < channels; ++c) {
+      for (std::size_t p = 0; p < positions; ++p) into[p * channels + c] = from[c * positions + p];
+    }
+  }
+  return to;
+}
+
+Result<TrainingData> TrainingData::open(const LoadedConfig& loaded, const training::Shard& shard) {
+  auto state = std::make_unique<State>();
+  state->config = loaded;
+  state->shard = shard;
+  const Status opened = loaded.config.model.kind == ModelKind::kGpt ? state->open_tokens() : state->open_images();
+  if (!opened) return tl::unexpected(opened.error());
+  if (const Status sound = training::check(state->model); !sound) return tl::unexpected(sound.error());
+  TrainingData data(std::move(state));
+  if (const Status started = data.start(nullptr); !started) return tl::unexpected(started.error());
+  return data;
+}
+
+const training::ModelOptions& TrainingData::model() const { return state_->model; }
+
+std::uint64_t TrainingData::batches_per_epoch() const {
+  return state_->has_tokens() ? state_->tokens->batches_per_epoch() : state_->image_loader->batches_per_epoch();
+}
+std::string_view TrainingData::items() const { return state_->has_tokens() ? "tokens" : "images"; }
+std::uint64_t TrainingData::items_per_batch() const {
+  const std::uint64_t rows = state_->config.config.run.batch;
+  return state_->has_tokens() ? rows * std::get<training::GptOptions>(state_->model).context : rows;
+}
+
+Status TrainingData::start(const training::LoaderPosition* position) {
+  State& state = *state_;
+  state.token_batches.clear();
+  state.image_batches.clear();
+  const unsigned buffers = state.config.config.run.window + 2;
+  const training::Order order = state.config.config.data.order;
+  if (state.has_tokens()) {
+    auto loader = state.token_loader(state.split.training, order, buffers, position);
+    if (!loader)
+      return about(state.config, state.config.config.data.text.empty() ? "data.tokens" : "data.text", loader.error());
+    state.tokens.emplace(std::move(*loader));
+    return {};
+  }
+  auto loader = state.make_image_loader(state.images, order, false, buffers, position);
+  if (!loader) return about(state.config, "data.images", loader.error());
+  state.image_loader.emplace(std::move(*loader));
+  return {};
+}
+
+training::LoaderPosition TrainingData::position() const {
+  return state_->has_tokens() ? state_->tokens->position() : state_->image_loader->position();
+}
+
+Result<std::vector<StepInput>> TrainingData::next(std::size_t count) {
+  State& state = *state_;
+  std::vector<StepInput> inputs;
+  state.token_batches.clear();
+  state.image_batches.clear();
+  state.turned.resize(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    if (state.has_tokens()) {
+      auto batch = state.tokens->next();
+      if (!batch) return tl::unexpected(batch.error());
+      state.token_batches.push_back(std::move(*batch));
+      inputs.push_back(
+          {.tokens = state.token_batches.back().inputs(), .targets = state.token_batches.back().targets()});
+    } else {
+      auto batch = state.image_loader->next();
+      if (!batch) return tl::unexpected(batch.error());
+      state.image_batches.push_back(std::move(*batch));
+      inputs.push_back({.images = state.turn(state.image_batches.back(), state.turned[i]),
+                        .targets = state.image_batches.back().labels()});
+    }
+  }
+  return inputs;
+}
+
+Result<std::optional<training::Evaluation>> TrainingData::evaluate(training::Trainer& trainer, std::uint64_t batches) {
+  State& state = *state_;
+  training::Evaluation sum;
+  const auto add = [&](const StepInput& input) -> Status {
+    const auto part = trainer.evaluate(input);
+    if (!part) return tl::unexpected(part.error());
+    sum.loss += part->loss;
+    sum.correct += part->correct;
+    sum.targets += part->targets;
+    return {};
+  };
+  if (state.has_tokens()) {
+    auto loader = state.token_loader(state.split.validation, training::Order::kSequential, 3, nullptr);
+    if (!loader) return std::nullopt;  // Too few tokens for a batch.
+    const std::uint64_t all = loader->batches_per_epoch();
+    for (std::uint64_t i = 0; i < (batches == 0 ? all : std::min(all, batches)); ++i) {
+      const auto batch = loader->next();
+      if (!batch) return tl::unexpected(batch.error());
+      if (Status added = add({.tokens = batch->inputs(), .targets = batch->targets()}); !added)
+        return tl::unexpected(added.error());
+    }
+    return sum;
+  }
+  if (state.validation == nullptr) return std::nullopt;
+  auto loader = state.make_image_loader(state.validation, training::Order::kSequential, true, 3, nullptr);
+  if (!loader) return tl::unexpected(loader.error());
+  const std::uint64_t all = loader->batches_per_epoch();
+  std::vector<float> turned;
+  for (std::uint64_t i = 0; i < (batches == 0 ? all : std::min(all, batches)); ++i) {
+    const auto batch = loader->next();
+    if (!batch) return tl::unexpected(batch.error());
+    if (Status added = add({.images = state.turn(*batch, turned), .targets = batch->labels()}); !added)
+      return tl::unexpected(added.error());
+  }
+  return sum;
+}
+
+Result<std::vector<std::int32_t>> TrainingData::encode(std::string_view text) const {
+  return encode_with(state_->tokeniser, text);
+}
+
+Result<std::string> TrainingData::decode(std::span<const std::int32_t> tokens) const {
+  if (const auto* bpe = std::get_if<training::Bpe>(&state_->tokeniser)) return bpe->decode(tokens);
+  if (const auto* llama = std::get_if<training::Llama2cTokeniser>(&state_->tokeniser)) return llama->decode(tokens);
+  return training::ByteTokeniser::decode(tokens);
+}
+
+}  // namespace dunnock::train

@@ -1,0 +1,43 @@
+// Run: one run of dunnock-train, on one process or as a rank of many.
+//
+//   config -> data, trainer, checkpoints (resumed, if asked for) -> window after window of steps
+//                                                    between them: log, evaluation, saves, signals
+//
+// What a crash leaves: the checkpoints whose saves were done, and the log up to some row; both are continued.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "config.hpp"
+#include "dunnock/base/result.hpp"
+#include "dunnock/gpu/communicator.hpp"
+
+namespace dunnock::train {
+
+struct RunOptions {
+  bool resume = false;       ///< From the newest checkpoint; from the beginning if there is none.
+  bool verify = false;       ///< Before resuming, every byte of it.
+  std::string trace;         ///< Chrome/Perfetto JSON of a window; "": none. Ranks but the first add ".rankN".
+  std::string weights;       ///< Initial weights, a safetensors file; "": drawn by the seed.
+  std::string save_weights;  ///< Written at the end; "": no.
+  /// JSON lines, one as each thing happens, for what watches a run: {"event": "started" | "resumed" | "saving" | "saved"
+  /// | "save failed" | "stopped" | "done", "step": N, ...}; appended. "": none.
+  std::string events;
+  double seconds_max = 0;    ///< Stops, saving, when so much time is over; 0: does not.
+  bool quiet = false;        ///< Results only.
+};
+
+/// How it ended.
+struct RunResult {
+  std::uint64_t steps = 0;
+  bool interrupted = false;  ///< By a signal or the time.
+};
+
+/// `world`: null for one process. Errors: with words for people; the last checkpoint is intact.
+[[nodiscard]] Result<RunResult> run(const LoadedConfig& loaded, const RunOptions& options, gpu::Communicator* world);
+
+/// SIGINT and SIGTERM end runs behind the window under way, with a save. A second one kills.
+void stop_on_signals();
+
+}  // namespace dunnock::train
