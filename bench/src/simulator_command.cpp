@@ -53,6 +53,9 @@ struct Case {
   ModelOptions model;
   std::size_t rows = 1;
   unsigned micro_batches = 1;
+  /// Ranks that are threads: as if their link was slower (CommunicatorOptions). It is measured like any other.
+  double added_latency_us = 0;
+  double added_us_per_mb = 0;
 };
 
 std::vector<Case> cases_of(const Options& options) {
@@ -78,10 +81,15 @@ std::vector<Case> cases_of(const Options& options) {
   if (wants("data-parallel")) {
     cases.push_back({"MLP 784-1024-1024-1024-10, batch 2 x 256", Family::kDataParallel, mlp, 256});
     cases.push_back({"GPT 1.2 M, 2 x 8 rows", Family::kDataParallel, gpt, 8});
+    // All gradients take as long as the computation, or longer.
+    cases.push_back(
+        {"MLP 784-1024-1024-1024-10, batch 2 x 256, slow link", Family::kDataParallel, mlp, 256, 1, 100, 1600});
+    cases.push_back({"GPT 1.2 M, 2 x 8 rows, slow link", Family::kDataParallel, gpt, 8, 1, 100, 8000});
   }
   if (wants("pipeline")) {
     cases.push_back({"GPT 1.2 M, 4 micro-batches of 4 rows", Family::kPipeline, gpt, 4, 4});
     cases.push_back({"GPT 1.2 M, 8 micro-batches of 4 rows", Family::kPipeline, gpt, 4, 8});
+    cases.push_back({"GPT 1.2 M, 4 micro-batches of 4 rows, slow link", Family::kPipeline, gpt, 4, 4, 500, 4000});
   }
   return cases;
 }
@@ -462,7 +470,8 @@ int simulator_command(const Options& options) {
     first = all->rank() == 0;
     Rank rank(&*all, &*sums);
     for (const Case& one : cases_of(options)) {
-      if (one.family != Family::kOneDevice) keep(run_case(rank, one, true, options, report));
+      if (one.family != Family::kOneDevice && one.added_us_per_mb == 0)
+        keep(run_case(rank, one, true, options, report));
     }
   } else {
     for (const Case& one : cases_of(options)) {
@@ -471,7 +480,8 @@ int simulator_command(const Options& options) {
         keep(run_case(rank, one, false, options, report));
         continue;
       }
-      auto all = Communicator::threads(kRanks);
+      auto all = Communicator::threads(
+          kRanks, {.added_latency_us = one.added_latency_us, .added_us_per_mb = one.added_us_per_mb});
       auto sums = Communicator::threads(kRanks);
       if (!all) fail(all.error().message);
       if (!sums) fail(sums.error().message);

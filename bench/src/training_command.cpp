@@ -353,7 +353,7 @@ void schedules(const Options& options, Report& report) {
         report.add("step by schedule", one.name, std::string(ways[w].schedule) + ", " + ways[w].name, "ms", ms.back());
       }
       ratios.push_back(ms[2] / ms[1]);
-      report.add("step by schedule, 2 lanes / 1 lane of 2 threads", one.name, "dunnock", "", ratios.back());
+      report.add("step by schedule, 2 lanes over 1 lane of 2 threads", one.name, "dunnock", "", ratios.back());
     }
     const auto median = [&](std::size_t w) {
       return report.median("step by schedule", one.name, std::string(ways[w].schedule) + ", " + ways[w].name);
