@@ -16,5 +16,7 @@ void add_kernels_command(CLI::App& app, Run& run);
 void add_collectives_command(CLI::App& app, Run& run);
 void add_overlap_command(CLI::App& app, Run& run);
 void add_schedules_command(CLI::App& app, Run& run);
+void add_simulator_command(CLI::App& app, Run& run);
+void add_training_command(CLI::App& app, Run& run);
 
 }  // namespace dunnock::bench

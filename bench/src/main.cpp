@@ -16,6 +16,8 @@ int main(int argc, char** argv) {
   dunnock::bench::add_collectives_command(app, run);
   dunnock::bench::add_overlap_command(app, run);
   dunnock::bench::add_schedules_command(app, run);
+  dunnock::bench::add_simulator_command(app, run);
+  dunnock::bench::add_training_command(app, run);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

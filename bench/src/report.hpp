@@ -54,6 +54,13 @@ class Report {
     }
     return NAN;
   }
+  [[nodiscard]] double least(const std::string& what, const std::string& setting, const std::string& system) const {
+    for (const Row& row : rows_) {
+      if (row.what == what && row.setting == setting && row.system == system)
+        return *std::ranges::min_element(row.values);
+    }
+    return NAN;
+  }
   /// How many times `ours` the value of `theirs` is.
   [[nodiscard]] double times(const std::string& what, const std::string& setting, const std::string& theirs,
                              const std::string& ours = "dunnock") const {
@@ -75,6 +82,7 @@ class Report {
                 : met             ? "met"
                                   : "MISSED");
   }
+  void add_skipped(const std::string& what, const std::string& why) { context_["skipped"][what] = why; }
   void note(const std::string& key, const nlohmann::json& value) { context_[key] = value; }
   /// The exit status.
   [[nodiscard]] int write_json(const std::string& path, const std::string& command) const {

@@ -2,6 +2,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -27,6 +31,19 @@ namespace dunnock::gpu::detail {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+/// A stream that has been idle for so long gives its team of threads back: longer than between two windows of training
+/// steps, for the next parallel loop makes the team anew (some 50 us).
+constexpr std::chrono::milliseconds kTeamKept{100};
+
+/// Of the calling thread. OpenMP's threads of several teams together that are more than the processors do not wait
+/// actively any more (libgomp), not even while the other teams sleep: each loop then costs a wake.
+void give_team_back() noexcept {
+// GCC has the call since 9, and says that it is OpenMP 4.5.
+#if defined(_OPENMP) && !defined(__SANITIZE_THREAD__) && (_OPENMP >= 201811 || !defined(__clang__))
+  (void)omp_pause_resource_all(omp_pause_soft);
+#endif
+}
 
 /// What one record() of an event stands for.
 struct Mark {
@@ -284,7 +301,13 @@ class CpuStream final : public StreamImpl {
     std::unique_lock lock(mutex_);
     for (;;) {
       busy_ = false;
-      changed_.wait(lock, [this] { return ending_ || !queue_.empty(); });
+      const auto wakes = [this] { return ending_ || !queue_.empty(); };
+      if (!changed_.wait_for(lock, kTeamKept, wakes)) {
+        lock.unlock();
+        give_team_back();
+        lock.lock();
+        changed_.wait(lock, wakes);
+      }
       if (queue_.empty()) return;
       busy_ = true;
       mine.swap(queue_);

@@ -16,6 +16,8 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <string_view>
+#include <thread>
 #include <tuple>
 #include <utility>
 
@@ -57,9 +59,10 @@ struct Meeting {
 
 struct Job {
   explicit Job(unsigned ranks, const CommunicatorOptions& options)
-      : size(ranks), timeout(options.timeout), gone(ranks), collectives(ranks) {}
+      : size(ranks), options(options), timeout(options.timeout), gone(ranks), collectives(ranks) {}
 
   const unsigned size;
+  const CommunicatorOptions options;
   const std::chrono::milliseconds timeout;
   std::mutex mutex;
   std::map<Key, Meeting> meetings;
@@ -202,8 +205,7 @@ class ThreadCommunicator final : public CommunicatorImpl {
       const std::lock_guard lock(job_->mutex);
       const auto group = job_->groups.try_emplace({number, color}).first;
       if (!group->second.job)
-        group->second.job =
-            std::make_shared<Job>(static_cast<unsigned>(members.size()), CommunicatorOptions{job_->timeout});
+        group->second.job = std::make_shared<Job>(static_cast<unsigned>(members.size()), job_->options);
       end = std::make_unique<ThreadCommunicator>(group->second.job, static_cast<unsigned>(place));
       if (++group->second.joined == members.size()) job_->groups.erase(group);
     };
@@ -254,11 +256,28 @@ class ThreadCommunicator final : public CommunicatorImpl {
   void issue(Key key, const Call& call, Post post, Stream& stream, const char* name, Part first, Part second) {
     DUNNOCK_CHECK(stream.device().backend() == Backend::kCpu, "ranks that are threads have host memory");
     const auto ticket = std::make_shared<Ticket>(job_, rank_, key);
-    stream.run(name, [job = job_, rank = rank_, key, call, post, ticket, first = std::move(first),
+    const std::chrono::duration<double, std::micro> added(added_us(key, call));
+    stream.run(name, [job = job_, rank = rank_, key, call, post, ticket, added, first = std::move(first),
                       second = std::move(second)] {
       ticket->use();
-      return meet(*job, rank, key, call, post, first, second);
+      Status met = meet(*job, rank, key, call, post, first, second);
+      if (met && added.count() > 0) std::this_thread::sleep_for(added);
+      return met;
     });
+  }
+
+  /// What the options say of an operation. A sender need not wait for its message's way.
+  [[nodiscard]] double added_us(const Key& key, const Call& call) const {
+    const auto bytes = static_cast<double>(call.count * bytes_of(call.element));
+    const auto messages = [&](double count, double bytes_each) {
+      return count * (job_->options.added_latency_us + bytes_each * job_->options.added_us_per_mb / 1e6);
+    };
+    if (key.from != key.to) return rank_ == key.to ? messages(1, bytes) : 0;
+    const double others = job_->size - 1;
+    const std::string_view name = call.name;
+    if (name == "all-reduce") return messages(2 * others, bytes / job_->size);
+    if (name == "reduce-scatter" || name == "all-gather") return messages(others, bytes);
+    return name == "broadcast" ? messages(1, bytes) : messages(others > 0 ? 1 : 0, 0);
   }
 
   static Status meet(Job& job, unsigned rank, const Key& key, const Call& call, Post post, const Part& first,

@@ -395,6 +395,36 @@ TEST(Threads, conform) {
   EXPECT_EQ(Communicator::threads(0).error().code, ErrorCode::kInvalidArgument);
 }
 
+TEST(Threads, are_as_far_apart_as_they_are_told) {
+  constexpr std::size_t kValues = 2500;  // 10^4 bytes
+  auto ends = *Communicator::threads(2, {.added_latency_us = 5000, .added_us_per_mb = 1e6});
+  std::vector<double> reduced_ms(2);
+  std::vector<double> passed_ms(2);
+  std::vector<std::thread> threads;
+  for (unsigned rank = 0; rank < 2; ++rank) {
+    threads.emplace_back([&, rank] {
+      Stream stream = std::move(*Stream::create(Device::cpu(rank)));
+      std::vector<float> values(kValues, static_cast<float>(rank));
+      const DeviceSpan<float> span(values.data(), values.size());
+      const auto ms_of = [&](const auto& issue) {
+        const auto begin = std::chrono::steady_clock::now();
+        issue();
+        const Status done = stream.synchronize();
+        EXPECT_TRUE(done) << done.error().message;
+        return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+      };
+      reduced_ms[rank] = ms_of([&] { ends[rank].all_reduce(span, Reduction::kSum, stream); });
+      EXPECT_EQ(values, std::vector<float>(kValues, 1));
+      passed_ms[rank] =
+          ms_of([&] { rank == 0 ? ends[0].send<float>(span, 1, stream) : ends[1].receive<float>(span, 0, stream); });
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  // Two messages of 5 ms and half of 10 ms each; one of 5 ms and 10 ms.
+  for (const double ms : reduced_ms) EXPECT_GE(ms, 20);
+  EXPECT_GE(passed_ms[1], 15);
+}
+
 TEST(Threads, wait_for_each_other_at_a_barrier) {
   auto ends = Communicator::threads(4);
   ASSERT_TRUE(ends);

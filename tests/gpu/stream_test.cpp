@@ -7,7 +7,9 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <filesystem>
 #include <functional>
+#include <iterator>
 #include <numeric>
 #include <optional>
 #include <random>
@@ -211,6 +213,31 @@ TEST(CpuStreams, hand_a_failure_to_those_that_wait_for_them) {
   EXPECT_FALSE(first->synchronize());
   EXPECT_TRUE(first->synchronize());
   EXPECT_TRUE(second->synchronize());
+}
+
+TEST(CpuStreams, give_their_threads_back_when_they_are_idle) {
+#if !defined(_OPENMP) || defined(__SANITIZE_THREAD__) || defined(__clang__)
+  GTEST_SKIP() << "no OpenMP of GCC's here";
+#endif
+  // Each is a folder.
+  const auto threads = [] {
+    const std::filesystem::directory_iterator all("/proc/self/task");
+    return std::distance(begin(all), end(all));
+  };
+  Stream stream = std::move(*Stream::create(Device::cpu(), {.threads = 3}));
+  auto buffer = std::move(*Buffer<float>::create(1 << 20, stream));
+  for (const float value : {1.0F, 2.0F}) {
+    const auto before = threads();
+    fill<float>(buffer.span(), value, stream);
+    ASSERT_TRUE(stream.synchronize());
+    EXPECT_EQ(threads(), before + 2);
+    for (int i = 0; i < 200 && threads() != before; ++i) std::this_thread::sleep_for(25ms);
+    EXPECT_EQ(threads(), before);
+    std::vector<float> values(buffer.size());
+    download(std::span(values), buffer.span(), stream);
+    ASSERT_TRUE(stream.synchronize());
+    EXPECT_EQ(std::ranges::count(values, value), static_cast<std::ptrdiff_t>(values.size()));
+  }
 }
 
 TEST_P(Streams, measure_the_time_between_events) {

@@ -1,12 +1,8 @@
 #include "step_of_model.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
-#include <functional>
-#include <limits>
 #include <map>
-#include <optional>
 #include <utility>
 
 #include "dunnock/gpu/kernels/optimizer.hpp"
@@ -38,124 +34,215 @@ Step estimate(const ModelOptions& model, std::size_t rows, const DeviceRates& ra
   return step;
 }
 
-/// Microseconds of the median of some rounds of `issue`, each with its `finish`.
-template <class Issue, class Finish>
-Result<double> median_us(unsigned repeats, const Issue& issue, const Finish& finish) {
-  std::vector<double> times;
-  for (unsigned i = 0; i <= repeats; ++i) {
-    const auto begin = std::chrono::steady_clock::now();
-    issue();
-    if (const Status done = finish(); !done) return tl::unexpected(done.error());
-    const std::chrono::duration<double, std::micro> took = std::chrono::steady_clock::now() - begin;
-    if (i > 0) times.push_back(took.count());  // The first makes plans.
-  }
-  std::ranges::nth_element(times, times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2));
-  return times[times.size() / 2];
+double median_of(std::vector<double> values) {
+  std::ranges::nth_element(values, values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2));
+  return values[values.size() / 2];
 }
 
-template <class T>
-Result<Step> profile(gpu::Device device, const ModelOptions& model, std::size_t rows, const OptimizerOptions& optimizer,
-                     const ProfileOptions& options) {
-  auto main = gpu::Stream::create(device, {.threads = options.threads});
-  if (!main) return tl::unexpected(main.error());
-  auto side = gpu::Stream::create(device, {.threads = options.threads});
-  if (!side) return tl::unexpected(side.error());
-  auto network = Network<T>::create(model, {.slots = 1, .rows = rows}, *main);
-  if (!network) return tl::unexpected(network.error());
-  auto inputs = NetworkInputs<T>::create(model, 1, rows, *main);
-  if (!inputs) return tl::unexpected(inputs.error());
-  if (const Status filled = inputs->fill_with_noise(1, *main); !filled) return tl::unexpected(filled.error());
-  std::vector<gpu::Buffer<std::byte>> workspaces;
-  for (gpu::Stream* stream : {&*main, &*side}) {
-    auto made = gpu::Buffer<std::byte>::create(std::max<std::size_t>(1, network->workspace_bytes()), *stream);
-    if (!made) return tl::unexpected(made.error());
-    workspaces.push_back(std::move(*made));
-  }
-  const MicroBatch<T> batch = inputs->batch(0, rows, 1.0F / static_cast<float>(rows));
-  const auto on = [&](gpu::Stream& stream, std::size_t workspace) {
-    return NetworkRun<T>{.batch = batch, .workspace = workspaces[workspace].span(), .stream = stream};
-  };
-  const NetworkRun<T> on_main = on(*main, 0);
-  const NetworkRun<T> on_side = on(*side, 1);
-  const auto finish = [&]() -> Status {
-    if (Status done = main->synchronize(); !done) return done;
-    return side->synchronize();
-  };
-  Step step = step_of_model<T>(model, rows, optimizer.clip > 0);
-  const auto idle = median_us(
-      options.repeats, [&] { main->run("nothing", [] { return Status(); }); }, finish);
-  if (!idle) return tl::unexpected(idle.error());
-  const auto measure = [&](Cost& cost, const std::function<void()>& issue) -> Status {
-    const auto us = median_us(options.repeats, issue, finish);
-    if (!us) return tl::unexpected(us.error());
-    cost.us = std::max(0.0, *us - *idle);
-    return {};
-  };
-  const unsigned layers = network->layers();
-  for (unsigned i = 0; i < layers; ++i) {
-    if (Status done = measure(step.layers[i].forward, [&] { network->forward(i, on_main); }); !done)
-      return tl::unexpected(done.error());
-  }
-  for (unsigned i = layers; i-- > 0;) {
-    Layer& layer = step.layers[i];
-    if (i > 0) {
-      if (Status done = measure(layer.output_gradient, [&] { network->output_gradient(i, on_main); }); !done)
-        return tl::unexpected(done.error());
-    }
-    if (layer.gradient_bytes == 0) continue;
-    if (Status done = measure(layer.weight_gradient, [&] { network->weight_gradient(i, on_main); }); !done)
-      return tl::unexpected(done.error());
-    if (!options.pairs || i == 0) continue;
-    // Both ask for the same share of the device, as far as this can tell: together for the shorter's time, slowed down
-    // by what they ask for beyond one device.
-    const auto both = median_us(
-        options.repeats,
-        [&] {
-          network->output_gradient(i, on_main);
-          network->weight_gradient(i, on_side);
-        },
-        finish);
-    if (!both) return tl::unexpected(both.error());
-    const double shorter = std::min(layer.output_gradient.us, layer.weight_gradient.us);
-    const double longer = std::max(layer.output_gradient.us, layer.weight_gradient.us);
-    if (shorter <= 0) continue;
-    const double slowdown = std::clamp((*both - *idle - (longer - shorter)) / shorter, 1.0, 2.0);
-    layer.output_gradient.demand = layer.weight_gradient.demand = layer.forward.demand = slowdown / 2;
-  }
-  // Updates move bytes: measured for all weights, and shared by size.
-  const Parameters<T>& parameters = network->parameters();
-  std::vector<gpu::OptimizerTensor<T>> table;
-  double bytes = 0;
-  for (std::size_t i = 0; i < parameters.tensors().size(); ++i) {
-    if (parameters.tensors()[i].owner) continue;
-    table.push_back({.weights = parameters.master(i).device_data(),
-                     .first_moment = parameters.first_moment(i).device_data(),
-                     .second_moment = parameters.second_moment(i).device_data(),
-                     .gradient = parameters.gradient(i).device_data(),
-                     .size = parameters.tensors()[i].size});
-  }
-  const std::size_t chunks = gpu::lay_out<T>(std::span(table));
-  auto on_device = gpu::Buffer<gpu::OptimizerTensor<T>>::create(table.size(), *main);
-  if (!on_device) return tl::unexpected(on_device.error());
-  gpu::upload(on_device->span(), table, *main);
-  const gpu::OptimizerTable<T> all{on_device->span(), chunks};
-  Cost update;
-  if (Status done = measure(update,
-                            [&] {
-                              if (optimizer.kind == OptimizerKind::kAdamw) {
-                                gpu::adamw<T>(all, gpu::AdamwStep{.learning_rate = 0}, {}, *main);
-                              } else {
-                                gpu::sgd<T>(all, gpu::SgdStep{.learning_rate = 0, .momentum = optimizer.momentum}, {},
-                                            *main);
-                              }
-                            });
-      !done)
-    return tl::unexpected(done.error());
-  for (const Layer& layer : step.layers) bytes += static_cast<double>(layer.weight_bytes);
-  for (Layer& layer : step.layers)
-    layer.update.us = bytes > 0 ? update.us * static_cast<double>(layer.weight_bytes) / bytes : 0;
-  return step;
+/// Two points in a stream, and the time between them.
+struct Span {
+  gpu::Event begin;
+  gpu::Event end;
+  [[nodiscard]] double us() const { return 1e3 * end.ms_since(begin); }
+};
+Result<Span> make_span(gpu::Device device) {
+  auto begin = gpu::Event::create(device);
+  if (!begin) return tl::unexpected(begin.error());
+  auto end = gpu::Event::create(device);
+  if (!end) return tl::unexpected(end.error());
+  return Span{std::move(*begin), std::move(*end)};
 }
+
+/// Times operations in the order and in the company that a step has them: a value that an operation reads is as far
+/// away as it is there, which repeating the operation alone would hide.
+template <class T>
+class Profiler {
+ public:
+  static Result<Step> run(gpu::Device device, const ModelOptions& model, std::size_t rows,
+                          const OptimizerOptions& optimizer, const ProfileOptions& options) {
+    Profiler profiler(options);
+    if (Status made = profiler.make(device, model, rows, optimizer); !made) return tl::unexpected(made.error());
+    Step step = step_of_model<T>(model, rows, optimizer.clip > 0);
+    if (Status done = profiler.passes(step); !done) return tl::unexpected(done.error());
+    if (options.pairs) {
+      if (Status done = profiler.pairs(step); !done) return tl::unexpected(done.error());
+    }
+    return step;
+  }
+
+ private:
+  explicit Profiler(const ProfileOptions& options) : options_(options) {}
+
+  Status make(gpu::Device device, const ModelOptions& model, std::size_t rows, const OptimizerOptions& optimizer) {
+    rows_ = rows;
+    optimizer_ = optimizer;
+    for (int i = 0; i < 2; ++i) {
+      auto stream = gpu::Stream::create(device, {.threads = options_.threads});
+      if (!stream) return tl::unexpected(stream.error());
+      streams_.push_back(std::move(*stream));
+    }
+    auto network = Network<T>::create(model, {.slots = options_.micro_batches, .rows = rows}, streams_[0]);
+    if (!network) return tl::unexpected(network.error());
+    network_ = std::move(*network);
+    auto inputs = NetworkInputs<T>::create(model, options_.micro_batches, rows, streams_[0]);
+    if (!inputs) return tl::unexpected(inputs.error());
+    inputs_ = std::move(*inputs);
+    if (Status filled = inputs_.fill_with_noise(options_.micro_batches, streams_[0]); !filled) return filled;
+    for (gpu::Stream& stream : streams_) {
+      auto made = gpu::Buffer<std::byte>::create(std::max<std::size_t>(1, network_.workspace_bytes()), stream);
+      if (!made) return tl::unexpected(made.error());
+      workspaces_.push_back(std::move(*made));
+    }
+    // Of a micro-batch: forward, dO and dW of each layer; then one of the update.
+    for (std::size_t i = 0; i <= std::size_t{3} * network_.layers() * options_.micro_batches; ++i) {
+      auto span = make_span(device);
+      if (!span) return tl::unexpected(span.error());
+      spans_.push_back(std::move(*span));
+    }
+    return make_table();
+  }
+
+  /// Updates move bytes: measured for all weights.
+  Status make_table() {
+    const Parameters<T>& parameters = network_.parameters();
+    std::vector<gpu::OptimizerTensor<T>> table;
+    for (std::size_t i = 0; i < parameters.tensors().size(); ++i) {
+      if (parameters.tensors()[i].owner) continue;
+      gpu::OptimizerTensor<T> entry{.weights = parameters.master(i).device_data(),
+                                    .first_moment = parameters.first_moment(i).device_data(),
+                                    .second_moment = parameters.second_moment(i).device_data(),
+                                    .gradient = parameters.gradient(i).device_data(),
+                                    .size = parameters.tensors()[i].size};
+      if constexpr (!std::is_same_v<T, float>) entry.copy = parameters.weight(i).device_data();
+      table.push_back(entry);
+    }
+    chunks_ = gpu::lay_out<T>(std::span(table));
+    auto on_device = gpu::Buffer<gpu::OptimizerTensor<T>>::create(table.size(), streams_[0]);
+    if (!on_device) return tl::unexpected(on_device.error());
+    table_ = std::move(*on_device);
+    gpu::upload(table_.span(), table, streams_[0]);
+    return streams_[0].synchronize();  // For `table` goes.
+  }
+
+  [[nodiscard]] NetworkRun<T> on(std::size_t stream, const MicroBatch<T>& batch, unsigned micro_batch) {
+    return {.batch = batch,
+            .slot = micro_batch,
+            .adds = micro_batch > 0,
+            .workspace = workspaces_[stream].span(),
+            .stream = streams_[stream]};
+  }
+  [[nodiscard]] MicroBatch<T> batch(unsigned micro_batch) const {
+    return inputs_.batch(micro_batch, rows_, 1.0F / static_cast<float>(rows_));
+  }
+  void update() {
+    const gpu::OptimizerTable<T> all{table_.span(), chunks_};
+    if (optimizer_.kind == OptimizerKind::kAdamw) {
+      gpu::adamw<T>(all, gpu::AdamwStep{.learning_rate = 0}, {}, streams_[0]);
+    } else {
+      gpu::sgd<T>(all, gpu::SgdStep{.learning_rate = 0, .momentum = optimizer_.momentum}, {}, streams_[0]);
+    }
+  }
+
+  /// All forwards, then all gradients; the median of all micro-batches and repeats.
+  Status passes(Step& step) {
+    const unsigned layers = network_.layers();
+    gpu::Stream& main = streams_[0];
+    std::vector<std::vector<double>> times(std::size_t{3} * layers + 1);
+    for (unsigned repeat = 0; repeat <= options_.repeats; ++repeat) {
+      std::vector<std::size_t> what;  // [span]
+      const auto timed = [&](std::size_t index, const auto& issue) {
+        main.record(spans_[what.size()].begin);
+        issue();
+        main.record(spans_[what.size()].end);
+        what.push_back(index);
+      };
+      std::vector<MicroBatch<T>> batches;
+      for (unsigned m = 0; m < options_.micro_batches; ++m) batches.push_back(batch(m));
+      for (unsigned m = 0; m < options_.micro_batches; ++m) {
+        const NetworkRun<T> run = on(0, batches[m], m);
+        for (unsigned i = 0; i < layers; ++i) timed(std::size_t{3} * i, [&] { network_.forward(i, run); });
+      }
+      for (unsigned m = 0; m < options_.micro_batches; ++m) {
+        const NetworkRun<T> run = on(0, batches[m], m);
+        for (unsigned i = layers; i-- > 0;) {
+          if (i > 0) timed(std::size_t{3} * i + 1, [&] { network_.output_gradient(i, run); });
+          if (step.layers[i].gradient_bytes > 0)
+            timed(std::size_t{3} * i + 2, [&] { network_.weight_gradient(i, run); });
+        }
+      }
+      timed(times.size() - 1, [&] { update(); });
+      if (Status done = main.synchronize(); !done) return done;
+      if (repeat == 0) continue;  // The first makes plans.
+      for (std::size_t s = 0; s < what.size(); ++s) times[what[s]].push_back(spans_[s].us());
+    }
+    const auto cost = [&](std::size_t index) { return times[index].empty() ? 0 : median_of(times[index]); };
+    double bytes = 0;
+    for (const Layer& layer : step.layers) bytes += static_cast<double>(layer.weight_bytes);
+    for (unsigned i = 0; i < layers; ++i) {
+      Layer& layer = step.layers[i];
+      layer.forward.us = cost(std::size_t{3} * i);
+      layer.output_gradient.us = cost(std::size_t{3} * i + 1);
+      layer.weight_gradient.us = cost(std::size_t{3} * i + 2);
+      layer.update.us = bytes > 0 ? cost(times.size() - 1) * static_cast<double>(layer.weight_bytes) / bytes : 0;
+    }
+    return {};
+  }
+
+  /// dW beside the dO of its layer. Both ask for the same share of the device, as far as this can tell: together for
+  /// the shorter's time, slowed down by what they ask for beyond one device.
+  Status pairs(Step& step) {
+    const MicroBatch<T> some = batch(0);
+    const NetworkRun<T> on_main = on(0, some, 0);
+    const NetworkRun<T> on_side = on(1, some, 0);
+    for (unsigned i = network_.layers(); i-- > 1;) {
+      Layer& layer = step.layers[i];
+      if (layer.gradient_bytes == 0) continue;
+      std::vector<double> output;
+      std::vector<double> weight;
+      std::vector<double> both;
+      for (unsigned repeat = 0; repeat <= options_.repeats; ++repeat) {
+        const auto alone = [&](const auto& issue, std::vector<double>& times) -> Status {
+          streams_[0].record(spans_[0].begin);
+          issue();
+          streams_[0].record(spans_[0].end);
+          if (Status done = streams_[0].synchronize(); !done) return done;
+          if (repeat > 0) times.push_back(spans_[0].us());
+          return {};
+        };
+        if (Status done = alone([&] { network_.output_gradient(i, on_main); }, output); !done) return done;
+        if (Status done = alone([&] { network_.weight_gradient(i, on_main); }, weight); !done) return done;
+        streams_[0].record(spans_[0].begin);
+        streams_[1].wait(spans_[0].begin);
+        network_.output_gradient(i, on_main);
+        network_.weight_gradient(i, on_side);
+        streams_[1].record(spans_[1].end);
+        streams_[0].wait(spans_[1].end);
+        streams_[0].record(spans_[0].end);
+        for (gpu::Stream& stream : streams_) {
+          if (Status done = stream.synchronize(); !done) return done;
+        }
+        if (repeat > 0) both.push_back(spans_[0].us());
+      }
+      const double shorter = std::min(median_of(output), median_of(weight));
+      const double longer = std::max(median_of(output), median_of(weight));
+      if (shorter <= 0) continue;
+      const double slowdown = std::clamp((median_of(both) - (longer - shorter)) / shorter, 1.0, 2.0);
+      layer.output_gradient.demand = layer.weight_gradient.demand = layer.forward.demand = slowdown / 2;
+    }
+    return {};
+  }
+
+  ProfileOptions options_;
+  OptimizerOptions optimizer_;
+  std::size_t rows_ = 0;
+  std::vector<gpu::Stream> streams_;
+  Network<T> network_;
+  NetworkInputs<T> inputs_;
+  std::vector<gpu::Buffer<std::byte>> workspaces_;  // [stream]
+  std::vector<Span> spans_;
+  gpu::Buffer<gpu::OptimizerTensor<T>> table_;
+  std::size_t chunks_ = 0;
+};
 
 }  // namespace
 
@@ -198,8 +285,9 @@ Result<Step> profile_step(gpu::Device device, const ModelOptions& model, DataTyp
   if (rows == 0) return make_error(ErrorCode::kInvalidArgument, "a micro-batch has rows");
   if (options.repeats == 0) return make_error(ErrorCode::kInvalidArgument, "a measurement is repeated");
   if (const Status sound = check(model); !sound) return tl::unexpected(sound.error());
-  return type == DataType::kF32 ? profile<float>(device, model, rows, optimizer, options)
-                                : profile<gpu::Bf16>(device, model, rows, optimizer, options);
+  if (options.micro_batches == 0) return make_error(ErrorCode::kInvalidArgument, "a step has a micro-batch");
+  return type == DataType::kF32 ? Profiler<float>::run(device, model, rows, optimizer, options)
+                                : Profiler<gpu::Bf16>::run(device, model, rows, optimizer, options);
 }
 
 }  // namespace dunnock::training

@@ -36,6 +36,10 @@ enum class Reduction : std::uint8_t { kSum, kMax, kMean };
 struct CommunicatorOptions {
   /// How long an operation waits for the other ranks.
   std::chrono::milliseconds timeout{60'000};
+  /// Ranks that are threads: as if they were farther apart. Each message takes so much longer, and asleep: one of a
+  /// sender, 2 (n - 1) of an all-reduce of n ranks with an n-th of the bytes each. For rehearsals of slow networks.
+  double added_latency_us = 0;
+  double added_us_per_mb = 0;  ///< 10^6 bytes; 1000 of a link of 1 GB/s.
 };
 
 /// One rank's end. Move-only. Threads: one at a time calls it; the operations run in their streams.

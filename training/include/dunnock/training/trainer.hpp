@@ -165,8 +165,11 @@ struct ProfileOptions {
   unsigned repeats = 5;  ///< The median counts.
   unsigned threads = 0;  ///< Of each lane, as in TrainerOptions.
   bool pairs = false;    ///< Measures each dW beside the dO of its layer, on two streams, and from that the demand.
+  /// That are on their way at a time, as in a pipeline: what forward has kept is no longer near when it is read.
+  unsigned micro_batches = 1;
 };
-/// Costs by measuring each operation of each layer alone on `device`, on random numbers; takes as long as some steps.
+/// Costs by measuring each operation of each layer on `device`, on random numbers, in the order of a step: forwards,
+/// gradients, updates, one after the other on one stream; takes as long as some steps.
 /// Errors: those of Network.
 [[nodiscard]] Result<Step> profile_step(gpu::Device device, const ModelOptions& model, DataType type, std::size_t rows,
                                         const OptimizerOptions& optimizer, const ProfileOptions& options = {});
