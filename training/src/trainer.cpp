@@ -43,6 +43,7 @@ class TrainerOf final : public Trainer {
       : options_(options), ranks_(ranks), main_(std::move(main)) {}
 
   Status set_up() {
+    share_threads();
     if (Status done = choose_costs(); !done) return done;
     auto program = make_program(window());
     if (!program) return tl::unexpected(program.error());
@@ -283,6 +284,13 @@ class TrainerOf final : public Trainer {
   [[nodiscard]] const Program* whole() const { return programs_.at(window()).get(); }
 
   // ----- setting up -------------------------------------------------------------------------------------------------
+
+  /// Lanes side by side share the processors.
+  void share_threads() {
+    const bool shares = options_.threads == 0 && options_.schedule == "multi-stream";
+    if (shares && main_.device().backend() == gpu::Backend::kCpu)
+      options_.threads = std::max(1U, main_.device().info().processors / 2);
+  }
 
   Status choose_costs() {
     const auto& names = schedule_names();

@@ -51,7 +51,9 @@ struct TrainerOptions {
   std::string schedule = "conventional";
   /// Steps that are issued at once. Where a one-device or data-parallel step has several micro-batches: one.
   unsigned window = 4;
-  unsigned threads = 0;   ///< CPU: of each lane that computes; 0: all. Lanes side by side want fewer.
+  /// CPU: of each lane that computes; 0: all processors, shared by the two lanes of multi-stream. Ranks on one machine
+  /// want fewer.
+  unsigned threads = 0;
   bool as_graph = false;  ///< Operations of a window are recorded once and issued at once (gpu/graph.hpp).
   bool measures = false;  ///< last_run() tells when each operation ran.
   /// What the schedule reckons with; devices, micro_batches and iterations are set by the trainer.
