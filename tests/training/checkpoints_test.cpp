@@ -457,6 +457,29 @@ TEST(Checkpoints, WithoutLearningOnlyThePositionIsWritten) {
   EXPECT_LE(report_or_fail(save_now(checkpoints, position_at(4))).chunks_written, 1U);
 }
 
+/// Kernels read copies of the weights there, which a checkpoint does not have.
+TEST(Checkpoints, OfBf16RunsResumeExactly) {
+  const TemporaryFolder folder;
+  Job job = job_of("gpt", true);
+  job.options.type = training::DataType::kBf16;
+  const auto undisturbed = trainer_of(job.options);
+  train(*undisturbed, job, 0, 4);
+  const std::vector<double> expected = train(*undisturbed, job, 4, kSteps);
+  {
+    const auto first = trainer_of(job.options);
+    Checkpoints checkpoints = open_or_fail({.path = folder.path("pool"), .media = kFast}, *first);
+    train(*first, job, 0, 4);
+    report_or_fail(save_now(checkpoints, position_at(4)));
+  }
+  TrainerOptions other = job.options;
+  other.seed = 6;
+  const auto second = trainer_of(other);
+  Checkpoints checkpoints = open_or_fail({.path = folder.path("pool"), .media = kFast}, *second);
+  ASSERT_TRUE(checkpoints.resume(kSetup));
+  EXPECT_EQ(train(*second, job, 4, kSteps), expected);
+  EXPECT_EQ(state_of(*second), state_of(*undisturbed));
+}
+
 TEST(Checkpoints, OfWeightsThatAreNoNumbersAreRefused) {
   const TemporaryFolder folder;
   Job job = job_of("mlp", false);

@@ -142,6 +142,22 @@ void expect_ties_kept(const Plan& plan, const Step& step, const RankProgram& pro
   }
 }
 
+/// dW that reads what dO keeps says so in the graph, whatever else the schedule waits for.
+void expect_kept_gradients_waited_for(const Plan& plan, const Step& step) {
+  std::map<std::pair<unsigned, unsigned>, gpu::OpId> output_gradients;  // by iteration and layer
+  for (gpu::OpId op = 0; op < plan.tags.size(); ++op) {
+    const OpTag& tag = plan.tags[op];
+    if (tag.part == Part::kOutputGradient) output_gradients[{tag.iteration, tag.chunk}] = op;
+  }
+  for (gpu::OpId op = 0; op < plan.tags.size(); ++op) {
+    const OpTag& tag = plan.tags[op];
+    if (tag.part != Part::kWeightGradient || tag.chunk == 0 || !step.layers[tag.chunk].weights_behind_output) continue;
+    const auto needs = plan.graph.needs(op);
+    EXPECT_NE(std::ranges::find(needs, output_gradients.at({tag.iteration, tag.chunk})), needs.end())
+        << plan.graph.op(op).name;
+  }
+}
+
 /// The norm is behind all gradients and sums of its iteration, and before all updates.
 void expect_norm_between(const RankProgram& program, const Order& order) {
   for (std::size_t i = 0; i < program.ops.size(); ++i) {
@@ -264,6 +280,7 @@ TEST_P(RankPrograms, KeepSlotsAndDependenciesAndEnd) {
     const auto plan = make_plan(GetParam(), step, options);
     if (!plan && plan.error().code == ErrorCode::kInvalidArgument) continue;  // Fewer layers than chunks.
     ASSERT_TRUE(plan) << plan.error().message;
+    if (family != Family::kPipeline) expect_kept_gradients_waited_for(*plan, step);
     std::vector<RankProgram> all;
     const unsigned ranks = family == Family::kPipeline ? options.devices : 1;
     for (unsigned device = 0; device < ranks; ++device) {
