@@ -120,7 +120,8 @@ class Trainer {
   /// be used any more.
   [[nodiscard]] virtual Result<std::vector<StepResult>> run(std::span<const StepInput> steps) = 0;
   /// Forward in evaluation, of any number of rows; all ranks of a pipeline must call it alike, and all get the result.
-  /// Errors: as run().
+  /// Data-parallel ranks each evaluate rows of their own; with batch norms all must call it as often, for behind a run
+  /// they take the first one's running statistics. Errors: as run().
   [[nodiscard]] virtual Result<Evaluation> evaluate(const StepInput& input) = 0;
   /// Forward in evaluation of one row, without a pipeline: (classes), or (context, vocabulary). Errors: as run().
   [[nodiscard]] virtual Result<std::vector<float>> logits(const StepInput& row) = 0;
@@ -144,7 +145,8 @@ class Trainer {
   [[nodiscard]] virtual gpu::Device device() const = 0;
   /// Among the ranks that hold the same layers; what they hold is the same but for running statistics.
   [[nodiscard]] virtual unsigned data_rank() const = 0;
-  /// The next run calls this before it changes anything that state() shows, once, on a thread of its own; it may wait.
+  /// The next run calls this before it changes anything that state() shows, on threads of its own, once or more often;
+  /// it may wait.
   virtual void before_next_update(std::function<Status()> wait) = 0;
   /// When the operations of the last run ran, by the names of the plan; microseconds. Errors: InvalidArgument (it does
   /// not measure).
