@@ -1,4 +1,5 @@
-// dunnock-filter-demo: kill a process that is filling a durable filter, and prove that nothing it had acknowledged is lost.
+// dunnock-filter-demo: kill a process that is filling a durable filter, and prove that nothing it had acknowledged is
+// lost.
 //
 //   parent                                         child
 //   ------                                         -----
@@ -426,7 +427,8 @@ int main(int argc, char** argv) {
     return app.exit(error) == 0 ? kHeld : kUsage;
   }
   if (options.path.empty()) {
-    options.path = (std::filesystem::temp_directory_path() / fmt::format("dunnock-filter-demo-{}.pool", getpid())).string();
+    const std::string name = fmt::format("dunnock-filter-demo-{}.pool", getpid());
+    options.path = (std::filesystem::temp_directory_path() / name).string();
   }
   std::error_code ignored;
   if (std::filesystem::exists(options.path, ignored)) {

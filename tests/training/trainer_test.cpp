@@ -175,6 +175,18 @@ std::vector<std::string> schedules_of(Family family) {
 /// Of an Adam step, what the smallest gradients become is a matter of rounding.
 constexpr float kRounding = 2e-4F;
 
+TEST(Trainer, RanksThatMeasureTheirCostsMakeTheSamePlan) {
+  const ModelOptions model = small_gpt();
+  const Data data = random_data(model, 8, 6, test::seed());
+  TrainerOptions plain = options_for(model, 2, "1f1b");
+  plain.micro_batches = 2;
+  plain.window = 2;
+  TrainerOptions measuring = plain;
+  measuring.measures_costs = true;
+  // Other costs cut the model elsewhere, which changes nothing; ranks that cut it differently would not agree.
+  expect_equal(train_all({plain, 2, 2}, data), train_all({measuring, 2, 2}, data));
+}
+
 TEST(Trainer, LossFallsOnWhatItHasSeen) {
   const ModelOptions model = small_gpt();
   Data data = random_data(model, 4, 1, test::seed());

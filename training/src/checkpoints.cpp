@@ -217,6 +217,8 @@ Result<std::optional<Position>> Checkpoints::Impl::read(std::uint64_t setup,
 }
 
 Result<std::optional<Position>> Checkpoints::Impl::resume(std::uint64_t setup) {
+  // What is still being copied must not change under it.
+  if (pending_) pending_->wait_captured();
   const std::vector<StateTensor> tensors = trainer_.whole_state();
   std::vector<std::vector<float>> whole(tensors.size());
   struct Found {
@@ -260,8 +262,11 @@ Result<std::optional<SaveReport>> Checkpoints::Impl::wait() {
 Result<std::optional<SaveReport>> Checkpoints::Impl::save(const Position& position) {
   Result<std::optional<SaveReport>> before = wait();
   const std::vector<StateTensor> tensors = trainer_.whole_state();
-  // Where kernels write elsewhere than the host reads, or on several ranks, a copy is made first.
-  const bool in_place = trainer_.device().backend() == gpu::Backend::kCpu && trainer_.state().size() == tensors.size();
+  // Where kernels write elsewhere than the host reads, or on several stages, a copy is made first. All stages must say
+  // the same: the last one may have as many tensors as there are, one of them a copy of the first one's.
+  const bool one_stage =
+      std::ranges::all_of(trainer_.plan().chunk_devices, [](unsigned device) { return device == 0; });
+  const bool in_place = trainer_.device().backend() == gpu::Backend::kCpu && one_stage;
   if (!in_place && trainer_.data_rank() == 0) {
     auto gathered = trainer_.gather();
     if (!gathered) return tl::unexpected(gathered.error());

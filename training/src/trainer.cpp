@@ -4,6 +4,8 @@
 #include <cmath>
 #include <functional>
 #include <map>
+#include <memory>
+#include <mutex>
 #include <numeric>
 #include <utility>
 
@@ -174,13 +176,15 @@ class TrainerOf final : public Trainer {
     const std::vector<StateTensor> names = whole_state();
     if (whole.size() != names.size()) return invalid("the state has another number of tensors");
     const std::vector<StateTensor> mine = state();
+    // All of it before the first copy, which reads `whole` when its turn comes.
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      if (!whole[i].empty() && whole[i].size() != values_of(names[i]))
+        return invalid("tensor '" + names[i].name + "' has " + std::to_string(values_of(names[i])) + " values, not " +
+                       std::to_string(whole[i].size()));
+    }
     for (std::size_t i = 0; i < names.size(); ++i) {
       const StateTensor* here = find(mine, names[i]);
-      if (here == nullptr || whole[i].empty()) continue;
-      if (whole[i].size() != here->values.size())
-        return invalid("tensor '" + names[i].name + "' has " + std::to_string(here->values.size()) + " values, not " +
-                       std::to_string(whole[i].size()));
-      gpu::upload(here->values, whole[i], main_);
+      if (here != nullptr && !whole[i].empty()) gpu::upload(here->values, whole[i], main_);
     }
     network_.parameters().refresh_weights(main_);
     return main_.synchronize();
@@ -190,7 +194,20 @@ class TrainerOf final : public Trainer {
   gpu::Device device() const override { return main_.device(); }
   unsigned data_rank() const override { return rank_of(ranks_.data); }
 
-  void before_next_update(std::function<Status()> wait) override { before_next_update_ = std::move(wait); }
+  void before_next_update(std::function<Status()> wait) override {
+    // Each update asks for it, on any lane; the first calls it, and the others wait for what it says.
+    struct Once {
+      std::once_flag flag;
+      std::function<Status()> wait;
+      Status answer;
+    };
+    auto once = std::make_shared<Once>();
+    once->wait = std::move(wait);
+    before_next_update_ = [once] {
+      std::call_once(once->flag, [&once] { once->answer = once->wait(); });
+      return once->answer;
+    };
+  }
 
   Result<gpu::Timeline> last_run() const override {
     if (last_ == nullptr) return invalid("nothing has run yet");
@@ -276,15 +293,37 @@ class TrainerOf final : public Trainer {
       costs_.clips = options_.optimizer.clip > 0;
       return {};
     }
-    if (alone && options_.schedule == "multi-stream") {
+    if (options_.measures_costs || (alone && options_.schedule == "multi-stream")) {
       auto measured = profile_step(main_.device(), options_.model, options_.type, options_.rows, options_.optimizer,
-                                   {.threads = options_.threads, .pairs = true});
+                                   {.threads = options_.threads, .pairs = alone});
       if (!measured) return tl::unexpected(measured.error());
       costs_ = std::move(*measured);
-      return {};
+      return share_costs();
     }
     costs_ = estimate_step(options_.model, options_.type, options_.rows, {});
     costs_.clips = options_.optimizer.clip > 0;
+    return {};
+  }
+
+  /// The mean of all ranks' costs: over equal stages, and then over the stages, so that all have the same bits.
+  Status share_costs() {
+    std::vector<Cost*> all;
+    for (Layer& layer : costs_.layers) {
+      for (Cost* cost : {&layer.forward, &layer.output_gradient, &layer.weight_gradient, &layer.update})
+        all.push_back(cost);
+    }
+    for (gpu::Communicator* group : {ranks_.data, ranks_.pipeline}) {
+      if (size_of(group) == 1) continue;
+      gpu::Buffer<float> on_device;
+      if (Status made = make_buffer(on_device, all.size(), main_); !made) return made;
+      std::vector<float> us;
+      for (const Cost* cost : all) us.push_back(static_cast<float>(cost->us));
+      gpu::upload(on_device.span(), us, main_);
+      group->all_reduce<float>(on_device.span(), gpu::Reduction::kMean, main_);
+      gpu::download(std::span(us), on_device.span(), main_);
+      if (Status done = main_.synchronize(); !done) return done;
+      for (std::size_t i = 0; i < all.size(); ++i) all[i]->us = static_cast<double>(us[i]);
+    }
     return {};
   }
 

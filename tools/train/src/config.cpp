@@ -295,6 +295,7 @@ void each_key(Config& config, Visit&& visit) {
   visit(Key("run.threads").whole(0, 1024), r.threads);
   visit(Key("run.device"), r.device);
   visit(Key("run.as_graph"), r.as_graph);
+  visit(Key("run.measure_costs"), r.measure_costs);
   visit(Key("run.evaluate_every").whole(0, kStepsMax), r.evaluate_every);
   visit(Key("run.evaluate_batches").whole(0, kStepsMax), r.evaluate_batches);
   visit(Key("run.log_every").whole(1, kStepsMax), r.log_every);

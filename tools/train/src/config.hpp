@@ -120,6 +120,7 @@ struct RunConfig {
   unsigned window = 4;                    ///< Steps that are issued at once.
   unsigned threads = 0;                   ///< Of the CPU backend; 0: as many as there are cores.
   DeviceKind device = DeviceKind::kCpu;
+  bool measure_costs = false;          ///< What schedules reckon with: measured by all ranks, not estimated.
   bool as_graph = false;               ///< Record a window once, and issue it as one graph.
   std::uint64_t evaluate_every = 0;    ///< Steps; 0: at the end only.
   std::uint64_t evaluate_batches = 0;  ///< 0: all.

@@ -99,7 +99,8 @@ training::TrainerOptions trainer_options(const TrainConfig& config, const traini
       .window = run.window,
       .threads = run.threads,
       .as_graph = run.as_graph,
-      .measures = !options.trace.empty()};
+      .measures = !options.trace.empty(),
+      .measures_costs = run.measure_costs};
   made.plan.message_bytes = run.bucket_kib << 10;
   if (run.memory_limit_mib != 0) made.plan.memory_limit_bytes = run.memory_limit_mib << 20;
   made.plan.link = {.latency_us = 30, .gb_per_s = 2};  // Processes of one machine, over MPI.

@@ -21,11 +21,11 @@ struct RunOptions {
   std::string trace;         ///< Chrome/Perfetto JSON of a window; "": none. Ranks but the first add ".rankN".
   std::string weights;       ///< Initial weights, a safetensors file; "": drawn by the seed.
   std::string save_weights;  ///< Written at the end; "": no.
-  /// JSON lines, one as each thing happens, for what watches a run: {"event": "started" | "resumed" | "saving" | "saved"
-  /// | "save failed" | "stopped" | "done", "step": N, ...}; appended. "": none.
+  /// JSON lines, one as each thing happens, for what watches a run: {"event": EVENT, "step": N, ...}, EVENT being
+  /// "started", "resumed", "saving", "saved", "save failed", "stopped" or "done"; appended. "": none.
   std::string events;
-  double seconds_max = 0;    ///< Stops, saving, when so much time is over; 0: does not.
-  bool quiet = false;        ///< Results only.
+  double seconds_max = 0;  ///< Stops, saving, when so much time is over; 0: does not.
+  bool quiet = false;      ///< Results only.
 };
 
 /// How it ended.

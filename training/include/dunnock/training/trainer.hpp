@@ -56,8 +56,10 @@ struct TrainerOptions {
   bool measures = false;  ///< last_run() tells when each operation ran.
   /// What the schedule reckons with; devices, micro_batches and iterations are set by the trainer.
   PlanOptions plan{};
-  /// Costs of the layers, the same on all ranks. None: one device measures them, several estimate.
+  /// Costs of the layers, the same on all ranks. None: estimated from shapes, but measured for multi-stream.
   std::optional<Step> costs{};
+  /// Without costs: all ranks measure them at the same time, each the whole model, and take the mean.
+  bool measures_costs = false;
 };
 
 /// The ranks of a job: a grid of pipelines (each a stage a rank) and data-parallel groups (of equal stages). Null:

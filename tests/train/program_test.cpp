@@ -1,0 +1,312 @@
+// dunnock-train as a program: killed at random moments it ends with the weights of an undisturbed run; and what goes
+// wrong is said, with the last checkpoint intact.
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <random>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "log.hpp"
+#include "support/seed.hpp"
+#include "training/temporary_folder.hpp"
+
+namespace dunnock::train {
+namespace {
+
+using test::file_bytes;
+using test::TemporaryFolder;
+using Words = std::vector<std::string>;
+
+struct Ended {
+  int status = -1;  // Of exit; 128 + N of signal N.
+  std::string output;
+};
+
+/// A program under way; its output goes to a file.
+class Child {
+ public:
+  Child(const TemporaryFolder& folder, Words words) : output_(folder.path("output.txt")) {
+    std::vector<char*> arguments;
+    for (std::string& word : words) arguments.push_back(word.data());
+    arguments.push_back(nullptr);
+    id_ = fork();
+    if (id_ == 0) {
+      if (std::freopen(output_.c_str(), "w", stdout) == nullptr) _exit(126);
+      dup2(fileno(stdout), fileno(stderr));
+      execvp(arguments[0], arguments.data());
+      _exit(127);
+    }
+  }
+  void signal(int number) const { kill(id_, number); }
+  [[nodiscard]] pid_t id() const { return id_; }
+  Ended wait() {
+    int status = 0;
+    waitpid(id_, &status, 0);
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), file_bytes(output_)};
+  }
+
+ private:
+  std::string output_;
+  pid_t id_ = -1;
+};
+
+class Program : public ::testing::Test {
+ protected:
+  Program() {
+    const std::string text = file_bytes(std::string(DUNNOCK_SOURCE_DIR) + "/examples/data/shakespeare.txt");
+    (void)folder_.write("text.txt", text.substr(0, 60'000));
+    (void)folder_.write("config.toml", R"(
+[model]
+kind = "gpt"
+context = 16
+layers = 2
+heads = 2
+width = 32
+[data]
+text = "text.txt"
+[optimizer]
+learning_rate = 3e-3
+schedule = "cosine"
+[run]
+steps = 60
+batch = 8
+threads = 1
+evaluate_batches = 2
+log_every = 5
+)");
+  }
+
+  [[nodiscard]] std::string path(const std::string& name) const { return folder_.path(name); }
+  [[nodiscard]] Words words(const Words& more) const {
+    Words all{DUNNOCK_TRAIN, "--config", path("config.toml"), "--quiet"};
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  }
+  [[nodiscard]] Ended run(const Words& more) const { return Child(folder_, words(more)).wait(); }
+  [[nodiscard]] Words with_pool(const std::string& name, Words more = {}) const {
+    more.insert(more.begin(), {"--set", "checkpoint.every=4"});
+    more.insert(more.end(), {"--set", "checkpoint.pool=" + path(name + ".pool"), "--set",
+                             "log.json=" + path(name + ".log"), "--save-weights", path(name + ".safetensors")});
+    return more;
+  }
+
+  TemporaryFolder folder_;
+};
+
+/// A run that is killed again and again, each time a random moment after its start, until it ends.
+void kill_and_resume(const TemporaryFolder& folder, const std::function<Words(bool resume)>& words, unsigned kills,
+                     std::mt19937_64& random, double seconds) {
+  for (unsigned i = 0; i < 200; ++i) {
+    Child child(folder, words(i > 0 && std::filesystem::exists(folder.path("killed.pool"))));
+    if (i < kills) {
+      const double after = std::uniform_real_distribution<>(0.02, 1.0)(random) * seconds;
+      std::this_thread::sleep_for(std::chrono::duration<double>(after));
+      child.signal(SIGKILL);
+    }
+    const Ended ended = child.wait();
+    if (ended.status == 0) return;
+    ASSERT_EQ(ended.status, 128 + SIGKILL) << ended.output;
+  }
+  FAIL() << "it never ended";
+}
+
+TEST_F(Program, KilledAtRandomMomentsEndsWithTheWeightsOfAnUndisturbedRun) {
+  std::mt19937_64 random = test::generator(1);
+  for (const char* schedule : {"conventional", "multi-stream"}) {
+    for (const char* name : {"undisturbed", "killed"}) {
+      for (const char* end : {".pool", ".log", ".safetensors"}) std::filesystem::remove(path(std::string(name) + end));
+    }
+    const auto begin = std::chrono::steady_clock::now();
+    const Ended undisturbed = run(with_pool("undisturbed", {"--schedule", schedule}));
+    ASSERT_EQ(undisturbed.status, 0) << undisturbed.output;
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    kill_and_resume(
+        folder_,
+        [&](bool resume) {
+          Words more{"--schedule", schedule};
+          if (resume) more.insert(more.end(), {"--resume", "--verify"});
+          return words(with_pool("killed", more));
+        },
+        8, random, seconds);
+    EXPECT_EQ(file_bytes(path("killed.safetensors")), file_bytes(path("undisturbed.safetensors"))) << schedule;
+    const auto expected = read_log(path("undisturbed.log"));
+    const auto rows = read_log(path("killed.log"));
+    ASSERT_TRUE(expected);
+    ASSERT_TRUE(rows);
+    ASSERT_EQ(rows->size(), expected->size());  // The log goes on as well.
+    EXPECT_EQ(rows->back().validation_loss, expected->back().validation_loss);
+    for (std::size_t i = 0; i < rows->size(); ++i) EXPECT_EQ((*rows)[i].step, (*expected)[i].step);
+  }
+}
+
+TEST_F(Program, InterruptSavesAndResumeGoesOnExactly) {
+  ASSERT_EQ(run(with_pool("whole")).status, 0);
+  Child child(folder_, words(with_pool("stopped", {"--events", path("events")})));
+  const auto begun = [&] { return file_bytes(path("events")).find("saving") != std::string::npos; };
+  while (!begun()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  child.signal(SIGINT);
+  const Ended stopped = child.wait();
+  // It may have been done just before the signal came.
+  ASSERT_TRUE(stopped.status == 130 || stopped.status == 0) << stopped.output;
+  const Ended resumed = run(with_pool("stopped", {"--resume"}));
+  ASSERT_EQ(resumed.status, 0) << resumed.output;
+  EXPECT_EQ(file_bytes(path("stopped.safetensors")), file_bytes(path("whole.safetensors")));
+}
+
+TEST_F(Program, ErrorsNameTheirCause) {
+  const auto fails = [&](const Words& more, const std::string& what) {
+    const Ended ended = run(more);
+    EXPECT_EQ(ended.status, 1) << ended.output;
+    EXPECT_NE(ended.output.find(what), std::string::npos) << ended.output;
+  };
+  fails({"--set", "run.stepz=3"}, "run.steps");
+  fails({"--schedule", "one-forward-no-backward"}, "1f1b");
+  fails({"--schedule", "overlap", "--set", "run.data_parallel=2"}, "mpirun -n 2");
+  fails({"--set", "data.text=" + path("nowhere.txt")}, "nowhere.txt is not there");
+  fails({"--set", "data.text=" + folder_.write("short.txt", "to be")}, "data.text");
+  fails({"--set", "run.device=cuda"}, "");
+  fails({"--set", "run.batch=7", "--set", "run.micro_batches=2"}, "7");
+  fails({"--resume"}, "checkpoint.pool");
+  fails({"--set", "checkpoint.pool=" + path("no/such/folder/a.pool")}, "no/such/folder/a.pool");
+  fails({"--weights", path("nowhere.safetensors")}, "nowhere.safetensors");
+  fails({"--weights", folder_.write("broken.safetensors", "not a file of tensors")}, "broken.safetensors");
+  const Ended missing = Child(folder_, {DUNNOCK_TRAIN, "--config", path("nowhere.toml")}).wait();
+  EXPECT_EQ(missing.status, 1);
+  EXPECT_NE(missing.output.find("nowhere.toml"), std::string::npos) << missing.output;
+}
+
+TEST_F(Program, LossThatIsNoNumberStopsWithTheLastCheckpointIntact) {
+  // Weights of some 1e19 overflow in their products.
+  const Ended ended = run(with_pool("nan", {"--set", "optimizer.learning_rate=1000", "--set", "optimizer.kind=sgd",
+                                            "--set", "optimizer.momentum=0.99", "--set", "optimizer.weight_decay=100",
+                                            "--set", "checkpoint.every=1", "--set", "run.window=1"}));
+  ASSERT_EQ(ended.status, 1) << ended.output;
+  EXPECT_NE(ended.output.find("the loss is"), std::string::npos) << ended.output;
+  EXPECT_NE(ended.output.find("is intact"), std::string::npos) << ended.output;
+  EXPECT_NE(ended.output.find("optimizer.learning_rate"), std::string::npos) << ended.output;
+}
+
+TEST_F(Program, OldCheckpointsAreNotOverwrittenByANewRun) {
+  ASSERT_EQ(run(with_pool("run")).status, 0);
+  const Ended again = run(with_pool("run"));
+  EXPECT_EQ(again.status, 1);
+  EXPECT_NE(again.output.find("--resume"), std::string::npos) << again.output;
+  // Nor continued by a run of something else.
+  const Ended other = run(with_pool("run", {"--resume", "--set", "model.width=64"}));
+  EXPECT_EQ(other.status, 1);
+  EXPECT_NE(other.output.find("another model"), std::string::npos) << other.output;
+}
+
+TEST_F(Program, FullPoolIsToldAndTrainingGoesOn) {
+  // Room for the log's segments, and not for many states of 3 MiB.
+  const Ended ended = run(with_pool("small", {"--events", path("events"), "--set", "model.width=128", "--set",
+                                              "checkpoint.keep_last=50", "--set", "checkpoint.pool_mib=40"}));
+  EXPECT_EQ(ended.status, 0) << ended.output;
+  const std::string events = file_bytes(path("events"));
+  EXPECT_NE(events.find("\"saved\""), std::string::npos) << events;
+  EXPECT_NE(events.find("\"save failed\""), std::string::npos) << events;
+  EXPECT_NE(events.find("\"done\", \"step\": 60"), std::string::npos) << events;
+  // What was saved before is there.
+  const Ended resumed = run(with_pool("small", {"--resume", "--verify", "--set", "model.width=128", "--set",
+                                                "checkpoint.keep_last=1", "--set", "checkpoint.pool_mib=40"}));
+  EXPECT_EQ(resumed.status, 0) << resumed.output;
+}
+
+#ifdef DUNNOCK_MPIEXEC
+class Processes : public Program {
+ protected:
+  Processes() {
+    for (const char* pair : {"OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
+                             "OMPI_MCA_rmaps_base_oversubscribe=1", "OMPI_MCA_btl_vader_single_copy_mechanism=none"}) {
+      const std::string text = pair;
+      setenv(text.substr(0, text.find('=')).c_str(), text.substr(text.find('=') + 1).c_str(), 1);
+    }
+  }
+  [[nodiscard]] Words ranks(unsigned count, const Words& more) const {
+    Words all{DUNNOCK_MPIEXEC, "-n", std::to_string(count)};
+    const Words each = words(more);
+    all.insert(all.end(), each.begin(), each.end());
+    return all;
+  }
+  [[nodiscard]] Ended run_ranks(unsigned count, const Words& more) const {
+    return Child(folder_, ranks(count, more)).wait();
+  }
+};
+
+TEST_F(Processes, PipelinesEndWithTheWeightsOfOneProcess) {
+  const Ended alone = run(with_pool("alone", {"--set", "run.micro_batches=4"}));
+  ASSERT_EQ(alone.status, 0) << alone.output;
+  for (const char* schedule : {"1f1b", "zb-h1", "fast-forwarding"}) {
+    std::filesystem::remove(path("ranks.pool"));
+    const Ended ended = run_ranks(
+        2, with_pool("ranks", {"--set", "run.micro_batches=4", "--set", "run.pipeline=2", "--schedule", schedule}));
+    ASSERT_EQ(ended.status, 0) << ended.output;
+    EXPECT_EQ(file_bytes(path("ranks.safetensors")), file_bytes(path("alone.safetensors"))) << schedule;
+  }
+}
+
+TEST_F(Processes, ResumeOnOtherRanks) {
+  const Words half{"--max-seconds", "1000", "--set", "optimizer.schedule=constant", "--set", "run.micro_batches=2"};
+  const auto with = [&](Words more) {
+    more.insert(more.end(), half.begin(), half.end());
+    return with_pool("grid", more);
+  };
+  const Ended grid = run_ranks(4, with({"--set", "run.pipeline=2", "--set", "run.data_parallel=2", "--schedule", "1f1b",
+                                        "--set", "run.steps=20"}));
+  ASSERT_EQ(grid.status, 0) << grid.output;
+  const Ended line = run_ranks(
+      2, with({"--resume", "--set", "run.data_parallel=2", "--schedule", "reverse-first-k", "--set", "run.steps=40"}));
+  ASSERT_EQ(line.status, 0) << line.output;
+  const Ended one = run(with({"--resume", "--set", "run.steps=60"}));
+  ASSERT_EQ(one.status, 0) << one.output;
+  const Ended alone = run(with_pool("alone", half));
+  ASSERT_EQ(alone.status, 0) << alone.output;
+  const auto rows = read_log(path("grid.log"));
+  const auto expected = read_log(path("alone.log"));
+  ASSERT_TRUE(rows);
+  ASSERT_TRUE(expected);
+  EXPECT_EQ(rows->back().step, 60U);
+  // Other ranks add up in another order.
+  EXPECT_NEAR(rows->back().loss, expected->back().loss, 1e-3);
+}
+
+TEST_F(Processes, DeadRankStopsTheJobAndItResumes) {
+  const Words ring =
+      with_pool("ring", {"--set", "run.data_parallel=4", "--schedule", "overlap", "--set", "run.steps=1000000",
+                         "--events", path("events"), "--set", "optimizer.schedule=constant"});
+  Child job(folder_, ranks(4, ring));
+  const auto saved = [&] { return file_bytes(path("events")).find("\"saved\"") != std::string::npos; };
+  while (!saved()) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  // One of its processes.
+  std::optional<pid_t> victim;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    const std::string name = entry.path().filename();
+    if (!std::ranges::all_of(name, [](char c) { return c >= '0' && c <= '9'; })) continue;
+    const std::string line = file_bytes(entry.path() / "cmdline");
+    if (!line.starts_with(DUNNOCK_TRAIN) || line.find(path("config.toml")) == std::string::npos) continue;
+    victim = std::stoi(name);
+  }
+  ASSERT_TRUE(victim);
+  kill(*victim, SIGKILL);
+  const Ended ended = job.wait();
+  EXPECT_NE(ended.status, 0);
+  EXPECT_TRUE(ended.output.find("rank") != std::string::npos) << ended.output;
+  const Ended resumed = run(with_pool("ring", {"--resume", "--verify", "--set", "optimizer.schedule=constant",
+                                               "--max-seconds", "1", "--set", "run.steps=1000000"}));
+  EXPECT_EQ(resumed.status, 130) << resumed.output;
+}
+#endif
+
+}  // namespace
+}  // namespace dunnock::train

@@ -1,0 +1,295 @@
+// Weights as safetensors files: round trips, orders, names of others, and what is wrong with a file in words.
+#include "dunnock/training/weights_file.hpp"
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dunnock/index/checkpoint_files.hpp"
+#include "support/seed.hpp"
+#include "training/runs.hpp"
+#include "training/temporary_folder.hpp"
+
+namespace dunnock::test {
+namespace {
+
+using training::load_weights;
+using training::ModelOptions;
+using training::save_weights;
+using training::Trainer;
+
+std::unique_ptr<Trainer> trainer_of(const ModelOptions& model, std::uint64_t seed, const RankOfGrid& rank = {},
+                                    const std::string& schedule = "conventional") {
+  auto trainer = Trainer::create(
+      gpu::Device::cpu(rank.number),
+      {.model = model, .rows = 2, .seed = seed, .schedule = schedule, .threads = 1, .plan = {}, .costs = {}},
+      rank.ranks);
+  EXPECT_TRUE(trainer) << trainer.error().message;
+  return trainer ? std::move(*trainer) : nullptr;
+}
+
+/// Weights and running statistics, as they are seen.
+States weights_of(const Trainer& trainer) {
+  States weights;
+  for (auto& [name, values] : state_of(trainer)) {
+    if (name.find("moment of ") == std::string::npos) weights[name] = values;
+  }
+  return weights;
+}
+
+struct FileTensor {
+  Dtype dtype = Dtype::kF32;
+  std::vector<std::uint64_t> shape{};
+  std::vector<std::byte> bytes{};
+};
+using FileTensors = std::map<std::string, FileTensor>;
+
+FileTensor tensor_of(const std::vector<std::uint64_t>& shape, const std::vector<float>& values) {
+  const auto bytes = std::as_bytes(std::span(values));
+  return {Dtype::kF32, shape, {bytes.begin(), bytes.end()}};
+}
+
+FileTensors read_file(const std::string& path) {
+  FileTensors tensors;
+  const auto file = SafetensorsFile::open(path);
+  EXPECT_TRUE(file) << file.error().message;
+  for (const SafetensorsEntry& entry : file->header().tensors) {
+    FileTensor& tensor = tensors[entry.spec.name];
+    tensor = {entry.spec.dtype, entry.spec.shape, std::vector<std::byte>(*entry.spec.bytes())};
+    EXPECT_TRUE(file->read(entry.begin_bytes, tensor.bytes));
+  }
+  return tensors;
+}
+
+void write_file(const std::string& path, const FileTensors& tensors) {
+  std::vector<TensorSpec> specs;
+  for (const auto& [name, tensor] : tensors) specs.push_back({name, tensor.dtype, tensor.shape});
+  auto writer = SafetensorsWriter::create(path, specs, {});
+  ASSERT_TRUE(writer) << writer.error().message;
+  std::size_t number = 0;
+  for (const auto& [name, tensor] : tensors) ASSERT_TRUE(writer->write(number++, 0, tensor.bytes));
+  ASSERT_TRUE(writer->commit());
+}
+
+class RoundTrip : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(RoundTrip, GivesTheSameBits) {
+  auto random = generator(21);
+  const TemporaryFolder folder;
+  for (int round = 0; round < 4; ++round) {
+    const ModelOptions model = random_model(GetParam(), random);
+    SCOPED_TRACE(training::to_string(model));
+    const auto from = trainer_of(model, 1);
+    ASSERT_TRUE(load_weights_of(*from, random_weights(model, random)));
+    const std::string path = folder.path("weights");
+    ASSERT_TRUE(save_weights(*from, path));
+    const auto to = trainer_of(model, 2);
+    ASSERT_NE(weights_of(*to), weights_of(*from));
+    const Status loaded = load_weights(*to, path);
+    ASSERT_TRUE(loaded) << loaded.error().message;
+    EXPECT_EQ(weights_of(*to), weights_of(*from));
+    // In the file, names and shapes are PyTorch's, and values lie as they are seen.
+    const FileTensors file = read_file(path);
+    const States seen = weights_of(*from);
+    EXPECT_EQ(file.size(), seen.size());
+    for (const auto& [name, shape] : parameter_shapes(model)) {
+      ASSERT_TRUE(file.contains(name)) << name;
+      EXPECT_EQ(file.at(name).shape, std::vector<std::uint64_t>(shape.begin(), shape.end())) << name;
+      ASSERT_EQ(file.at(name).bytes.size(), seen.at(name).size() * sizeof(float)) << name;
+      EXPECT_EQ(std::memcmp(file.at(name).bytes.data(), seen.at(name).data(), file.at(name).bytes.size()), 0) << name;
+    }
+  }
+}
+INSTANTIATE_TEST_SUITE_P(All, RoundTrip, ::testing::ValuesIn(random_kinds()));
+
+TEST(WeightsFile, ConvolutionsAndTheLinearLayerBehindThemLieChannelsInnermost) {
+  const training::CnnOptions model{
+      .image = {4, 6, 2}, .stages = {{3}}, .batch_norm = false, .hidden = {}, .classes = 2};
+  const TemporaryFolder folder;
+  const auto counted = [](std::vector<std::uint64_t> shape) {
+    std::size_t size = 1;
+    for (const std::uint64_t side : shape) size *= side;
+    std::vector<float> values(size);
+    for (std::size_t i = 0; i < size; ++i) values[i] = static_cast<float>(i);
+    return tensor_of(shape, values);
+  };
+  write_file(folder.path("weights"), {{"features.0.weight", counted({3, 2, 3, 3})},
+                                      {"features.0.bias", counted({3})},
+                                      {"classifier.0.weight", counted({2, 3 * 2 * 3})},
+                                      {"classifier.0.bias", counted({2})}});
+  const auto trainer = trainer_of(ModelOptions(model), 1);
+  const Status loaded = load_weights(*trainer, folder.path("weights"));
+  ASSERT_TRUE(loaded) << loaded.error().message;
+  int found = 0;
+  for (const training::StateTensor& tensor : trainer->state()) {
+    if (tensor.what != training::StateTensor::What::kWeight || tensor.shape.size() < 2) continue;
+    ++found;
+    const bool linear = tensor.name == "classifier.0.weight";
+    const std::size_t channels = linear ? 3 : 2;
+    const std::size_t positions = linear ? 2 * 3 : 9;
+    ASSERT_EQ(tensor.positions, positions) << tensor.name;
+    // (out, positions, channels) of what was (out, channels, positions).
+    for (std::size_t i = 0; i < tensor.values.size(); ++i) {
+      const std::size_t out = i / (positions * channels);
+      const std::size_t position = i / channels % positions;
+      const std::size_t channel = i % channels;
+      EXPECT_EQ(tensor.values.device_data()[i], static_cast<float>((out * channels + channel) * positions + position))
+          << tensor.name << " [" << i << "]";
+    }
+  }
+  EXPECT_EQ(found, 2);
+}
+
+// ----- files of others ----------------------------------------------------------------------------------------------
+
+/// Of a tiny GPT: a sound file, and its weights.
+struct Gpt {
+  ModelOptions model =
+      training::GptOptions{.vocabulary = 7, .context = 5, .layers = 2, .heads = 2, .width = 8, .mlp_ratio = 2};
+  TemporaryFolder folder;
+  std::string path = folder.path("weights");
+  FileTensors tensors;
+  States weights;
+
+  Gpt() {
+    const auto trainer = trainer_of(model, 3);
+    EXPECT_TRUE(save_weights(*trainer, path));
+    tensors = read_file(path);
+    weights = weights_of(*trainer);
+  }
+  Status load_into(Trainer& trainer) {
+    write_file(path, tensors);
+    return load_weights(trainer, path);
+  }
+  /// Loads it, and expects this.
+  void expect_error(ErrorCode code, const std::string& word) {
+    const auto trainer = trainer_of(model, 4);
+    const States before = weights_of(*trainer);
+    const Status loaded = load_into(*trainer);
+    ASSERT_FALSE(loaded);
+    EXPECT_EQ(loaded.error().code, code) << loaded.error().message;
+    EXPECT_NE(loaded.error().message.find(word), std::string::npos) << loaded.error().message;
+    EXPECT_EQ(weights_of(*trainer), before) << "found before anything was taken over";
+  }
+};
+
+TEST(WeightsFile, OfHuggingFaceHasAPrefixMasksAndATiedHead) {
+  for (const std::string prefix : {"", "transformer.", "model."}) {
+    Gpt gpt;
+    FileTensors named;
+    for (const auto& [name, tensor] : gpt.tensors) named[prefix + name] = tensor;
+    for (const char* layer : {"h.0", "h.1"}) {
+      named[prefix + layer + ".attn.bias"] = tensor_of({1, 1, 5, 5}, std::vector<float>(25, 1.0F));
+      named[prefix + layer + ".attn.masked_bias"] = tensor_of({}, {-1e4F});
+    }
+    named["lm_head.weight"] = gpt.tensors.at("wte.weight");
+    gpt.tensors = named;
+    const auto trainer = trainer_of(gpt.model, 4);
+    const Status loaded = gpt.load_into(*trainer);
+    ASSERT_TRUE(loaded) << prefix << ": " << loaded.error().message;
+    EXPECT_EQ(weights_of(*trainer), gpt.weights) << prefix;
+  }
+}
+
+TEST(WeightsFile, OfSixteenBitsIsReadExactly) {
+  // Values of both: all halves that are numbers, and the upper halves of floats.
+  for (const Dtype dtype : {Dtype::kF16, Dtype::kBF16}) {
+    Gpt gpt;
+    auto random = generator(22);
+    States expected = gpt.weights;
+    for (auto& [name, tensor] : gpt.tensors) {
+      tensor.dtype = dtype;
+      tensor.bytes.resize(tensor.bytes.size() / 2);
+      for (std::size_t i = 0; i < expected.at(name).size(); ++i) {
+        auto bits = static_cast<std::uint16_t>(random());
+        double value = 0;
+        if (dtype == Dtype::kBF16) {
+          if ((bits & 0x7F80) == 0x7F80) bits &= 0x7FFF & ~0x4000;  // No infinities, and nothing that is no number.
+          value = static_cast<double>(std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16));
+        } else {
+          if ((bits & 0x7C00) == 0x7C00) bits &= ~0x4000;
+          const int exponent = bits >> 10 & 31;
+          const double fraction = bits & 1023;
+          value = exponent == 0 ? fraction * std::exp2(-24) : (1 + fraction / 1024) * std::exp2(exponent - 15);
+          if ((bits & 0x8000) != 0) value = -value;
+        }
+        std::memcpy(tensor.bytes.data() + 2 * i, &bits, 2);
+        expected[name][i] = static_cast<float>(value);
+      }
+    }
+    const auto trainer = trainer_of(gpt.model, 4);
+    const Status loaded = gpt.load_into(*trainer);
+    ASSERT_TRUE(loaded) << loaded.error().message;
+    EXPECT_EQ(weights_of(*trainer), expected);
+  }
+}
+
+TEST(WeightsFile, WithoutATensorSaysWhich) {
+  Gpt gpt;
+  gpt.tensors.erase("h.1.mlp.c_fc.bias");
+  gpt.expect_error(ErrorCode::kNotFound, "'h.1.mlp.c_fc.bias'");
+}
+
+TEST(WeightsFile, OfAnotherShapeSaysBoth) {
+  Gpt gpt;
+  FileTensor& tensor = gpt.tensors.at("h.0.mlp.c_fc.weight");
+  std::swap(tensor.shape[0], tensor.shape[1]);  // As a linear layer has it, and not GPT-2.
+  gpt.expect_error(ErrorCode::kInvalidArgument, "[16, 8]");
+  gpt.expect_error(ErrorCode::kInvalidArgument, "[8, 16]");
+}
+
+TEST(WeightsFile, OfAnotherTypeSaysWhich) {
+  Gpt gpt;
+  FileTensor& tensor = gpt.tensors.at("ln_f.bias");
+  tensor.dtype = Dtype::kI32;
+  gpt.expect_error(ErrorCode::kUnsupported, "I32");
+}
+
+TEST(WeightsFile, ThatIsCutOffOrIsNoneIsRefused) {
+  Gpt gpt;
+  const auto trainer = trainer_of(gpt.model, 4);
+  const States before = weights_of(*trainer);
+  const std::string bytes = file_bytes(gpt.path);
+  for (const std::size_t size : {std::size_t{0}, std::size_t{5}, std::size_t{40}, bytes.size() / 2, bytes.size() - 1}) {
+    const Status loaded = load_weights(*trainer, gpt.folder.write("cut", bytes.substr(0, size)));
+    ASSERT_FALSE(loaded) << size;
+    EXPECT_EQ(loaded.error().code, ErrorCode::kCorrupt) << size << ": " << loaded.error().message;
+  }
+  const Status missing = load_weights(*trainer, gpt.folder.path("nowhere"));
+  ASSERT_FALSE(missing);
+  EXPECT_EQ(missing.error().code, ErrorCode::kNotFound) << missing.error().message;
+  EXPECT_EQ(weights_of(*trainer), before);
+}
+
+TEST(WeightsFile, ThatCannotBeWrittenSaysSo) {
+  Gpt gpt;
+  const auto trainer = trainer_of(gpt.model, 4);
+  const Status saved = save_weights(*trainer, gpt.folder.path("no/such/folder/weights"));
+  ASSERT_FALSE(saved);
+  EXPECT_EQ(saved.error().code, ErrorCode::kNotFound) << saved.error().message;
+}
+
+TEST(WeightsFile, OfAPipelineIsThatOfOneDevice) {
+  Gpt gpt;
+  const TemporaryFolder folder;
+  run_ranks({.stages = 2, .data_ranks = 1}, [&](const RankOfGrid& rank) {
+    const auto trainer = trainer_of(gpt.model, 9, rank, "gpipe");
+    const Status loaded = load_weights(*trainer, gpt.path);
+    ASSERT_TRUE(loaded) << loaded.error().message;
+    for (const auto& [name, values] : weights_of(*trainer)) EXPECT_EQ(values, gpt.weights.at(name)) << name;
+    const Status saved = save_weights(*trainer, folder.path("again"));
+    ASSERT_TRUE(saved) << saved.error().message;
+  });
+  EXPECT_EQ(file_bytes(folder.path("again")), file_bytes(gpt.path));
+}
+
+}  // namespace
+}  // namespace dunnock::test
