@@ -58,8 +58,8 @@ struct Meeting {
 };
 
 struct Job {
-  explicit Job(unsigned ranks, const CommunicatorOptions& options)
-      : size(ranks), options(options), timeout(options.timeout), gone(ranks), collectives(ranks) {}
+  explicit Job(unsigned ranks, const CommunicatorOptions& given)
+      : size(ranks), options(given), timeout(given.timeout), gone(ranks), collectives(ranks) {}
 
   const unsigned size;
   const CommunicatorOptions options;

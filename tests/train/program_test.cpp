@@ -197,6 +197,27 @@ TEST_F(Program, LossThatIsNoNumberStopsWithTheLastCheckpointIntact) {
   EXPECT_NE(ended.output.find("optimizer.learning_rate"), std::string::npos) << ended.output;
 }
 
+TEST_F(Program, FullDisksAndLostFoldersAreNoCrash) {
+  const Ended events =
+      run({"--events", "/dev/full", "--set", "run.window=1", "--set", "run.log_every=1", "--set", "checkpoint.every=1",
+           "--set", "checkpoint.pool=" + path("full.pool"), "--save-weights", path("full.safetensors")});
+  EXPECT_EQ(events.status, 0) << events.output;
+  EXPECT_TRUE(std::filesystem::exists(path("full.safetensors")));
+  const Ended long_path = run({"--set", "checkpoint.pool=" + path(std::string(5000, 'a'))});
+  EXPECT_EQ(long_path.status, 1) << long_path.output;
+  setenv("TMPDIR", path("nowhere").c_str(), 1);
+  const Ended no_folder = run({});
+  unsetenv("TMPDIR");
+  EXPECT_EQ(no_folder.status, 1) << no_folder.output;
+  EXPECT_NE(no_folder.output.find("TMPDIR"), std::string::npos) << no_folder.output;
+}
+
+TEST_F(Program, GraphsAreNotTracedAndThatIsSaidAtOnce) {
+  const Ended ended = run({"--trace", path("trace.json"), "--set", "run.as_graph=true"});
+  EXPECT_EQ(ended.status, 1);
+  EXPECT_NE(ended.output.find("run.as_graph"), std::string::npos) << ended.output;
+}
+
 TEST_F(Program, OldCheckpointsAreNotOverwrittenByANewRun) {
   ASSERT_EQ(run(with_pool("run")).status, 0);
   const Ended again = run(with_pool("run"));

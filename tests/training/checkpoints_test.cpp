@@ -457,6 +457,34 @@ TEST(Checkpoints, WithoutLearningOnlyThePositionIsWritten) {
   EXPECT_LE(report_or_fail(save_now(checkpoints, position_at(4))).chunks_written, 1U);
 }
 
+TEST(Checkpoints, OfWeightsThatAreNoNumbersAreRefused) {
+  const TemporaryFolder folder;
+  Job job = job_of("mlp", false);
+  job.options.window = 1;
+  const auto trainer = trainer_of(job.options);
+  Checkpoints checkpoints = open_or_fail({.path = folder.path("pool"), .media = kFast}, *trainer);
+  train(*trainer, job, 0, 1);
+  report_or_fail(save_now(checkpoints, position_at(1)));
+  const auto sound = state_of(*trainer);
+  // The loss of this step is that of sound weights; what the update makes of them is not.
+  for (const double loss : train(*trainer, job, 1, 2, 0, 1, INFINITY)) EXPECT_TRUE(std::isfinite(loss));
+  const auto refused = checkpoints.save(position_at(2));
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_NE(refused.error().message.find("no numbers behind step 2"), std::string::npos) << refused.error().message;
+  EXPECT_EQ(checkpoints.versions(), (std::vector<std::uint64_t>{1}));
+  const auto resumed = checkpoints.resume(kSetup);
+  ASSERT_TRUE(resumed);
+  EXPECT_EQ((*resumed)->step, 1U);
+  EXPECT_EQ(state_of(*trainer), sound);
+}
+
+TEST(Checkpoints, APathThatCannotBeIsAnError) {
+  const auto trainer = trainer_of(job_of("mlp", false).options);
+  const auto opened = Checkpoints::open({.path = "/tmp/" + std::string(5000, 'a')}, *trainer);
+  ASSERT_FALSE(opened);
+}
+
 TEST(Checkpoints, AFullPoolFailsTheSaveAndLeavesWhatIsThere) {
   const TemporaryFolder folder;
   const Job job = job_of("large mlp", true);

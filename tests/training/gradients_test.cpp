@@ -197,5 +197,114 @@ TEST_P(RandomModels, HaveTheGradientsOfCentralDifferences) {
 }
 INSTANTIATE_TEST_SUITE_P(All, RandomModels, ::testing::ValuesIn(random_kinds()));
 
+/// bf16 rounds each value to 2^-8 of it where f32 rounds to 2^-24, so a tensor's gradient is off by some such
+/// roundings: measured against its own length, and a share of the longest one's.
+void expect_bf16_near(const ModelOptions& model, DoubleWeights weights, DoubleBatch batch, double of_tensor,
+                      double of_longest) {
+  SCOPED_TRACE(training::to_string(model));
+  // Both begin with the same numbers.
+  const auto round_to_bf16 = [](std::vector<double>& values) {
+    for (double& value : values) value = static_cast<double>(static_cast<float>(gpu::Bf16(static_cast<float>(value))));
+  };
+  for (auto& [name, values] : weights) round_to_bf16(values);
+  round_to_bf16(batch.images);
+  const Found wide = gradients_of<float>(model, weights, batch);
+  const Found narrow = gradients_of<gpu::Bf16>(model, weights, batch);
+  EXPECT_NEAR(narrow.loss, wide.loss, 0.05 * (1 + wide.loss));
+  double longest = 0;
+  for (const auto& [name, values] : wide.gradients) longest = std::max(longest, root_of_squares(values));
+  for (const auto& [name, values] : wide.gradients) {
+    std::vector<double> errors = narrow.gradients.at(name);
+    for (std::size_t i = 0; i < errors.size(); ++i) errors[i] -= values[i];
+    EXPECT_LE(root_of_squares(errors), of_tensor * root_of_squares(values) + of_longest * longest) << name;
+  }
+}
+
+TEST_P(RandomModels, HaveTheGradientsOfF32InBf16UpToItsRounding) {
+  auto random = generator(3);
+  for (int round = 0; round < 4; ++round) {
+    const ModelOptions model = random_model(GetParam(), random);
+    // Small batch norms divide by what is itself rounded: those of chance have no bound.
+    if (has_batch_norm(model)) continue;
+    const DoubleWeights weights = random_weights(model, random);
+    expect_bf16_near(model, weights, random_batch(model, 1 + random() % 4, random), 0.4, 0.1);
+  }
+}
+
+/// The bound of batch norms is weak: it tells a wrong formula in plain networks, and only gross errors in these.
+TEST(Gradients, InBf16AreThoseOfF32UpToItsRounding) {
+  for (const GoldenGradients& at : golden_gradients()) {
+    const bool norms = has_batch_norm(at.model);
+    expect_bf16_near(at.model, formula_weights(at.model), formula_batch(at.model, at.rows, 0), norms ? 0.7 : 0.1,
+                     norms ? 0.2 : 0.03);
+  }
+}
+
+// ----- running statistics -------------------------------------------------------------------------------------------
+
+/// The first batch norm's: of the convolution in front of it, in double.
+TEST(Gradients, RunningStatisticsFollowTheBatch) {
+  auto random = generator(4);
+  struct Stem {
+    std::string kind, convolution, norm;
+  };
+  for (const Stem& stem : {Stem{"cnn of batch norms", "features.0", "features.1"}, Stem{"resnet", "conv1", "bn1"},
+                           Stem{"densenet", "features.conv0", "features.norm0"}}) {
+    for (int round = 0; round < 4; ++round) {
+      const ModelOptions model = random_model(stem.kind, random);
+      SCOPED_TRACE(training::to_string(model));
+      const DoubleWeights weights = random_weights(model, random);
+      const DoubleBatch batch = random_batch(model, 3, random);
+      const Found found = gradients_of<float>(model, weights, batch);
+      training::ImageShape image;
+      std::visit(
+          [&](const auto& sizes) {
+            if constexpr (requires { sizes.image; }) image = sizes.image;
+          },
+          model);
+      const auto shape = parameter_shapes(model).at(stem.convolution + ".weight");
+      const std::vector<double>& weight = weights.at(stem.convolution + ".weight");
+      const std::size_t kernel = shape[2];
+      const std::size_t stride = kernel == 7 ? 2 : 1;
+      const std::size_t height = (image.height + stride - 1) / stride;
+      const std::size_t width = (image.width + stride - 1) / stride;
+      const auto bias = weights.find(stem.convolution + ".bias");
+      for (std::size_t out = 0; out < shape[0]; ++out) {
+        double sum = 0;
+        double squares = 0;
+        for (std::size_t n = 0; n < batch.rows; ++n) {
+          for (std::size_t y = 0; y < height; ++y) {
+            for (std::size_t x = 0; x < width; ++x) {
+              double value = bias == weights.end() ? 0 : bias->second[out];
+              for (std::size_t c = 0; c < image.channels; ++c) {
+                for (std::size_t u = 0; u < kernel; ++u) {
+                  for (std::size_t v = 0; v < kernel; ++v) {
+                    const std::size_t at_y = y * stride + u;  // Of the padded image.
+                    const std::size_t at_x = x * stride + v;
+                    const std::size_t padding = kernel / 2;
+                    if (at_y < padding || at_y - padding >= image.height) continue;
+                    if (at_x < padding || at_x - padding >= image.width) continue;
+                    value += weight[((out * image.channels + c) * kernel + u) * kernel + v] *
+                             batch.images[((n * image.height + at_y - padding) * image.width + at_x - padding) *
+                                              image.channels +
+                                          c];
+                  }
+                }
+              }
+              sum += value;
+              squares += value * value;
+            }
+          }
+        }
+        const auto count = static_cast<double>(batch.rows * height * width);
+        const double mean = sum / count;
+        const double variance = (squares / count - mean * mean) * count / (count - 1);  // PyTorch's: without bias.
+        EXPECT_NEAR(found.states.at(stem.norm + ".running_mean")[out], 0.1 * mean, 1e-5 * (1 + std::abs(mean)));
+        EXPECT_NEAR(found.states.at(stem.norm + ".running_var")[out], 0.9 + 0.1 * variance, 1e-5 * (1 + variance));
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace dunnock::test

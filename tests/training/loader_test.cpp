@@ -424,6 +424,18 @@ TEST(ImageLoader, ranks_and_resumed_runs_see_the_batches_of_one_run) {
   }
 }
 
+TEST(ImageLoader, refuses_a_position_in_other_images) {
+  const LoaderPosition position = ImageLoader::create(counting_images(40), {.batch = 4}, kDevice)->position();
+  EXPECT_TRUE(ImageLoader::create(counting_images(40), {.batch = 4}, kDevice, &position));
+  IdxArray images{IdxType::kU8, {40, 2, 1, 2}, std::vector<std::byte>(160)};
+  IdxArray labels{IdxType::kU8, {40}, std::vector<std::byte>(40)};
+  const auto others = [&] { return std::make_shared<const ImageSet>(*ImageSet::create(images, labels, 7)); };
+  const LoaderPosition zeros = ImageLoader::create(others(), {.batch = 4}, kDevice)->position();
+  EXPECT_FALSE(ImageLoader::create(others(), {.batch = 4}, kDevice, &position));
+  labels.data[39] = std::byte{1};
+  EXPECT_FALSE(ImageLoader::create(others(), {.batch = 4}, kDevice, &zeros));
+}
+
 TEST(ImageLoader, refuses_options_out_of_range_and_says_why) {
   const auto images = counting_images(20);
   const auto says = [&](const ImageLoaderOptions& options, const char* word, const LoaderPosition* start = nullptr) {

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -207,6 +209,77 @@ TEST(Trainer, LossFallsOnWhatItHasSeen) {
   EXPECT_NEAR(losses.front(), std::log(29.0), 0.2);
   EXPECT_LT(losses.back(), 1.5);
   EXPECT_EQ((*trainer)->steps_done(), 60U);
+}
+
+TEST(Trainer, WaitsForASnapshotBeforeItChangesAnythingAndOnlyThen) {
+  for (const bool as_graph : {false, true}) {
+    const ModelOptions model = small_mlp();
+    const Data data = random_data(model, 4, 6, test::seed());
+    TrainerOptions options = options_for(model, 4, "conventional");
+    options.window = 2;
+    options.as_graph = as_graph;
+    auto trainer = Trainer::create(gpu::Device::cpu(), options);
+    ASSERT_TRUE(trainer) << trainer.error().message;
+    const auto run = [&](unsigned first) {
+      const std::vector<StepInput> steps{input_of(data, first, 0, 1, 0.01F), input_of(data, first + 1, 0, 1, 0.01F)};
+      const auto results = (*trainer)->run(steps);
+      ASSERT_TRUE(results) << results.error().message;
+    };
+    const auto state = [&] {
+      std::vector<std::vector<float>> all;
+      for (const StateTensor& tensor : (*trainer)->state())
+        all.emplace_back(tensor.values.device_data(), tensor.values.device_data() + tensor.values.size());
+      return all;
+    };
+    run(0);
+    const auto before = state();
+    std::atomic<unsigned> calls = 0;
+    std::atomic<bool> unchanged = true;
+    (*trainer)->before_next_update([&]() -> Status {
+      ++calls;
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      if (calls == 1) unchanged = state() == before;
+      return {};
+    });
+    run(2);  // The one in which a graph is recorded.
+    EXPECT_GT(calls, 0U);
+    EXPECT_TRUE(unchanged);
+    EXPECT_NE(state(), before);
+    const unsigned called = calls;
+    run(4);
+    EXPECT_EQ(calls, called) << "a later run";
+  }
+}
+
+/// Each rank's rows make running statistics of their own; there is one model to evaluate.
+TEST(Trainer, DataParallelRanksEvaluateTheSameModel) {
+  const ModelOptions model =
+      CnnOptions{.image = {6, 6, 1}, .stages = {{4}}, .batch_norm = true, .hidden = {}, .classes = 3};
+  std::mt19937_64 random(test::seed());
+  std::normal_distribution<float> normal;
+  std::vector<float> images(8 * 36);
+  std::ranges::generate(images, [&] { return normal(random); });
+  const std::vector<std::int32_t> targets{0, 1, 2, 0, 1, 2, 0, 1};
+  std::vector<gpu::Communicator> ends = std::move(*gpu::Communicator::threads(2));
+  std::vector<Evaluation> evaluations(2);
+  std::vector<std::thread> threads;
+  for (unsigned rank = 0; rank < 2; ++rank) {
+    threads.emplace_back([&, rank] {
+      auto trainer = Trainer::create(gpu::Device::cpu(rank), options_for(model, 4, "overlap"), {.data = &ends[rank]});
+      ASSERT_TRUE(trainer) << trainer.error().message;
+      const StepInput step{.images = std::span(images).subspan(rank * std::size_t{144}, 144),
+                           .targets = std::span(targets).subspan(rank * std::size_t{4}, 4),
+                           .learning_rate = 0.1F};
+      ASSERT_TRUE((*trainer)->run({&step, 1}));
+      const auto evaluation = (*trainer)->evaluate({.images = images, .targets = targets});
+      ASSERT_TRUE(evaluation) << evaluation.error().message;
+      evaluations[rank] = *evaluation;
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_GT(evaluations[0].loss, 0);
+  EXPECT_EQ(evaluations[0].loss, evaluations[1].loss);
+  EXPECT_EQ(evaluations[0].correct, evaluations[1].correct);
 }
 
 class OneDevice : public ::testing::TestWithParam<std::tuple<std::string, bool>> {};

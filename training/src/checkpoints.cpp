@@ -40,6 +40,14 @@ TensorSpec spec_of(const StateTensor& tensor) {
   return spec;
 }
 
+/// Infinities and NaN have all bits of the exponent.
+bool all_finite(std::span<const float> values) {
+  constexpr std::uint32_t kExponent = 0x7F800000;
+  std::uint32_t found = 0;
+  for (const float value : values) found |= (std::bit_cast<std::uint32_t>(value) & kExponent) == kExponent ? 1 : 0;
+  return found == 0;
+}
+
 TensorSpec position_spec() { return {"training.position", Dtype::kU8, {sizeof(Position)}}; }
 
 }  // namespace
@@ -140,7 +148,8 @@ Status Checkpoints::Impl::open(const CheckpointsOptions& options) {
         options.capacity_bytes != 0
             ? options.capacity_bytes
             : std::max((options.retention.keep_last + 4) * state_bytes, 8 * store_options.segment_bytes);
-    const bool there = std::filesystem::exists(options.path);
+    std::error_code unseen;  // What can't be looked at can't be made either, which says why.
+    const bool there = std::filesystem::exists(options.path, unseen);
     auto pool = there ? Pool::open(options.path)
                       : Pool::create(options.path, {.bytes = CheckpointStore<FileMedia>::pool_bytes(store_options)});
     if (!pool) return tl::unexpected(pool.error());
@@ -284,13 +293,20 @@ Result<std::optional<SaveReport>> Checkpoints::Impl::save(const Position& positi
   add(position_spec(), std::as_bytes(std::span(&saved_, 1)));
   const std::vector<StateTensor> mine = trainer_.state();
   for (std::size_t i = 0; i < tensors.size(); ++i) {
-    if (!in_place) {
-      add(spec_of(tensors[i]), std::as_bytes(std::span(gathered_[i])));
-      continue;
+    std::span<const float> values;
+    if (in_place) {
+      const auto here = std::ranges::find_if(
+          mine, [&](const StateTensor& one) { return one.what == tensors[i].what && one.name == tensors[i].name; });
+      values = {here->values.device_data(), here->values.size()};
+    } else {
+      values = gathered_[i];
     }
-    const auto here = std::ranges::find_if(
-        mine, [&](const StateTensor& one) { return one.what == tensors[i].what && one.name == tensors[i].name; });
-    add(spec_of(tensors[i]), std::as_bytes(std::span<const float>(here->values.device_data(), here->values.size())));
+    // The loss tells only a step later; and the newest checkpoint is the one that a run goes on from.
+    if (tensors[i].what == StateTensor::What::kWeight && !all_finite(values))
+      return make_error(ErrorCode::kInvalidArgument, "tensor '" + tensors[i].name +
+                                                         "' has values that are no numbers behind step " +
+                                                         std::to_string(position.step));
+    add(spec_of(tensors[i]), std::as_bytes(values));
   }
   pending_.emplace(disk_->save(position.step, std::move(sources)));
   if (in_place) {

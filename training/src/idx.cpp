@@ -1,5 +1,6 @@
 #include "dunnock/training/idx.hpp"
 
+#include <xxhash.h>
 #include <zlib.h>
 
 #include <algorithm>
@@ -194,6 +195,8 @@ Result<ImageSet> ImageSet::create(IdxArray images, IdxArray labels, unsigned cla
   if (wrong != values.end())
     return make_error(ErrorCode::kCorrupt, "label " + std::to_string(wrong - values.begin()) + " is " +
                                                std::to_string(*wrong) + ", of " + std::to_string(classes) + " classes");
+  set.checksum_ =
+      XXH3_64bits_withSeed(images.data.data(), images.data.size(), XXH3_64bits(labels.data.data(), labels.data.size()));
   set.images_ = std::move(images);
   set.labels_ = std::move(labels);
   return set;

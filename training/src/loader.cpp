@@ -295,9 +295,9 @@ Result<ImageLoader> ImageLoader::create(std::shared_ptr<const ImageSet> images, 
   plan.batches = options.keep_remainder ? (plan.items + plan.batch - 1) / plan.batch : plan.items / plan.batch;
   if (plan.batches == 0)
     return refuse(std::to_string(plan.items) + " images are too few for a batch of " + std::to_string(options.batch));
-  plan.setup = setup_of(std::array<std::uint64_t, 8>{2, plan.items, images->pixels(), images->channels(), options.batch,
-                                                     options.keep_remainder ? 1U : 0U,
-                                                     static_cast<std::uint64_t>(options.order), options.seed});
+  plan.setup = setup_of(std::array<std::uint64_t, 9>{
+      2, plan.items, images->pixels(), images->channels(), images->checksum(), options.batch,
+      options.keep_remainder ? 1U : 0U, static_cast<std::uint64_t>(options.order), options.seed});
   const auto first = first_number(plan, start);
   if (!first) return tl::unexpected(first.error());
 

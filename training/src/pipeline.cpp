@@ -27,6 +27,9 @@ struct ChunkSums {
   std::uint64_t output_bytes = 0;
   std::uint64_t weight_bytes = 0;
   std::uint64_t gradient_bytes = 0;
+  /// Other chunks of the device that use its weights: its update adds their gradients. (Those of other devices come by
+  /// messages of the updates themselves.)
+  std::vector<unsigned> used_by{};
 };
 
 struct Stages {
@@ -71,6 +74,15 @@ Stages stages_of(const Step& step, const PlanOptions& options, Deal deal, unsign
     stages.sums.push_back(sums);
   }
   auto& made = stages.pipe.chunks;
+  const auto chunk_of = [&](std::size_t layer) {
+    return static_cast<unsigned>(std::ranges::upper_bound(stages.begins, layer) - stages.begins.begin() - 1);
+  };
+  for (std::size_t i = 0; i < step.layers.size(); ++i) {
+    if (!step.layers[i].tied_to) continue;
+    const unsigned owner = chunk_of(*step.layers[i].tied_to);
+    const unsigned user = chunk_of(i);
+    if (user != owner && made[user].device == made[owner].device) stages.sums[owner].used_by.push_back(user);
+  }
   for (unsigned c = 0; c + 1 < chunks; ++c) {
     if (made[c].device == made[c + 1].device) continue;
     made[c].send_activation_us = options.link.send_us(stages.sums[c].output_bytes);
@@ -223,13 +235,9 @@ class Maker {
     }
     updates_.emplace_back();
     sums_.emplace_back();
-    for (unsigned c = 0; c < chunks; ++c) {
-      const unsigned device = stages_.pipe.chunks[c].device;
-      gpu::Op update{.name = named("U", stages_.sums[c].name),
-                     .kind = OpKind::kUpdate,
-                     .inputs = accumulated[c],
-                     .cost_us = stages_.sums[c].update_us};
-      if (options_.data_parallel > 1) {
+    std::vector<std::vector<ValueId>> gradients = accumulated;  // Of each chunk, as its update reads them.
+    if (options_.data_parallel > 1) {
+      for (unsigned c = 0; c < chunks; ++c) {
         const ValueId sum = value(named("s", stages_.sums[c].name), 0);
         sums_[t].push_back(
             add({.name = named("S", stages_.sums[c].name),
@@ -238,12 +246,20 @@ class Maker {
                  .outputs = {sum},
                  .cost_us = options_.link.all_reduce_us(stages_.sums[c].gradient_bytes, options_.data_parallel),
                  .demand = kNoDemand},
-                {Part::kAllReduce, t, device, c, 0, 0}));
-        update.inputs = {sum};
+                {Part::kAllReduce, t, stages_.pipe.chunks[c].device, c, 0, 0}));
+        gradients[c] = {sum};
       }
+    }
+    for (unsigned c = 0; c < chunks; ++c) {
+      gpu::Op update{.name = named("U", stages_.sums[c].name),
+                     .kind = OpKind::kUpdate,
+                     .inputs = gradients[c],
+                     .cost_us = stages_.sums[c].update_us};
+      for (const unsigned user : stages_.sums[c].used_by)
+        update.inputs.insert(update.inputs.end(), gradients[user].begin(), gradients[user].end());
       updated_[c] = value(named("u", stages_.sums[c].name), 0);
       update.outputs = {updated_[c]};
-      updates_[t].push_back(add(std::move(update), {Part::kUpdate, t, device, c, 0, 0}));
+      updates_[t].push_back(add(std::move(update), {Part::kUpdate, t, stages_.pipe.chunks[c].device, c, 0, 0}));
     }
   }
 

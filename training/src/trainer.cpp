@@ -43,6 +43,7 @@ class TrainerOf final : public Trainer {
       : options_(options), ranks_(ranks), main_(std::move(main)) {}
 
   Status set_up() {
+    share_threads();
     if (Status done = choose_costs(); !done) return done;
     auto program = make_program(window());
     if (!program) return tl::unexpected(program.error());
@@ -80,6 +81,8 @@ class TrainerOf final : public Trainer {
     if (sizes.targets == 0 || input.targets.size() % sizes.targets != 0) return invalid("an evaluation has whole rows");
     const std::size_t rows = input.targets.size() / sizes.targets;
     if (Status fits = check_input(input, rows); !fits) return tl::unexpected(fits.error());
+    if (std::exchange(statistics_differ_, false))
+      ranks_.data->broadcast<float>(network_.parameters().state_values(), 0, main_);
     Evaluation sum;
     for (std::size_t done = 0; done < rows; done += options_.rows) {
       const std::size_t some = std::min(options_.rows, rows - done);
@@ -160,7 +163,10 @@ class TrainerOf final : public Trainer {
       if (holder != 0) {
         if (rank_of(ranks_.pipeline) == holder) ranks_.pipeline->send<float>(from, 0, main_);
         if (!collects) continue;
-        if (Status made = make_buffer(arrived, size, main_); !made) return tl::unexpected(made.error());
+        if (Status made = make_buffer(arrived, size, main_); !made) {
+          (void)main_.synchronize();  // For `values` goes.
+          return tl::unexpected(made.error());
+        }
         from = arrived.span();
         ranks_.pipeline->receive<float>(from, holder, main_);
       }
@@ -278,6 +284,13 @@ class TrainerOf final : public Trainer {
   [[nodiscard]] const Program* whole() const { return programs_.at(window()).get(); }
 
   // ----- setting up -------------------------------------------------------------------------------------------------
+
+  /// Lanes side by side share the processors.
+  void share_threads() {
+    const bool shares = options_.threads == 0 && options_.schedule == "multi-stream";
+    if (shares && main_.device().backend() == gpu::Backend::kCpu)
+      options_.threads = std::max(1U, main_.device().info().processors / 2);
+  }
 
   Status choose_costs() {
     const auto& names = schedule_names();
@@ -633,6 +646,14 @@ class TrainerOf final : public Trainer {
       program = std::move(*made);
     }
     last_ = program.get();
+    // Running statistics change in forward passes already, and a recorded graph has no place for it.
+    if (before_next_update_ && (options_.as_graph || network_.parameters().state_values().size() > 0))
+      main_.run("waits for the snapshot", std::exchange(before_next_update_, nullptr));
+    // Kernels make their plans in the first run, which a graph that is recorded can't. It is made before anything is
+    // copied from memory that goes if that fails.
+    if (options_.as_graph && program->runs == 1) {
+      if (Status recorded = make_executor(*program, true); !recorded) return recorded;
+    }
     std::vector<gpu::AdamwStep> adamw_steps;
     std::vector<gpu::SgdStep> sgd_steps;
     const OptimizerOptions& optimizer = options_.optimizer;
@@ -647,17 +668,11 @@ class TrainerOf final : public Trainer {
     }
     gpu::upload(adamw_steps_.span().subspan(0, count), adamw_steps, main_);
     gpu::upload(sgd_steps_.span().subspan(0, count), sgd_steps, main_);
-    // Kernels make their plans in the first run, which a graph that is recorded can't.
-    if (options_.as_graph && program->runs == 1) {
-      if (Status recorded = make_executor(*program, true); !recorded) return recorded;
-    }
-    // Running statistics change in forward passes already, and a recorded graph has no place for it.
-    if (before_next_update_ && (options_.as_graph || network_.parameters().state_values().size() > 0))
-      main_.run("waits for the snapshot", std::exchange(before_next_update_, nullptr));
     if (accumulates_apart()) accumulate();
     program->executor->run(main_);
     ++program->runs;
     before_next_update_ = nullptr;
+    statistics_differ_ = size_of(ranks_.data) > 1 && network_.parameters().state_values().size() > 0;
     steps_done_ += count;
     return collect(count, *program, results);
   }
@@ -785,6 +800,7 @@ class TrainerOf final : public Trainer {
   const Program* last_ = nullptr;
   std::uint64_t steps_done_ = 0;
   std::function<Status()> before_next_update_;
+  bool statistics_differ_ = false;  // Running ones, of data-parallel ranks.
 };
 
 template <class T>

@@ -66,13 +66,13 @@ __global__ void __launch_bounds__(kBlock) finish_kernel(MatmulFinish<C> f, Finis
 #pragma unroll
         for (unsigned j = 0; j < kWidth; ++j) {
           const float here = to_float(x.values[j]);
-          if (f.activation == MatmulActivation::kRelu) values[j] = here > 0.0F ? values[j] : 0.0F;
+          if (f.activation == MatmulActivation::kRelu) values[j] = here <= 0.0F ? 0.0F : values[j];
           if (f.activation == MatmulActivation::kGelu) values[j] *= gelu_derivative(here);
         }
       } else {
 #pragma unroll
         for (unsigned j = 0; j < kWidth; ++j) {
-          if (f.activation == MatmulActivation::kRelu) values[j] = values[j] > 0.0F ? values[j] : 0.0F;
+          if (f.activation == MatmulActivation::kRelu) values[j] = values[j] < 0.0F ? 0.0F : values[j];
           if (f.activation == MatmulActivation::kGelu) values[j] *= gelu_gate(values[j]);
         }
       }

@@ -116,7 +116,6 @@ std::unique_ptr<Plan> PlanMaker::make(const MatmulShape& s, const PlanKey& key) 
   if (!good(dnnl_post_ops_create(&behind))) return nullptr;
   const Owned<dnnl_post_ops_t> behind_owner(behind);
   if (beta != 0) good(dnnl_post_ops_append_sum(behind, beta));
-  if (key.activation == MatmulActivation::kRelu) good(dnnl_post_ops_append_eltwise(behind, 1, dnnl_eltwise_relu, 0, 0));
   if (key.activation == MatmulActivation::kGelu)
     good(dnnl_post_ops_append_eltwise(behind, 1, dnnl_eltwise_gelu_tanh, 0, 0));
   good(dnnl_primitive_attr_set_post_ops(attributes, behind));
@@ -208,7 +207,8 @@ template <class T, class C>
 Status onednn_matmul(const MatmulCall<T, C>& call, MatmulIsa isa) {
   const MatmulShape& s = call.shape;
   const MatmulEpilogue<C>& e = call.epilogue;
-  const bool fused = e.saved.empty() && e.gradient_at.empty();
+  // oneDNN's ReLU makes 0 of a NaN, and hides what has gone wrong.
+  const bool fused = e.saved.empty() && e.gradient_at.empty() && e.activation != MatmulActivation::kRelu;
   // V goes where it is wanted at once, unless C must be added to.
   C* const v = !e.saved.empty() && e.beta == 0 ? e.saved.device_data() : call.c;
   const PlanKey key{{s.rows, s.columns, s.inner, s.lda, s.ldb, s.ldc, s.count, s.stride_a, s.stride_b, s.stride_c},

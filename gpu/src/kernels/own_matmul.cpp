@@ -138,13 +138,13 @@ DUNNOCK_INLINE void finish_rows(float* sums, std::size_t stride, std::size_t row
     if (f.gradient_at != nullptr) {
       const C* const at = f.gradient_at + i * f.ldc;
       if (f.activation == MatmulActivation::kRelu) {
-        for (std::size_t j = 0; j < columns; ++j) v[j] = static_cast<float>(at[j]) > 0.0F ? v[j] : 0.0F;
+        for (std::size_t j = 0; j < columns; ++j) v[j] = static_cast<float>(at[j]) <= 0.0F ? 0.0F : v[j];
       } else if (f.activation == MatmulActivation::kGelu) {
 #pragma omp simd
         for (std::size_t j = 0; j < columns; ++j) v[j] *= gelu_derivative(static_cast<float>(at[j]));
       }
     } else if (f.activation == MatmulActivation::kRelu) {
-      for (std::size_t j = 0; j < columns; ++j) v[j] = v[j] > 0.0F ? v[j] : 0.0F;
+      for (std::size_t j = 0; j < columns; ++j) v[j] = v[j] < 0.0F ? 0.0F : v[j];  // A NaN stays one.
     } else if (f.activation == MatmulActivation::kGelu) {
 #pragma omp simd
       for (std::size_t j = 0; j < columns; ++j) v[j] *= gelu_gate(v[j]);

@@ -15,7 +15,7 @@ double gelu_tanh(double x) { return std::tanh(std::sqrt(2 / std::numbers::pi) * 
 double activated(MatmulActivation activation, double x) {
   switch (activation) {
     case MatmulActivation::kNone: return x;
-    case MatmulActivation::kRelu: return x > 0 ? x : 0;
+    case MatmulActivation::kRelu: return x < 0 ? 0 : x;  // A NaN stays one.
     case MatmulActivation::kGelu: return 0.5 * x * (1 + gelu_tanh(x));
   }
   return x;
@@ -24,7 +24,7 @@ double activated(MatmulActivation activation, double x) {
 double derivative(MatmulActivation activation, double x) {
   switch (activation) {
     case MatmulActivation::kNone: return 1;
-    case MatmulActivation::kRelu: return x > 0 ? 1 : 0;
+    case MatmulActivation::kRelu: return x <= 0 ? 0 : 1;
     case MatmulActivation::kGelu: {
       const double t = gelu_tanh(x);
       return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * gelu_slope(x);

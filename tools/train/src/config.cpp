@@ -291,7 +291,7 @@ void each_key(Config& config, Visit&& visit) {
   visit(Key("run.schedule").one_of(schedules()), r.schedule);
   visit(Key("run.data_parallel").whole(1, 4096), r.data_parallel);
   visit(Key("run.pipeline").whole(1, 1024), r.pipeline);
-  visit(Key("run.window").whole(1, 1024), r.window);
+  visit(Key("run.window").whole(1, 1000), r.window);  // A loader has 1024 buffers at most.
   visit(Key("run.threads").whole(0, 1024), r.threads);
   visit(Key("run.device"), r.device);
   visit(Key("run.as_graph"), r.as_graph);

@@ -72,7 +72,10 @@ Result<std::string> read_text(const std::string& path) {
 
 /// The text's tokens in a file whose name is gone as soon as it is open.
 Result<training::TokenFile> as_token_file(const std::vector<std::int32_t>& tokens, std::uint64_t vocabulary) {
-  std::string name = (std::filesystem::temp_directory_path() / "dunnock-tokens-XXXXXX").string();
+  std::error_code error;
+  const std::filesystem::path folder = std::filesystem::temp_directory_path(error);
+  if (error) return make_error(ErrorCode::kIo, "there is no folder for temporary files (TMPDIR): " + error.message());
+  std::string name = (folder / "dunnock-tokens-XXXXXX").string();
   const int descriptor = mkstemp(name.data());
   if (descriptor < 0) return make_error(ErrorCode::kIo, "no file can be made in " + name);
   close(descriptor);
@@ -171,6 +174,7 @@ struct TrainingData::State {
   ModelOptions model;
   // Tokens.
   Tokeniser tokeniser;
+  std::uint64_t vocabulary = 0;  // Of the data.
   std::optional<training::TokenFile> file;
   training::TokenSplit split;
   std::optional<training::TokenLoader> tokens;
@@ -205,7 +209,7 @@ Status TrainingData::State::open_tokens() {
   auto opened = open_tokeniser(config);
   if (!opened) return tl::unexpected(opened.error());
   tokeniser = std::move(*opened);
-  std::uint64_t vocabulary = vocabulary_of(tokeniser);
+  vocabulary = vocabulary_of(tokeniser);
   if (!data.text.empty()) {
     const auto text = read_text(config.path_of(data.text));
     if (!text) return about(config, "data.text", text.error());
@@ -408,7 +412,12 @@ Result<std::optional<training::Evaluation>> TrainingData::evaluate(training::Tra
   return sum;
 }
 
+std::size_t TrainingData::vocabulary() const { return state_->vocabulary; }
+
 Result<std::vector<std::int32_t>> TrainingData::encode(std::string_view text) const {
+  if (state_->vocabulary > vocabulary_of(state_->tokeniser))
+    return invalid("data.tokens has " + std::to_string(state_->vocabulary) + " different tokens, and data.tokeniser " +
+                   std::to_string(vocabulary_of(state_->tokeniser)) + ": no text can be made of them");
   return encode_with(state_->tokeniser, text);
 }
 

@@ -47,7 +47,9 @@ class TrainingData {
   /// with. Errors: those of Trainer::evaluate().
   [[nodiscard]] Result<std::optional<training::Evaluation>> evaluate(training::Trainer& trainer, std::uint64_t batches);
 
-  /// Of text. Errors: InvalidArgument (a token file without a tokeniser).
+  /// Tokens that texts have; the model may have room for more. Of tokens only.
+  [[nodiscard]] std::size_t vocabulary() const;
+  /// Of text. Errors: InvalidArgument (a token file of more than bytes, without a tokeniser).
   [[nodiscard]] Result<std::vector<std::int32_t>> encode(std::string_view text) const;
   [[nodiscard]] Result<std::string> decode(std::span<const std::int32_t> tokens) const;
 

@@ -179,12 +179,16 @@ class Runner {
   void event(std::string_view name, const std::string& more = {}) { event_at(name, step_, more); }
   void event_at(std::string_view name, std::uint64_t step, const std::string& more) {
     if (events_ == nullptr) return;
-    fmt::print(events_, "{{\"event\": \"{}\", \"step\": {}{}}}\n", name, step, more);
+    // Who watches may be gone, or his disk full: training goes on.
+    const std::string line = fmt::format("{{\"event\": \"{}\", \"step\": {}{}}}\n", name, step, more);
+    std::fwrite(line.data(), 1, line.size(), events_);
     std::fflush(events_);
   }
 
   Status set_up() {
     const RunConfig& run = config_.run;
+    if (run.as_graph && !options_.trace.empty())
+      return invalid("--trace: the operations of a recorded graph are not measured; run it without run.as_graph");
     const unsigned ranks = world_ == nullptr ? 1 : world_->size();
     if (run.data_parallel * run.pipeline != ranks)
       return invalid("run.data_parallel x run.pipeline is " + std::to_string(run.data_parallel) + " x " +
@@ -203,6 +207,10 @@ class Runner {
     auto data = TrainingData::open(loaded_, {data_rank, run.data_parallel});
     if (!data) return tl::unexpected(data.error());
     data_.emplace(std::move(*data));
+    if (config_.sample.tokens > 0 && data_->items() == "tokens") {
+      if (const auto prompt = data_->encode(config_.sample.prompt); !prompt)
+        return make_error(prompt.error().code, loaded_.where("sample.tokens") + ": " + prompt.error().message);
+    }
     steps_ = run.steps != 0 ? run.steps : run.epochs * data_->batches_per_epoch();
 
     gpu::Device device = gpu::Device::cpu();
@@ -249,7 +257,8 @@ class Runner {
     const CheckpointConfig& checkpoint = config_.checkpoint;
     std::optional<std::uint64_t> resumed;
     if (!checkpoint.pool.empty()) {
-      if (first() && !options_.resume && std::filesystem::exists(checkpoint.pool)) {
+      std::error_code unseen;  // What can't be looked at can't be opened either, which says why.
+      if (first() && !options_.resume && std::filesystem::exists(checkpoint.pool, unseen)) {
         return make_error(ErrorCode::kAlreadyExists,
                           checkpoint.pool + " is there: go on with --resume, or remove it to begin anew");
       }
@@ -321,6 +330,7 @@ class Runner {
   Result<RunResult> train() {
     const training::LearningRate rate = learning_rate_of(config_, steps_);
     begun_ = Clock::now();
+    first_step_ = step_;
     double loss_sum = 0;
     std::size_t loss_count = 0;
     std::optional<double> norm;
@@ -397,7 +407,11 @@ class Runner {
   Status evaluate(LogRow& row) {
     auto evaluation = data_->evaluate(*trainer_, config_.run.evaluate_batches);
     if (!evaluation) return tl::unexpected(evaluation.error());
-    if (!*evaluation) return {};
+    if (!*evaluation) {
+      if (!std::exchange(told_of_validation_, true))
+        say("no validation loss: data.validation_share is 0, or too little for a batch");
+      return {};
+    }
     float sums[3] = {static_cast<float>((*evaluation)->loss), static_cast<float>((*evaluation)->correct),
                      static_cast<float>((*evaluation)->targets)};
     double loss = (*evaluation)->loss / static_cast<double>((*evaluation)->targets);
@@ -426,7 +440,7 @@ class Runner {
   }
 
   void show(const LogRow& row) {
-    const double left = row.seconds / static_cast<double>(std::max<std::uint64_t>(1, step_ - first_step())) *
+    const double left = row.seconds / static_cast<double>(std::max<std::uint64_t>(1, step_ - first_step_)) *
                         static_cast<double>(steps_ - step_);
     const ProgressFacts facts{.step = step_,
                               .steps = steps_,
@@ -444,18 +458,14 @@ class Runner {
       progress_.show(facts, row.seconds);
     }
   }
-  [[nodiscard]] std::uint64_t first_step() {
-    if (!first_step_) first_step_ = step_ - 1;
-    return *first_step_;
-  }
 
   /// A save that fails is told, and training goes on: what was saved before is there.
   void save() {
     const training::Position position{.step = step_, .setup = identity_of(config_), .next_batch = data_->position()};
     take(checkpoints_->wait());
     event("saving");
-    take(checkpoints_->save(position));
     pending_step_ = step_;
+    take(checkpoints_->save(position));
   }
   void take(const Result<std::optional<SaveReport>>& report) {
     if (!report) {
@@ -489,11 +499,11 @@ class Runner {
   }
 
   Status finish(const RunResult& result) {
-    if (!options_.trace.empty()) {
-      if (Status done = write_trace(); !done) return done;
-    }
     if (!options_.save_weights.empty() && trainer_->data_rank() == 0) {
       if (Status done = training::save_weights(*trainer_, options_.save_weights); !done) return done;
+    }
+    if (!options_.trace.empty()) {
+      if (Status done = write_trace(); !done) return done;
     }
     if (!first()) return {};
     if (!config_.log.plot.empty()) {
@@ -540,13 +550,15 @@ class Runner {
       const auto logits = trainer_->logits({.tokens = row});
       if (!logits) return tl::unexpected(logits.error());
       const auto next =
-          sampler.token(std::span(*logits).subspan((seen - 1) * gpt.vocabulary, gpt.vocabulary), begin + i);
+          sampler.token(std::span(*logits).subspan((seen - 1) * gpt.vocabulary, data_->vocabulary()), begin + i);
       if (!next) return tl::unexpected(next.error());
       tokens.push_back(*next);
     }
     const auto text = data_->decode(tokens);
     if (!text) return tl::unexpected(text.error());
-    fmt::print("{}\n", *text);
+    const std::string line = *text + "\n";
+    if (std::fwrite(line.data(), 1, line.size(), stdout) != line.size() || std::fflush(stdout) != 0)
+      return make_error(ErrorCode::kIo, "the text can't be written");
     return {};
   }
 
@@ -565,7 +577,7 @@ class Runner {
   double peak_ = 0;
   std::uint64_t steps_ = 0;
   std::uint64_t step_ = 0;
-  std::optional<std::uint64_t> first_step_;
+  std::uint64_t first_step_ = 0;  // Of this process.
   std::optional<std::uint64_t> saved_step_;
   std::optional<std::uint64_t> pending_step_;
   bool save_failed_ = false;
@@ -573,6 +585,7 @@ class Runner {
   std::FILE* events_ = nullptr;
   std::uint64_t written_bytes_ = 0;
   std::optional<double> validation_loss_;
+  bool told_of_validation_ = false;
   Clock::time_point begun_ = Clock::now();
 };
 
@@ -585,6 +598,7 @@ Result<RunResult> run(const LoadedConfig& loaded, const RunOptions& options, gpu
 void stop_on_signals() {
   struct sigaction action {};
   action.sa_handler = on_signal;
+  action.sa_flags = SA_RESTART;  // What is being written is written.
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
 }

@@ -65,8 +65,9 @@ class Checkpoints {
   /// InvalidArgument: it is of another setup or has other tensors; Corrupt: it is damaged; NotFound (a tensor).
   [[nodiscard]] Result<std::optional<Position>> resume(std::uint64_t setup);
   /// Starts to save what the trainer has now; its next run waits where it must. A save that is still under way is
-  /// waited for first, and its report is given. Errors: of the save before, or of gathering; the checkpoints that are
-  /// there stay as they are, and training may go on.
+  /// waited for first, and its report is given. Errors: of the save before, or of gathering; InvalidArgument: a weight
+  /// is no number, and no run could go on from it. The checkpoints that are there stay as they are, and training may go
+  /// on.
   [[nodiscard]] Result<std::optional<SaveReport>> save(const Position& position);
   /// Waits for the save under way, if there is one.
   [[nodiscard]] Result<std::optional<SaveReport>> wait();

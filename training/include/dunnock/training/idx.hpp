@@ -111,6 +111,8 @@ class ImageSet {
   [[nodiscard]] std::size_t height() const noexcept { return height_; }
   [[nodiscard]] std::size_t width() const noexcept { return width_; }
   [[nodiscard]] unsigned classes() const noexcept { return classes_; }
+  /// Of all pixels and labels (XXH3).
+  [[nodiscard]] std::uint64_t checksum() const noexcept { return checksum_; }
   /// Of one image: channels x height x width.
   [[nodiscard]] std::size_t pixels() const noexcept { return channels_ * height_ * width_; }
   /// (channels, height, width). `index` < count().
@@ -128,6 +130,7 @@ class ImageSet {
   IdxArray labels_;  // (count)
   std::size_t channels_ = 0, height_ = 0, width_ = 0;
   unsigned classes_ = 0;
+  std::uint64_t checksum_ = 0;
 };
 
 }  // namespace dunnock::training

@@ -51,7 +51,9 @@ struct TrainerOptions {
   std::string schedule = "conventional";
   /// Steps that are issued at once. Where a one-device or data-parallel step has several micro-batches: one.
   unsigned window = 4;
-  unsigned threads = 0;   ///< CPU: of each lane that computes; 0: all. Lanes side by side want fewer.
+  /// CPU: of each lane that computes; 0: all processors, shared by the two lanes of multi-stream. Ranks on one machine
+  /// want fewer.
+  unsigned threads = 0;
   bool as_graph = false;  ///< Operations of a window are recorded once and issued at once (gpu/graph.hpp).
   bool measures = false;  ///< last_run() tells when each operation ran.
   /// What the schedule reckons with; devices, micro_batches and iterations are set by the trainer.
@@ -118,7 +120,8 @@ class Trainer {
   /// be used any more.
   [[nodiscard]] virtual Result<std::vector<StepResult>> run(std::span<const StepInput> steps) = 0;
   /// Forward in evaluation, of any number of rows; all ranks of a pipeline must call it alike, and all get the result.
-  /// Errors: as run().
+  /// Data-parallel ranks each evaluate rows of their own; with batch norms all must call it as often, for behind a run
+  /// they take the first one's running statistics. Errors: as run().
   [[nodiscard]] virtual Result<Evaluation> evaluate(const StepInput& input) = 0;
   /// Forward in evaluation of one row, without a pipeline: (classes), or (context, vocabulary). Errors: as run().
   [[nodiscard]] virtual Result<std::vector<float>> logits(const StepInput& row) = 0;
@@ -142,7 +145,8 @@ class Trainer {
   [[nodiscard]] virtual gpu::Device device() const = 0;
   /// Among the ranks that hold the same layers; what they hold is the same but for running statistics.
   [[nodiscard]] virtual unsigned data_rank() const = 0;
-  /// The next run calls this before it changes anything that state() shows, once, on a thread of its own; it may wait.
+  /// The next run calls this before it changes anything that state() shows, on threads of its own, once or more often;
+  /// it may wait.
   virtual void before_next_update(std::function<Status()> wait) = 0;
   /// When the operations of the last run ran, by the names of the plan; microseconds. Errors: InvalidArgument (it does
   /// not measure).
@@ -164,7 +168,7 @@ struct DeviceRates {
 struct ProfileOptions {
   unsigned repeats = 5;  ///< The median counts.
   unsigned threads = 0;  ///< Of each lane, as in TrainerOptions.
-  bool pairs = false;    ///< Measures each dW beside the dO of its layer, on two streams, and from that the demand.
+  bool pairs = false;  ///< Measures each dW beside the dO of the layer below, on two streams, and from that the demand.
   /// That are on their way at a time, as in a pipeline: what forward has kept is no longer near when it is read.
   unsigned micro_batches = 1;
 };
