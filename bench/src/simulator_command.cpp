@@ -112,9 +112,7 @@ struct Rank {
   [[nodiscard]] unsigned number() const { return world == nullptr ? 0 : world->rank(); }
   [[nodiscard]] unsigned count() const { return world == nullptr ? 1 : world->size(); }
   void finish() {
-    for (gpu::Stream* one : {&stream, &other}) {
-      if (const Status done = one->synchronize(); !done) fail(done.error().message);
-    }
+    if (const Status done = stream.synchronize(); !done) fail(done.error().message);
   }
   /// Returns when all ranks are here.
   void meet() {
@@ -135,7 +133,7 @@ double cpu_seconds() {
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
-/// Messages of one kind, as lanes see them: one at a time.
+/// Messages of one kind, one behind the other, as lanes have them.
 struct LinkCosts {
   Link link;
   /// Of a processor, that moving a large message keeps busy at each rank.
@@ -152,18 +150,20 @@ LinkCosts measure_link(Rank& rank, bool is_mpi, double messages, double bytes_sh
   std::vector<double> large;
   std::vector<double> busy;
   const auto us_of = [&](std::size_t bytes, unsigned times) {
+    issue(bytes);
     rank.meet();
     return ns_of([&] {
              for (unsigned i = 0; i < times; ++i) issue(bytes);
+             rank.finish();
            }) /
            1e3 / times;
   };
   for (unsigned round = 0; round < rounds; ++round) {
     small.push_back(us_of(kSmall, 20));
     const double cpu = cpu_seconds();
-    const double us = us_of(kLarge, 5);
-    large.push_back(us);
-    busy.push_back((cpu_seconds() - cpu) * 1e6 / 5 / us / (is_mpi ? 1 : rank.count()));
+    large.push_back(us_of(kLarge, 8));
+    // One is in front of those that are timed.
+    busy.push_back((cpu_seconds() - cpu) * 1e6 / 9 / large.back() / (is_mpi ? 1 : rank.count()));
   }
   const double slope = std::max(1e-9, (median_of(large) - median_of(small)) / static_cast<double>(kLarge - kSmall));
   std::vector<float> agreed{static_cast<float>(std::max(0.0, median_of(small) - slope * kSmall) / messages),
@@ -179,7 +179,6 @@ LinkCosts measure_all_reduce(Rank& rank, bool is_mpi, unsigned rounds) {
   return measure_link(rank, is_mpi, 2, 1, rounds, [&](std::size_t bytes) {
     rank.world->all_reduce<float>(gpu::DeviceSpan<float>(values.data(), bytes / sizeof(float)), gpu::Reduction::kMean,
                                   rank.stream);
-    rank.finish();
   });
 }
 
@@ -189,16 +188,9 @@ LinkCosts measure_send(Rank& rank, bool is_mpi, unsigned rounds) {
   return measure_link(rank, is_mpi, 2, 2, rounds, [&](std::size_t bytes) {
     const gpu::DeviceSpan<float> some(values.data(), bytes / sizeof(float));
     const unsigned peer = 1 - rank.number();
-    if (rank.number() == 0) {
-      rank.world->send<float>(some, peer, rank.stream);
-      rank.finish();
-      rank.world->receive<float>(some, peer, rank.other);
-    } else {
-      rank.world->receive<float>(some, peer, rank.other);
-      rank.finish();
-      rank.world->send<float>(some, peer, rank.stream);
-    }
-    rank.finish();
+    if (rank.number() == 0) rank.world->send<float>(some, peer, rank.stream);
+    rank.world->receive<float>(some, peer, rank.stream);
+    if (rank.number() == 1) rank.world->send<float>(some, peer, rank.stream);
   });
 }
 

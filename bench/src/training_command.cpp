@@ -220,7 +220,7 @@ void print_steps_header() {
 }
 
 void time_steps(const ModelCase& one, const std::string& type, const Options& options, unsigned threads,
-                TorchPeer* torch, const std::function<double()>& peak, Report& report) {
+                TorchPeer* torch, json& version, const std::function<double()>& peak, Report& report) {
   const std::string setting = one.name + ", " + type;
   gpu::Device device = gpu::Device::cpu();
   const std::uint64_t used_before = device.memory_stats().used_bytes;
@@ -247,6 +247,10 @@ void time_steps(const ModelCase& one, const std::string& type, const Options& op
              {"optimizer", {{"kind", "adamw"}, {"learning_rate", kLearningRate}, {"weight_decay", 0.01}}}}
             .dump());
     if (ready.contains("error")) std::printf("  PyTorch: %s\n", ready["error"].get<std::string>().c_str());
+    if (ready.contains("torch") && version != ready["torch"]) {
+      version = ready["torch"];
+      std::printf("  PyTorch %s, %s\n", ready["torch"].get<std::string>().c_str(), torch->python().c_str());
+    }
     theirs_mb = (static_cast<double>(torch->resident_bytes()) - static_cast<double>(before)) / 1e6;
   }
   const bool with_torch = ready.value("ready", false);
@@ -282,6 +286,7 @@ void time_steps(const ModelCase& one, const std::string& type, const Options& op
   if (with_torch) {
     report.add("memory", setting, "PyTorch, resident growth", "MB", theirs_mb);
     report.note("torch way, " + setting, ready.value("way", json()));
+    report.note("torch version", ready.value("torch", json()));
   }
   const double ms = report.median("step", setting, "dunnock");
   std::printf("%-38s %-5s %9.3f %9.3f %9.3f %9.3f %7.3f %9.2f %6.1f%% %11.0f %9.1f %9.1f\n", one.name.c_str(),
@@ -300,6 +305,7 @@ void steps(const Options& options, Report& report) {
   const unsigned threads = options.threads == 0 ? gpu::Device::cpu().info().processors : options.threads;
   report.note("threads", threads);
   print_steps_header();
+  json version;
   const std::size_t side = options.quick ? 64 : 1024;
   for (const std::string& type : options.types) {
     std::optional<Peak<float>> f32;
@@ -307,7 +313,7 @@ void steps(const Options& options, Report& report) {
     type == "bf16" ? (void)bf16.emplace(options.threads, side) : (void)f32.emplace(options.threads, side);
     const auto peak = [&] { return f32 ? f32->gflop_per_s() : bf16->gflop_per_s(); };
     for (const ModelCase& one : model_cases(options)) {
-      time_steps(one, type, options, threads, torch.get(), peak, report);
+      time_steps(one, type, options, threads, torch.get(), version, peak, report);
       if (torch == nullptr || options.quick) continue;
       const double ratio = report.median("step, times PyTorch's", one.name + ", " + type, "dunnock");
       const bool asked = one.family == "mlp" || one.family == "cnn" || one.family == "gpt";

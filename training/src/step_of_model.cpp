@@ -188,14 +188,16 @@ class Profiler {
     return {};
   }
 
-  /// dW beside the dO of its layer. Both ask for the same share of the device, as far as this can tell: together for
-  /// the shorter's time, slowed down by what they ask for beyond one device.
+  /// dW beside the dO of the layer below, for its own may write what dW reads. Both ask for the same share of the
+  /// device, as far as this can tell: together for the shorter's time, slowed down by what they ask for beyond one
+  /// device. The last layer's dO and forward are taken to ask for what its dW does.
   Status pairs(Step& step) {
     const MicroBatch<T> some = batch(0);
     const NetworkRun<T> on_main = on(0, some, 0);
     const NetworkRun<T> on_side = on(1, some, 0);
-    for (unsigned i = network_.layers(); i-- > 1;) {
+    for (unsigned i = network_.layers(); i-- > 2;) {
       Layer& layer = step.layers[i];
+      Layer& below = step.layers[i - 1];
       if (layer.gradient_bytes == 0) continue;
       std::vector<double> output;
       std::vector<double> weight;
@@ -209,11 +211,11 @@ class Profiler {
           if (repeat > 0) times.push_back(spans_[0].us());
           return {};
         };
-        if (Status done = alone([&] { network_.output_gradient(i, on_main); }, output); !done) return done;
+        if (Status done = alone([&] { network_.output_gradient(i - 1, on_main); }, output); !done) return done;
         if (Status done = alone([&] { network_.weight_gradient(i, on_main); }, weight); !done) return done;
         streams_[0].record(spans_[0].begin);
         streams_[1].wait(spans_[0].begin);
-        network_.output_gradient(i, on_main);
+        network_.output_gradient(i - 1, on_main);
         network_.weight_gradient(i, on_side);
         streams_[1].record(spans_[1].end);
         streams_[0].wait(spans_[1].end);
@@ -227,7 +229,8 @@ class Profiler {
       const double longer = std::max(median_of(output), median_of(weight));
       if (shorter <= 0) continue;
       const double slowdown = std::clamp((median_of(both) - (longer - shorter)) / shorter, 1.0, 2.0);
-      layer.output_gradient.demand = layer.weight_gradient.demand = layer.forward.demand = slowdown / 2;
+      layer.weight_gradient.demand = below.output_gradient.demand = below.forward.demand = slowdown / 2;
+      if (i + 1 == network_.layers()) layer.output_gradient.demand = layer.forward.demand = slowdown / 2;
     }
     return {};
   }

@@ -168,7 +168,7 @@ struct DeviceRates {
 struct ProfileOptions {
   unsigned repeats = 5;  ///< The median counts.
   unsigned threads = 0;  ///< Of each lane, as in TrainerOptions.
-  bool pairs = false;    ///< Measures each dW beside the dO of its layer, on two streams, and from that the demand.
+  bool pairs = false;  ///< Measures each dW beside the dO of the layer below, on two streams, and from that the demand.
   /// That are on their way at a time, as in a pipeline: what forward has kept is no longer near when it is read.
   unsigned micro_batches = 1;
 };

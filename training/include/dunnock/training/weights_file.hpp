@@ -18,7 +18,8 @@ namespace dunnock::training {
 /// another), Unsupported (a dtype), Corrupt, Io. Then the weights may be mixed ones. Of a pipeline, each rank reads
 /// what it holds.
 [[nodiscard]] Status load_weights(Trainer& trainer, const std::string& path);
-/// All ranks of a pipeline call it (of one of the data-parallel groups); its rank 0 writes. Errors: those of SafetensorsWriter, and Device.
+/// All ranks of a pipeline call it (of one of the data-parallel groups); its rank 0 writes. Errors: those of
+/// SafetensorsWriter, and Device.
 [[nodiscard]] Status save_weights(Trainer& trainer, const std::string& path);
 
 }  // namespace dunnock::training
