@@ -42,8 +42,8 @@ using Store = dunnock::CheckpointStore<dunnock::FileMedia>;
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
 struct Options {
-  unsigned steps = 300;
-  unsigned every = 20;  // Steps between saves.
+  unsigned steps = 800;
+  unsigned every = 40;  // Steps between saves.
   std::uint64_t seed = std::random_device{}();
   std::string folder;
   std::string train = DUNNOCK_TRAIN;
