@@ -378,7 +378,7 @@ TEST_P(Hybrid, PipelinesOfDataParallelStagesEndWithTheSameWeights) {
     }
   }
 }
-INSTANTIATE_TEST_SUITE_P(All, Hybrid, ::testing::Values("gpipe", "1f1b", "fast-forwarding-modulo", "zb-h1", "zb-v"));
+INSTANTIATE_TEST_SUITE_P(All, Hybrid, ::testing::ValuesIn(schedules_of(Family::kPipeline)));
 
 }  // namespace
 }  // namespace dunnock::training
