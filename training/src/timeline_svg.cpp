@@ -94,6 +94,8 @@ std::string to_svg(const Plan& plan, const gpu::Timeline& timeline, const SvgOpt
                     "\" height=\"" + number(height) + "\" font-family=\"sans-serif\" font-size=\"12\">\n<style>";
   for (const Look& look : kLooks) {
     if (look.part == Part::kSendGradient) continue;  // As the one before.
+    const auto is_norm = [](const OpTag& tag) { return tag.part == Part::kNorm; };
+    if (look.part == Part::kNorm && std::ranges::none_of(plan.tags, is_norm)) continue;
     svg.append(".").append(look.name).append("{fill:").append(look.colour).append("}");
   }
   svg +=
