@@ -67,6 +67,7 @@ class Training {
                                    base + ".events", "--save-weights", base + ".safetensors"};
     const auto set = [&words](const std::string& value) { words.insert(words.end(), {"--set", value}); };
     set("run.steps=" + std::to_string(options_.steps));
+    set("run.batch=16");
     set("run.schedule=multi-stream");
     set("run.threads=1");  // Of each of the two lanes.
     set("run.evaluate_every=0");
