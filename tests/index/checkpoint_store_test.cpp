@@ -263,6 +263,33 @@ TEST_F(CheckpointStoreTest, finds_damage_and_says_where) {
   EXPECT_TRUE(holds(*store_, "run", 1, model));
 }
 
+TEST_F(CheckpointStoreTest, forgets_damaged_lines_when_told_to_and_gives_back_their_space) {
+  Model first, second;
+  first.add("w", Dtype::kU8, {20000}, 1);
+  second.add("w", Dtype::kU8, {20000}, 2);
+  ASSERT_TRUE(store_->save("run", 1, first.sources()));
+  ASSERT_TRUE(store_->save("run", 2, second.sources()));
+  EXPECT_EQ(store_->damaged(), 0u);
+  EXPECT_EQ(store_->forget_damaged(), 0u);
+  EXPECT_EQ(store_->list().size(), 2u);
+  auto catalog = pool_->open_region("c.catalog");
+  auto* second_line = reinterpret_cast<std::uint64_t*>(catalog->at(kCatalogLinesOffset + kLineBytes));
+  second_line[4] ^= 2;
+  EXPECT_EQ(store_->damaged(), 1u);
+  EXPECT_EQ(store_->latest("run"), 1u) << "which is why damaged() is to be asked";
+  EXPECT_EQ(store_->collect(), 0u);
+  EXPECT_EQ(store_->forget_damaged(), 1u);
+  EXPECT_EQ(store_->damaged(), 0u);
+  EXPECT_EQ(second_line[0], 0u);
+  EXPECT_GE(store_->collect(), 5u) << "five chunks of the second, and its manifest";
+  EXPECT_TRUE(store_->check().ok());
+  EXPECT_TRUE(holds(*store_, "run", 1, first));
+  // Its line and its version are free.
+  ASSERT_TRUE(store_->save("run", 2, second.sources()));
+  EXPECT_NE(second_line[0], 0u);
+  EXPECT_TRUE(holds(*store_, "run", 2, second));
+}
+
 TEST_F(CheckpointStoreTest, saves_and_restores_what_does_not_fit_in_memory) {
   TensorSpec spec{"big", Dtype::kU8, {1000000}};
   const auto byte_at = [](std::uint64_t i) { return static_cast<std::byte>(i * 7 + (i >> 12) * 3); };

@@ -231,6 +231,7 @@ TEST_F(DunnockTool, exports_imports_and_deletes_checkpoints) {
   EXPECT_EQ(run("checkpoint retain --last 1 --every 2 " + at("p") + " model").output, "2 deleted\n");
   EXPECT_EQ(nlohmann::json::parse(run("checkpoint list --json " + at("p")).output).size(), 2u);
   EXPECT_EQ(run("checkpoint collect " + at("p")).output, "0 values given back\n");
+  EXPECT_EQ(run("checkpoint forget " + at("p")).output, "0 damaged lines of the catalog removed\n");
   EXPECT_EQ(run("check " + at("p")).status, 0);
   write(at("f"), read(at("f")).substr(0, 500));
   EXPECT_EQ(run("checkpoint import " + at("p") + " cut " + at("f")).status, 1);
@@ -279,7 +280,8 @@ TEST_F(DunnockTool, has_a_manual_with_every_command_and_option) {
     named(help.output);
   }
   const std::string all = run("checkpoint --help").output;
-  for (const char* command : {"list", "show", "verify", "diff", "export", "import", "delete", "retain", "collect"}) {
+  for (const char* command :
+       {"list", "show", "verify", "diff", "export", "import", "delete", "retain", "collect", "forget"}) {
     EXPECT_NE(all.find(command), std::string::npos);
     EXPECT_NE(manual.find(std::string("Cm checkpoint ") + command), std::string::npos) << command;
     named(run(std::string("checkpoint ") + command + " --help").output);

@@ -445,7 +445,7 @@ TEST(ConfigIdentity, changes_with_what_determines_the_weights_and_with_nothing_e
   for (const char* one :
        {"run.steps=2000", "run.epochs=5", "run.micro_batches=2", "run.schedule=multi-stream", "run.window=8",
         "run.threads=2", "run.device=cuda", "run.as_graph=true", "run.measure_costs=true", "run.evaluate_every=5",
-        "run.log_every=7", "run.bucket_kib=4", "run.memory_limit_mib=100", "checkpoint.pool=a",
+        "run.peer_timeout_s=5", "run.log_every=7", "run.bucket_kib=4", "run.memory_limit_mib=100", "checkpoint.pool=a",
         "checkpoint.media=process", "log.csv=a", "sample.tokens=5", "sample.prompt=a"})
     EXPECT_EQ(with(one), plain) << one;
   EXPECT_EQ(with("optimizer.weight_decay=-0.0"), plain) << "equal configs have one identity";

@@ -229,6 +229,30 @@ TEST_F(Program, OldCheckpointsAreNotOverwrittenByANewRun) {
   EXPECT_NE(other.output.find("another model"), std::string::npos) << other.output;
 }
 
+TEST_F(Program, ResumesFromAnOlderStepAndItsLogIsCutThere) {
+  const Words all{"--set", "checkpoint.keep_last=100"};
+  ASSERT_EQ(run(with_pool("whole", all)).status, 0);
+  ASSERT_EQ(run(with_pool("back", all)).status, 0);
+  const auto back = [&](const std::string& step) {
+    Words more{"--resume-step", step, "--verify"};
+    more.insert(more.end(), all.begin(), all.end());
+    return run(with_pool("back", more));
+  };
+  const Ended none = back("21");
+  EXPECT_EQ(none.status, 1);
+  EXPECT_NE(none.output.find("16, 20, 24"), std::string::npos) << none.output;
+  std::filesystem::remove(path("back.safetensors"));
+  const Ended resumed = back("20");
+  ASSERT_EQ(resumed.status, 0) << resumed.output;
+  EXPECT_EQ(file_bytes(path("back.safetensors")), file_bytes(path("whole.safetensors")));
+  const auto rows = read_log(path("back.log"));
+  const auto expected = read_log(path("whole.log"));
+  ASSERT_TRUE(rows && expected);
+  ASSERT_EQ(rows->size(), expected->size());
+  for (std::size_t i = 0; i < rows->size(); ++i) EXPECT_EQ((*rows)[i].step, (*expected)[i].step);
+  EXPECT_EQ(rows->back().validation_loss, expected->back().validation_loss);
+}
+
 TEST_F(Program, FullPoolIsToldAndTrainingGoesOn) {
   // Room for the log's segments, and not for many states of 3 MiB.
   const Ended ended = run(with_pool("small", {"--events", path("events"), "--set", "model.width=128", "--set",

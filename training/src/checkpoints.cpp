@@ -63,6 +63,12 @@ class Checkpoints::Impl {
     [[nodiscard]] virtual PendingSave save(std::uint64_t version, std::vector<TensorSource> sources) = 0;
     [[nodiscard]] virtual std::vector<std::uint64_t> versions() const = 0;
     [[nodiscard]] virtual Status verify(std::uint64_t version) const = 0;
+    [[nodiscard]] virtual std::uint64_t damaged() const = 0;
+    /// All newer ones, the newest first, and damaged lines of the catalog.
+    [[nodiscard]] virtual Status forget_newer(std::uint64_t version) = 0;
+
+    /// The version itself, or the newest; none: there is none at all.
+    [[nodiscard]] Result<std::optional<std::uint64_t>> find(std::optional<std::uint64_t> version) const;
   };
 
   Impl(Trainer& trainer, gpu::Communicator* world) : trainer_(trainer), world_(world) {}
@@ -71,7 +77,7 @@ class Checkpoints::Impl {
   }
 
   Status open(const CheckpointsOptions& options);
-  Result<std::optional<Position>> resume(std::uint64_t setup);
+  Result<std::optional<Position>> resume(std::optional<std::uint64_t> step, std::uint64_t setup);
   Result<std::optional<SaveReport>> save(const Position& position);
   Result<std::optional<SaveReport>> wait();
   [[nodiscard]] const Disk* disk() const { return disk_.get(); }
@@ -80,7 +86,8 @@ class Checkpoints::Impl {
   [[nodiscard]] bool works() const { return world_ == nullptr || world_->rank() == 0; }
   /// The same answer on all ranks as on rank 0.
   Status share(Status status);
-  Result<std::optional<Position>> read(std::uint64_t setup, std::vector<std::vector<float>>& whole) const;
+  Result<std::optional<Position>> read(std::optional<std::uint64_t> step, std::uint64_t setup,
+                                       std::vector<std::vector<float>>& whole) const;
 
   Trainer& trainer_;
   gpu::Communicator* world_;
@@ -124,11 +131,26 @@ class DiskOf final : public Checkpoints::Impl::Disk {
     return versions;
   }
   Status verify(std::uint64_t version) const override { return store_.verify(kRun, version); }
+  std::uint64_t damaged() const override { return store_.damaged(); }
+  Status forget_newer(std::uint64_t version) override {
+    store_.forget_damaged();
+    for (auto newest = store_.latest(kRun); newest && *newest > version; newest = store_.latest(kRun)) {
+      if (Status removed = store_.remove(kRun, *newest); !removed) return removed;
+    }
+    store_.collect();
+    return {};
+  }
 
  private:
   CheckpointStore<M> store_;
   std::unique_ptr<CheckpointSaver<M>> saver_;
 };
+
+std::string list_of(const std::vector<std::uint64_t>& versions) {
+  std::string list;
+  for (const std::uint64_t version : versions) list += (list.empty() ? "" : ", ") + std::to_string(version);
+  return list;
+}
 
 std::uint64_t whole_bytes(const Trainer& trainer) {
   std::uint64_t bytes = sizeof(Position);
@@ -137,6 +159,23 @@ std::uint64_t whole_bytes(const Trainer& trainer) {
 }
 
 }  // namespace
+
+Result<std::optional<std::uint64_t>> Checkpoints::Impl::Disk::find(std::optional<std::uint64_t> version) const {
+  const std::vector<std::uint64_t> there = versions();
+  if (version) {
+    if (std::ranges::binary_search(there, *version)) return version;
+    return make_error(ErrorCode::kNotFound,
+                      "there is no checkpoint of step " + std::to_string(*version) +
+                          (there.empty() ? ", nor any other" : "; there are those of " + list_of(there)));
+  }
+  // One that was saved is not to be passed over without a word.
+  if (const std::uint64_t lines = damaged(); lines != 0)
+    return make_error(ErrorCode::kCorrupt,
+                      std::to_string(lines) +
+                          " of the catalog's lines cannot be read, so the newest checkpoint may be missing; " +
+                          (there.empty() ? "no other can be read" : "those of these steps can be: " + list_of(there)));
+  return latest();
+}
 
 Status Checkpoints::Impl::open(const CheckpointsOptions& options) {
   const auto open_here = [&]() -> Status {
@@ -203,13 +242,15 @@ Status Checkpoints::Impl::share(Status status) {
   return status;
 }
 
-Result<std::optional<Position>> Checkpoints::Impl::read(std::uint64_t setup,
+Result<std::optional<Position>> Checkpoints::Impl::read(std::optional<std::uint64_t> step, std::uint64_t setup,
                                                         std::vector<std::vector<float>>& whole) const {
-  const auto newest = disk_->latest();
-  if (!newest) return std::nullopt;
+  const auto found = disk_->find(step);
+  if (!found) return tl::unexpected(found.error());
+  if (!*found) return std::nullopt;
+  const std::uint64_t version = **found;
   Position position;
   const std::vector<TensorSink> first{{position_spec(), std::as_writable_bytes(std::span(&position, 1)), {}}};
-  if (Status restored = disk_->restore(*newest, first); !restored) return tl::unexpected(restored.error());
+  if (Status restored = disk_->restore(version, first); !restored) return tl::unexpected(restored.error());
   if (position.version != Position{}.version)
     return make_error(ErrorCode::kWrongVersion, "the checkpoint is of version " + std::to_string(position.version));
   if (position.setup != setup)
@@ -221,13 +262,13 @@ Result<std::optional<Position>> Checkpoints::Impl::read(std::uint64_t setup,
     whole[i].resize(size_of(tensors[i]));
     sinks.push_back({spec_of(tensors[i]), std::as_writable_bytes(std::span(whole[i])), {}});
   }
-  if (Status restored = disk_->restore(*newest, sinks); !restored) return tl::unexpected(restored.error());
+  if (Status restored = disk_->restore(version, sinks); !restored) return tl::unexpected(restored.error());
   return position;
 }
 
-Result<std::optional<Position>> Checkpoints::Impl::resume(std::uint64_t setup) {
-  // What is still being copied must not change under it.
-  if (pending_) pending_->wait_captured();
+Result<std::optional<Position>> Checkpoints::Impl::resume(std::optional<std::uint64_t> step, std::uint64_t setup) {
+  // What is still being copied must not change under it, nor newer ones appear while they are removed.
+  if (pending_) step ? (void)pending_->wait() : pending_->wait_captured();
   const std::vector<StateTensor> tensors = trainer_.whole_state();
   std::vector<std::vector<float>> whole(tensors.size());
   struct Found {
@@ -236,7 +277,7 @@ Result<std::optional<Position>> Checkpoints::Impl::resume(std::uint64_t setup) {
   } found;
   Status status;
   if (works()) {
-    auto position = read(setup, whole);
+    auto position = read(step, setup, whole);
     if (!position) status = tl::unexpected(position.error());
     if (position && *position) found = {1, **position};
   }
@@ -257,6 +298,10 @@ Result<std::optional<Position>> Checkpoints::Impl::resume(std::uint64_t setup) {
   if (found.there == 0) return std::nullopt;
   if (Status loaded = trainer_.load(whole); !loaded) return tl::unexpected(loaded.error());
   trainer_.set_steps_done(found.position.step);
+  if (step) {
+    if (Status shared = share(works() ? disk_->forget_newer(*step) : Status()); !shared)
+      return tl::unexpected(shared.error());
+  }
   return found.position;
 }
 
@@ -329,17 +374,24 @@ Result<Checkpoints> Checkpoints::open(const CheckpointsOptions& options, Trainer
   return Checkpoints(std::move(impl));
 }
 
-Result<std::optional<Position>> Checkpoints::resume(std::uint64_t setup) { return impl_->resume(setup); }
+Result<std::optional<Position>> Checkpoints::resume(std::uint64_t setup) { return impl_->resume({}, setup); }
+Result<Position> Checkpoints::resume_from(std::uint64_t step, std::uint64_t setup) {
+  const auto position = impl_->resume(step, setup);
+  if (!position) return tl::unexpected(position.error());
+  return **position;
+}
 Result<std::optional<SaveReport>> Checkpoints::save(const Position& position) { return impl_->save(position); }
 Result<std::optional<SaveReport>> Checkpoints::wait() { return impl_->wait(); }
 std::vector<std::uint64_t> Checkpoints::versions() const {
   return impl_->disk() == nullptr ? std::vector<std::uint64_t>{} : impl_->disk()->versions();
 }
-Status Checkpoints::verify() const {
+Status Checkpoints::verify(std::optional<std::uint64_t> step) const {
   const Impl::Disk* disk = impl_->disk();
-  const auto newest = disk == nullptr ? std::nullopt : disk->latest();
-  if (!newest) return make_error(ErrorCode::kNotFound, "there is no checkpoint");
-  return disk->verify(*newest);
+  if (disk == nullptr) return make_error(ErrorCode::kNotFound, "there is no checkpoint");
+  const auto found = disk->find(step);
+  if (!found) return tl::unexpected(found.error());
+  if (!*found) return make_error(ErrorCode::kNotFound, "there is no checkpoint");
+  return disk->verify(**found);
 }
 
 }  // namespace dunnock::training

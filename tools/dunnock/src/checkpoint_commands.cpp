@@ -244,4 +244,11 @@ Result<int> checkpoint_collect(const Options& options) {
   });
 }
 
+Result<int> checkpoint_forget(const Options& options) {
+  return with_checkpoints(options, [&](auto& store) -> Result<int> {
+    fmt::print("{} damaged lines of the catalog removed\n", store.forget_damaged());
+    return kFine;
+  });
+}
+
 }  // namespace dunnock::tool

@@ -93,6 +93,7 @@ int main(int argc, char** argv) {
   retain->add_option("--every", options.keep_every, "keep the versions that are multiples of this, too; 0: no others")
       ->capture_default_str();
   add_checkpoint("collect", "give back what interrupted saves have left", tool::checkpoint_collect);
+  add_checkpoint("forget", "remove catalog lines that are damaged; what they named is lost", tool::checkpoint_forget);
 
   try {
     app.parse(argc, argv);

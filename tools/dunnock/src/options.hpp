@@ -46,5 +46,6 @@ struct Options {
 [[nodiscard]] Result<int> checkpoint_delete(const Options& options);
 [[nodiscard]] Result<int> checkpoint_retain(const Options& options);
 [[nodiscard]] Result<int> checkpoint_collect(const Options& options);
+[[nodiscard]] Result<int> checkpoint_forget(const Options& options);
 
 }  // namespace dunnock::tool

@@ -292,6 +292,7 @@ void each_key(Config& config, Visit&& visit) {
   visit(Key("run.data_parallel").whole(1, 4096), r.data_parallel);
   visit(Key("run.pipeline").whole(1, 1024), r.pipeline);
   visit(Key("run.window").whole(1, 1000), r.window);  // A loader has 1024 buffers at most.
+  visit(Key("run.peer_timeout_s").whole(1, 1 << 20), r.peer_timeout_s);
   visit(Key("run.threads").whole(0, 1024), r.threads);
   visit(Key("run.device"), r.device);
   visit(Key("run.as_graph"), r.as_graph);

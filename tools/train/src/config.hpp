@@ -118,6 +118,7 @@ struct RunConfig {
   unsigned data_parallel = 1;             ///< Ranks that share a batch.
   unsigned pipeline = 1;                  ///< Stages that a model is cut into.
   unsigned window = 4;                    ///< Steps that are issued at once.
+  unsigned peer_timeout_s = 60;           ///< Seconds that ranks wait for each other before they give up.
   unsigned threads = 0;                   ///< Of the CPU backend; 0: as many as there are cores.
   DeviceKind device = DeviceKind::kCpu;
   bool measure_costs = false;          ///< What schedules reckon with: measured by all ranks, not estimated.

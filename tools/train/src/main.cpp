@@ -2,6 +2,7 @@
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>
+#include <chrono>
 #include <cstdlib>
 #include <optional>
 #include <string>
@@ -48,6 +49,8 @@ int main(int argc, char** argv) {
   app.add_option("--schedule", schedule, "The same as --set run.schedule=NAME; --list-schedules names them");
   app.add_option("--steps", steps, "The same as --set run.steps=N");
   app.add_flag("--resume", options.resume, "Goes on from the newest checkpoint of checkpoint.pool, if there is one");
+  app.add_option("--resume-step", options.resume_step,
+                 "Goes on from the checkpoint of this step; newer ones are removed");
   app.add_flag("--verify", options.verify, "Compares every byte of the checkpoint with its checksum first");
   app.add_option("--trace", options.trace, "Writes when each operation of the last window ran (Chrome, Perfetto)");
   app.add_option("--weights", options.weights, "Begins with the weights of a safetensors file");
@@ -76,7 +79,7 @@ int main(int argc, char** argv) {
   if (const Status ready = train::check_ready(*loaded); !ready) return fail(ready.error());
   std::optional<gpu::Communicator> world;
   if (under_mpi()) {
-    auto made = gpu::Communicator::mpi();
+    auto made = gpu::Communicator::mpi({.timeout = std::chrono::seconds(loaded->config.run.peer_timeout_s)});
     if (!made) return fail(made.error());
     if (made->size() > 1) world.emplace(std::move(*made));
   }

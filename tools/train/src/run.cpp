@@ -1,6 +1,7 @@
 #include "run.hpp"
 
 #include <fmt/core.h>
+#include <fmt/format.h>
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -258,7 +259,7 @@ class Runner {
     std::optional<std::uint64_t> resumed;
     if (!checkpoint.pool.empty()) {
       std::error_code unseen;  // What can't be looked at can't be opened either, which says why.
-      if (first() && !options_.resume && std::filesystem::exists(checkpoint.pool, unseen)) {
+      if (first() && !resumes() && std::filesystem::exists(checkpoint.pool, unseen)) {
         return make_error(ErrorCode::kAlreadyExists,
                           checkpoint.pool + " is there: go on with --resume, or remove it to begin anew");
       }
@@ -274,14 +275,17 @@ class Runner {
       auto opened = training::Checkpoints::open(pool, *trainer_, world_);
       if (!opened) return about_pool(opened.error());
       checkpoints_.emplace(std::move(*opened));
-      if (options_.resume) {
+      if (resumes()) {
         const auto begin = Clock::now();
-        if (options_.verify && first() && !checkpoints_->versions().empty()) {
-          if (Status sound = checkpoints_->verify(); !sound) return about_pool(sound.error());
+        if (options_.verify && first()) {
+          const Status sound = checkpoints_->verify(options_.resume_step);
+          if (!sound && sound.error().code != ErrorCode::kNotFound) return about_checkpoint(sound.error());
         }
-        auto position = checkpoints_->resume(identity_of(config_));
-        if (!position) return about_pool(position.error());
-        if (*position) {
+        auto position = resume();
+        if (!position) return about_checkpoint(position.error());
+        if (!*position) {
+          say(fmt::format("{} holds no checkpoint yet: from the beginning", checkpoint.pool));
+        } else {
           step_ = (*position)->step;
           resumed = step_;
           saved_step_ = step_;
@@ -291,7 +295,7 @@ class Runner {
                           options_.verify ? ", every byte verified" : ""));
         }
       }
-    } else if (options_.resume) {
+    } else if (resumes()) {
       return invalid("there is nothing to resume from: checkpoint.pool names no pool");
     }
     if (!first()) return {};
@@ -301,6 +305,21 @@ class Runner {
     if (!opened) return tl::unexpected(opened.error());
     log_.emplace(std::move(*opened));
     return {};
+  }
+  [[nodiscard]] bool resumes() const { return options_.resume || options_.resume_step; }
+  Result<std::optional<training::Position>> resume() {
+    const std::uint64_t setup = identity_of(config_);
+    if (!options_.resume_step) return checkpoints_->resume(setup);
+    auto position = checkpoints_->resume_from(*options_.resume_step, setup);
+    if (!position) return tl::unexpected(position.error());
+    return *position;
+  }
+  /// What is damaged is not the end, where there are others.
+  [[nodiscard]] tl::unexpected<Error> about_checkpoint(Error error) const {
+    if (error.code == ErrorCode::kCorrupt && first() && !checkpoints_->versions().empty())
+      error.message +=
+          fmt::format(". --resume-step N goes on from an older one ({})", fmt::join(checkpoints_->versions(), ", "));
+    return about_pool(error);
   }
   [[nodiscard]] tl::unexpected<Error> about_pool(const Error& error) const {
     return make_error(error.code, config_.checkpoint.pool + ": " + error.message);

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "config.hpp"
@@ -16,8 +17,9 @@
 namespace dunnock::train {
 
 struct RunOptions {
-  bool resume = false;       ///< From the newest checkpoint; from the beginning if there is none.
-  bool verify = false;       ///< Before resuming, every byte of it.
+  bool resume = false;                       ///< From the newest checkpoint; from the beginning if there is none.
+  std::optional<std::uint64_t> resume_step;  ///< From that of this step, which makes those behind it go.
+  bool verify = false;                       ///< Before resuming, every byte of it.
   std::string trace;         ///< Chrome/Perfetto JSON of a window; "": none. Ranks but the first add ".rankN".
   std::string weights;       ///< Initial weights, a safetensors file; "": drawn by the seed.
   std::string save_weights;  ///< Written at the end; "": no.

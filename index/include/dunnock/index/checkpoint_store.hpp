@@ -166,6 +166,11 @@ class CheckpointStore {
   [[nodiscard]] Status remove(std::string_view name, std::uint64_t version);
   /// Removes the versions of the name that the policy does not keep. Returns how many.
   std::uint64_t retain(std::string_view name, const Retention& retention);
+  /// Lines of the catalog that fail their checksum: so many checkpoints, removed ones at most among them, can't be
+  /// told. While there is one, no space is given back, and the newest checkpoint may be older than it was.
+  [[nodiscard]] std::uint64_t damaged() const;
+  /// Removes those lines, durably. Returns how many. collect() gives back the space of what only they needed.
+  std::uint64_t forget_damaged();
   /// Gives back the space of everything that no checkpoint needs: what interrupted saves have left. Reads all
   /// manifests and the whole index. Returns how many values went. Waits for saves that are under way.
   std::uint64_t collect();
@@ -201,6 +206,7 @@ class CheckpointStore {
     return *reinterpret_cast<CatalogLine*>(catalog_.at(kCatalogLinesOffset + line * kLineBytes));
   }
   [[nodiscard]] std::optional<CatalogFields> read_line(std::uint64_t line, bool* damaged = nullptr) const noexcept;
+  void clear_line(std::uint64_t line);
   [[nodiscard]] Result<Manifest> read_manifest(const CatalogFields& fields) const;
   [[nodiscard]] std::optional<std::uint64_t> find_line(std::string_view name, std::uint64_t version) const;
   [[nodiscard]] Result<Manifest> manifest_of(std::string_view name, std::uint64_t version) const;

@@ -62,8 +62,13 @@ class Checkpoints {
   ~Checkpoints();
 
   /// Brings the newest checkpoint into the trainer; none: there is none, and nothing is changed. Errors:
-  /// InvalidArgument: it is of another setup or has other tensors; Corrupt: it is damaged; NotFound (a tensor).
+  /// InvalidArgument: it is of another setup or has other tensors; Corrupt: it is damaged, or the store can't tell
+  /// which was the newest; NotFound (a tensor).
   [[nodiscard]] Result<std::optional<Position>> resume(std::uint64_t setup);
+  /// The same with the checkpoint of `step`, for a run that is to go on from there: newer ones, and what can't be read
+  /// of the catalog, are removed once it has been brought back, the newest first. Errors besides: NotFound (none of
+  /// that step).
+  [[nodiscard]] Result<Position> resume_from(std::uint64_t step, std::uint64_t setup);
   /// Starts to save what the trainer has now; its next run waits where it must. A save that is still under way is
   /// waited for first, and its report is given. Errors: of the save before, or of gathering; InvalidArgument: a weight
   /// is no number, and no run could go on from it. The checkpoints that are there stay as they are, and training may go
@@ -73,8 +78,9 @@ class Checkpoints {
   [[nodiscard]] Result<std::optional<SaveReport>> wait();
   /// Versions (steps) that there are, ascending. On rank 0.
   [[nodiscard]] std::vector<std::uint64_t> versions() const;
-  /// Reads all of the newest checkpoint and compares it with its checksums. On rank 0. Errors: NotFound, Corrupt.
-  [[nodiscard]] Status verify() const;
+  /// Reads all of a checkpoint, the newest or that of `step`, and compares it with its checksums. On rank 0. Errors:
+  /// NotFound, Corrupt (which for the newest includes that the store can't tell which it was).
+  [[nodiscard]] Status verify(std::optional<std::uint64_t> step = {}) const;
 
   class Impl;  ///< For the layer itself.
 

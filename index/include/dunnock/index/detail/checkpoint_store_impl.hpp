@@ -616,6 +616,14 @@ Result<CheckpointDiff> CheckpointStore<M>::diff(std::string_view first_name, std
   return diff;
 }
 
+/// The checkpoint is not there any more, durably. Under the mutex of the catalog.
+template <Media M>
+void CheckpointStore<M>::clear_line(std::uint64_t line) {
+  media_.store(checkpoint_point::kRemove, line_at(line).state, 0);
+  media_.flush(checkpoint_point::kRemove, &line_at(line));
+  media_.fence(checkpoint_point::kRemove);
+}
+
 template <Media M>
 Status CheckpointStore<M>::remove(std::string_view name, std::uint64_t version) {
   Shared& shared = *shared_;
@@ -628,9 +636,7 @@ Status CheckpointStore<M>::remove(std::string_view name, std::uint64_t version) 
                         "no checkpoint '" + std::string(name) + "' of version " + std::to_string(version));
     auto manifest = read_manifest(*fields);
     count_references();
-    media_.store(checkpoint_point::kRemove, line_at(*line).state, 0);
-    media_.flush(checkpoint_point::kRemove, &line_at(*line));
-    media_.fence(checkpoint_point::kRemove);  // It is not there any more.
+    clear_line(*line);
     // Without its manifest nobody knows what only it needed; collect() finds out.
     if (manifest) shared.removed.emplace_back(*fields, std::move(*manifest));
   }
@@ -688,6 +694,32 @@ void CheckpointStore<M>::note_references(const Manifest& manifest) {
   for (const ManifestTensor& tensor : manifest.tensors) {
     for (const IndexKey& chunk : tensor.chunks) ++(*shared_->references)[chunk];
   }
+}
+
+template <Media M>
+std::uint64_t CheckpointStore<M>::damaged() const {
+  const std::lock_guard lock(shared_->catalog);
+  std::uint64_t count = 0;
+  for (std::uint64_t line = 0; line < lines_; ++line) {
+    bool damaged = false;
+    (void)read_line(line, &damaged);
+    count += damaged ? 1 : 0;
+  }
+  return count;
+}
+
+template <Media M>
+std::uint64_t CheckpointStore<M>::forget_damaged() {
+  const std::lock_guard lock(shared_->catalog);
+  std::uint64_t count = 0;
+  for (std::uint64_t line = 0; line < lines_; ++line) {
+    bool damaged = false;
+    (void)read_line(line, &damaged);
+    if (!damaged) continue;
+    clear_line(line);
+    ++count;
+  }
+  return count;
 }
 
 template <Media M>
