@@ -13,7 +13,8 @@ optimised=-O2
 if [ "$sanitizer" = address ]; then optimised=-O1; fi
 cmake -S "$source" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDUNNOCK_SANITIZE="$sanitizer" \
   -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="$optimised -g1 -DNDEBUG" \
-  -DDUNNOCK_CUDA=OFF -DDUNNOCK_MPI=OFF -DDUNNOCK_TOOLS=OFF -DDUNNOCK_BENCH=OFF -DDUNNOCK_EXAMPLES=OFF > "$build.log" 2>&1 || { cat "$build.log"; exit 1; }
+  -DDUNNOCK_CUDA=OFF -DDUNNOCK_MPI=OFF -DDUNNOCK_TOOLS=OFF -DDUNNOCK_BENCH=OFF -DDUNNOCK_EXAMPLES=OFF \
+  > "$build.log" 2>&1 || { cat "$build.log"; exit 1; }
 cmake --build "$build" --target "$@" > "$build.log" 2>&1 || { tail -60 "$build.log"; exit 1; }
 
 # ThreadSanitizer needs its shadow addresses free, which address randomisation may prevent.

@@ -18,7 +18,7 @@ namespace dunnock::train {
 
 struct RunOptions {
   bool resume = false;                       ///< From the newest checkpoint; from the beginning if there is none.
-  std::optional<std::uint64_t> resume_step;  ///< From that of this step, which makes those behind it go.
+  std::optional<std::uint64_t> resume_step;  ///< From that of this step; newer ones are removed.
   bool verify = false;                       ///< Before resuming, every byte of it.
   std::string trace;         ///< Chrome/Perfetto JSON of a window; "": none. Ranks but the first add ".rankN".
   std::string weights;       ///< Initial weights, a safetensors file; "": drawn by the seed.
