@@ -65,6 +65,18 @@ Model small_model(std::uint64_t seed) {
   return ::testing::AssertionSuccess();
 }
 
+struct TemporaryFile {
+  TemporaryFile() = default;
+  TemporaryFile(const TemporaryFile&) = delete;
+  TemporaryFile& operator=(const TemporaryFile&) = delete;
+  ~TemporaryFile() { (void)Pool::remove(path()); }
+  [[nodiscard]] const std::string& path() const { return path_; }
+
+ private:
+  std::string path_ =
+      (std::filesystem::temp_directory_path() / ("dunnock_creation_" + std::to_string(getpid()))).string();
+};
+
 class CheckpointStoreTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -288,6 +300,65 @@ TEST_F(CheckpointStoreTest, forgets_damaged_lines_when_told_to_and_gives_back_th
   ASSERT_TRUE(store_->save("run", 2, second.sources()));
   EXPECT_NE(second_line[0], 0u);
   EXPECT_TRUE(holds(*store_, "run", 2, second));
+}
+
+TEST(CheckpointStoreCreation, goes_on_after_a_crash_at_any_of_its_steps) {
+  const TemporaryFile file;
+  const CheckpointOptions options{.capacity_bytes = 4 << 20, .chunk_bytes = 4096, .segment_bytes = 1 << 20};
+  const auto bytes = Store::pool_bytes(options) * 2;
+  Model model = small_model(3);
+  // What there is of it: nothing, the catalog, the log as well, the whole KvStore, the header but for its magic word.
+  for (int steps = 0; steps <= 4; ++steps) {
+    SCOPED_TRACE(steps);
+    (void)Pool::remove(file.path());
+    auto pool = Pool::create(file.path(), {.bytes = bytes});
+    ASSERT_TRUE(pool) << pool.error().message;
+    if (steps >= 1) {
+      RegionSpec catalog{};
+      catalog.name = "c.catalog";
+      catalog.bytes = Store::catalog_bytes(options);
+      ASSERT_TRUE(pool->create_regions(std::span(&catalog, 1)));
+    }
+    if (steps == 2) {
+      ASSERT_TRUE(ValueLog<ProcessMedia>::create(*pool, "c.data", Store::store_options(options).log, {}));
+    }
+    if (steps >= 3) {
+      auto data = KvStore<ProcessMedia>::create(*pool, "c.data", Store::store_options(options), {});
+      ASSERT_TRUE(data) << data.error().message;
+      if (steps == 4) {
+        auto catalog = pool->open_region("c.catalog");
+        ASSERT_TRUE(Store::format(*catalog, std::move(*data), options, {}));
+        std::memset(catalog->at(0), 0, 8);
+      }
+    }
+    const auto none = Store::open(*pool, "c", {});
+    ASSERT_FALSE(none);
+    EXPECT_EQ(none.error().code, ErrorCode::kNotFound) << none.error().message;
+    auto store = Store::create(*pool, "c", options, {});
+    ASSERT_TRUE(store) << store.error().message;
+    ASSERT_TRUE(store->save("run", 1, model.sources()));
+    EXPECT_TRUE(holds(*store, "run", 1, model));
+    EXPECT_TRUE(store->check().ok());
+    const auto again = Store::create(*pool, "c", options, {});
+    ASSERT_FALSE(again);
+    EXPECT_EQ(again.error().code, ErrorCode::kAlreadyExists);
+    // With a checkpoint in it, a magic word that is gone is damage, and nothing is made over it.
+    store->close();
+    std::memset(pool->open_region("c.catalog")->at(0), 0, 8);
+    EXPECT_EQ(Store::open(*pool, "c", {}).error().code, ErrorCode::kWrongLayout);
+    EXPECT_EQ(Store::create(*pool, "c", options, {}).error().code, ErrorCode::kAlreadyExists);
+  }
+}
+
+TEST(CheckpointStoreCreation, without_room_leaves_nothing) {
+  const TemporaryFile file;
+  auto pool = Pool::create(file.path(), {.bytes = 32 << 20});
+  ASSERT_TRUE(pool) << pool.error().message;
+  const auto refused = CheckpointStore<ProcessMedia>::create(
+      *pool, "c", {.capacity_bytes = 1 << 30, .chunk_bytes = 4096, .segment_bytes = 1 << 20}, {});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kNoSpace) << refused.error().message;
+  EXPECT_TRUE(pool->regions().empty());
 }
 
 TEST_F(CheckpointStoreTest, saves_and_restores_what_does_not_fit_in_memory) {

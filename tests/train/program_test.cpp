@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -253,11 +254,99 @@ TEST_F(Program, ResumesFromAnOlderStepAndItsLogIsCutThere) {
   EXPECT_EQ(rows->back().validation_loss, expected->back().validation_loss);
 }
 
+TEST_F(Program, StopsWithASaveWhereNoneWasDue) {
+  ASSERT_EQ(run(with_pool("whole")).status, 0);
+  Words more = with_pool("stopped", {"--events", path("events")});
+  more.insert(more.end(), {"--set", "checkpoint.every=0", "--set", "run.window=1"});
+  Child child(folder_, words(more));
+  while (file_bytes(path("events")).find("started") == std::string::npos)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  child.signal(SIGTERM);
+  const Ended stopped = child.wait();
+  ASSERT_EQ(stopped.status, 130) << stopped.output;
+  more.push_back("--resume");
+  const Ended resumed = run(more);
+  ASSERT_EQ(resumed.status, 0) << resumed.output;
+  const auto step_of = [&](const std::string& event) {
+    std::istringstream lines(file_bytes(path("events")));
+    std::string line;
+    while (std::getline(lines, line)) {
+      const auto read = nlohmann::json::parse(line);
+      if (read.at("event") == event) return read.at("step").get<int>();
+    }
+    return -1;
+  };
+  EXPECT_LT(step_of("stopped"), 60);
+  EXPECT_EQ(step_of("saved"), step_of("stopped"));
+  EXPECT_EQ(step_of("resumed"), step_of("stopped"));
+  EXPECT_EQ(file_bytes(path("stopped.safetensors")), file_bytes(path("whole.safetensors")));
+}
+
+TEST_F(Program, WhatResumeStepCannotGoOnFromRemovesNothing) {
+  const Words all{"--set", "checkpoint.keep_last=100"};
+  ASSERT_EQ(run(with_pool("back", all)).status, 0);
+  const auto back = [&](const std::string& name, const std::string& what) {
+    Words more = with_pool(name, all);
+    more.insert(more.end(), {"--resume-step", "20"});
+    const Ended ended = run(more);
+    EXPECT_EQ(ended.status, 1) << ended.output;
+    EXPECT_NE(ended.output.find(what), std::string::npos) << ended.output;
+  };
+  // Another text of the same name.
+  const std::string text = file_bytes(path("text.txt"));
+  (void)folder_.write("text.txt", text.substr(1000) + text.substr(0, 1000));
+  back("back", "data");
+  (void)folder_.write("text.txt", text);
+  // A log that is none.
+  const std::string log = file_bytes(path("back.log"));
+  (void)folder_.write("back.log", "this is no log\n");
+  back("back", "back.log");
+  (void)folder_.write("back.log", log);
+  // A pool that is not there.
+  back("bakc", "bakc.pool is not there");
+  EXPECT_FALSE(std::filesystem::exists(path("bakc.pool")));
+  // All are still there.
+  Words none = with_pool("back", all);
+  none.insert(none.end(), {"--resume-step", "21"});
+  EXPECT_NE(run(none).output.find("48, 52, 56, 60"), std::string::npos);
+}
+
+TEST_F(Program, DamagedCheckpointsAreToldWithThoseToGoOnFrom) {
+  const Words all{"--set", "checkpoint.keep_last=100"};
+  ASSERT_EQ(run(with_pool("worn", all)).status, 0);
+  // One bit of the weights of the newest, which are those that were written at the end.
+  const std::string weights = file_bytes(path("worn.safetensors"));
+  std::string pool = file_bytes(path("worn.pool"));
+  const std::size_t at = pool.find(weights.substr(weights.size() - 64));
+  ASSERT_NE(at, std::string::npos);
+  pool[at] = static_cast<char>(pool[at] ^ 1);
+  (void)folder_.write("worn.pool", pool);
+  Words more = with_pool("worn", all);
+  more.insert(more.end(), {"--resume", "--verify"});
+  const Ended ended = run(more);
+  EXPECT_EQ(ended.status, 1) << ended.output;
+  EXPECT_NE(ended.output.find("is damaged at byte"), std::string::npos) << ended.output;
+  EXPECT_NE(ended.output.find("--resume-step"), std::string::npos) << ended.output;
+  EXPECT_NE(ended.output.find("52, 56"), std::string::npos) << ended.output;
+  more.pop_back();
+  more.back() = "--resume-step=56";
+  const Ended resumed = run(more);
+  ASSERT_EQ(resumed.status, 0) << resumed.output;
+  EXPECT_EQ(file_bytes(path("worn.safetensors")), weights);
+}
+
+TEST_F(Program, SavesWithoutCopiesWhenThatIsWanted) {
+  ASSERT_EQ(run(with_pool("copied")).status, 0);
+  ASSERT_EQ(run(with_pool("uncopied", {"--set", "checkpoint.staging_mib=0"})).status, 0);
+  EXPECT_EQ(file_bytes(path("uncopied.safetensors")), file_bytes(path("copied.safetensors")));
+}
+
 TEST_F(Program, FullPoolIsToldAndTrainingGoesOn) {
   // Room for the log's segments, and not for many states of 3 MiB.
   const Ended ended = run(with_pool("small", {"--events", path("events"), "--set", "model.width=128", "--set",
                                               "checkpoint.keep_last=50", "--set", "checkpoint.pool_mib=40"}));
-  EXPECT_EQ(ended.status, 0) << ended.output;
+  EXPECT_EQ(ended.status, 1) << "the last state is not saved: " << ended.output;
+  EXPECT_NE(ended.output.find("was not saved"), std::string::npos) << "quiet or not: " << ended.output;
   const std::string events = file_bytes(path("events"));
   EXPECT_NE(events.find("\"saved\""), std::string::npos) << events;
   EXPECT_NE(events.find("\"save failed\""), std::string::npos) << events;
@@ -266,6 +355,19 @@ TEST_F(Program, FullPoolIsToldAndTrainingGoesOn) {
   const Ended resumed = run(with_pool("small", {"--resume", "--verify", "--set", "model.width=128", "--set",
                                                 "checkpoint.keep_last=1", "--set", "checkpoint.pool_mib=40"}));
   EXPECT_EQ(resumed.status, 0) << resumed.output;
+}
+
+/// The process of dunnock-train that was started last with this config.
+std::optional<pid_t> process_of(const std::string& config) {
+  std::optional<pid_t> found;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    const std::string name = entry.path().filename();
+    if (!std::ranges::all_of(name, [](char c) { return c >= '0' && c <= '9'; })) continue;
+    const std::string line = file_bytes(entry.path() / "cmdline");
+    if (!line.starts_with(DUNNOCK_TRAIN) || line.find(config) == std::string::npos) continue;
+    found = std::max(found.value_or(0), std::stoi(name));
+  }
+  return found;
 }
 
 #ifdef DUNNOCK_MPIEXEC
@@ -333,15 +435,7 @@ TEST_F(Processes, DeadRankStopsTheJobAndItResumes) {
   Child job(folder_, ranks(4, ring));
   const auto saved = [&] { return file_bytes(path("events")).find("\"saved\"") != std::string::npos; };
   while (!saved()) std::this_thread::sleep_for(std::chrono::milliseconds(2));
-  // One of its processes.
-  std::optional<pid_t> victim;
-  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
-    const std::string name = entry.path().filename();
-    if (!std::ranges::all_of(name, [](char c) { return c >= '0' && c <= '9'; })) continue;
-    const std::string line = file_bytes(entry.path() / "cmdline");
-    if (!line.starts_with(DUNNOCK_TRAIN) || line.find(path("config.toml")) == std::string::npos) continue;
-    victim = std::stoi(name);
-  }
+  const auto victim = process_of(path("config.toml"));
   ASSERT_TRUE(victim);
   kill(*victim, SIGKILL);
   const Ended ended = job.wait();
@@ -350,6 +444,64 @@ TEST_F(Processes, DeadRankStopsTheJobAndItResumes) {
   const Ended resumed = run(with_pool("ring", {"--resume", "--verify", "--set", "optimizer.schedule=constant",
                                                "--max-seconds", "1", "--set", "run.steps=1000000"}));
   EXPECT_EQ(resumed.status, 130) << resumed.output;
+}
+
+TEST_F(Processes, AllStopWithASaveWhenOneGetsASignal) {
+  Words more = with_pool("ring", {"--set", "run.data_parallel=2", "--schedule", "overlap", "--set", "run.steps=1000000",
+                                  "--events", path("events"), "--set", "optimizer.schedule=constant"});
+  more.insert(more.end(), {"--set", "checkpoint.every=0"});
+  Child job(folder_, ranks(2, more));
+  while (file_bytes(path("events")).find("started") == std::string::npos)
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  const auto one = process_of(path("config.toml"));
+  ASSERT_TRUE(one);
+  kill(*one, SIGTERM);
+  const Ended ended = job.wait();
+  EXPECT_NE(ended.status, 0);
+  const std::string events = file_bytes(path("events"));
+  EXPECT_NE(events.find("\"saved\""), std::string::npos) << ended.output;
+  EXPECT_NE(events.find("\"stopped\""), std::string::npos) << ended.output;
+}
+
+TEST_F(Processes, LossThatIsNoNumberStopsAllWithTheLastCheckpointIntact) {
+  const Ended ended =
+      run_ranks(2, with_pool("nan", {"--set", "optimizer.learning_rate=1000", "--set", "optimizer.kind=sgd", "--set",
+                                     "optimizer.momentum=0.99", "--set", "optimizer.weight_decay=100", "--set",
+                                     "checkpoint.every=1", "--set", "run.window=1", "--set", "run.data_parallel=2",
+                                     "--schedule", "overlap", "--set", "run.peer_timeout_s=20"}));
+  EXPECT_NE(ended.status, 0);
+  EXPECT_NE(ended.output.find("the loss is"), std::string::npos) << ended.output;
+  EXPECT_NE(ended.output.find("is intact"), std::string::npos) << ended.output;
+  EXPECT_EQ(ended.output.find("there is no checkpoint yet"), std::string::npos) << "all know: " << ended.output;
+}
+
+TEST_F(Processes, ALastSaveThatIsRefusedKeepsNobodyWaiting) {
+  // A weight of a pixel that is always 0 decays into an infinity without a word in the loss.
+  const std::string data = std::string(DUNNOCK_SOURCE_DIR) + "/examples/data/mnist/train-";
+  (void)folder_.write("config.toml", "[model]\nkind = \"mlp\"\n[data]\nimages = \"" + data +
+                                         "images-idx3-ubyte.gz\"\nlabels = \"" + data +
+                                         "labels-idx1-ubyte.gz\"\n[optimizer]\nkind = \"sgd\"\n[run]\nsteps = 1\n");
+  const Ended made = run({"--save-weights", path("large.safetensors")});
+  ASSERT_EQ(made.status, 0) << made.output;
+  std::string file = file_bytes(path("large.safetensors"));
+  std::uint64_t header_bytes = 0;
+  std::memcpy(&header_bytes, file.data(), sizeof header_bytes);
+  const auto header = nlohmann::json::parse(file.substr(8, header_bytes));
+  for (const auto& [name, tensor] : header.items()) {
+    if (name == "__metadata__" || tensor.at("shape").size() != 2 || tensor.at("shape").at(1) != 784) continue;
+    const float large = 3e38F;
+    std::memcpy(file.data() + 8 + header_bytes + tensor.at("data_offsets").at(0).get<std::size_t>(), &large, 4);
+  }
+  (void)folder_.write("large.safetensors", file);
+  const Words more{"--weights", path("large.safetensors"),   "--set",      "optimizer.weight_decay=1000",
+                   "--set",     "optimizer.learning_rate=1", "--set",      "run.pipeline=2",
+                   "--set",     "run.micro_batches=2",       "--schedule", "1f1b",
+                   "--set",     "checkpoint.every=1",        "--set",      "checkpoint.pool=" + path("large.pool"),
+                   "--set",     "run.peer_timeout_s=5"};
+  const Ended ended = run_ranks(2, more);
+  EXPECT_NE(ended.status, 0);
+  EXPECT_NE(ended.output.find("no numbers"), std::string::npos) << ended.output;
+  EXPECT_EQ(ended.output.find("lost"), std::string::npos) << ended.output;
 }
 #endif
 

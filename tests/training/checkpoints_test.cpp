@@ -254,12 +254,68 @@ TEST(Checkpoints, OfAnOlderStepGoOnFromThereAndNewerOnesGo) {
   EXPECT_EQ(position->step, 4U);
   EXPECT_EQ(trainer->steps_done(), 4U);
   EXPECT_EQ(state_of(*trainer), at_four);
+  EXPECT_EQ(checkpoints.versions(), (std::vector<std::uint64_t>{2, 4, 6, 8, 10})) << "to look is not to remove";
+  ASSERT_TRUE(checkpoints.remove_newer(4));
   EXPECT_EQ(checkpoints.versions(), (std::vector<std::uint64_t>{2, 4}));
   train(*trainer, job, 4, 6);
   ASSERT_TRUE(save_now(checkpoints, position_at(6))) << "its step is free again";
   EXPECT_EQ(checkpoints.versions(), (std::vector<std::uint64_t>{2, 4, 6}));
   train(*trainer, job, 6, kSteps);
   EXPECT_EQ(state_of(*trainer), last);
+}
+
+TEST(Checkpoints, ThatAreStillBeingSavedAreWaitedForBeforeOthersAreResumed) {
+  const Job job = job_of("large mlp", true);
+  const TemporaryFolder folder;
+  const CheckpointsOptions options{.path = folder.path("pool"), .chunk_bytes = 4096, .retention = {.keep_last = 1}};
+  const auto trainer = trainer_of(job.options);
+  Checkpoints checkpoints = open_or_fail(options, *trainer);
+  train(*trainer, job, 0, 2);
+  ASSERT_TRUE(save_now(checkpoints, position_at(2)));
+  train(*trainer, job, 2, 4);
+  const States at_four = state_of(*trainer);
+  ASSERT_TRUE(checkpoints.save(position_at(4)));
+  const auto position = checkpoints.resume(kSetup);
+  ASSERT_TRUE(position) << position.error().message;
+  EXPECT_EQ((*position)->step, 4U);
+  EXPECT_EQ(state_of(*trainer), at_four);
+  const auto report = checkpoints.wait();
+  ASSERT_TRUE(report && report->has_value()) << "its report is still to be had";
+  EXPECT_EQ((*report)->version, 4U);
+}
+
+TEST(Checkpoints, OfAManifestThatIsDamagedAreToldAndOthersResume) {
+  const Job job = job_of("mlp", true);
+  const TemporaryFolder folder;
+  const CheckpointsOptions options{
+      .path = folder.path("pool"), .chunk_bytes = 4096, .media = kFast, .retention = {.keep_last = 50}};
+  const States at_four = save_every_second(job, options);
+  {
+    // Tensor names are in manifests alone; the last one that was written is that of the newest.
+    auto pool = Pool::open(options.path);
+    ASSERT_TRUE(pool) << pool.error().message;
+    auto log = pool->open_region("training.data.log");
+    ASSERT_TRUE(log);
+    const std::string_view bytes(reinterpret_cast<const char*>(log->at(0)), log->bytes());
+    std::vector<std::size_t> found;
+    for (std::size_t at = bytes.find("training.position"); at != std::string_view::npos;
+         at = bytes.find("training.position", at + 1))
+      found.push_back(at);
+    ASSERT_EQ(found.size(), 5U);
+    *log->at(found.back()) ^= std::byte{1};
+  }
+  const auto trainer = trainer_of(job.options);
+  Checkpoints checkpoints = open_or_fail(options, *trainer);
+  EXPECT_EQ(checkpoints.versions(), (std::vector<std::uint64_t>{2, 4, 6, 8}));
+  const auto newest = checkpoints.resume(kSetup);
+  ASSERT_FALSE(newest);
+  EXPECT_EQ(newest.error().code, ErrorCode::kCorrupt);
+  ASSERT_TRUE(checkpoints.resume_from(4, kSetup));
+  EXPECT_EQ(state_of(*trainer), at_four);
+  ASSERT_TRUE(checkpoints.remove_newer(4));
+  const auto again = checkpoints.resume(kSetup);
+  ASSERT_TRUE(again) << again.error().message;
+  EXPECT_EQ((*again)->step, 4U);
 }
 
 TEST(Checkpoints, WhenTheNewestCannotBeToldAreNotPassedOverInSilence) {
@@ -290,6 +346,8 @@ TEST(Checkpoints, WhenTheNewestCannotBeToldAreNotPassedOverInSilence) {
   ASSERT_TRUE(checkpoints.verify(4));
   ASSERT_TRUE(checkpoints.resume_from(4, kSetup));
   EXPECT_EQ(state_of(*trainer), at_four);
+  EXPECT_FALSE(checkpoints.resume(kSetup)) << "nothing is settled yet";
+  ASSERT_TRUE(checkpoints.remove_newer(4));
   // From here on all is as it should be.
   EXPECT_EQ(checkpoints.versions(), (std::vector<std::uint64_t>{2, 4}));
   const auto again = checkpoints.resume(kSetup);
@@ -314,6 +372,7 @@ TEST(OtherRanks, GoOnFromAnOlderStepTogether) {
     ASSERT_TRUE(checkpoints.resume_from(4, kSetup));
     EXPECT_EQ(trainer->steps_done(), 4U);
     for (const auto& [name, values] : state_of(*trainer)) EXPECT_EQ(values, at_four.at(name)) << name;
+    ASSERT_TRUE(checkpoints.remove_newer(4));
     if (rank.number == 0) {
       EXPECT_EQ(checkpoints.versions(), (std::vector<std::uint64_t>{2, 4}));
     }
@@ -405,6 +464,30 @@ TEST(OtherRanks, StagesGatherAlikeWhereTheLastHasAsManyTensorsAsThereAre) {
   Checkpoints checkpoints = open_or_fail({.path = folder.path("pool"), .media = kFast}, *trainer);
   ASSERT_TRUE(checkpoints.resume(kSetup));
   EXPECT_EQ(state_of(*trainer), saved);
+}
+
+TEST(OtherRanks, WaitForASaveLongerThanForAnyMessage) {
+  Job job = job_of("large mlp", true, 6);
+  job.options.schedule = "overlap";
+  job.options.rows = 3;
+  const TemporaryFolder folder;
+  constexpr std::chrono::milliseconds kTimeout{200};
+  std::vector<gpu::Communicator> worlds = std::move(*gpu::Communicator::threads(2, {.timeout = kTimeout}));
+  run_ranks({.stages = 1, .data_ranks = 2}, [&](const RankOfGrid& rank) {
+    const auto trainer = trainer_of(job.options, rank);
+    // Chunks so small that a save takes long.
+    Checkpoints checkpoints = open_or_fail({.path = folder.path("pool"), .capacity_bytes = 64 << 20, .chunk_bytes = 64},
+                                           *trainer, &worlds[rank.number]);
+    const auto begin = std::chrono::steady_clock::now();
+    const auto saved = save_now(checkpoints, position_at(1));
+    ASSERT_TRUE(saved) << saved.error().message;
+    const Status verified = checkpoints.verify();
+    ASSERT_TRUE(verified) << verified.error().message;
+    const auto resumed = checkpoints.resume(kSetup);
+    ASSERT_TRUE(resumed) << resumed.error().message;
+    const auto took = std::chrono::steady_clock::now() - begin;
+    EXPECT_GT(took, kTimeout) << "or this shows nothing: smaller chunks, or more of them";
+  });
 }
 
 TEST(OtherRanks, AllHearThatAPoolCannotBeOpened) {

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <functional>
+#include <future>
 #include <numeric>
 #include <utility>
 
@@ -66,6 +68,8 @@ class Checkpoints::Impl {
     [[nodiscard]] virtual std::uint64_t damaged() const = 0;
     /// All newer ones, the newest first, and damaged lines of the catalog.
     [[nodiscard]] virtual Status forget_newer(std::uint64_t version) = 0;
+    /// Removes those that the retention does not keep: it may be another one than that of the run before.
+    virtual void retain() = 0;
 
     /// The version itself, or the newest; none: there is none at all.
     [[nodiscard]] Result<std::optional<std::uint64_t>> find(std::optional<std::uint64_t> version) const;
@@ -78,14 +82,16 @@ class Checkpoints::Impl {
 
   Status open(const CheckpointsOptions& options);
   Result<std::optional<Position>> resume(std::optional<std::uint64_t> step, std::uint64_t setup);
+  Status remove_newer(std::uint64_t step);
+  Status verify(std::optional<std::uint64_t> step);
   Result<std::optional<SaveReport>> save(const Position& position);
   Result<std::optional<SaveReport>> wait();
   [[nodiscard]] const Disk* disk() const { return disk_.get(); }
 
  private:
   [[nodiscard]] bool works() const { return world_ == nullptr || world_->rank() == 0; }
-  /// The same answer on all ranks as on rank 0.
-  Status share(Status status);
+  Status wait_for_save();
+  Status together(const std::function<Status()>& work);
   Result<std::optional<Position>> read(std::optional<std::uint64_t> step, std::uint64_t setup,
                                        std::vector<std::vector<float>>& whole) const;
 
@@ -112,7 +118,11 @@ class DiskOf final : public Checkpoints::Impl::Disk {
     auto saver = CheckpointSaver<M>::create(store_, options);
     if (!saver) return tl::unexpected(saver.error());
     saver_ = std::move(*saver);
+    retention_ = options.retention;
     return {};
+  }
+  void retain() override {
+    if (retention_ && store_.retain(kRun, *retention_) != 0) store_.collect();
   }
 
   std::optional<std::uint64_t> latest() const override { return store_.latest(kRun); }
@@ -133,10 +143,11 @@ class DiskOf final : public Checkpoints::Impl::Disk {
   Status verify(std::uint64_t version) const override { return store_.verify(kRun, version); }
   std::uint64_t damaged() const override { return store_.damaged(); }
   Status forget_newer(std::uint64_t version) override {
-    store_.forget_damaged();
     for (auto newest = store_.latest(kRun); newest && *newest > version; newest = store_.latest(kRun)) {
       if (Status removed = store_.remove(kRun, *newest); !removed) return removed;
     }
+    store_.forget_damaged();
+    retain();
     store_.collect();
     return {};
   }
@@ -144,6 +155,7 @@ class DiskOf final : public Checkpoints::Impl::Disk {
  private:
   CheckpointStore<M> store_;
   std::unique_ptr<CheckpointSaver<M>> saver_;
+  std::optional<Retention> retention_;
 };
 
 std::string list_of(const std::vector<std::uint64_t>& versions) {
@@ -218,28 +230,7 @@ Status Checkpoints::Impl::open(const CheckpointsOptions& options) {
       return {};
     });
   };
-  return share(works() ? open_here() : Status());
-}
-
-Status Checkpoints::Impl::share(Status status) {
-  if (world_ == nullptr) return status;
-  auto stream = gpu::Stream::create(gpu::Device::cpu());
-  if (!stream) return tl::unexpected(stream.error());
-  struct Words {
-    std::uint64_t failed = 0;
-    std::uint64_t code = 0;
-    char message[240] = {};
-  } words;
-  if (!status) {
-    words.failed = 1;
-    words.code = static_cast<std::uint64_t>(status.error().code);
-    status.error().message.copy(words.message, sizeof(words.message) - 1);
-  }
-  auto* bytes = reinterpret_cast<std::byte*>(&words);
-  world_->broadcast<std::byte>({bytes, sizeof(words)}, 0, *stream);
-  if (Status done = stream->synchronize(); !done) return done;
-  if (words.failed != 0 && status) return make_error(static_cast<ErrorCode>(words.code), words.message);
-  return status;
+  return together(open_here);
 }
 
 Result<std::optional<Position>> Checkpoints::Impl::read(std::optional<std::uint64_t> step, std::uint64_t setup,
@@ -267,21 +258,21 @@ Result<std::optional<Position>> Checkpoints::Impl::read(std::optional<std::uint6
 }
 
 Result<std::optional<Position>> Checkpoints::Impl::resume(std::optional<std::uint64_t> step, std::uint64_t setup) {
-  // What is still being copied must not change under it, nor newer ones appear while they are removed.
-  if (pending_) step ? (void)pending_->wait() : pending_->wait_captured();
+  // What is still being copied must not change under it, nor a newer one appear.
+  if (Status waited = wait_for_save(); !waited) return tl::unexpected(waited.error());
   const std::vector<StateTensor> tensors = trainer_.whole_state();
   std::vector<std::vector<float>> whole(tensors.size());
   struct Found {
     std::uint64_t there = 0;
     Position position;
   } found;
-  Status status;
-  if (works()) {
+  const Status shared = together([&]() -> Status {
     auto position = read(step, setup, whole);
-    if (!position) status = tl::unexpected(position.error());
-    if (position && *position) found = {1, **position};
-  }
-  if (Status shared = share(std::move(status)); !shared) return tl::unexpected(shared.error());
+    if (!position) return tl::unexpected(position.error());
+    if (*position) found = {1, **position};
+    return {};
+  });
+  if (!shared) return tl::unexpected(shared.error());
   if (world_ != nullptr) {
     auto stream = gpu::Stream::create(gpu::Device::cpu());
     if (!stream) return tl::unexpected(stream.error());
@@ -298,14 +289,70 @@ Result<std::optional<Position>> Checkpoints::Impl::resume(std::optional<std::uin
   if (found.there == 0) return std::nullopt;
   if (Status loaded = trainer_.load(whole); !loaded) return tl::unexpected(loaded.error());
   trainer_.set_steps_done(found.position.step);
-  if (step) {
-    if (Status shared = share(works() ? disk_->forget_newer(*step) : Status()); !shared)
-      return tl::unexpected(shared.error());
+  if (!step) {
+    const Status retained = together([&]() -> Status {
+      disk_->retain();
+      return {};
+    });
+    if (!retained) return tl::unexpected(retained.error());
   }
   return found.position;
 }
 
+Status Checkpoints::Impl::remove_newer(std::uint64_t step) {
+  return together([&] { return disk_->forget_newer(step); });
+}
+
+Status Checkpoints::Impl::verify(std::optional<std::uint64_t> step) {
+  return together([&]() -> Status {
+    const auto found = disk_->find(step);
+    if (!found) return tl::unexpected(found.error());
+    if (!*found) return make_error(ErrorCode::kNotFound, "there is no checkpoint");
+    return disk_->verify(**found);
+  });
+}
+
+Status Checkpoints::Impl::wait_for_save() {
+  return together([this]() -> Status {
+    if (pending_) (void)pending_->wait();  // Whoever wants to know asks again.
+    return {};
+  });
+}
+
+/// Rank 0 does the work, and all return what it returns. The others hear from it meanwhile, for ranks that wait for
+/// another for long would call it lost.
+Status Checkpoints::Impl::together(const std::function<Status()>& work) {
+  constexpr std::chrono::milliseconds kRound{20};
+  if (world_ == nullptr) return work();
+  auto stream = gpu::Stream::create(gpu::Device::cpu());
+  if (!stream) return tl::unexpected(stream.error());
+  std::future<Status> result;
+  if (works()) result = std::async(std::launch::async, work);
+  for (std::uint64_t done = 0; done == 0;) {
+    if (works()) done = result.wait_for(kRound) == std::future_status::ready ? 1 : 0;
+    world_->broadcast<std::byte>({reinterpret_cast<std::byte*>(&done), sizeof(done)}, 0, *stream);
+    if (Status told = stream->synchronize(); !told) return told;
+  }
+  Status status = works() ? result.get() : Status();
+  struct Words {
+    std::uint64_t failed = 0;
+    std::uint64_t code = 0;
+    char message[240] = {};
+  } words;
+  if (!status) {
+    words.failed = 1;
+    words.code = static_cast<std::uint64_t>(status.error().code);
+    status.error().message.copy(words.message, sizeof(words.message) - 1);
+  }
+  auto* bytes = reinterpret_cast<std::byte*>(&words);
+  world_->broadcast<std::byte>({bytes, sizeof(words)}, 0, *stream);
+  if (Status done = stream->synchronize(); !done) return done;
+  if (words.failed != 0 && status) return make_error(static_cast<ErrorCode>(words.code), words.message);
+  return status;
+}
+
 Result<std::optional<SaveReport>> Checkpoints::Impl::wait() {
+  if (Status waited = wait_for_save(); !waited) return tl::unexpected(waited.error());
   if (!pending_) return std::nullopt;
   auto report = pending_->wait();
   pending_.reset();
@@ -375,6 +422,7 @@ Result<Checkpoints> Checkpoints::open(const CheckpointsOptions& options, Trainer
 }
 
 Result<std::optional<Position>> Checkpoints::resume(std::uint64_t setup) { return impl_->resume({}, setup); }
+Status Checkpoints::remove_newer(std::uint64_t step) { return impl_->remove_newer(step); }
 Result<Position> Checkpoints::resume_from(std::uint64_t step, std::uint64_t setup) {
   const auto position = impl_->resume(step, setup);
   if (!position) return tl::unexpected(position.error());
@@ -385,13 +433,6 @@ Result<std::optional<SaveReport>> Checkpoints::wait() { return impl_->wait(); }
 std::vector<std::uint64_t> Checkpoints::versions() const {
   return impl_->disk() == nullptr ? std::vector<std::uint64_t>{} : impl_->disk()->versions();
 }
-Status Checkpoints::verify(std::optional<std::uint64_t> step) const {
-  const Impl::Disk* disk = impl_->disk();
-  if (disk == nullptr) return make_error(ErrorCode::kNotFound, "there is no checkpoint");
-  const auto found = disk->find(step);
-  if (!found) return tl::unexpected(found.error());
-  if (!*found) return make_error(ErrorCode::kNotFound, "there is no checkpoint");
-  return disk->verify(**found);
-}
+Status Checkpoints::verify(std::optional<std::uint64_t> step) const { return impl_->verify(step); }
 
 }  // namespace dunnock::training

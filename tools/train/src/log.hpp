@@ -21,9 +21,9 @@
 namespace dunnock::train {
 
 struct LogRow {
-  std::uint64_t step = 0;                                ///< Steps that are done.
-  double epoch = 0;                                      ///< Epochs that are done, with fractions.
-  double loss = 0;                                       ///< Of training, nats a token or an image.
+  std::uint64_t step = 0;  ///< Steps that are done.
+  double epoch = 0;        ///< Epochs that are done, with fractions.
+  double loss = 0;  ///< Of training, nats a token or an image; mean since the row before, or since it was resumed.
   std::optional<double> validation_loss = std::nullopt;  ///< Where it was evaluated.
   std::optional<double> accuracy = std::nullopt;         ///< Share of validation images, 0 to 1.
   double learning_rate = 0;

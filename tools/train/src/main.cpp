@@ -91,5 +91,6 @@ int main(int argc, char** argv) {
     if (world) std::_Exit(kFailed);
     return kFailed;
   }
+  if (!result->saved) return kFailed;
   return result->interrupted ? kInterrupted : 0;
 }

@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 #include <fmt/format.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -263,9 +264,12 @@ class Runner {
         return make_error(ErrorCode::kAlreadyExists,
                           checkpoint.pool + " is there: go on with --resume, or remove it to begin anew");
       }
+      if (first() && options_.resume_step && !std::filesystem::exists(checkpoint.pool, unseen))
+        return make_error(ErrorCode::kNotFound, checkpoint.pool + " is not there");
       training::CheckpointsOptions pool{.path = checkpoint.pool,
                                         .capacity_bytes = checkpoint.pool_mib << 20,
-                                        .staging_bytes = checkpoint.staging_mib << 20,
+                                        // 1: the least that goes.
+                                        .staging_bytes = std::max<std::uint64_t>(1, checkpoint.staging_mib << 20),
                                         .retention = {checkpoint.keep_last, checkpoint.keep_every}};
       if (checkpoint.media != "auto") {
         const auto kind = media_kind(checkpoint.media);
@@ -277,7 +281,7 @@ class Runner {
       checkpoints_.emplace(std::move(*opened));
       if (resumes()) {
         const auto begin = Clock::now();
-        if (options_.verify && first()) {
+        if (options_.verify) {
           const Status sound = checkpoints_->verify(options_.resume_step);
           if (!sound && sound.error().code != ErrorCode::kNotFound) return about_checkpoint(sound.error());
         }
@@ -287,10 +291,14 @@ class Runner {
           say(fmt::format("{} holds no checkpoint yet: from the beginning", checkpoint.pool));
         } else {
           step_ = (*position)->step;
-          resumed = step_;
-          saved_step_ = step_;
+          resumed = saved_step_ = tried_step_ = step_;
           resumed_ = true;
           if (Status started = data_->start(&(*position)->next_batch); !started) return started;
+          if (options_.resume_step) {
+            // Everything else has agreed by now.
+            if (Status usable = check_logs(); !usable) return usable;
+            if (Status removed = checkpoints_->remove_newer(step_); !removed) return about_pool(removed.error());
+          }
           say(fmt::format("resumed behind step {} in {:.2f} s{}", step_, seconds_since(begin),
                           options_.verify ? ", every byte verified" : ""));
         }
@@ -304,6 +312,21 @@ class Runner {
     auto opened = TrainingLog::open({log.csv, log.json}, resumed);
     if (!opened) return tl::unexpected(opened.error());
     log_.emplace(std::move(*opened));
+    if (resumed) {
+      const auto rows = read_log(log.csv.empty() ? log.json : log.csv);
+      if (rows && !rows->empty()) seconds_before_ = rows->back().seconds;
+    }
+    return {};
+  }
+  /// Whether the logs are logs, and can be written.
+  [[nodiscard]] Status check_logs() const {
+    if (!first()) return {};
+    for (const std::string& path : {config_.log.csv, config_.log.json}) {
+      std::error_code unseen;
+      if (path.empty() || !std::filesystem::exists(path, unseen)) continue;
+      if (auto rows = read_log(path); !rows) return tl::unexpected(rows.error());
+      if (access(path.c_str(), W_OK) != 0) return make_error(ErrorCode::kReadOnly, path + " can't be written");
+    }
     return {};
   }
   [[nodiscard]] bool resumes() const { return options_.resume || options_.resume_step; }
@@ -385,7 +408,7 @@ class Runner {
                  .gradient_norm = norm,
                  .items_per_second = static_cast<double>((step_ - row_step) * data_->items_per_batch()) / seconds,
                  .memory_bytes = memory_bytes(),
-                 .seconds = seconds_since(begun_)};
+                 .seconds = seconds_before_ + seconds_since(begun_)};
       if (peak_ > 0)
         row.peak_share = trainer_->flops_per_step() * static_cast<double>(step_ - row_step) / seconds / peak_;
       if (evaluates || step_ == steps_) {
@@ -404,8 +427,9 @@ class Runner {
     RunResult result{step_, step_ < steps_};
     // What was interrupted goes on from here.
     if (checkpoints_) {
-      if (saved_step_ != step_ && pending_step_ != step_) save();
+      if (tried_step_ != step_) save();
       take(checkpoints_->wait());
+      result.saved = !save_failed_;
     }
     if (Status done = sync_ranks(); !done) return tl::unexpected(done.error());
     return result;
@@ -417,6 +441,8 @@ class Runner {
     what += ". A smaller optimizer.learning_rate, a longer optimizer.warmup or optimizer.clip may help";
     if (checkpoints_) {
       take(checkpoints_->wait());
+      // What was saved the first rank knows; and who ends before it has told would take it along.
+      if (Status told = share_saved_step(); !told) return tl::unexpected(told.error());
       what += saved_step_ ? fmt::format("; the checkpoint of step {} is intact", *saved_step_)
                           : std::string("; there is no checkpoint yet");
     }
@@ -459,7 +485,7 @@ class Runner {
   }
 
   void show(const LogRow& row) {
-    const double left = row.seconds / static_cast<double>(std::max<std::uint64_t>(1, step_ - first_step_)) *
+    const double left = seconds_since(begun_) / static_cast<double>(std::max<std::uint64_t>(1, step_ - first_step_)) *
                         static_cast<double>(steps_ - step_);
     const ProgressFacts facts{.step = step_,
                               .steps = steps_,
@@ -478,19 +504,31 @@ class Runner {
     }
   }
 
+  Status share_saved_step() {
+    if (world_ == nullptr) return {};
+    auto stream = gpu::Stream::create(gpu::Device::cpu());
+    if (!stream) return tl::unexpected(stream.error());
+    std::uint64_t words[2] = {saved_step_ ? 1U : 0U, saved_step_.value_or(0)};
+    world_->broadcast<std::byte>({reinterpret_cast<std::byte*>(words), sizeof(words)}, 0, *stream);
+    if (Status done = stream->synchronize(); !done) return done;
+    saved_step_ = words[0] != 0 ? std::optional(words[1]) : std::nullopt;
+    return {};
+  }
+
   /// A save that fails is told, and training goes on: what was saved before is there.
   void save() {
     const training::Position position{.step = step_, .setup = identity_of(config_), .next_batch = data_->position()};
     take(checkpoints_->wait());
     event("saving");
-    pending_step_ = step_;
+    pending_step_ = tried_step_ = step_;
     take(checkpoints_->save(position));
   }
   void take(const Result<std::optional<SaveReport>>& report) {
     if (!report) {
-      say(fmt::format("the checkpoint of step {} was not saved: {}; {}", pending_step_.value_or(0),
-                      report.error().message,
-                      saved_step_ ? fmt::format("that of step {} is intact", *saved_step_) : "there is none yet"));
+      if (first())
+        progress_.print(fmt::format(
+            "the checkpoint of step {} was not saved: {}; {}", pending_step_.value_or(0), report.error().message,
+            saved_step_ ? fmt::format("that of step {} is intact", *saved_step_) : "there is none yet"));
       event_at("save failed", pending_step_.value_or(0), {});
       pending_step_.reset();
       save_failed_ = true;
@@ -598,7 +636,8 @@ class Runner {
   std::uint64_t step_ = 0;
   std::uint64_t first_step_ = 0;  // Of this process.
   std::optional<std::uint64_t> saved_step_;
-  std::optional<std::uint64_t> pending_step_;
+  std::optional<std::uint64_t> pending_step_;  // Of the save under way.
+  std::optional<std::uint64_t> tried_step_;    // Of the last one; the same on all ranks.
   bool save_failed_ = false;
   bool resumed_ = false;
   std::FILE* events_ = nullptr;
@@ -606,6 +645,7 @@ class Runner {
   std::optional<double> validation_loss_;
   bool told_of_validation_ = false;
   Clock::time_point begun_ = Clock::now();
+  double seconds_before_ = 0;  // Those of the log that is continued.
 };
 
 }  // namespace

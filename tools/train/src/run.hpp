@@ -34,6 +34,7 @@ struct RunOptions {
 struct RunResult {
   std::uint64_t steps = 0;
   bool interrupted = false;  ///< By a signal or the time.
+  bool saved = true;         ///< On the first rank: false: there is a pool, and the last state did not get into it.
 };
 
 /// `world`: null for one process. Errors: with words for people; the last checkpoint is intact.

@@ -116,10 +116,12 @@ class CheckpointStore {
   struct Opened;
 
   /// Creates a store in `pool` under `name` (region "<name>.catalog" and a KvStore "<name>.data").
-  /// Errors: InvalidArgument, AlreadyExists, NoSpace. A crash leaves no store, or an empty one.
+  /// Errors: InvalidArgument, AlreadyExists, NoSpace. A crash leaves no store, or an empty one; what it has left of one
+  /// the next create takes away (all regions "<name>.data.*").
   [[nodiscard]] static Result<CheckpointStore> create(Pool& pool, std::string_view name,
                                                       const CheckpointOptions& options, M media);
-  /// Errors: NotFound, WrongVersion, WrongLayout, Corrupt. Does not read the checkpoints.
+  /// Errors: NotFound (also where a crash has interrupted create), WrongVersion, WrongLayout, Corrupt. Does not read
+  /// the checkpoints.
   [[nodiscard]] static Result<CheckpointStore> open(Pool& pool, std::string_view name, M media);
   /// Of parts that the caller has made. For crash harnesses and embedding.
   [[nodiscard]] static std::uint64_t catalog_bytes(const CheckpointOptions& options) noexcept;
@@ -199,6 +201,7 @@ class CheckpointStore {
   };
 
   CheckpointStore(Region catalog, KvStore<M> data, const CatalogHeader& header, M media);
+  [[nodiscard]] static bool unfinished(const Region& catalog) noexcept;
   [[nodiscard]] static CatalogHeader header_for(const CheckpointOptions& options);
   [[nodiscard]] static Status check_options(const CheckpointOptions& options);
 

@@ -49,7 +49,7 @@ struct CheckpointsOptions {
 };
 
 /// Threads: one at a time, that of the trainer. All ranks make one, and call its functions alike; rank 0 of `world`
-/// does the work, and the others have no pool.
+/// does the work, and the others have no pool; they wait with it, however long it takes.
 class Checkpoints {
  public:
   /// Opens or makes the pool. `world`: all ranks, null for one. Errors: those of Pool and CheckpointStore; on all
@@ -61,14 +61,17 @@ class Checkpoints {
   /// Waits for the save under way.
   ~Checkpoints();
 
-  /// Brings the newest checkpoint into the trainer; none: there is none, and nothing is changed. Errors:
+  /// Brings the newest checkpoint into the trainer, and then removes those that the retention does not keep, which may
+  /// be a smaller one than before; none: there is none, and nothing is changed. Errors:
   /// InvalidArgument: it is of another setup or has other tensors; Corrupt: it is damaged, or the store can't tell
   /// which was the newest; NotFound (a tensor).
   [[nodiscard]] Result<std::optional<Position>> resume(std::uint64_t setup);
-  /// The same with the checkpoint of `step`, for a run that is to go on from there: newer ones, and what can't be read
-  /// of the catalog, are removed once it has been brought back, the newest first. Errors besides: NotFound (none of
-  /// that step).
+  /// The same with the checkpoint of `step`. Errors besides: NotFound (none of that step). A run that goes on from it
+  /// calls remove_newer() first, for steps are saved once.
   [[nodiscard]] Result<Position> resume_from(std::uint64_t step, std::uint64_t setup);
+  /// Removes the checkpoints behind `step`, the newest first, then what can't be read of the catalog. A crash leaves
+  /// some of them. Errors: none but that others are lost.
+  [[nodiscard]] Status remove_newer(std::uint64_t step);
   /// Starts to save what the trainer has now; its next run waits where it must. A save that is still under way is
   /// waited for first, and its report is given. Errors: of the save before, or of gathering; InvalidArgument: a weight
   /// is no number, and no run could go on from it. The checkpoints that are there stay as they are, and training may go
@@ -78,7 +81,7 @@ class Checkpoints {
   [[nodiscard]] Result<std::optional<SaveReport>> wait();
   /// Versions (steps) that there are, ascending. On rank 0.
   [[nodiscard]] std::vector<std::uint64_t> versions() const;
-  /// Reads all of a checkpoint, the newest or that of `step`, and compares it with its checksums. On rank 0. Errors:
+  /// Reads all of a checkpoint, the newest or that of `step`, and compares it with its checksums. Errors:
   /// NotFound, Corrupt (which for the newest includes that the store can't tell which it was).
   [[nodiscard]] Status verify(std::optional<std::uint64_t> step = {}) const;
 

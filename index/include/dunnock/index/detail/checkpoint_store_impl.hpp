@@ -151,23 +151,50 @@ auto CheckpointStore<M>::create(Pool& pool, std::string_view name, const Checkpo
     -> Result<CheckpointStore> {
   if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
   const std::string catalog_name = std::string(name) + ".catalog";
-  if (pool.open_region(catalog_name))
-    return make_error(ErrorCode::kAlreadyExists,
-                      "there is a checkpoint store '" + std::string(name) + "' in " + pool.path());
-  auto data = KvStore<M>::create(pool, std::string(name) + ".data", store_options(options), media);
-  if (!data) return tl::unexpected(data.error());
+  const std::string data_name = std::string(name) + ".data";
+  if (const auto there = pool.open_region(catalog_name)) {
+    if (!unfinished(*there))
+      return make_error(ErrorCode::kAlreadyExists,
+                        "there is a checkpoint store '" + std::string(name) + "' in " + pool.path());
+    // What a crash has left of one: the catalog goes last, so that a crash here leaves the same again.
+    for (const RegionInfo& region : pool.regions()) {
+      if (!region.name.starts_with(data_name + ".")) continue;
+      if (Status removed = pool.remove_region(region.name); !removed) return tl::unexpected(removed.error());
+    }
+    if (Status removed = pool.remove_region(catalog_name); !removed) return tl::unexpected(removed.error());
+  }
+  // The catalog comes first: where it is empty, what else there is belongs to a store that has never been one.
   RegionSpec spec{};
   spec.name = catalog_name;
   spec.bytes = catalog_bytes(options);
   auto regions = pool.create_regions(std::span(&spec, 1));
   if (!regions) return tl::unexpected(regions.error());
+  auto data = KvStore<M>::create(pool, data_name, store_options(options), media);
+  if (!data) {
+    (void)pool.remove_region(catalog_name);
+    return tl::unexpected(data.error());
+  }
   return format(regions->front(), std::move(*data), options, std::move(media));
+}
+
+/// Whether nothing but a part of a header is there: a crash has interrupted create.
+template <Media M>
+bool CheckpointStore<M>::unfinished(const Region& catalog) noexcept {
+  if (catalog.bytes() < kCatalogLinesOffset) return false;
+  std::uint64_t magic = 0;
+  std::memcpy(&magic, catalog.at(0), sizeof magic);
+  const auto* lines = catalog.at(kCatalogLinesOffset);
+  return magic == 0 && std::all_of(lines, lines + (catalog.bytes() - kCatalogLinesOffset),
+                                   [](std::byte one) { return one == std::byte{0}; });
 }
 
 template <Media M>
 auto CheckpointStore<M>::open(Pool& pool, std::string_view name, M media) -> Result<CheckpointStore> {
   auto catalog = pool.open_region(std::string(name) + ".catalog");
   if (!catalog) return tl::unexpected(catalog.error());
+  if (unfinished(*catalog))
+    return make_error(ErrorCode::kNotFound, "a crash has interrupted the creation of checkpoint store '" +
+                                                std::string(name) + "' in " + pool.path());
   auto data = KvStore<M>::open(pool, std::string(name) + ".data", media);
   if (!data) return tl::unexpected(data.error());
   return attach(*catalog, std::move(data->store), std::move(media));
