@@ -234,7 +234,8 @@ class Runner {
                     to_string(config_.model.dtype), run.schedule,
                     trainer_->plan().choice.empty() ? "" : " (" + trainer_->plan().choice + ")"));
     if (ranks == 1) {
-      auto peak = measured_peak(device, config_.model.dtype, run.threads);
+      // Of all threads that compute; multi-stream has two lanes of them.
+      auto peak = measured_peak(device, config_.model.dtype, run.threads * (run.schedule == "multi-stream" ? 2 : 1));
       if (!peak) return tl::unexpected(peak.error());
       peak_ = *peak;
     }
