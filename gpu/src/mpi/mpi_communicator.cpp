@@ -14,6 +14,8 @@
 #define OMPI_SKIP_MPICXX 1
 #define MPICH_SKIP_MPICXX 1
 #include <mpi.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -155,6 +157,27 @@ int test(Group& group, bool& done) {
   return code;
 }
 
+/// Lets this thread run soon after it is woken, though others compute on its processor: it asks for short turns, and
+/// who does so need not wait until the turn of another, of several milliseconds, is over (Linux 6.12). Best effort.
+void ask_for_short_turns() {
+  static thread_local bool asked = false;
+  if (std::exchange(asked, true)) return;
+  struct {
+    std::uint32_t size = 48;
+    std::uint32_t policy = 0;  // SCHED_OTHER
+    std::uint64_t flags = 0;
+    std::int32_t nice = 0;
+    std::uint32_t priority = 0;
+    std::uint64_t runtime_ns = 0;
+    std::uint64_t deadline_ns = 0;
+    std::uint64_t period_ns = 0;
+  } attributes;
+  // What the thread has stays: its policy, and how nice it is.
+  if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) != 0 || attributes.policy != 0) return;
+  attributes.runtime_ns = 100'000;
+  (void)syscall(SYS_sched_setattr, 0, &attributes, 0);
+}
+
 /// An operation that has waited for long. One of those that sleep looks for all of them from time to time, so that many
 /// lanes that wait for other ranks cost no more than one, and leave the processors to those that compute. What has come
 /// is noticed at most 1/64 of the time late that its operation has waited, and what the system takes to wake a thread.
@@ -167,6 +190,7 @@ class Sleeper {
 
   /// Returns when the group is done, or it is late, or MPI has an error: its code.
   [[nodiscard]] int sleep() {
+    ask_for_short_turns();
     std::unique_lock lock(mpi_mutex());
     sleepers().push_back(this);
     if (looks() != nullptr) looks()->woken_.notify_one();  // It looks more often for one that has not waited so long.
