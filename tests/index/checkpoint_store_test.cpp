@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstring>
 #include <filesystem>
@@ -347,6 +348,42 @@ TEST(CheckpointStoreCreation, goes_on_after_a_crash_at_any_of_its_steps) {
     std::memset(pool->open_region("c.catalog")->at(0), 0, 8);
     EXPECT_EQ(Store::open(*pool, "c", {}).error().code, ErrorCode::kWrongLayout);
     EXPECT_EQ(Store::create(*pool, "c", options, {}).error().code, ErrorCode::kAlreadyExists);
+  }
+}
+
+TEST(CheckpointStoreCreation, takes_nothing_away_that_is_not_its_own) {
+  const TemporaryFile file;
+  const CheckpointOptions options{.capacity_bytes = 4 << 20, .chunk_bytes = 4096, .segment_bytes = 1 << 20};
+  const IndexKey key = IndexKey::of("robin");
+  const std::array value{std::byte{1}, std::byte{2}};
+  // A store that has its data's name, and one whose name only begins like it.
+  for (const char* name : {"c.data", "c.data.x"}) {
+    SCOPED_TRACE(name);
+    (void)Pool::remove(file.path());
+    auto pool = Pool::create(file.path(), {.bytes = Store::pool_bytes(options) * 3});
+    ASSERT_TRUE(pool) << pool.error().message;
+    const bool same_name = std::string_view(name) == "c.data";
+    auto theirs = KvStore<ProcessMedia>::create(*pool, name, Store::store_options(options), {});
+    ASSERT_TRUE(theirs) << theirs.error().message;
+    ASSERT_EQ(theirs->put(key, value), PutResult::kInserted);
+    if (!same_name) {  // And a creation that a crash has interrupted.
+      RegionSpec catalog{};
+      catalog.name = "c.catalog";
+      catalog.bytes = Store::catalog_bytes(options);
+      ASSERT_TRUE(pool->create_regions(std::span(&catalog, 1)));
+    }
+    const auto made = Store::create(*pool, "c", options, {});
+    EXPECT_EQ(made.has_value(), !same_name);
+    if (same_name) {
+      EXPECT_EQ(made.error().code, ErrorCode::kAlreadyExists);
+      EXPECT_FALSE(pool->open_region("c.catalog")) << "nothing says that the data is left of a creation";
+    }
+    theirs->close();
+    auto again = KvStore<ProcessMedia>::open(*pool, name, {});
+    ASSERT_TRUE(again) << again.error().message;
+    const auto found = again->store.get(key);
+    ASSERT_TRUE(found);
+    EXPECT_TRUE(std::ranges::equal(found.bytes(), value));
   }
 }
 

@@ -117,7 +117,7 @@ class CheckpointStore {
 
   /// Creates a store in `pool` under `name` (region "<name>.catalog" and a KvStore "<name>.data").
   /// Errors: InvalidArgument, AlreadyExists, NoSpace. A crash leaves no store, or an empty one; what it has left of one
-  /// the next create takes away (all regions "<name>.data.*").
+  /// the next create takes away.
   [[nodiscard]] static Result<CheckpointStore> create(Pool& pool, std::string_view name,
                                                       const CheckpointOptions& options, M media);
   /// Errors: NotFound (also where a crash has interrupted create), WrongVersion, WrongLayout, Corrupt. Does not read
@@ -201,6 +201,7 @@ class CheckpointStore {
   };
 
   CheckpointStore(Region catalog, KvStore<M> data, const CatalogHeader& header, M media);
+  [[nodiscard]] static bool is_of_store(std::string_view region, std::string_view name) noexcept;
   [[nodiscard]] static bool unfinished(const Region& catalog) noexcept;
   [[nodiscard]] static CatalogHeader header_for(const CheckpointOptions& options);
   [[nodiscard]] static Status check_options(const CheckpointOptions& options);

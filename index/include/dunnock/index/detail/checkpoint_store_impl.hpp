@@ -158,10 +158,13 @@ auto CheckpointStore<M>::create(Pool& pool, std::string_view name, const Checkpo
                         "there is a checkpoint store '" + std::string(name) + "' in " + pool.path());
     // What a crash has left of one: the catalog goes last, so that a crash here leaves the same again.
     for (const RegionInfo& region : pool.regions()) {
-      if (!region.name.starts_with(data_name + ".")) continue;
+      if (!is_of_store(region.name, data_name)) continue;
       if (Status removed = pool.remove_region(region.name); !removed) return tl::unexpected(removed.error());
     }
     if (Status removed = pool.remove_region(catalog_name); !removed) return tl::unexpected(removed.error());
+  } else if (pool.open_region(data_name + ".log") || pool.open_region(data_name + ".meta")) {
+    // Somebody's own, which an empty catalog beside it would give away.
+    return make_error(ErrorCode::kAlreadyExists, "there is a store '" + data_name + "' in " + pool.path());
   }
   // The catalog comes first: where it is empty, what else there is belongs to a store that has never been one.
   RegionSpec spec{};
@@ -175,6 +178,15 @@ auto CheckpointStore<M>::create(Pool& pool, std::string_view name, const Checkpo
     return tl::unexpected(data.error());
   }
   return format(regions->front(), std::move(*data), options, std::move(media));
+}
+
+/// Whether the region is one of a KvStore of this name: of its log, or of its index.
+template <Media M>
+bool CheckpointStore<M>::is_of_store(std::string_view region, std::string_view name) noexcept {
+  if (!region.starts_with(name)) return false;
+  const std::string_view end = region.substr(name.size());
+  return end == ".log" || end == ".logmeta" || end == ".meta" ||
+         (end.starts_with(".s") && end.find_first_not_of("0123456789", 2) == std::string_view::npos);
 }
 
 /// Whether nothing but a part of a header is there: a crash has interrupted create.
