@@ -216,6 +216,10 @@ TEST(Checkpoints, OfTheSameStepTwiceAreRefusedAndTheFirstStays) {
 
 // ----- from an older one --------------------------------------------------------------------------------------------
 
+CheckpointsOptions keeping_all(const TemporaryFolder& folder) {
+  return {.path = folder.path("pool"), .chunk_bytes = 4096, .media = kFast, .retention = {.keep_last = 50}};
+}
+
 /// Checkpoints of steps 2, 4, ..., kSteps; the state behind step 4.
 States save_every_second(const Job& job, const CheckpointsOptions& options) {
   const auto trainer = trainer_of(job.options);
@@ -232,8 +236,7 @@ States save_every_second(const Job& job, const CheckpointsOptions& options) {
 TEST(Checkpoints, OfAnOlderStepGoOnFromThereAndNewerOnesGo) {
   const Job job = job_of("gpt", true);
   const TemporaryFolder folder;
-  const CheckpointsOptions options{
-      .path = folder.path("pool"), .chunk_bytes = 4096, .media = kFast, .retention = {.keep_last = 50}};
+  const CheckpointsOptions options = keeping_all(folder);
   const States at_four = save_every_second(job, options);
   const auto trainer = trainer_of(job.options);
   train(*trainer, job, 0, kSteps);
@@ -287,8 +290,7 @@ TEST(Checkpoints, ThatAreStillBeingSavedAreWaitedForBeforeOthersAreResumed) {
 TEST(Checkpoints, OfAManifestThatIsDamagedAreToldAndOthersResume) {
   const Job job = job_of("mlp", true);
   const TemporaryFolder folder;
-  const CheckpointsOptions options{
-      .path = folder.path("pool"), .chunk_bytes = 4096, .media = kFast, .retention = {.keep_last = 50}};
+  const CheckpointsOptions options = keeping_all(folder);
   const States at_four = save_every_second(job, options);
   {
     // Tensor names are in manifests alone; the last one that was written is that of the newest.
@@ -321,8 +323,7 @@ TEST(Checkpoints, OfAManifestThatIsDamagedAreToldAndOthersResume) {
 TEST(Checkpoints, WhenTheNewestCannotBeToldAreNotPassedOverInSilence) {
   const Job job = job_of("mlp", true);
   const TemporaryFolder folder;
-  const CheckpointsOptions options{
-      .path = folder.path("pool"), .chunk_bytes = 4096, .media = kFast, .retention = {.keep_last = 50}};
+  const CheckpointsOptions options = keeping_all(folder);
   const States at_four = save_every_second(job, options);
   {
     // The fifth line of the catalog is that of step 10.
@@ -360,8 +361,7 @@ TEST(OtherRanks, GoOnFromAnOlderStepTogether) {
   Job pipeline = one;
   pipeline.options.schedule = "1f1b";
   const TemporaryFolder folder;
-  const CheckpointsOptions options{
-      .path = folder.path("pool"), .chunk_bytes = 4096, .media = kFast, .retention = {.keep_last = 50}};
+  const CheckpointsOptions options = keeping_all(folder);
   const States at_four = save_every_second(one, options);
   run_ranks({.stages = 2, .data_ranks = 1}, [&](const RankOfGrid& rank) {
     const auto trainer = trainer_of(pipeline.options, rank);

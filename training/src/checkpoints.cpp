@@ -328,26 +328,27 @@ Status Checkpoints::Impl::together(const std::function<Status()>& work) {
   if (!stream) return tl::unexpected(stream.error());
   std::future<Status> result;
   if (works()) result = std::async(std::launch::async, work);
-  for (std::uint64_t done = 0; done == 0;) {
-    if (works()) done = result.wait_for(kRound) == std::future_status::ready ? 1 : 0;
-    world_->broadcast<std::byte>({reinterpret_cast<std::byte*>(&done), sizeof(done)}, 0, *stream);
-    if (Status told = stream->synchronize(); !told) return told;
-  }
-  Status status = works() ? result.get() : Status();
+  Status status;
   struct Words {
+    std::uint64_t done = 0;
     std::uint64_t failed = 0;
     std::uint64_t code = 0;
     char message[240] = {};
   } words;
-  if (!status) {
-    words.failed = 1;
-    words.code = static_cast<std::uint64_t>(status.error().code);
-    status.error().message.copy(words.message, sizeof(words.message) - 1);
+  while (words.done == 0) {
+    if (works() && result.wait_for(kRound) == std::future_status::ready) {
+      words.done = 1;
+      status = result.get();
+      if (!status) {
+        words.failed = 1;
+        words.code = static_cast<std::uint64_t>(status.error().code);
+        status.error().message.copy(words.message, sizeof(words.message) - 1);
+      }
+    }
+    world_->broadcast<std::byte>({reinterpret_cast<std::byte*>(&words), sizeof(words)}, 0, *stream);
+    if (Status told = stream->synchronize(); !told) return told;
   }
-  auto* bytes = reinterpret_cast<std::byte*>(&words);
-  world_->broadcast<std::byte>({bytes, sizeof(words)}, 0, *stream);
-  if (Status done = stream->synchronize(); !done) return done;
-  if (words.failed != 0 && status) return make_error(static_cast<ErrorCode>(words.code), words.message);
+  if (words.failed != 0 && !works()) return make_error(static_cast<ErrorCode>(words.code), words.message);
   return status;
 }
 

@@ -10,6 +10,7 @@
 // Paths in [data] are relative to the file's folder (LoadedConfig::path_of), those of results to the working directory.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <span>
@@ -131,6 +132,11 @@ struct RunConfig {
   friend bool operator==(const RunConfig&, const RunConfig&) = default;
 };
 
+/// What communicators of this run are made with.
+[[nodiscard]] inline std::chrono::milliseconds peer_timeout(const RunConfig& run) {
+  return std::chrono::seconds(run.peer_timeout_s);
+}
+
 /// [checkpoint]
 struct CheckpointConfig {
   std::string pool;                ///< "": no checkpoints.
@@ -139,7 +145,7 @@ struct CheckpointConfig {
   std::uint64_t keep_every = 0;    ///< those whose step is a multiple of this; 0: no others.
   std::uint64_t pool_mib = 0;      ///< Of a new pool; 0: chosen by the model's size.
   std::string media = "auto";      ///< "auto" (detect_media()), or a name of MediaKind: file, direct, eadr, process.
-  std::uint64_t staging_mib = 64;  ///< For copies of tensors that are being saved; 0: none is copied.
+  std::uint64_t staging_mib = 64;  ///< For copies of tensors that are being saved; 0: the least that goes.
   friend bool operator==(const CheckpointConfig&, const CheckpointConfig&) = default;
 };
 

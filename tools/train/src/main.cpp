@@ -2,7 +2,6 @@
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>
-#include <chrono>
 #include <cstdlib>
 #include <optional>
 #include <string>
@@ -79,7 +78,7 @@ int main(int argc, char** argv) {
   if (const Status ready = train::check_ready(*loaded); !ready) return fail(ready.error());
   std::optional<gpu::Communicator> world;
   if (under_mpi()) {
-    auto made = gpu::Communicator::mpi({.timeout = std::chrono::seconds(loaded->config.run.peer_timeout_s)});
+    auto made = gpu::Communicator::mpi({.timeout = train::peer_timeout(loaded->config.run)});
     if (!made) return fail(made.error());
     if (made->size() > 1) world.emplace(std::move(*made));
   }

@@ -248,7 +248,7 @@ class Runner {
   Status use_nccl(gpu::Device device) {
     for (auto* group : {&groups_.data, &groups_.pipeline, &groups_.pipeline_sums}) {
       if ((*group)->size() < 2) continue;
-      auto made = gpu::Communicator::nccl(device, **group);
+      auto made = gpu::Communicator::nccl(device, **group, {.timeout = peer_timeout(config_.run)});
       if (!made) return tl::unexpected(made.error());
       host_groups_.push_back(std::move(**group));
       group->emplace(std::move(*made));
@@ -342,7 +342,8 @@ class Runner {
   [[nodiscard]] tl::unexpected<Error> about_checkpoint(Error error) const {
     if (error.code == ErrorCode::kCorrupt && first() && !checkpoints_->versions().empty())
       error.message +=
-          fmt::format(". --resume-step N goes on from an older one ({})", fmt::join(checkpoints_->versions(), ", "));
+          fmt::format(". --resume-step N goes on from another, if that one is sound: there are those of {}",
+                      fmt::join(checkpoints_->versions(), ", "));
     return about_pool(error);
   }
   [[nodiscard]] tl::unexpected<Error> about_pool(const Error& error) const {
