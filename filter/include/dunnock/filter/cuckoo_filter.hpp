@@ -124,7 +124,8 @@ class CuckooFilter {
   // ----- life -----------------------------------------------------------------------------------------------------
 
   /// Creates a filter in `pool` under `name` (regions "<name>.meta" and "<name>.table", both or none).
-  /// Errors: InvalidArgument (slots, name), AlreadyExists, NoSpace. A crash leaves no filter, or an empty one.
+  /// Errors: InvalidArgument (slots, name), AlreadyExists, NoSpace. A crash leaves no filter, an empty one,
+  /// or its regions unformatted: open refuses them (WrongLayout), and they are to be removed before it is made again.
   [[nodiscard]] static Result<CuckooFilter> create(Pool& pool, std::string_view name, const FilterOptions& options,
                                                    M media);
   /// Opens the filter `name` and recovers it. Constant time. The pool must outlive the filter.

@@ -140,7 +140,8 @@ class KvIndex {
   // ----- life -----------------------------------------------------------------------------------------------------
 
   /// Creates an index in `pool` under `name` (regions "<name>.meta", "<name>.s0", ...).
-  /// Errors: InvalidArgument, AlreadyExists, NoSpace. A crash leaves no index, or an empty one.
+  /// Errors: InvalidArgument, AlreadyExists, NoSpace. A crash leaves no index, an empty one, or
+  /// regions unformatted: open refuses them (WrongLayout), and they are to be removed before it is made again.
   [[nodiscard]] static Result<KvIndex> create(Pool& pool, std::string_view name, const IndexOptions& options, M media);
   /// Opens the index `name`. The pool must outlive the index.
   /// Errors: NotFound, WrongVersion, WrongLayout, Corrupt.

@@ -63,7 +63,8 @@ class KvStore {
   using Item = typename ValueLog<M>::Item;
 
   /// Creates a store in `pool` under `name`. Errors: those of KvIndex::create and ValueLog::create. A crash leaves no
-  /// store: create again.
+  /// store, an empty one, or a part of its regions (those of its log and its index), which are to be removed before it
+  /// is made again. A CheckpointStore does so itself.
   [[nodiscard]] static Result<KvStore> create(Pool& pool, std::string_view name, const StoreOptions& options, M media);
   /// Errors: NotFound, WrongVersion, WrongLayout, Corrupt.
   [[nodiscard]] static Result<Opened> open(Pool& pool, std::string_view name, M media);

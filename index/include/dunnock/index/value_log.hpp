@@ -111,7 +111,8 @@ class ValueLog {
   // ----- life -----------------------------------------------------------------------------------------------------
 
   /// Creates a log in `pool` under `name` (regions "<name>.log" and "<name>.logmeta", both or none).
-  /// Errors: InvalidArgument, AlreadyExists, NoSpace. A crash leaves no log, or an empty one.
+  /// Errors: InvalidArgument, AlreadyExists, NoSpace. A crash leaves no log, an empty one, or its
+  /// regions unformatted: open refuses them (WrongLayout), and they are to be removed before it is made again.
   [[nodiscard]] static Result<ValueLog> create(Pool& pool, std::string_view name, const LogOptions& options, M media);
   /// Opens the log `name`; reads eight bytes a segment. Errors: NotFound, WrongVersion, WrongLayout, Corrupt.
   [[nodiscard]] static Result<ValueLog> open(Pool& pool, std::string_view name, M media);
