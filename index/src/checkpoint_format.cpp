@@ -13,9 +13,19 @@ std::uint64_t checksum_of(const CatalogHeader& header) noexcept {
   return XXH3_64bits(bytes + kFrom, offsetof(CatalogHeader, checksum) - kFrom);
 }
 
-std::uint64_t catalog_mark(const CatalogFields& fields) noexcept {
+std::uint64_t catalog_mark(const CatalogFields& fields, std::uint64_t line) noexcept {
   static_assert(std::has_unique_object_representations_v<CatalogFields>);
-  return XXH3_64bits(&fields, sizeof fields) | 1;
+  return XXH3_64bits_withSeed(&fields, sizeof fields, line) | 1;
+}
+
+std::uint64_t catalog_free(std::uint64_t line) noexcept {
+  return (XXH3_64bits_withSeed(&line, sizeof line, kCatalogMagic) | 2) & ~std::uint64_t{1};
+}
+
+std::uint64_t catalog_manifest_id(std::uint64_t line, std::uint64_t save, std::uint64_t name_hash,
+                                  std::uint64_t version) noexcept {
+  const std::uint64_t words[4] = {line, save, name_hash, version};
+  return XXH3_64bits(words, sizeof words) | 1;
 }
 
 std::uint64_t catalog_name_hash(std::string_view name) noexcept { return XXH3_64bits(name.data(), name.size()); }

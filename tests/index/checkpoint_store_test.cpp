@@ -293,14 +293,39 @@ TEST_F(CheckpointStoreTest, forgets_damaged_lines_when_told_to_and_gives_back_th
   EXPECT_EQ(store_->collect(), 0u);
   EXPECT_EQ(store_->forget_damaged(), 1u);
   EXPECT_EQ(store_->damaged(), 0u);
-  EXPECT_EQ(second_line[0], 0u);
+  EXPECT_EQ(second_line[0], catalog_free(1));
   EXPECT_GE(store_->collect(), 5u) << "five chunks of the second, and its manifest";
   EXPECT_TRUE(store_->check().ok());
   EXPECT_TRUE(holds(*store_, "run", 1, first));
   // Its line and its version are free.
   ASSERT_TRUE(store_->save("run", 2, second.sources()));
-  EXPECT_NE(second_line[0], 0u);
+  EXPECT_NE(second_line[0], catalog_free(1));
   EXPECT_TRUE(holds(*store_, "run", 2, second));
+}
+
+TEST_F(CheckpointStoreTest, takes_neither_zeros_nor_another_line_for_an_empty_line_or_a_checkpoint) {
+  Model model;
+  model.add("w", Dtype::kU8, {20000}, 1);
+  ASSERT_TRUE(store_->save("run", 1, model.sources()));
+  ASSERT_TRUE(store_->save("run", 2, model.sources()));
+  auto catalog = pool_->open_region("c.catalog");
+  const auto line = [&](std::uint64_t number) { return catalog->at(kCatalogLinesOffset + number * kLineBytes); };
+  std::array<std::byte, kLineBytes> second;
+  std::memcpy(second.data(), line(1), kLineBytes);
+  const auto expect_damage = [&](const char* what) {
+    EXPECT_EQ(store_->damaged(), 1u) << what;
+    EXPECT_FALSE(store_->check().ok()) << what;
+    EXPECT_EQ(store_->collect(), 0u) << what;
+    std::memcpy(line(1), second.data(), kLineBytes);
+    EXPECT_TRUE(store_->check().ok()) << what;
+  };
+  std::memset(line(1), 0, kLineBytes);
+  expect_damage("zeros");
+  std::memcpy(line(1), line(0), kLineBytes);
+  expect_damage("the line of another checkpoint");
+  std::memcpy(line(1), line(2), kLineBytes);
+  expect_damage("a free line of another place");
+  EXPECT_TRUE(holds(*store_, "run", 2, model));
 }
 
 TEST(CheckpointStoreCreation, goes_on_after_a_crash_at_any_of_its_steps) {

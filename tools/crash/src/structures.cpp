@@ -180,9 +180,9 @@ std::vector<Mutant> checkpoint_mutants() {
     for (const Point point : points)
       all.push_back({std::string(what) + " " + std::string(name(point)), {kind, point, {}}});
   };
-  add(Kind::kDropStore, "no store", {kFields, kPublish, kRemove, kFormatFields, kFormatMagic});
-  add(Kind::kDropFlush, "no flush", {kPublish, kRemove, kFormatFields, kFormatMagic});
-  add(Kind::kFlushTooEarly, "flush before store", {kPublish, kRemove, kFormatFields, kFormatMagic});
+  add(Kind::kDropStore, "no store", {kFields, kPublish, kRemove, kFormatLines, kFormatFields, kFormatMagic});
+  add(Kind::kDropFlush, "no flush", {kPublish, kRemove, kFormatLines, kFormatFields, kFormatMagic});
+  add(Kind::kFlushTooEarly, "flush before store", {kPublish, kRemove, kFormatLines, kFormatFields, kFormatMagic});
   add(Kind::kDropFence, "no fence", {kPublish, kRemove, kFormatFields, kFormatMagic});
   const auto late = [&all](Kind kind, Point point, Point until, const char* what) {
     all.push_back({what, {kind, point, until}});
@@ -194,6 +194,7 @@ std::vector<Mutant> checkpoint_mutants() {
   late(Kind::kStoreTooLate, kRemove, index_point::kEraseRecord, "chunks erased before their checkpoint is removed");
   late(Kind::kFlushTooLate, kRemove, index_point::kEraseRecord, "checkpoint durably removed after its chunks");
   late(Kind::kStoreTooLate, kFormatFields, kFormatMagic, "catalog header filled after its magic word");
+  late(Kind::kStoreTooLate, kFormatLines, kFormatMagic, "catalog lines free after the header's magic word");
   return all;
 }
 

@@ -22,7 +22,7 @@
 namespace dunnock {
 
 inline constexpr std::uint64_t kCatalogMagic = 0x31544143'4b4e4e44ULL;  // "DNNKCAT1", little endian
-inline constexpr std::uint32_t kCatalogFormatVersion = 1;
+inline constexpr std::uint32_t kCatalogFormatVersion = 2;
 inline constexpr std::uint64_t kCatalogLinesOffset = 4096;
 
 /// The parameters of a checkpoint store. Every field is checked when it is attached.
@@ -39,11 +39,13 @@ static_assert(sizeof(CatalogHeader) == 128 && std::is_trivially_copyable_v<Catal
 [[nodiscard]] std::uint64_t checksum_of(const CatalogHeader& header) noexcept;
 
 /// One checkpoint. One line, so its stores become durable in their order: the fields first, then `state`.
-///   state == 0                       free. Whatever the fields say means nothing.
-///   state == catalog_mark(fields)    the checkpoint is there, with everything that it needs: all of that was durable
-///                                    before this word was stored
-///   anything else                    the pool was damaged
-/// Deleting stores 0.
+///   state == catalog_free(line)            free. Whatever the fields say means nothing.
+///   state == catalog_mark(fields, line)    the checkpoint is there, with everything that it needs: all of that was
+///                                          durable before this word was stored
+///   anything else                          the pool was damaged. So is 0: a medium that forgets gives zeros, and they
+///                                          must not look like a place where there was never a checkpoint.
+/// Both words depend on the line's number: what a damaged medium shows of another line is not taken for this one.
+/// Formatting and deleting store catalog_free(line).
 struct alignas(kLineBytes) CatalogLine {
   Word state;
   Word manifest_id;
@@ -67,8 +69,13 @@ struct CatalogFields {
   friend bool operator==(const CatalogFields&, const CatalogFields&) = default;
 };
 
-/// Checksum of a line's fields, never 0.
-[[nodiscard]] std::uint64_t catalog_mark(const CatalogFields& fields) noexcept;
+/// Checksum of a line's fields, and of its number; never 0, and odd.
+[[nodiscard]] std::uint64_t catalog_mark(const CatalogFields& fields, std::uint64_t line) noexcept;
+/// What a free line says; never 0, and even.
+[[nodiscard]] std::uint64_t catalog_free(std::uint64_t line) noexcept;
+/// The number of a manifest among those whose pieces may still be there. Never 0.
+[[nodiscard]] std::uint64_t catalog_manifest_id(std::uint64_t line, std::uint64_t save, std::uint64_t name_hash,
+                                                std::uint64_t version) noexcept;
 [[nodiscard]] std::uint64_t catalog_name_hash(std::string_view name) noexcept;
 [[nodiscard]] IndexKey manifest_key(std::uint64_t manifest_id, std::uint64_t piece) noexcept;
 /// Key and payload checksum (as payload_checksum has it) of a chunk, in one pass.

@@ -12,13 +12,14 @@ inline constexpr unsigned kFirst = log_point::kCount + 1;
 inline constexpr Point kFields{kFirst};            // store: the line's fields (same line as kPublish)
 inline constexpr Point kPublish{kFirst + 1};       // store/flush/fence: the checkpoint is there
 inline constexpr Point kRemove{kFirst + 2};        // store/flush/fence: it is not there any more
-inline constexpr Point kFormatFields{kFirst + 3};  // store/flush/fence: header but for its magic word
-inline constexpr Point kFormatMagic{kFirst + 4};   // store/flush/fence: the store exists
-inline constexpr unsigned kCount = kFirst + 4;
+inline constexpr Point kFormatLines{kFirst + 3};   // store/flush: a line is free (fence of kFormatFields)
+inline constexpr Point kFormatFields{kFirst + 4};  // store/flush/fence: header but for its magic word
+inline constexpr Point kFormatMagic{kFirst + 5};   // store/flush/fence: the store exists
+inline constexpr unsigned kCount = kFirst + 5;
 
 [[nodiscard]] constexpr std::string_view name(Point point) noexcept {
-  constexpr std::string_view kNames[] = {"CatalogFields", "CatalogPublish", "CatalogRemove", "CatalogFormatFields",
-                                         "CatalogFormatMagic"};
+  constexpr std::string_view kNames[] = {"CatalogFields",      "CatalogPublish",      "CatalogRemove",
+                                         "CatalogFormatLines", "CatalogFormatFields", "CatalogFormatMagic"};
   static_assert(sizeof(kNames) / sizeof(kNames[0]) == kCount - kFirst + 1);
   const auto index = static_cast<unsigned>(point);
   if (index < kFirst) return log_point::name(point);

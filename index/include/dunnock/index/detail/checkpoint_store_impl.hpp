@@ -114,6 +114,11 @@ auto CheckpointStore<M>::format(Region catalog, KvStore<M> data, const Checkpoin
   if (catalog.bytes() < catalog_bytes(options))
     return make_error(ErrorCode::kInvalidArgument, "the catalog's region does not fit its options");
   const CatalogHeader header = header_for(options);
+  for (std::uint64_t line = 0; line < header.lines; ++line) {
+    Word& state = reinterpret_cast<CatalogLine*>(catalog.at(kCatalogLinesOffset + line * kLineBytes))->state;
+    media.store(checkpoint_point::kFormatLines, state, catalog_free(line));
+    media.flush(checkpoint_point::kFormatLines, &state);
+  }
   std::array<std::uint64_t, sizeof(CatalogHeader) / sizeof(Word)> values;
   std::memcpy(values.data(), &header, sizeof header);
   Word* words = reinterpret_cast<Word*>(catalog.at(0));
@@ -189,15 +194,20 @@ bool CheckpointStore<M>::is_of_store(std::string_view region, std::string_view n
          (end.starts_with(".s") && end.find_first_not_of("0123456789", 2) == std::string_view::npos);
 }
 
-/// Whether nothing but a part of a header is there: a crash has interrupted create.
+/// Whether nothing but free lines and a part of a header is there: a crash has interrupted create.
 template <Media M>
 bool CheckpointStore<M>::unfinished(const Region& catalog) noexcept {
   if (catalog.bytes() < kCatalogLinesOffset) return false;
   std::uint64_t magic = 0;
   std::memcpy(&magic, catalog.at(0), sizeof magic);
-  const auto* lines = catalog.at(kCatalogLinesOffset);
-  return magic == 0 && std::all_of(lines, lines + (catalog.bytes() - kCatalogLinesOffset),
-                                   [](std::byte one) { return one == std::byte{0}; });
+  if (magic != 0) return false;
+  for (std::uint64_t line = 0; line < (catalog.bytes() - kCatalogLinesOffset) / kLineBytes; ++line) {
+    std::array<std::uint64_t, kLineBytes / sizeof(std::uint64_t)> words;
+    std::memcpy(words.data(), catalog.at(kCatalogLinesOffset + line * kLineBytes), kLineBytes);
+    if (words[0] == catalog_free(line)) words[0] = 0;
+    if (std::any_of(words.begin(), words.end(), [](std::uint64_t word) { return word != 0; })) return false;
+  }
+  return true;
 }
 
 template <Media M>
@@ -218,11 +228,11 @@ template <Media M>
 std::optional<CatalogFields> CheckpointStore<M>::read_line(std::uint64_t line, bool* damaged) const noexcept {
   const CatalogLine& at = line_at(line);
   const std::uint64_t state = media_.load(at.state);
-  if (state == 0) return std::nullopt;
+  if (state == catalog_free(line)) return std::nullopt;
   const CatalogFields fields{media_.load(at.manifest_id),     media_.load(at.manifest_bytes),
                              media_.load(at.name_hash),       media_.load(at.version),
                              media_.load(at.created_seconds), media_.load(at.tensor_bytes)};
-  if (state == catalog_mark(fields)) return fields;
+  if (state == catalog_mark(fields, line)) return fields;
   if (damaged != nullptr) *damaged = true;
   return std::nullopt;
 }
@@ -298,7 +308,7 @@ void CheckpointStore<M>::publish(std::uint64_t line, const CatalogFields& fields
   media_.store(checkpoint_point::kFields, at.version, fields.version);
   media_.store(checkpoint_point::kFields, at.created_seconds, fields.created_seconds);
   media_.store(checkpoint_point::kFields, at.tensor_bytes, fields.tensor_bytes);
-  media_.store(checkpoint_point::kPublish, at.state, catalog_mark(fields));
+  media_.store(checkpoint_point::kPublish, at.state, catalog_mark(fields, line));
   media_.flush(checkpoint_point::kPublish, &at);
   media_.fence(checkpoint_point::kPublish);  // The checkpoint is there.
 }
@@ -352,7 +362,8 @@ Result<SaveReport> CheckpointStore<M>::save(std::string_view name, std::uint64_t
     if (find_line(name, version) || shared.saving.contains(title))
       return make_error(ErrorCode::kAlreadyExists, "checkpoint '" + title.first + "' of version " +
                                                        std::to_string(version) + " is there, or is being saved");
-    while (save.line < lines_ && (media_.load(line_at(save.line).state) != 0 || shared.lines_taken.contains(save.line)))
+    while (save.line < lines_ &&
+           (media_.load(line_at(save.line).state) != catalog_free(save.line) || shared.lines_taken.contains(save.line)))
       ++save.line;
     if (save.line == lines_)
       return make_error(ErrorCode::kNoSpace, "there are " + std::to_string(lines_) + " checkpoints already");
@@ -489,8 +500,7 @@ bool CheckpointStore<M>::write_manifest(Save& save, CatalogFields& fields) {
   fields.created_seconds = save.manifest.created_seconds;
   fields.tensor_bytes = save.manifest.bytes();
   // Other than that of any manifest whose pieces may still be given back.
-  const CatalogFields origin{save.line, save.number, fields.name_hash, fields.version, 0, 0};
-  fields.manifest_id = catalog_mark(origin);
+  fields.manifest_id = catalog_manifest_id(save.line, save.number, fields.name_hash, fields.version);
   for (std::uint64_t piece = 0; piece < pieces_of(bytes.size()); ++piece) {
     const std::uint64_t from = piece * piece_bytes();
     const auto part = std::span(bytes).subspan(from, std::min<std::uint64_t>(piece_bytes(), bytes.size() - from));
@@ -658,7 +668,7 @@ Result<CheckpointDiff> CheckpointStore<M>::diff(std::string_view first_name, std
 /// The checkpoint is not there any more, durably. Under the mutex of the catalog.
 template <Media M>
 void CheckpointStore<M>::clear_line(std::uint64_t line) {
-  media_.store(checkpoint_point::kRemove, line_at(line).state, 0);
+  media_.store(checkpoint_point::kRemove, line_at(line).state, catalog_free(line));
   media_.flush(checkpoint_point::kRemove, &line_at(line));
   media_.fence(checkpoint_point::kRemove);
 }
