@@ -23,6 +23,7 @@
 #include <utility>
 #include <vector>
 
+#include "computing.hpp"
 #include "driver.hpp"
 #include "dunnock/base/check.hpp"
 #include "kernels/parallel.hpp"
@@ -137,6 +138,7 @@ class CpuStream final : public StreamImpl {
   CpuStream(Device device, Streams& streams, unsigned threads)
       : StreamImpl(device), streams_(streams), thread_([this, threads] {
           set_parallel_threads(threads);
+          threads_ = static_cast<int>(parallel_threads());
           work();
         }) {
     const std::lock_guard lock(streams_.mutex);
@@ -167,6 +169,7 @@ class CpuStream final : public StreamImpl {
     }
     issue([this, name, work = std::move(work)] {
       if (failed_) return;
+      const Computing here(threads_);
       if (const Status done = work(); !done) fail(operation_failed(name, done.error()));
     });
   }
@@ -264,6 +267,7 @@ class CpuStream final : public StreamImpl {
     issue([this, nodes] {
       for (const Node& node : *nodes) {
         if (failed_) return;
+        const Computing here(threads_);
         if (const Status done = node.work(); !done) fail(operation_failed(node.name, done.error()));
       }
     });
@@ -318,6 +322,7 @@ class CpuStream final : public StreamImpl {
   }
 
   Streams& streams_;
+  int threads_ = 1;  // that an operation computes with; of the thread
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::function<void()>> queue_;  // under the mutex, as the next two

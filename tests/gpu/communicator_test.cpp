@@ -7,12 +7,14 @@
 #include <algorithm>
 #include <atomic>
 #include <barrier>
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
 #include <functional>
 #include <random>
+#include <stop_token>
 #include <thread>
 #include <vector>
 
@@ -354,8 +356,8 @@ void check_waiting(Communicator& all, Device device, std::uint64_t seed) {
   for (std::size_t i = 0; i < sizes.size(); ++i) ASSERT_EQ(values[i].back(), numbers<float>(seed + i, 0, sizes[i]));
 }
 
-/// All of it, as one rank.
-void conform(Communicator& all, Device device, std::uint64_t seed) {
+/// All of it, as one rank. `idle`: nothing else runs in its process.
+void conform(Communicator& all, Device device, std::uint64_t seed, bool idle = true) {
   auto stream = Stream::create(device);
   auto other = Stream::create(device);
   ASSERT_TRUE(stream && other);
@@ -373,7 +375,7 @@ void conform(Communicator& all, Device device, std::uint64_t seed) {
   ASSERT_NO_FATAL_FAILURE(check_streams(all, *stream, *other));
   ASSERT_NO_FATAL_FAILURE(check_groups(all, device, seed));
   for (const bool ring : {false, true}) ASSERT_NO_FATAL_FAILURE(check_lanes(all, device, seed, ring, 60));
-  ASSERT_NO_FATAL_FAILURE(check_waiting(all, device, seed));
+  if (idle) ASSERT_NO_FATAL_FAILURE(check_waiting(all, device, seed));
   all.barrier(*stream);
   EXPECT_TRUE(stream->synchronize());
   EXPECT_TRUE(all.check());
@@ -603,6 +605,28 @@ TEST_F(Processes, conform) {
   all->broadcast(seed.span(), 0, *stream);
   conform(*all, Device::cpu(), static_cast<std::uint64_t>(seed.back()[0]));
   std::printf("rank %u of %u has conformed\n", all->rank(), all->size());
+}
+
+/// Who waits beside one that computes goes to sleep at once, and is woken by what comes.
+TEST_F(Processes, conform_while_they_compute) {
+  auto all = Communicator::mpi();
+  ASSERT_TRUE(all) << all.error().message;
+  auto stream = Stream::create(Device::cpu());
+  auto computes = Stream::create(Device::cpu(), {.threads = 1});
+  Values<float> seed({static_cast<float>(test::seed() % 1000000)}, *stream);
+  all->broadcast(seed.span(), 0, *stream);
+  std::jthread others([&computes](const std::stop_token& stop) {
+    while (!stop.stop_requested()) {
+      computes->run("compute", [] {
+        const auto until = std::chrono::steady_clock::now() + 1ms;
+        while (std::chrono::steady_clock::now() < until) {
+        }
+        return Status{};
+      });
+      EXPECT_TRUE(computes->synchronize());
+    }
+  });
+  conform(*all, Device::cpu(), static_cast<std::uint64_t>(seed.back()[0]) + 1, false);
 }
 
 TEST_F(Processes, are_told_when_there_are_no_more_groups) {

@@ -17,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "computing.hpp"
 #include "dunnock/gpu/graph.hpp"
 #include "dunnock/gpu/kernels/elementwise.hpp"
 #include "dunnock/gpu/memory.hpp"
@@ -213,6 +214,28 @@ TEST(CpuStreams, hand_a_failure_to_those_that_wait_for_them) {
   EXPECT_FALSE(first->synchronize());
   EXPECT_TRUE(first->synchronize());
   EXPECT_TRUE(second->synchronize());
+}
+
+TEST(CpuStreams, say_how_many_threads_compute) {
+  using detail::Computing;
+  auto one = Stream::create(Device::cpu(), {.threads = 1});
+  auto two = Stream::create(Device::cpu(), {.threads = 2});
+  EXPECT_EQ(Computing::threads(), 0);
+  Gate gate;
+  one->run("waits", gate.wait());
+  two->run("waits", [wait = gate.wait()] {
+    {
+      const Computing does_not(0);
+      EXPECT_LE(Computing::threads(), 1);
+    }
+    EXPECT_EQ(Computing::operations_of_this_thread(), 1U);
+    return wait();
+  });
+  while (Computing::threads() != 3) std::this_thread::sleep_for(50us);  // A test that hangs has failed.
+  gate.open();
+  ASSERT_TRUE(one->synchronize());
+  ASSERT_TRUE(two->synchronize());
+  EXPECT_EQ(Computing::threads(), 0);
 }
 
 TEST(CpuStreams, give_their_threads_back_when_they_are_idle) {

@@ -1,6 +1,7 @@
 // Ranks that are processes of an mpirun, over MPI's messages between two of them; every call is nonblocking and made
 // under one lock, and what is waited for is tested until it is there or its time is over, so that a rank that has died
-// is an error and no hang. Who waits for long sleeps meanwhile (Sleeper).
+// is an error and no hang. Who waits for long sleeps meanwhile (Sleeper), and ranks of one host wake each other
+// (Bells).
 //
 //   all-reduce, part by part (rank r has part r), segment by segment of the parts:
 //     round 0   everybody sends its values of part r to rank r, which reduces them in the order of the ranks
@@ -13,6 +14,7 @@
 // and they round sums of bf16 at each step. For many ranks on a network of few links they may be better.
 #define OMPI_SKIP_MPICXX 1
 #define MPICH_SKIP_MPICXX 1
+#include <linux/futex.h>
 #include <mpi.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -21,9 +23,11 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <climits>
 #include <condition_variable>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -34,6 +38,7 @@
 #include <vector>
 
 #include "communicator_impl.hpp"
+#include "computing.hpp"
 #include "dunnock/base/check.hpp"
 
 namespace dunnock::gpu::detail {
@@ -73,6 +78,135 @@ Status initialise() {
   return {};
 }
 
+/// MPI has no way to sleep until a message comes: it is asked, again and again. So each rank has a bell, in memory that
+/// the ranks of its host share. Who has given MPI something for a rank rings there, and nobody has to look without
+/// need. A bell is a number that grows; waiting for it to change misses nothing that rang after the number was read.
+struct Bell {
+  std::atomic<std::uint32_t> rung{0};
+  std::atomic<std::uint32_t> listens{0};  // Somebody sleeps, or is about to, and wants to be woken.
+  std::atomic<std::uint32_t> taken{0};    // See receivers_are_enough().
+  std::array<std::byte, 116> apart{};     // Each has cache lines of its own.
+
+  void ring() noexcept {
+    rung.fetch_add(1);
+    if (listens.load() != 0) wake();
+  }
+  /// Also one that does not listen.
+  void ring_loudly() noexcept {
+    rung.fetch_add(1);
+    wake();
+  }
+  /// Returns when it has rung since it read `seen`, if it listens, or after this time, or now and then without a
+  /// reason.
+  void wait(std::uint32_t seen, std::chrono::nanoseconds time, bool hears) noexcept {
+    const timespec least{static_cast<time_t>(time.count() / 1'000'000'000), time.count() % 1'000'000'000};
+    listens.store(hears ? 1 : 0);
+    syscall(SYS_futex, &rung, FUTEX_WAIT, seen, &least, nullptr, 0);
+    listens.store(0);
+  }
+
+ private:
+  void wake() noexcept { syscall(SYS_futex, &rung, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0); }
+};
+static_assert(std::atomic<std::uint32_t>::is_always_lock_free && sizeof(std::atomic<std::uint32_t>) == 4);
+
+unsigned processors() {
+  static const unsigned count = std::max(1U, std::thread::hardware_concurrency());
+  return count;
+}
+
+class Bells {
+ public:
+  /// Collective; of ranks of MPI_COMM_WORLD. Made once in a process, and there until its end. Under the lock.
+  static Bells& of_this_process() {
+    static auto& all = *new Bells;
+    return all;
+  }
+  Bells(const Bells&) = delete;
+  Bells& operator=(const Bells&) = delete;
+
+  [[nodiscard]] Bell& own() const noexcept { return *own_; }
+  /// Whether who waits need not look before it rings: all ranks are on this host, and MPI moves a message, however
+  /// long, while its receiver alone looks.
+  [[nodiscard]] bool are_enough() const noexcept { return are_enough_; }
+  [[nodiscard]] unsigned ranks_here() const noexcept { return ranks_here_; }
+  /// The rank may be on another host.
+  void ring(int rank) const noexcept {
+    if (Bell* const bell = bells_[static_cast<std::size_t>(rank)]) bell->ring();
+  }
+
+ private:
+  Bells() {
+    int size = 0;
+    int rank = 0;
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    bells_.resize(static_cast<std::size_t>(size));
+    ranks_here_ = static_cast<unsigned>(size);
+    MPI_Comm host = MPI_COMM_NULL;
+    if (MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host) != MPI_SUCCESS) return;
+    MPI_Comm_set_errhandler(host, MPI_ERRORS_RETURN);
+    int here = 0;
+    MPI_Comm_size(host, &here);
+    ranks_here_ = static_cast<unsigned>(here);
+    std::vector<int> ranks(ranks_here_);
+    MPI_Allgather(&rank, 1, MPI_INT, ranks.data(), 1, MPI_INT, host);
+    void* mine = nullptr;
+    MPI_Win window = MPI_WIN_NULL;
+    const int code = MPI_Win_allocate_shared(sizeof(Bell), 1, MPI_INFO_NULL, host, &mine, &window);
+    // Without, or where one has none, they look from time to time.
+    int have = code == MPI_SUCCESS ? 1 : 0;
+    MPI_Allreduce(MPI_IN_PLACE, &have, 1, MPI_INT, MPI_MIN, host);
+    if (have == 0) return;
+    for (int i = 0; i < here; ++i) {
+      MPI_Aint bytes = 0;
+      int unit = 0;
+      void* at = nullptr;
+      MPI_Win_shared_query(window, i, &bytes, &unit, &at);
+      bells_[static_cast<std::size_t>(ranks[static_cast<std::size_t>(i)])] = static_cast<Bell*>(at);
+    }
+    own_ = new (mine) Bell;
+    MPI_Barrier(host);  // All bells are there before one is rung.
+    int enough = here == size && receivers_are_enough(rank, size, host) ? 1 : 0;
+    MPI_Allreduce(MPI_IN_PLACE, &enough, 1, MPI_INT, MPI_MIN, host);
+    are_enough_ = enough != 0;
+  }
+
+  /// Tries it: of two ranks one sends a long message and makes no call of MPI until the other has it, or some time is
+  /// over. All ranks are on this host, and have the same numbers there. (Open MPI copies from the sender's memory,
+  /// unless a container forbids it.)
+  [[nodiscard]] bool receivers_are_enough(int rank, int size, MPI_Comm host) const {
+    constexpr std::size_t kBytes = 1 << 20;
+    constexpr std::chrono::milliseconds kPatience{100};
+    const int peer = rank ^ 1;
+    if (peer >= size) return true;
+    std::vector<std::byte> bytes(kBytes);
+    MPI_Request request = MPI_REQUEST_NULL;
+    const auto until = std::chrono::steady_clock::now() + kPatience;
+    const auto is_late = [&] { return std::chrono::steady_clock::now() > until; };
+    bool enough = false;
+    if (rank % 2 == 0) {
+      MPI_Isend(bytes.data(), kBytes, MPI_BYTE, peer, 0, host, &request);
+      while (own_->taken.load() == 0 && !is_late()) std::this_thread::yield();
+      enough = own_->taken.load() != 0;
+    } else {
+      MPI_Irecv(bytes.data(), kBytes, MPI_BYTE, peer, 0, host, &request);
+      int done = 0;
+      while (done == 0 && !is_late()) MPI_Test(&request, &done, MPI_STATUS_IGNORE);
+      enough = done != 0;
+      if (enough) bells_[static_cast<std::size_t>(peer)]->taken.store(1);
+    }
+    MPI_Wait(&request, MPI_STATUS_IGNORE);
+    return enough;
+  }
+
+  std::vector<Bell*> bells_;  // by rank; null: of another host
+  Bell alone_;                // Of a rank that hears no other: for its own threads.
+  Bell* own_ = &alone_;
+  unsigned ranks_here_ = 1;
+  bool are_enough_ = false;
+};
+
 /// What make_mpi() makes, and all groups that are split from it use.
 ///
 /// A group has no MPI communicator of its own: all of MPI's ways to make one for some ranks stop the caller until the
@@ -85,9 +219,9 @@ Status initialise() {
 struct World {
   MPI_Comm comm = MPI_COMM_NULL;      // of collectives
   MPI_Comm messages = MPI_COMM_NULL;  // of send and receive
+  Bells* bells = nullptr;
   unsigned rank = 0;
   unsigned size = 0;
-  unsigned ranks_here = 1;    // On this host.
   std::uint64_t numbers = 0;  // Tags of a group.
   unsigned groups_of_each = 0;
   std::mutex mutex;
@@ -136,7 +270,7 @@ struct Job {
 };
 
 constexpr unsigned kFewRanks = 8;
-constexpr std::size_t kFewBytes = 4096;  // An eager message of Open MPI's shared memory.
+constexpr std::size_t kFewBytes = 4096;  // About a short message of Open MPI's shared memory.
 /// Of a part, that is in one message: large enough for the latency, small enough for the second cache.
 constexpr std::size_t kSegmentBytes = 128 << 10;
 
@@ -147,22 +281,30 @@ constexpr std::size_t kPartBytes = 1 << 20;
 [[nodiscard]] std::size_t scratch_bytes(const Job& job) { return 2 * kSegmentBytes * (job.size - 1); }
 
 using Clock = std::chrono::steady_clock;
-using Group = std::vector<MPI_Request>;
+
+/// What is waited for together.
+struct Group {
+  std::vector<MPI_Request> requests;
+  std::vector<int> senders;  // who may wait until their messages have been taken
+
+  [[nodiscard]] MPI_Request& add() { return requests.emplace_back(MPI_REQUEST_NULL); }
+};
 
 /// Whether all of the group are done; MPI's code. Under the lock.
 int test(Group& group, bool& done) {
   int all = 0;
-  const int code = MPI_Testall(static_cast<int>(group.size()), group.data(), &all, MPI_STATUSES_IGNORE);
+  const int code =
+      MPI_Testall(static_cast<int>(group.requests.size()), group.requests.data(), &all, MPI_STATUSES_IGNORE);
   done = all != 0;
   return code;
 }
 
 /// Lets this thread run soon after it is woken, though others compute on its processor: it asks for short turns, and
-/// who does so need not wait until the turn of another, of several milliseconds, is over (Linux 6.12). Best effort.
+/// who does so need not wait until the turn of another, of several milliseconds, is over (Linux 6.12). Only a thread
+/// that does little else, for one that computes would be in the way of others like that; and only where one computes,
+/// for where all do no more than communicate, longer turns are better. Best effort.
 void ask_for_short_turns() {
-  static thread_local bool asked = false;
-  if (std::exchange(asked, true)) return;
-  struct {
+  struct Attributes {
     std::uint32_t size = 48;
     std::uint32_t policy = 0;  // SCHED_OTHER
     std::uint64_t flags = 0;
@@ -171,37 +313,52 @@ void ask_for_short_turns() {
     std::uint64_t runtime_ns = 0;
     std::uint64_t deadline_ns = 0;
     std::uint64_t period_ns = 0;
-  } attributes;
-  // What the thread has stays: its policy, and how nice it is.
+  };
+  static thread_local std::uint64_t communications = 0;
+  static thread_local std::optional<std::uint64_t> turns_before;  // Set: the thread has short ones.
+  const bool has = turns_before.has_value();
+  const bool wants = 2 * ++communications > Computing::operations_of_this_thread() && (has || Computing::threads() > 0);
+  if (wants == has) return;
+  Attributes attributes;
+  // What the thread has otherwise stays: its policy, and how nice it is.
   if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) != 0 || attributes.policy != 0) return;
-  attributes.runtime_ns = 100'000;
-  (void)syscall(SYS_sched_setattr, 0, &attributes, 0);
+  const std::uint64_t before = std::exchange(attributes.runtime_ns, wants ? 100'000 : *turns_before);
+  if (syscall(SYS_sched_setattr, 0, &attributes, 0) != 0) return;
+  turns_before = wants ? std::optional(before) : std::nullopt;
 }
 
 /// An operation that has waited for long. One of those that sleep looks for all of them from time to time, so that many
-/// lanes that wait for other ranks cost no more than one, and leave the processors to those that compute. What has come
-/// is noticed at most 1/64 of the time late that its operation has waited, and what the system takes to wake a thread.
+/// lanes that wait for other ranks cost no more than one, and leave the processors to those that compute. It is woken
+/// by the bell; where bells are not enough, what has come is noticed at most 1/64 of the time late that its operation
+/// has waited.
 class Sleeper {
  public:
-  Sleeper(Group& group, Clock::time_point began, Clock::time_point until) noexcept
-      : group_(group), began_(began), until_(until) {}
+  Sleeper(Bells& bells, Group& group, Clock::time_point began, Clock::time_point until) noexcept
+      : bells_(bells), group_(group), began_(began), until_(until) {}
   Sleeper(const Sleeper&) = delete;
   Sleeper& operator=(const Sleeper&) = delete;
 
   /// Returns when the group is done, or it is late, or MPI has an error: its code.
   [[nodiscard]] int sleep() {
-    ask_for_short_turns();
     std::unique_lock lock(mpi_mutex());
     sleepers().push_back(this);
-    if (looks() != nullptr) looks()->woken_.notify_one();  // It looks more often for one that has not waited so long.
+    if (looks() != nullptr) bells_.own().ring_loudly();  // What this one waits for may have come by now.
     while (!done_ && code_ == MPI_SUCCESS && Clock::now() < until_) {
       if (looks() == nullptr) looks() = this;
       if (looks() != this) {
         woken_.wait_until(lock, until_);
         continue;
       }
+      const std::uint32_t rung = bells_.own().rung.load();
       look();
-      if (!done_ && code_ == MPI_SUCCESS) woken_.wait_until(lock, std::min(next_look(), until_));
+      if (done_ || code_ != MPI_SUCCESS) break;
+      // Where more ranks than processors do no more than communicate, each wake would take a processor from another.
+      const bool listens = Computing::threads() > 0 || bells_.ranks_here() <= processors();
+      const auto time = std::min(next_look(listens), until_) - Clock::now();
+      if (time <= Clock::duration::zero()) continue;
+      lock.unlock();
+      bells_.own().wait(rung, time, listens);
+      lock.lock();
     }
     std::erase(sleepers(), this);
     if (looks() == this) looks() = nullptr;
@@ -213,6 +370,8 @@ class Sleeper {
 
  private:
   static constexpr std::chrono::microseconds kLookEvery{250};
+  /// Where bells are enough. Nothing should be found then.
+  static constexpr std::chrono::milliseconds kLookAnyway{2};
 
   // Of all, under the lock.
   static std::vector<Sleeper*>& sleepers() {
@@ -233,8 +392,9 @@ class Sleeper {
       if (one != this && (one->done_ || one->code_ != MPI_SUCCESS)) one->woken_.notify_one();
     }
   }
-  static Clock::time_point next_look() {
+  [[nodiscard]] Clock::time_point next_look(bool listens) const {
     const auto now = Clock::now();
+    if (listens && bells_.are_enough()) return now + kLookAnyway;
     Clock::duration wait = kLookEvery;
     for (const Sleeper* const one : sleepers()) {
       if (!one->done_) wait = std::min(wait, (now - one->began_) / 64);
@@ -242,6 +402,7 @@ class Sleeper {
     return now + wait;
   }
 
+  Bells& bells_;
   Group& group_;
   Clock::time_point began_;
   Clock::time_point until_;
@@ -265,6 +426,7 @@ class Operation {
   [[nodiscard]] unsigned rank() const noexcept { return job_.rank; }
   [[nodiscard]] unsigned size() const noexcept { return job_.size; }
   [[nodiscard]] Job& job() const noexcept { return job_; }
+  [[nodiscard]] Bells& bells() const noexcept { return *job_.world->bells; }
   /// The rank that is `steps` behind this one: each begins with another, so that none is crowded.
   [[nodiscard]] unsigned behind(unsigned steps) const noexcept { return (job_.rank + steps) % job_.size; }
   [[nodiscard]] unsigned before(unsigned steps) const noexcept { return (job_.rank + job_.size - steps) % job_.size; }
@@ -284,33 +446,40 @@ class Operation {
   }
 
   void send(const void* from, std::size_t bytes, unsigned to, int tag, MPI_Comm comm, Group& group) {
-    const std::lock_guard all(mpi_mutex());
-    group.push_back(MPI_REQUEST_NULL);
-    note(MPI_Isend(from, static_cast<int>(bytes), MPI_BYTE, job_.members[to], tag, comm, &group.back()));
+    {
+      const std::lock_guard all(mpi_mutex());
+      note(MPI_Isend(from, static_cast<int>(bytes), MPI_BYTE, job_.members[to], tag, comm, &group.add()));
+    }
+    bells().ring(job_.members[to]);
   }
   void receive(void* to, std::size_t bytes, unsigned from, int tag, MPI_Comm comm, Group& group) {
     const std::lock_guard all(mpi_mutex());
-    group.push_back(MPI_REQUEST_NULL);
-    note(MPI_Irecv(to, static_cast<int>(bytes), MPI_BYTE, job_.members[from], tag, comm, &group.back()));
+    note(MPI_Irecv(to, static_cast<int>(bytes), MPI_BYTE, job_.members[from], tag, comm, &group.add()));
+    group.senders.push_back(job_.members[from]);
   }
 
   /// Returns when all of the group are done. Errors: PeerLost, after which nothing more may be waited for.
   [[nodiscard]] Status wait(Group& group) {
-    if (group.empty()) return {};
+    if (group.requests.empty()) return {};
     const auto began = Clock::now();
     bool done = false;
     {
       // Where more are awake than there are processors, each lets others run. Other ranks are taken to be like this.
       const Awake here;
-      static const unsigned processors = std::max(1U, std::thread::hardware_concurrency());
-      const auto is_crowded = [this] { return Awake::count() * job_.world->ranks_here > processors; };
+      const auto is_crowded = [this] { return Awake::count() * bells().ranks_here() > processors(); };
+      // Who stays awake beside one that computes makes it slower, and itself: it has used up its turn when it is woken.
+      const auto is_in_the_way = [this] {
+        const int computing = Computing::threads();
+        return bells().are_enough() && computing > 0 &&
+               (static_cast<unsigned>(computing) + 1) * bells().ranks_here() > processors();
+      };
       bool crowded = is_crowded();
       for (unsigned tries = 1; code_ == MPI_SUCCESS; ++tries) {
         {
           const std::lock_guard all(mpi_mutex());
           note(test(group, done));
         }
-        if (done) break;
+        if (done || (tries % 2 == 0 && is_in_the_way())) break;  // (MPI's first test says what came before it.)
         if (crowded) std::this_thread::yield();
         if (tries % 16 != 0) continue;
         const auto waited = Clock::now() - began;
@@ -321,14 +490,15 @@ class Operation {
       }
     }
     if (!done && code_ == MPI_SUCCESS) {
-      Sleeper sleeper(group, began, began + job_.timeout);
+      Sleeper sleeper(bells(), group, began, began + job_.timeout);
       note(sleeper.sleep());
       done = sleeper.done();
       if (!done && code_ == MPI_SUCCESS)
         return give_up(" was not done within " + std::to_string(job_.timeout.count()) + " ms");
     }
     if (code_ != MPI_SUCCESS) return give_up(": " + text_of(code_));
-    group.clear();
+    for (const int sender : group.senders) bells().ring(sender);
+    group = {};
     return {};
   }
 
@@ -611,17 +781,17 @@ class MpiCommunicator final : public CommunicatorImpl {
   }
 
  private:
-  /// part(at, bytes, group) for each part of a message. MPI moves a long one along only while both sides look, and who
-  /// has waited for long looks rarely. So of a long one a few bytes come first, which tell the receiver that the rest
-  /// is on its way, and receiver_is_there(group) tells the sender; then both are awake.
+  /// part(at, bytes, group) for each part of a message. Where MPI moves a long one along only while both sides look,
+  /// and who has waited for long looks rarely, a few bytes of it come first, which tell the receiver that the rest is
+  /// on its way, and receiver_is_there(group) tells the sender; then both are awake.
   template <class Part, class There>
   static Status in_parts(Operation& op, std::size_t bytes, const Part& part, const There& receiver_is_there) {
     std::array<Group, 2> groups;
-    const std::size_t few = std::min(bytes, kFewBytes);
-    part(0, few, groups[0]);
-    if (bytes > few) receiver_is_there(groups[1]);
+    const std::size_t first = op.bells().are_enough() && bytes > 0 ? 0 : std::min(bytes, kFewBytes);
+    if (first > 0 || bytes == 0) part(0, first, groups[0]);
+    if (first > 0 && bytes > first) receiver_is_there(groups[1]);
     std::size_t number = 0;
-    for (std::size_t at = few; at < bytes; at += kPartBytes, ++number) {
+    for (std::size_t at = first; at < bytes; at += kPartBytes, ++number) {
       // Two at a time; of the first two both, as they are what is waited for.
       if (Status done = op.wait(groups[number % 2]); !done) return done;
       if (number == 0) {
@@ -649,6 +819,8 @@ class MpiCommunicator final : public CommunicatorImpl {
     DUNNOCK_CHECK(stream.device().backend() == Backend::kCpu, "ranks that are processes of MPI have host memory");
     stream.run(name, [job = job_, name, work = std::move(work)] {
       if (Status fine = job->check(); !fine) return fine;
+      const Computing waits(0);
+      ask_for_short_turns();
       Operation op(*job, name);
       Status done = work(op);
       if (!done) job->fail(done.error());
@@ -661,17 +833,6 @@ class MpiCommunicator final : public CommunicatorImpl {
   std::map<unsigned, std::uint64_t> sent_;
   std::map<unsigned, std::uint64_t> received_;
 };
-
-unsigned ranks_on_this_host(MPI_Comm comm) {
-  MPI_Comm host = MPI_COMM_NULL;
-  int ranks = 0;
-  MPI_Comm_size(comm, &ranks);
-  if (MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host) == MPI_SUCCESS) {
-    MPI_Comm_size(host, &ranks);
-    MPI_Comm_free(&host);
-  }
-  return static_cast<unsigned>(ranks);
-}
 
 }  // namespace
 
@@ -690,7 +851,7 @@ Result<std::unique_ptr<CommunicatorImpl>> make_mpi(const CommunicatorOptions& op
   MPI_Comm_size(world->comm, &size);
   world->rank = static_cast<unsigned>(rank);
   world->size = static_cast<unsigned>(size);
-  world->ranks_here = ranks_on_this_host(world->comm);
+  world->bells = &Bells::of_this_process();
   void* greatest_tag = nullptr;
   int known = 0;
   MPI_Comm_get_attr(world->comm, MPI_TAG_UB, &greatest_tag, &known);
