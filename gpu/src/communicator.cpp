@@ -74,6 +74,7 @@ Result<Communicator> Communicator::split(unsigned color, unsigned key) {
 unsigned Communicator::rank() const noexcept { return impl_->rank(); }
 unsigned Communicator::size() const noexcept { return impl_->size(); }
 Status Communicator::check() const { return impl_->check(); }
+std::string Communicator::description() const { return impl_->description(); }
 void Communicator::barrier(Stream& stream) { impl_->barrier(stream); }
 
 template <class T>

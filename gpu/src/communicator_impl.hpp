@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "dunnock/gpu/communicator.hpp"
@@ -33,6 +34,7 @@ class CommunicatorImpl {
   virtual void barrier(Stream& stream) = 0;
   [[nodiscard]] virtual Result<std::unique_ptr<CommunicatorImpl>> split(unsigned color, unsigned key) = 0;
   [[nodiscard]] virtual Status check() const = 0;
+  [[nodiscard]] virtual std::string description() const = 0;
 };
 
 /// What a rank gives to split().

@@ -21,6 +21,7 @@
 #include <tuple>
 #include <utility>
 
+#include "computing.hpp"
 #include "dunnock/base/check.hpp"
 
 namespace dunnock::gpu::detail {
@@ -120,6 +121,7 @@ class ThreadCommunicator final : public CommunicatorImpl {
 
   [[nodiscard]] unsigned rank() const noexcept override { return rank_; }
   [[nodiscard]] unsigned size() const noexcept override { return job_->size; }
+  [[nodiscard]] std::string description() const override { return "threads"; }
   [[nodiscard]] Status check() const override {
     const std::lock_guard lock(job_->mutex);
     if (job_->failed) return tl::unexpected(*job_->failed);
@@ -260,6 +262,7 @@ class ThreadCommunicator final : public CommunicatorImpl {
     stream.run(name, [job = job_, rank = rank_, key, call, post, ticket, added, first = std::move(first),
                       second = std::move(second)] {
       ticket->use();
+      const Computing waits(0);
       Status met = meet(*job, rank, key, call, post, first, second);
       if (met && added.count() > 0) std::this_thread::sleep_for(added);
       return met;

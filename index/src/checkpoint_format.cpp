@@ -13,14 +13,19 @@ std::uint64_t checksum_of(const CatalogHeader& header) noexcept {
   return XXH3_64bits(bytes + kFrom, offsetof(CatalogHeader, checksum) - kFrom);
 }
 
-std::uint64_t catalog_mark(const CatalogFields& fields, std::uint64_t line) noexcept {
+namespace {
+std::uint64_t hash_of(const CatalogPlace& place) noexcept {
+  static_assert(std::has_unique_object_representations_v<CatalogPlace>);
+  return XXH3_64bits_withSeed(&place, sizeof place, kCatalogMagic);
+}
+}  // namespace
+
+std::uint64_t catalog_mark(const CatalogFields& fields, const CatalogPlace& place) noexcept {
   static_assert(std::has_unique_object_representations_v<CatalogFields>);
-  return XXH3_64bits_withSeed(&fields, sizeof fields, line) | 1;
+  return XXH3_64bits_withSeed(&fields, sizeof fields, hash_of(place)) | 1;
 }
 
-std::uint64_t catalog_free(std::uint64_t line) noexcept {
-  return (XXH3_64bits_withSeed(&line, sizeof line, kCatalogMagic) | 2) & ~std::uint64_t{1};
-}
+std::uint64_t catalog_free(const CatalogPlace& place) noexcept { return (hash_of(place) | 2) & ~std::uint64_t{1}; }
 
 std::uint64_t catalog_manifest_id(std::uint64_t line, std::uint64_t save, std::uint64_t name_hash,
                                   std::uint64_t version) noexcept {

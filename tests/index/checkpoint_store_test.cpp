@@ -293,13 +293,13 @@ TEST_F(CheckpointStoreTest, forgets_damaged_lines_when_told_to_and_gives_back_th
   EXPECT_EQ(store_->collect(), 0u);
   EXPECT_EQ(store_->forget_damaged(), 1u);
   EXPECT_EQ(store_->damaged(), 0u);
-  EXPECT_EQ(second_line[0], catalog_free(1));
+  EXPECT_EQ(second_line[0], catalog_free({catalog_name_hash("c"), 1}));
   EXPECT_GE(store_->collect(), 5u) << "five chunks of the second, and its manifest";
   EXPECT_TRUE(store_->check().ok());
   EXPECT_TRUE(holds(*store_, "run", 1, first));
   // Its line and its version are free.
   ASSERT_TRUE(store_->save("run", 2, second.sources()));
-  EXPECT_NE(second_line[0], catalog_free(1));
+  EXPECT_NE(second_line[0], catalog_free({catalog_name_hash("c"), 1}));
   EXPECT_TRUE(holds(*store_, "run", 2, second));
 }
 
@@ -325,6 +325,11 @@ TEST_F(CheckpointStoreTest, takes_neither_zeros_nor_another_line_for_an_empty_li
   expect_damage("the line of another checkpoint");
   std::memcpy(line(1), line(2), kLineBytes);
   expect_damage("a free line of another place");
+  auto other =
+      Store::create(*pool_, "d", {.capacity_bytes = 1 << 20, .chunk_bytes = 4096, .segment_bytes = 1 << 17}, {});
+  ASSERT_TRUE(other) << other.error().message;
+  std::memcpy(line(1), pool_->open_region("d.catalog")->at(kCatalogLinesOffset + kLineBytes), kLineBytes);
+  expect_damage("the same line of another store");
   EXPECT_TRUE(holds(*store_, "run", 2, model));
 }
 
@@ -333,8 +338,9 @@ TEST(CheckpointStoreCreation, goes_on_after_a_crash_at_any_of_its_steps) {
   const CheckpointOptions options{.capacity_bytes = 4 << 20, .chunk_bytes = 4096, .segment_bytes = 1 << 20};
   const auto bytes = Store::pool_bytes(options) * 2;
   Model model = small_model(3);
-  // What there is of it: nothing, the catalog, the log as well, the whole KvStore, the header but for its magic word.
-  for (int steps = 0; steps <= 4; ++steps) {
+  // What there is of it: nothing, the catalog, the log as well, the whole KvStore, some lines, the header but for its
+  // magic word.
+  for (int steps = 0; steps <= 5; ++steps) {
     SCOPED_TRACE(steps);
     (void)Pool::remove(file.path());
     auto pool = Pool::create(file.path(), {.bytes = bytes});
@@ -351,10 +357,15 @@ TEST(CheckpointStoreCreation, goes_on_after_a_crash_at_any_of_its_steps) {
     if (steps >= 3) {
       auto data = KvStore<ProcessMedia>::create(*pool, "c.data", Store::store_options(options), {});
       ASSERT_TRUE(data) << data.error().message;
-      if (steps == 4) {
+      if (steps >= 4) {
         auto catalog = pool->open_region("c.catalog");
-        ASSERT_TRUE(Store::format(*catalog, std::move(*data), options, {}));
+        ASSERT_TRUE(Store::format(*catalog, std::move(*data), options, {}, "c"));
         std::memset(catalog->at(0), 0, 8);
+        if (steps == 4) {  // Every third, for a crash need not keep the first ones.
+          std::memset(catalog->at(0), 0, sizeof(CatalogHeader));
+          for (std::uint64_t line = 0; line < options.checkpoints_max; line += 3)
+            std::memset(catalog->at(kCatalogLinesOffset + line * kLineBytes), 0, kLineBytes);
+        }
       }
     }
     const auto none = Store::open(*pool, "c", {});

@@ -173,6 +173,7 @@ class NcclCommunicator final : public CommunicatorImpl {
                                               static_cast<unsigned>(size), CommunicatorOptions{timeout_});
   }
 
+  [[nodiscard]] std::string description() const override { return "GPUs"; }
   [[nodiscard]] Status check() const override {
     const std::lock_guard lock(mutex_);
     return look();

@@ -14,8 +14,10 @@
 // and they round sums of bf16 at each step. For many ranks on a network of few links they may be better.
 #define OMPI_SKIP_MPICXX 1
 #define MPICH_SKIP_MPICXX 1
+#include <fcntl.h>
 #include <linux/futex.h>
 #include <mpi.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -25,6 +27,7 @@
 #include <chrono>
 #include <climits>
 #include <condition_variable>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
@@ -32,6 +35,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <random>
 #include <string>
 #include <thread>
 #include <utility>
@@ -151,25 +155,44 @@ class Bells {
     ranks_here_ = static_cast<unsigned>(here);
     std::vector<int> ranks(ranks_here_);
     MPI_Allgather(&rank, 1, MPI_INT, ranks.data(), 1, MPI_INT, host);
-    void* mine = nullptr;
-    MPI_Win window = MPI_WIN_NULL;
-    const int code = MPI_Win_allocate_shared(sizeof(Bell), 1, MPI_INFO_NULL, host, &mine, &window);
-    // Without, or where one has none, they look from time to time.
-    int have = code == MPI_SUCCESS ? 1 : 0;
-    MPI_Allreduce(MPI_IN_PLACE, &have, 1, MPI_INT, MPI_MIN, host);
-    if (have == 0) return;
-    for (int i = 0; i < here; ++i) {
-      MPI_Aint bytes = 0;
-      int unit = 0;
-      void* at = nullptr;
-      MPI_Win_shared_query(window, i, &bytes, &unit, &at);
-      bells_[static_cast<std::size_t>(ranks[static_cast<std::size_t>(i)])] = static_cast<Bell*>(at);
-    }
-    own_ = new (mine) Bell;
+    int rank_here = 0;
+    MPI_Comm_rank(host, &rank_here);
+    Bell* const all = share(host, rank_here, here);
+    if (all == nullptr) return;  // They look from time to time.
+    for (int i = 0; i < here; ++i) bells_[static_cast<std::size_t>(ranks[static_cast<std::size_t>(i)])] = all + i;
+    own_ = new (all + rank_here) Bell;
     MPI_Barrier(host);  // All bells are there before one is rung.
     int enough = here == size && receivers_are_enough(rank, size, host) ? 1 : 0;
     MPI_Allreduce(MPI_IN_PLACE, &enough, 1, MPI_INT, MPI_MIN, host);
     are_enough_ = enough != 0;
+  }
+
+  /// Memory that all ranks of the host have, for the rest of their lives; or null on all of them.
+  static Bell* share(MPI_Comm host, int rank_here, int here) {
+    struct {
+      int made = 0;
+      std::array<char, 64> name{};
+    } told;
+    const std::size_t bytes = sizeof(Bell) * static_cast<std::size_t>(here);
+    int file = -1;
+    if (rank_here == 0) {
+      std::random_device random;
+      std::snprintf(told.name.data(), told.name.size(), "/dunnock-%ld-%08x%08x", static_cast<long>(getpid()), random(),
+                    random());
+      file = shm_open(told.name.data(), O_CREAT | O_EXCL | O_RDWR, 0600);
+      told.made = file >= 0 && posix_fallocate(file, 0, static_cast<off_t>(bytes)) == 0 ? 1 : 0;
+    }
+    MPI_Bcast(&told, sizeof told, MPI_BYTE, 0, host);
+    if (told.made != 0 && rank_here != 0) file = shm_open(told.name.data(), O_RDWR, 0);
+    void* at = MAP_FAILED;
+    if (told.made != 0 && file >= 0) at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (file >= 0) close(file);
+    int have = at != MAP_FAILED ? 1 : 0;
+    MPI_Allreduce(MPI_IN_PLACE, &have, 1, MPI_INT, MPI_MIN, host);
+    if (rank_here == 0 && file >= 0) shm_unlink(told.name.data());
+    if (have != 0) return static_cast<Bell*>(at);
+    if (at != MAP_FAILED) munmap(at, bytes);
+    return nullptr;
   }
 
   /// Tries it: of two ranks one sends a long message and makes no call of MPI until the other has it, or some time is
@@ -177,7 +200,7 @@ class Bells {
   /// unless a container forbids it.)
   [[nodiscard]] bool receivers_are_enough(int rank, int size, MPI_Comm host) const {
     constexpr std::size_t kBytes = 1 << 20;
-    constexpr std::chrono::milliseconds kPatience{100};
+    constexpr std::chrono::milliseconds kPatience{250};
     const int peer = rank ^ 1;
     if (peer >= size) return true;
     std::vector<std::byte> bytes(kBytes);
@@ -285,17 +308,33 @@ using Clock = std::chrono::steady_clock;
 /// What is waited for together.
 struct Group {
   std::vector<MPI_Request> requests;
-  std::vector<int> senders;  // who may wait until their messages have been taken
+  std::vector<int> senders;  // by request: who may wait until its message has been taken; none: kOwn
+  std::vector<int> found;    // room for MPI's answer
+  std::size_t left = 0;      // that are not done
 
-  [[nodiscard]] MPI_Request& add() { return requests.emplace_back(MPI_REQUEST_NULL); }
+  static constexpr int kOwn = -1;
+
+  [[nodiscard]] MPI_Request& add(int sender) {
+    senders.push_back(sender);
+    found.push_back(0);
+    ++left;
+    return requests.emplace_back(MPI_REQUEST_NULL);
+  }
 };
 
-/// Whether all of the group are done; MPI's code. Under the lock.
-int test(Group& group, bool& done) {
-  int all = 0;
-  const int code =
-      MPI_Testall(static_cast<int>(group.requests.size()), group.requests.data(), &all, MPI_STATUSES_IGNORE);
-  done = all != 0;
+/// Whether one of the group is done that was not, and rings for those whose messages have been taken; MPI's code. MPI
+/// answers first, and then moves all messages along: what has come, it may say the next time only. Under the lock.
+int test(Group& group, const Bells& bells, bool& found) {
+  int count = 0;
+  const int code = MPI_Testsome(static_cast<int>(group.requests.size()), group.requests.data(), &count,
+                                group.found.data(), MPI_STATUSES_IGNORE);
+  if (count == MPI_UNDEFINED) count = 0;
+  for (int i = 0; i < count; ++i) {
+    const int sender = group.senders[static_cast<std::size_t>(group.found[static_cast<std::size_t>(i)])];
+    if (sender != Group::kOwn) bells.ring(sender);
+  }
+  group.left -= static_cast<std::size_t>(count);
+  found = count > 0;
   return code;
 }
 
@@ -343,7 +382,7 @@ class Sleeper {
     std::unique_lock lock(mpi_mutex());
     sleepers().push_back(this);
     if (looks() != nullptr) bells_.own().ring_loudly();  // What this one waits for may have come by now.
-    while (!done_ && code_ == MPI_SUCCESS && Clock::now() < until_) {
+    while (!done() && code_ == MPI_SUCCESS && Clock::now() < until_) {
       if (looks() == nullptr) looks() = this;
       if (looks() != this) {
         woken_.wait_until(lock, until_);
@@ -351,7 +390,7 @@ class Sleeper {
       }
       const std::uint32_t rung = bells_.own().rung.load();
       look();
-      if (done_ || code_ != MPI_SUCCESS) break;
+      if (done() || code_ != MPI_SUCCESS) break;
       // Where more ranks than processors do no more than communicate, each wake would take a processor from another.
       const bool listens = Computing::threads() > 0 || bells_.ranks_here() <= processors();
       const auto time = std::min(next_look(listens), until_) - Clock::now();
@@ -366,11 +405,11 @@ class Sleeper {
     if (looks() == nullptr && !sleepers().empty()) sleepers().front()->woken_.notify_one();
     return code_;
   }
-  [[nodiscard]] bool done() const noexcept { return done_; }
+  [[nodiscard]] bool done() const noexcept { return group_.left == 0; }
 
  private:
   static constexpr std::chrono::microseconds kLookEvery{250};
-  /// Where bells are enough. Nothing should be found then.
+  /// Where bells are enough. Little should be found then: what MPI had no room to send at once.
   static constexpr std::chrono::milliseconds kLookAnyway{2};
 
   // Of all, under the lock.
@@ -383,13 +422,18 @@ class Sleeper {
     return one;
   }
 
-  /// A test of Open MPI's first looks, and then moves all messages along: what has come, only the next one says.
+  /// For all of them, until twice nothing is found: see test().
   void look() {
-    code_ = test(group_, done_);
-    for (Sleeper* const one : sleepers()) {
-      if (one->done_ || one->code_ != MPI_SUCCESS) continue;
-      one->code_ = test(one->group_, one->done_);
-      if (one != this && (one->done_ || one->code_ != MPI_SUCCESS)) one->woken_.notify_one();
+    for (unsigned in_vain = 0; in_vain < 2;) {
+      bool any = false;
+      for (Sleeper* const one : sleepers()) {
+        if (one->done() || one->code_ != MPI_SUCCESS) continue;
+        bool found = false;
+        one->code_ = test(one->group_, one->bells_, found);
+        if (one != this && (one->done() || one->code_ != MPI_SUCCESS)) one->woken_.notify_one();
+        any = any || found;
+      }
+      in_vain = any ? 0 : in_vain + 1;
     }
   }
   [[nodiscard]] Clock::time_point next_look(bool listens) const {
@@ -397,7 +441,7 @@ class Sleeper {
     if (listens && bells_.are_enough()) return now + kLookAnyway;
     Clock::duration wait = kLookEvery;
     for (const Sleeper* const one : sleepers()) {
-      if (!one->done_) wait = std::min(wait, (now - one->began_) / 64);
+      if (!one->done()) wait = std::min(wait, (now - one->began_) / 64);
     }
     return now + wait;
   }
@@ -407,7 +451,6 @@ class Sleeper {
   Clock::time_point began_;
   Clock::time_point until_;
   std::condition_variable woken_;
-  bool done_ = false;
   int code_ = MPI_SUCCESS;
 };
 
@@ -448,14 +491,14 @@ class Operation {
   void send(const void* from, std::size_t bytes, unsigned to, int tag, MPI_Comm comm, Group& group) {
     {
       const std::lock_guard all(mpi_mutex());
-      note(MPI_Isend(from, static_cast<int>(bytes), MPI_BYTE, job_.members[to], tag, comm, &group.add()));
+      note(MPI_Isend(from, static_cast<int>(bytes), MPI_BYTE, job_.members[to], tag, comm, &group.add(Group::kOwn)));
     }
     bells().ring(job_.members[to]);
   }
   void receive(void* to, std::size_t bytes, unsigned from, int tag, MPI_Comm comm, Group& group) {
     const std::lock_guard all(mpi_mutex());
-    note(MPI_Irecv(to, static_cast<int>(bytes), MPI_BYTE, job_.members[from], tag, comm, &group.add()));
-    group.senders.push_back(job_.members[from]);
+    const int rank = job_.members[from];
+    note(MPI_Irecv(to, static_cast<int>(bytes), MPI_BYTE, rank, tag, comm, &group.add(rank)));
   }
 
   /// Returns when all of the group are done. Errors: PeerLost, after which nothing more may be waited for.
@@ -477,9 +520,11 @@ class Operation {
       for (unsigned tries = 1; code_ == MPI_SUCCESS; ++tries) {
         {
           const std::lock_guard all(mpi_mutex());
-          note(test(group, done));
+          bool found = false;
+          note(test(group, bells(), found));
+          done = group.left == 0;
         }
-        if (done || (tries % 2 == 0 && is_in_the_way())) break;  // (MPI's first test says what came before it.)
+        if (done || (tries % 2 == 0 && is_in_the_way())) break;  // (Twice: see test().)
         if (crowded) std::this_thread::yield();
         if (tries % 16 != 0) continue;
         const auto waited = Clock::now() - began;
@@ -497,7 +542,6 @@ class Operation {
         return give_up(" was not done within " + std::to_string(job_.timeout.count()) + " ms");
     }
     if (code_ != MPI_SUCCESS) return give_up(": " + text_of(code_));
-    for (const int sender : group.senders) bells().ring(sender);
     group = {};
     return {};
   }
@@ -647,6 +691,10 @@ class MpiCommunicator final : public CommunicatorImpl {
   [[nodiscard]] unsigned rank() const noexcept override { return job_->rank; }
   [[nodiscard]] unsigned size() const noexcept override { return job_->size; }
   [[nodiscard]] Status check() const override { return job_->check(); }
+  [[nodiscard]] std::string description() const override {
+    return job_->world->bells->are_enough() ? "processes, woken by each other"
+                                            : "processes, asking MPI from time to time";
+  }
 
   void all_reduce(void* values, std::size_t count, Element element, Reduction reduction, Stream& stream) override {
     auto* const mine = static_cast<std::byte*>(values);

@@ -11,13 +11,14 @@
 //
 // When a rank goes, or does not come within the timeout, the operation fails with PeerLost, as do all later ones of the
 // communicator, on all ranks that notice: a job stops with a message instead of waiting for ever. On NCCL the
-// communicator is aborted then; operations of a recorded graph are not watched there. MPI may still write to memory
-// that a lost operation was given: a process that goes on keeps it.
+// communicator is aborted then; operations of a recorded graph are not watched there. MPI may still read and write
+// memory that a lost operation was given: a process that goes on keeps it, and as it is.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "dunnock/base/result.hpp"
@@ -95,6 +96,9 @@ class Communicator {
 
   /// What has gone wrong, if anything has: PeerLost or Device. Any thread may ask.
   [[nodiscard]] Status check() const;
+  /// What the ranks are, and how they wait for each other, for people: "threads", "processes, woken by each other" (all
+  /// on one host, where MPI may copy from another's memory), "processes, asking MPI from time to time", "GPUs".
+  [[nodiscard]] std::string description() const;
 
  private:
   explicit Communicator(std::unique_ptr<detail::CommunicatorImpl> impl) noexcept;

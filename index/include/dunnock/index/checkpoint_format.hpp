@@ -31,7 +31,8 @@ struct CatalogHeader {
   std::uint32_t format_version;  // kCatalogFormatVersion
   std::uint32_t chunk_bytes;     // tensors are cut into chunks of so many bytes
   std::uint64_t lines;           // checkpoints that there may be at a time
-  std::array<std::uint64_t, 12> zero;
+  std::uint64_t id;              // catalog_name_hash() of the store's name
+  std::array<std::uint64_t, 11> zero;
   std::uint64_t checksum;  // XXH3 of the 112 bytes between magic and this
 };
 static_assert(sizeof(CatalogHeader) == 128 && std::is_trivially_copyable_v<CatalogHeader>);
@@ -39,13 +40,13 @@ static_assert(sizeof(CatalogHeader) == 128 && std::is_trivially_copyable_v<Catal
 [[nodiscard]] std::uint64_t checksum_of(const CatalogHeader& header) noexcept;
 
 /// One checkpoint. One line, so its stores become durable in their order: the fields first, then `state`.
-///   state == catalog_free(line)            free. Whatever the fields say means nothing.
-///   state == catalog_mark(fields, line)    the checkpoint is there, with everything that it needs: all of that was
-///                                          durable before this word was stored
-///   anything else                          the pool was damaged. So is 0: a medium that forgets gives zeros, and they
-///                                          must not look like a place where there was never a checkpoint.
-/// Both words depend on the line's number: what a damaged medium shows of another line is not taken for this one.
-/// Formatting and deleting store catalog_free(line).
+///   state == catalog_free(place)            free. Whatever the fields say means nothing.
+///   state == catalog_mark(fields, place)    the checkpoint is there, with everything that it needs: all of that was
+///                                           durable before this word was stored
+///   anything else                           the pool was damaged. So is 0: a medium that forgets gives zeros, and they
+///                                           must not look like a place where there was never a checkpoint.
+/// Both words depend on the line's place: what a damaged medium shows of another line, or of another store of the pool,
+/// is not taken for this one. (What the same line said before is.) Formatting and deleting store catalog_free(place).
 struct alignas(kLineBytes) CatalogLine {
   Word state;
   Word manifest_id;
@@ -69,10 +70,16 @@ struct CatalogFields {
   friend bool operator==(const CatalogFields&, const CatalogFields&) = default;
 };
 
-/// Checksum of a line's fields, and of its number; never 0, and odd.
-[[nodiscard]] std::uint64_t catalog_mark(const CatalogFields& fields, std::uint64_t line) noexcept;
+/// Where a line is: of which store (CatalogHeader::id), and its number.
+struct CatalogPlace {
+  std::uint64_t id = 0;
+  std::uint64_t line = 0;
+};
+
+/// Checksum of a line's fields, and of its place; never 0, and odd.
+[[nodiscard]] std::uint64_t catalog_mark(const CatalogFields& fields, const CatalogPlace& place) noexcept;
 /// What a free line says; never 0, and even.
-[[nodiscard]] std::uint64_t catalog_free(std::uint64_t line) noexcept;
+[[nodiscard]] std::uint64_t catalog_free(const CatalogPlace& place) noexcept;
 /// The number of a manifest among those whose pieces may still be there. Never 0.
 [[nodiscard]] std::uint64_t catalog_manifest_id(std::uint64_t line, std::uint64_t save, std::uint64_t name_hash,
                                                 std::uint64_t version) noexcept;

@@ -129,7 +129,7 @@ class CheckpointStore {
   [[nodiscard]] static std::uint64_t pool_bytes(const CheckpointOptions& options) noexcept;
   [[nodiscard]] static StoreOptions store_options(const CheckpointOptions& options) noexcept;
   [[nodiscard]] static Result<CheckpointStore> format(Region catalog, KvStore<M> data, const CheckpointOptions& options,
-                                                      M media);
+                                                      M media, std::string_view name = {});
   [[nodiscard]] static Result<CheckpointStore> attach(Region catalog, KvStore<M> data, M media);
 
   CheckpointStore(CheckpointStore&&) noexcept = default;
@@ -202,13 +202,14 @@ class CheckpointStore {
 
   CheckpointStore(Region catalog, KvStore<M> data, const CatalogHeader& header, M media);
   [[nodiscard]] static bool is_of_store(std::string_view region, std::string_view name) noexcept;
-  [[nodiscard]] static bool unfinished(const Region& catalog) noexcept;
-  [[nodiscard]] static CatalogHeader header_for(const CheckpointOptions& options);
+  [[nodiscard]] static bool unfinished(const Region& catalog, std::string_view name) noexcept;
+  [[nodiscard]] static CatalogHeader header_for(const CheckpointOptions& options, std::string_view name);
   [[nodiscard]] static Status check_options(const CheckpointOptions& options);
 
   [[nodiscard]] CatalogLine& line_at(std::uint64_t line) const noexcept {
     return *reinterpret_cast<CatalogLine*>(catalog_.at(kCatalogLinesOffset + line * kLineBytes));
   }
+  [[nodiscard]] CatalogPlace place_of(std::uint64_t line) const noexcept { return {id_, line}; }
   [[nodiscard]] std::optional<CatalogFields> read_line(std::uint64_t line, bool* damaged = nullptr) const noexcept;
   void clear_line(std::uint64_t line);
   [[nodiscard]] Result<Manifest> read_manifest(const CatalogFields& fields) const;
@@ -234,6 +235,7 @@ class CheckpointStore {
   [[no_unique_address]] M media_;
   std::uint32_t chunk_bytes_;
   std::uint64_t lines_;
+  std::uint64_t id_;
   Region catalog_;
   KvStore<M> data_;
   std::unique_ptr<Shared> shared_ = std::make_unique<Shared>();

@@ -58,6 +58,7 @@ CheckpointStore<M>::CheckpointStore(Region catalog, KvStore<M> data, const Catal
     : media_(std::move(media)),
       chunk_bytes_(header.chunk_bytes),
       lines_(header.lines),
+      id_(header.id),
       catalog_(std::move(catalog)),
       data_(std::move(data)) {}
 
@@ -73,12 +74,13 @@ Status CheckpointStore<M>::check_options(const CheckpointOptions& options) {
 }
 
 template <Media M>
-CatalogHeader CheckpointStore<M>::header_for(const CheckpointOptions& options) {
+CatalogHeader CheckpointStore<M>::header_for(const CheckpointOptions& options, std::string_view name) {
   CatalogHeader header{};
   header.magic = kCatalogMagic;
   header.format_version = kCatalogFormatVersion;
   header.chunk_bytes = options.chunk_bytes;
   header.lines = options.checkpoints_max;
+  header.id = catalog_name_hash(name);
   header.checksum = checksum_of(header);
   return header;
 }
@@ -108,15 +110,15 @@ std::uint64_t CheckpointStore<M>::pool_bytes(const CheckpointOptions& options) n
 }
 
 template <Media M>
-auto CheckpointStore<M>::format(Region catalog, KvStore<M> data, const CheckpointOptions& options, M media)
-    -> Result<CheckpointStore> {
+auto CheckpointStore<M>::format(Region catalog, KvStore<M> data, const CheckpointOptions& options, M media,
+                                std::string_view name) -> Result<CheckpointStore> {
   if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
   if (catalog.bytes() < catalog_bytes(options))
     return make_error(ErrorCode::kInvalidArgument, "the catalog's region does not fit its options");
-  const CatalogHeader header = header_for(options);
+  const CatalogHeader header = header_for(options, name);
   for (std::uint64_t line = 0; line < header.lines; ++line) {
     Word& state = reinterpret_cast<CatalogLine*>(catalog.at(kCatalogLinesOffset + line * kLineBytes))->state;
-    media.store(checkpoint_point::kFormatLines, state, catalog_free(line));
+    media.store(checkpoint_point::kFormatLines, state, catalog_free({header.id, line}));
     media.flush(checkpoint_point::kFormatLines, &state);
   }
   std::array<std::uint64_t, sizeof(CatalogHeader) / sizeof(Word)> values;
@@ -158,7 +160,7 @@ auto CheckpointStore<M>::create(Pool& pool, std::string_view name, const Checkpo
   const std::string catalog_name = std::string(name) + ".catalog";
   const std::string data_name = std::string(name) + ".data";
   if (const auto there = pool.open_region(catalog_name)) {
-    if (!unfinished(*there))
+    if (!unfinished(*there, name))
       return make_error(ErrorCode::kAlreadyExists,
                         "there is a checkpoint store '" + std::string(name) + "' in " + pool.path());
     // What a crash has left of one: the catalog goes last, so that a crash here leaves the same again.
@@ -182,7 +184,7 @@ auto CheckpointStore<M>::create(Pool& pool, std::string_view name, const Checkpo
     (void)pool.remove_region(catalog_name);
     return tl::unexpected(data.error());
   }
-  return format(regions->front(), std::move(*data), options, std::move(media));
+  return format(regions->front(), std::move(*data), options, std::move(media), name);
 }
 
 /// Whether the region is one of a KvStore of this name: of its log, or of its index.
@@ -196,15 +198,16 @@ bool CheckpointStore<M>::is_of_store(std::string_view region, std::string_view n
 
 /// Whether nothing but free lines and a part of a header is there: a crash has interrupted create.
 template <Media M>
-bool CheckpointStore<M>::unfinished(const Region& catalog) noexcept {
+bool CheckpointStore<M>::unfinished(const Region& catalog, std::string_view name) noexcept {
   if (catalog.bytes() < kCatalogLinesOffset) return false;
   std::uint64_t magic = 0;
   std::memcpy(&magic, catalog.at(0), sizeof magic);
   if (magic != 0) return false;
+  const std::uint64_t id = catalog_name_hash(name);
   for (std::uint64_t line = 0; line < (catalog.bytes() - kCatalogLinesOffset) / kLineBytes; ++line) {
     std::array<std::uint64_t, kLineBytes / sizeof(std::uint64_t)> words;
     std::memcpy(words.data(), catalog.at(kCatalogLinesOffset + line * kLineBytes), kLineBytes);
-    if (words[0] == catalog_free(line)) words[0] = 0;
+    if (words[0] == catalog_free({id, line})) words[0] = 0;
     if (std::any_of(words.begin(), words.end(), [](std::uint64_t word) { return word != 0; })) return false;
   }
   return true;
@@ -214,7 +217,7 @@ template <Media M>
 auto CheckpointStore<M>::open(Pool& pool, std::string_view name, M media) -> Result<CheckpointStore> {
   auto catalog = pool.open_region(std::string(name) + ".catalog");
   if (!catalog) return tl::unexpected(catalog.error());
-  if (unfinished(*catalog))
+  if (unfinished(*catalog, name))
     return make_error(ErrorCode::kNotFound, "a crash has interrupted the creation of checkpoint store '" +
                                                 std::string(name) + "' in " + pool.path());
   auto data = KvStore<M>::open(pool, std::string(name) + ".data", media);
@@ -228,11 +231,11 @@ template <Media M>
 std::optional<CatalogFields> CheckpointStore<M>::read_line(std::uint64_t line, bool* damaged) const noexcept {
   const CatalogLine& at = line_at(line);
   const std::uint64_t state = media_.load(at.state);
-  if (state == catalog_free(line)) return std::nullopt;
+  if (state == catalog_free(place_of(line))) return std::nullopt;
   const CatalogFields fields{media_.load(at.manifest_id),     media_.load(at.manifest_bytes),
                              media_.load(at.name_hash),       media_.load(at.version),
                              media_.load(at.created_seconds), media_.load(at.tensor_bytes)};
-  if (state == catalog_mark(fields, line)) return fields;
+  if (state == catalog_mark(fields, place_of(line))) return fields;
   if (damaged != nullptr) *damaged = true;
   return std::nullopt;
 }
@@ -308,7 +311,7 @@ void CheckpointStore<M>::publish(std::uint64_t line, const CatalogFields& fields
   media_.store(checkpoint_point::kFields, at.version, fields.version);
   media_.store(checkpoint_point::kFields, at.created_seconds, fields.created_seconds);
   media_.store(checkpoint_point::kFields, at.tensor_bytes, fields.tensor_bytes);
-  media_.store(checkpoint_point::kPublish, at.state, catalog_mark(fields, line));
+  media_.store(checkpoint_point::kPublish, at.state, catalog_mark(fields, place_of(line)));
   media_.flush(checkpoint_point::kPublish, &at);
   media_.fence(checkpoint_point::kPublish);  // The checkpoint is there.
 }
@@ -362,8 +365,8 @@ Result<SaveReport> CheckpointStore<M>::save(std::string_view name, std::uint64_t
     if (find_line(name, version) || shared.saving.contains(title))
       return make_error(ErrorCode::kAlreadyExists, "checkpoint '" + title.first + "' of version " +
                                                        std::to_string(version) + " is there, or is being saved");
-    while (save.line < lines_ &&
-           (media_.load(line_at(save.line).state) != catalog_free(save.line) || shared.lines_taken.contains(save.line)))
+    while (save.line < lines_ && (media_.load(line_at(save.line).state) != catalog_free(place_of(save.line)) ||
+                                  shared.lines_taken.contains(save.line)))
       ++save.line;
     if (save.line == lines_)
       return make_error(ErrorCode::kNoSpace, "there are " + std::to_string(lines_) + " checkpoints already");
@@ -668,7 +671,7 @@ Result<CheckpointDiff> CheckpointStore<M>::diff(std::string_view first_name, std
 /// The checkpoint is not there any more, durably. Under the mutex of the catalog.
 template <Media M>
 void CheckpointStore<M>::clear_line(std::uint64_t line) {
-  media_.store(checkpoint_point::kRemove, line_at(line).state, catalog_free(line));
+  media_.store(checkpoint_point::kRemove, line_at(line).state, catalog_free(place_of(line)));
   media_.flush(checkpoint_point::kRemove, &line_at(line));
   media_.fence(checkpoint_point::kRemove);
 }
