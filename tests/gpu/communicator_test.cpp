@@ -344,10 +344,16 @@ void check_waiting(Communicator& all, Device device, std::uint64_t seed) {
   all.barrier(aside);
   ASSERT_TRUE(aside.synchronize());
   for (std::size_t i = 0; i < sizes.size() && all.rank() != 0; ++i) all.receive(values[i].span(), 0, streams[i]);
+  std::this_thread::sleep_for(100ms);        // Ranks that are threads of one process come to this at different times.
   const std::clock_t before = std::clock();  // Of the process.
   std::this_thread::sleep_for(300ms);
   const double used = static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
-  EXPECT_LT(used, 0.2 * 0.3) << "seconds of a processor within 300 ms";
+#if defined(__SANITIZE_THREAD__)
+  constexpr double kShare = 0.5;  // Its own thread works as well.
+#else
+  constexpr double kShare = 0.2;  // One lane that stays awake uses 1.
+#endif
+  EXPECT_LT(used, kShare * 0.3) << "seconds of a processor within 300 ms";
   all.barrier(aside);  // What comes now is not to be counted by ranks that are threads of one process.
   ASSERT_TRUE(aside.synchronize());
   for (std::size_t i = 0; i < sizes.size() && all.rank() == 0; ++i) {
