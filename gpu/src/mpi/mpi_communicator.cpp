@@ -320,6 +320,13 @@ struct Group {
     ++left;
     return requests.emplace_back(MPI_REQUEST_NULL);
   }
+  /// The next ones use its memory again.
+  void clear() noexcept {
+    requests.clear();
+    senders.clear();
+    found.clear();
+    left = 0;
+  }
 };
 
 /// Whether one of the group is done that was not, and rings for those whose messages have been taken; MPI's code. MPI
@@ -542,7 +549,7 @@ class Operation {
         return give_up(" was not done within " + std::to_string(job_.timeout.count()) + " ms");
     }
     if (code_ != MPI_SUCCESS) return give_up(": " + text_of(code_));
-    group = {};
+    group.clear();
     return {};
   }
 
@@ -835,9 +842,10 @@ class MpiCommunicator final : public CommunicatorImpl {
   template <class Part, class There>
   static Status in_parts(Operation& op, std::size_t bytes, const Part& part, const There& receiver_is_there) {
     std::array<Group, 2> groups;
-    const std::size_t first = op.bells().are_enough() && bytes > 0 ? 0 : std::min(bytes, kFewBytes);
-    if (first > 0 || bytes == 0) part(0, first, groups[0]);
-    if (first > 0 && bytes > first) receiver_is_there(groups[1]);
+    const bool asks = !op.bells().are_enough();
+    const std::size_t first = asks ? std::min(bytes, kFewBytes) : 0;
+    if (asks || bytes == 0) part(0, first, groups[0]);
+    if (asks && bytes > first) receiver_is_there(groups[1]);
     std::size_t number = 0;
     for (std::size_t at = first; at < bytes; at += kPartBytes, ++number) {
       // Two at a time; of the first two both, as they are what is waited for.
