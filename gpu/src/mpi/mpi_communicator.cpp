@@ -525,12 +525,13 @@ class Operation {
       };
       bool crowded = is_crowded();
       for (unsigned tries = 1; code_ == MPI_SUCCESS; ++tries) {
+        bool found = false;
         {
           const std::lock_guard all(mpi_mutex());
-          bool found = false;
           note(test(group, bells(), found));
           done = group.left == 0;
         }
+        if (found && !done) continue;                            // Then MPI has moved nothing along.
         if (done || (tries % 2 == 0 && is_in_the_way())) break;  // (Twice: see test().)
         if (crowded) std::this_thread::yield();
         if (tries % 16 != 0) continue;
