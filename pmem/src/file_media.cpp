@@ -5,18 +5,23 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
+#include <deque>
 #include <mutex>
 #include <random>
 #include <thread>
 #include <vector>
 
 #include "dunnock/base/check.hpp"
+#include "dunnock/base/file.hpp"
+#include "dunnock/pmem/fork_mark.hpp"
 #include "journal.hpp"
 
 namespace dunnock::detail {
@@ -45,23 +50,61 @@ struct Noted {
   }
 };
 
-/// What this thread has noted and not yet fenced, one entry a mapping. `mapping` is a number that is never used twice,
-/// so an entry of a mapping that is gone can't be mistaken for another's.
+/// A small number that no other running thread has. Numbers of threads that have ended are used again, so that what is
+/// kept for each is bounded by the threads that run at once. Nothing here is destroyed before the last user: pools may
+/// be closed by destructors of global objects, after a thread's own objects are gone.
+class ThreadNumbers {
+ public:
+  static unsigned mine() noexcept {
+    if (mine_ == 0) {
+      mine_ = all().take();
+      (void)&returns_;  // Made now, so that it is destroyed when the thread ends.
+    }
+    return mine_;
+  }
+
+ private:
+  struct Returns {
+    Returns() noexcept {}
+    ~Returns() {
+      if (mine_ != 0) all().give_back(mine_);
+      mine_ = 0;  // What still runs on this thread takes another number, and keeps it.
+    }
+  };
+  static ThreadNumbers& all() noexcept {
+    static auto* const numbers = new ThreadNumbers;  // Never deleted.
+    return *numbers;
+  }
+  unsigned take() noexcept {
+    const std::lock_guard lock(mutex_);
+    if (free_.empty()) return ++last_;
+    const unsigned number = free_.back();
+    free_.pop_back();
+    return number;
+  }
+  void give_back(unsigned number) noexcept {
+    const std::lock_guard lock(mutex_);
+    free_.push_back(number);
+  }
+
+  static thread_local unsigned mine_;
+  static thread_local Returns returns_;
+  std::mutex mutex_;
+  std::vector<unsigned> free_;
+  unsigned last_ = 0;
+};
+thread_local unsigned ThreadNumbers::mine_ = 0;
+thread_local ThreadNumbers::Returns ThreadNumbers::returns_;
+
+/// What a thread has noted in the mappings that it used last. `mapping` is a number that is never used twice, so an
+/// entry of a mapping that is gone can't be mistaken for another's.
 struct NotedHere {
   std::uint64_t mapping;
-  Noted noted;
+  Noted* noted;
 };
-thread_local std::vector<NotedHere> noted_here;
+thread_local std::array<NotedHere, 4> noted_here{};
 
 std::atomic<std::uint64_t> next_mapping{1};
-
-Noted& noted_for(std::uint64_t mapping) {
-  for (NotedHere& one : noted_here) {
-    if (one.mapping == mapping) return one.noted;
-  }
-  noted_here.push_back({mapping, {}});
-  return noted_here.back().noted;
-}
 
 /// A line as it is at one moment, while others may store to it: what was read twice alike. Their stores to one line
 /// become durable in their order, so a copy must not have a younger word and lack an older one.
@@ -89,7 +132,10 @@ struct FileSync::State {
   std::uint64_t bytes = 0;
   std::uint64_t page_bytes = 4096;
   Options options;
-  int file = -1;
+  ForkMark fork;
+
+  std::mutex threads_mutex;
+  std::deque<Noted> threads;  // what each thread has noted, by its number; addresses stay
 
   std::mutex mutex;
   std::condition_variable round_over;
@@ -102,54 +148,100 @@ struct FileSync::State {
   std::atomic<std::uint64_t> syncs{0};
   std::atomic<std::uint64_t> fences{0};
 
+  std::atomic<int> failing{0};  // errno of the first error
+  std::atomic<int> failed{0};   // the same, once nothing more can reach the file
+  bool closed = false;
+
   // Of the leader.
   Noted leading;
   std::unique_ptr<Journal> journal;
   std::atomic<bool> journaled{false};
   bool journal_tried = false;
+  std::vector<JournalRevoke>* touched = nullptr;
 
-  static void require(bool fine) noexcept {
-    DUNNOCK_CHECK(fine, "the disk refuses a write: nothing more can be acknowledged (see file_media.hpp)");
+  [[nodiscard]] bool ok() const noexcept { return failed.load(std::memory_order_acquire) == 0; }  // Partner: fail.
+
+  void fail(int error) noexcept {
+    int none = 0;
+    if (!failing.compare_exchange_strong(none, error != 0 ? error : EIO)) {
+      while (ok()) cpu_pause();  // Another thread is making the mapping private.
+      return;
+    }
+    DUNNOCK_CHECK(!options.abort_on_error, "the disk refuses a write, and the pool was opened to end the process then");
+    if (options.freeze) {
+      options.freeze();
+    } else if (options.file >= 0) {
+      constexpr int kFlags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
+      const bool frozen =
+          mmap(base, bytes, PROT_READ | PROT_WRITE, kFlags, options.file, 0) != MAP_FAILED ||
+          mmap(base, bytes, PROT_READ | PROT_WRITE, kFlags | MAP_ANONYMOUS, -1, 0) != MAP_FAILED;
+      DUNNOCK_CHECK(frozen, "after an error of the disk the pool's mapping must not be shared any longer");
+    }
+    failed.store(failing.load(std::memory_order_relaxed), std::memory_order_release);
   }
-  [[nodiscard]] std::string journal_path() const { return options.path + ".journal"; }
+  /// Takes note of a call that answers 0 when it went well.
+  bool succeeded(int status) noexcept {
+    if (status == 0) return true;
+    fail(errno);
+    return false;
+  }
 
   void write_back(std::uint64_t offset, std::uint64_t length) noexcept {
     const std::uint64_t from = offset / page_bytes * page_bytes;
-    require(msync(base + from, std::min(offset + length, bytes) - from, MS_SYNC) == 0);
-    syncs.fetch_add(1, std::memory_order_relaxed);
+    if (succeeded(file_system().msync(base + from, std::min(offset + length, bytes) - from)))
+      syncs.fetch_add(1, std::memory_order_relaxed);
   }
+  bool write_back_pages() noexcept { return succeeded(file_system().fdatasync(options.file)); }
 
+  /// No journal is slower, and as safe.
   void start_journal() {
     journal_tried = true;
-    if (file < 0 || options.journal_bytes == 0) return;
+    if (options.file < 0 || !options.journal_extent) return;
+    Journal::Options place;
+    place.extent = options.journal_extent(place.fresh);
+    if (place.extent.bytes < kJournalBytesMin) return;
+    place.file = open_for_journal();
+    if (!place.file) return;
     std::random_device random;
-    const std::uint64_t id = (static_cast<std::uint64_t>(random()) << 32 | random()) | 1;
-    const std::uint64_t half = options.journal_bytes / 2 / kJournalBlock * kJournalBlock;
-    auto made = Journal::create(journal_path(), id, half, bytes, [this] { return fdatasync(file) == 0; });
-    if (!made) return;  // Slower, and as safe.
-    options.note_journal(id);
+    place.id = (static_cast<std::uint64_t>(random()) << 32 | random()) | 1;
+    place.pool_bytes = bytes;
+    place.in_background = options.in_background;
+    place.write_back = [this] { return write_back_pages() ? 0 : failing.load(std::memory_order_relaxed); };
+    const std::uint64_t id = place.id;
+    auto made = Journal::create(std::move(place));
+    if (!made) {
+      if (made.error().code == ErrorCode::kIo) fail(EIO);  // A disk that has refused one write is not asked again.
+      return;
+    }
+    if (!options.note_journal(id)) {
+      fail(errno);
+      return;
+    }
     journal = std::move(*made);
     journaled.store(true, std::memory_order_relaxed);
+  }
+
+  /// Another way to the same file: writes there are durable when they return.
+  [[nodiscard]] UniqueFd open_for_journal() const {
+    char self[40];
+    std::snprintf(self, sizeof self, "/proc/self/fd/%d", options.file);
+    constexpr int kFlags = O_RDWR | O_DSYNC;
+    UniqueFd file(file_system().open(AT_FDCWD, self, kFlags | O_DIRECT, 0));
+    if (!file) file = UniqueFd(file_system().open(AT_FDCWD, self, kFlags, 0));  // A file system without O_DIRECT.
+    return file;
   }
 
   /// Makes what has gathered durable. One thread at a time.
   void commit(Noted& noted) {
     if (!journal && !journal_tried && fences.load(std::memory_order_relaxed) >= kFencesBefore) start_journal();
+    if (!ok()) return;
     std::sort(noted.lines.begin(), noted.lines.end());
     noted.lines.erase(std::unique(noted.lines.begin(), noted.lines.end()), noted.lines.end());
-    // Ranges that touch become one.
-    std::sort(noted.ranges.begin(), noted.ranges.end(),
-              [](const JournalRevoke& a, const JournalRevoke& b) { return a.offset < b.offset; });
-    std::size_t kept = 0;
-    for (std::size_t i = 1; i < noted.ranges.size(); ++i) {
-      JournalRevoke& last = noted.ranges[kept];
-      const JournalRevoke& next = noted.ranges[i];
-      if (next.offset <= last.offset + last.bytes + page_bytes)
-        last.bytes = std::max(last.bytes, next.offset + next.bytes - last.offset);
-      else
-        noted.ranges[++kept] = next;
+    join(noted.ranges);
+    if (touched != nullptr) {
+      for (const std::uint64_t line : noted.lines) touched->push_back({line, kLineBytes});
+      touched->insert(touched->end(), noted.ranges.begin(), noted.ranges.end());
     }
-    if (!noted.ranges.empty()) noted.ranges.resize(kept + 1);
 
     if (!journal) {
       std::uint64_t low = ~0ULL, high = 0;
@@ -164,7 +256,7 @@ struct FileSync::State {
       write_back(low, high - low);
       return;
     }
-    if (noted.lines.size() > journal->lines_max()) {
+    if (!journal->fits(noted.lines.size(), noted.ranges.size())) {
       write_back_all();
       return;
     }
@@ -172,25 +264,59 @@ struct FileSync::State {
     // Older lines there must not come back. Those between ranges that were joined are written back, too.
     std::erase_if(noted.ranges,
                   [this](const JournalRevoke& range) { return !journal->may_hold(range.offset, range.bytes); });
-    if (noted.lines.empty() && noted.ranges.empty()) return;
-    require(journal->append(noted.lines, noted.ranges,
-                            [this](std::uint64_t offset, std::uint64_t* words) { copy_line(base + offset, words); }));
-    syncs.fetch_add(1, std::memory_order_relaxed);
+    if (!ok() || (noted.lines.empty() && noted.ranges.empty())) return;
+    append(noted.lines, noted.ranges);
+  }
+
+  void append(std::span<const std::uint64_t> lines, std::span<const JournalRevoke> revokes) {
+    const int error = journal->append(
+        lines, revokes, [this](std::uint64_t offset, std::uint64_t* words) { copy_line(base + offset, words); });
+    if (error != 0)
+      fail(error);
+    else
+      syncs.fetch_add(1, std::memory_order_relaxed);
+  }
+
+  /// Ranges that touch, or almost, become one.
+  void join(std::vector<JournalRevoke>& ranges) const {
+    if (ranges.empty()) return;
+    std::sort(ranges.begin(), ranges.end(),
+              [](const JournalRevoke& a, const JournalRevoke& b) { return a.offset < b.offset; });
+    std::size_t kept = 0;
+    for (std::size_t i = 1; i < ranges.size(); ++i) {
+      JournalRevoke& last = ranges[kept];
+      const JournalRevoke& next = ranges[i];
+      if (next.offset <= last.offset + last.bytes + page_bytes)
+        last.bytes = std::max(last.bytes, next.offset + next.bytes - last.offset);
+      else
+        ranges[++kept] = next;
+    }
+    ranges.resize(kept + 1);
   }
 
   void write_back_all() {
-    require(fdatasync(file) == 0);
+    if (!write_back_pages()) return;
     syncs.fetch_add(1, std::memory_order_relaxed);
     if (!journal) return;
     const JournalRevoke everything{0, bytes};
-    require(journal->append({}, {&everything, 1}, [](std::uint64_t, std::uint64_t*) {}));
+    append({}, {&everything, 1});
+  }
+
+  void wait(std::unique_lock<std::mutex>& lock) {
+    if (!options.pause) {
+      round_over.wait(lock);
+      return;
+    }
+    lock.unlock();
+    options.pause();
+    lock.lock();
   }
 
   /// Calls work() as the leader of a round.
   template <class Work>
   void lead(std::unique_lock<std::mutex>& lock, const Work& work) {
     running = true;
-    if (met.load(std::memory_order_relaxed) < expected) {
+    if (options.in_background && met.load(std::memory_order_relaxed) < expected) {
       // The others of the last round are on their way, if they go on as they did.
       lock.unlock();
       const auto until = std::chrono::steady_clock::now() + kGatherFor;
@@ -202,13 +328,23 @@ struct FileSync::State {
     std::swap(leading, gathering);
     expected = std::max(1U, met.exchange(0, std::memory_order_relaxed));
     lock.unlock();
-    if (!leading.empty()) commit(leading);
+    if (!leading.empty() && ok()) commit(leading);
     leading.clear();
     work();
     lock.lock();
     running = false;
     round_done = round;
     round_over.notify_all();
+  }
+
+  Noted& noted() {
+    const unsigned number = options.thread ? options.thread() : ThreadNumbers::mine();
+    NotedHere& here = noted_here[mapping % noted_here.size()];
+    if (!options.thread && here.mapping == mapping) return *here.noted;
+    const std::lock_guard lock(threads_mutex);
+    while (threads.size() <= number) threads.emplace_back();
+    if (!options.thread) here = {mapping, &threads[number]};
+    return threads[number];
   }
 };
 
@@ -217,58 +353,65 @@ FileSync::FileSync(void* base, std::size_t bytes, Options options) : state_(std:
   state_->bytes = bytes;
   state_->page_bytes = static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
   state_->options = std::move(options);
-  if (!state_->options.path.empty()) state_->file = ::open(state_->options.path.c_str(), O_RDWR | O_CLOEXEC);
 }
 
 FileSync::~FileSync() {
+  if (state_->fork.is_child())
+    (void)state_.release();  // Its locks may be held by threads that fork has not copied.
+  else
+    (void)close();
+}
+
+Status FileSync::close() {
   State& s = *state_;
-  if (s.journal) {
-    State::require(fdatasync(s.file) == 0);
-    s.options.note_journal(0);
-    s.journal.reset();
-    unlink(s.journal_path().c_str());
+  if (!s.closed) {
+    s.closed = true;
+    if (s.journal && !s.fork.is_child()) {
+      s.journal->finish_write_back();
+      if (s.ok() && s.write_back_pages() && !s.options.note_journal(0)) s.fail(errno);
+      s.journal.reset();
+    }
   }
-  if (s.file >= 0) ::close(s.file);
+  if (s.ok()) return {};
+  return system_error("a write to the pool has failed", s.failed.load(std::memory_order_relaxed));
 }
 
 void FileSync::note(const void* address) noexcept {
   const auto offset = static_cast<std::uint64_t>(static_cast<const std::byte*>(address) - state_->base);
   DUNNOCK_CHECK(offset < state_->bytes, "a flushed address lies in the pool");
+  if (!ok()) return;
   const std::uint64_t line = offset / kLineBytes * kLineBytes;
-  std::vector<std::uint64_t>& lines = noted_for(state_->mapping).lines;
+  std::vector<std::uint64_t>& lines = state_->noted().lines;
   if (lines.empty() || lines.back() != line) lines.push_back(line);
 }
 
 void FileSync::write(void* to, const void* from, std::size_t bytes) noexcept {
   if (bytes == 0) return;
-  const auto offset = static_cast<std::uint64_t>(static_cast<std::byte*>(to) - state_->base);
-  DUNNOCK_CHECK(offset < state_->bytes, "what is written lies in the pool");
-  DUNNOCK_CHECK(bytes <= state_->bytes - offset, "what is written lies in the pool");
-  if (bytes < kLongWrite || state_->file < 0) {
-    std::memcpy(to, from, bytes);
-    std::vector<std::uint64_t>& lines = noted_for(state_->mapping).lines;
-    for (std::uint64_t line = offset / kLineBytes * kLineBytes; line < offset + bytes; line += kLineBytes)
-      lines.push_back(line);
-    return;
+  State& s = *state_;
+  const auto offset = static_cast<std::uint64_t>(static_cast<std::byte*>(to) - s.base);
+  DUNNOCK_CHECK(offset < s.bytes, "what is written lies in the pool");
+  DUNNOCK_CHECK(bytes <= s.bytes - offset, "what is written lies in the pool");
+  if (bytes >= kLongWrite && s.options.file >= 0 && ok()) {
+    // Through the page cache, which the mapping shows: without a page fault for each page that was written back.
+    if (file_system().pwrite(s.options.file, from, bytes, offset)) {
+      file_system().start_write(s.options.file, offset, bytes);
+      s.noted().ranges.push_back({offset, bytes});
+      return;
+    }
+    s.fail(errno);
   }
-  // Through the page cache, which the mapping shows: without a page fault for each page that was written back.
-  std::size_t done = 0;
-  while (done < bytes) {
-    const ssize_t put = pwrite(state_->file, static_cast<const std::byte*>(from) + done, bytes - done,
-                               static_cast<off_t>(offset + done));
-    if (put < 0 && errno == EINTR) continue;
-    State::require(put > 0);
-    done += static_cast<std::size_t>(put);
-  }
-  // The disk may begin; whether it does is its matter.
-  (void)sync_file_range(state_->file, static_cast<off_t>(offset), static_cast<off_t>(bytes), SYNC_FILE_RANGE_WRITE);
-  noted_for(state_->mapping).ranges.push_back({offset, bytes});
+  std::memcpy(to, from, bytes);
+  if (!ok()) return;
+  std::vector<std::uint64_t>& lines = s.noted().lines;
+  for (std::uint64_t line = offset / kLineBytes * kLineBytes; line < offset + bytes; line += kLineBytes)
+    lines.push_back(line);
 }
 
 void FileSync::sync() noexcept {
-  Noted& mine = noted_for(state_->mapping);
-  if (mine.empty()) return;
   State& s = *state_;
+  if (!s.ok()) return;
+  Noted& mine = s.noted();
+  if (mine.empty()) return;
   s.fences.fetch_add(1, std::memory_order_relaxed);
   std::unique_lock lock(s.mutex);
   s.gathering.take(mine);
@@ -276,7 +419,7 @@ void FileSync::sync() noexcept {
   const std::uint64_t my_round = s.round_started + 1;  // The one that `gathering` belongs to.
   while (s.round_done < my_round) {
     if (s.running)
-      s.round_over.wait(lock);
+      s.wait(lock);
     else
       s.lead(lock, [] {});  // Takes what has gathered, makes it durable without the lock, tells the others.
   }
@@ -284,10 +427,29 @@ void FileSync::sync() noexcept {
 
 void FileSync::write_back_all() noexcept {
   State& s = *state_;
-  if (s.file < 0) return;
+  if (s.options.file < 0) return;
+  without_fences([&s] {
+    if (s.ok()) s.write_back_all();
+  });
+}
+
+bool FileSync::check_disk() noexcept { return ok() && (state_->options.file < 0 || state_->write_back_pages()); }
+
+void FileSync::without_fences(const std::function<void()>& work) {
+  State& s = *state_;
   std::unique_lock lock(s.mutex);
-  s.round_over.wait(lock, [&s] { return !s.running; });
-  s.lead(lock, [&s] { s.write_back_all(); });
+  while (s.running) s.wait(lock);
+  s.lead(lock, work);
+}
+
+void FileSync::note_touched(std::vector<JournalRevoke>* touched) noexcept { state_->touched = touched; }
+
+bool FileSync::ok() const noexcept { return state_->ok(); }
+int FileSync::error() const noexcept { return state_->failed.load(std::memory_order_acquire); }
+void FileSync::fail(int error) noexcept { state_->fail(error); }
+void FileSync::abandon() noexcept {
+  state_->failing.store(ECHILD, std::memory_order_relaxed);
+  state_->failed.store(ECHILD, std::memory_order_release);  // Partner: ok.
 }
 
 std::uint64_t FileSync::syncs() const noexcept { return state_->syncs.load(std::memory_order_relaxed); }

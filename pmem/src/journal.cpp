@@ -1,7 +1,5 @@
 #include "journal.hpp"
 
-#include <fcntl.h>
-#include <unistd.h>
 #include <xxhash.h>
 
 #include <algorithm>
@@ -14,6 +12,9 @@
 #include <mutex>
 #include <thread>
 
+#include "dunnock/base/check.hpp"
+#include "dunnock/pmem/fork_mark.hpp"
+
 namespace dunnock::detail {
 namespace {
 
@@ -25,49 +26,114 @@ std::uint64_t checksum_of(const JournalHead& head) noexcept {
   return XXH3_64bits(&head, offsetof(JournalHead, checksum));
 }
 
-/// Of a group's head as it stands at `group` and the bytes that follow it.
+/// Of a group's head as it stands at `group`, and the bytes that follow it.
 std::uint64_t checksum_of(const std::byte* group, std::uint64_t body_bytes) noexcept {
-  return XXH3_64bits_withSeed(group + sizeof(JournalGroup), body_bytes,
-                              XXH3_64bits(group, offsetof(JournalGroup, checksum)));
+  JournalGroup head;
+  std::memcpy(&head, group, sizeof head);
+  head.checksum = 0;
+  // A side journal's groups have zeros where `oldest` is, and a checksum of the fields before it.
+  const std::size_t length = head.oldest == 0 ? offsetof(JournalGroup, checksum) : sizeof head;
+  return XXH3_64bits_withSeed(group + sizeof(JournalGroup), body_bytes, XXH3_64bits(&head, length));
 }
 
 class FileJournal final : public Journal {
  public:
-  FileJournal(int file, std::uint64_t id, std::uint64_t half_bytes, std::uint64_t pool_bytes,
-              std::function<bool()> write_back)
-      : file_(file), id_(id), half_bytes_(half_bytes), write_back_(std::move(write_back)) {
-    while (pool_bytes >> grain_bits_ > kGrainsMax) ++grain_bits_;
-    for (auto& grains : held_) grains.resize((pool_bytes >> grain_bits_) + 1);
-    thread_ = std::thread([this] { write_back_halves(); });
+  FileJournal(Options options, std::uint64_t half_bytes) : options_(std::move(options)), half_bytes_(half_bytes) {
+    while (options_.pool_bytes >> grain_bits_ > kGrainsMax) ++grain_bits_;
+    for (auto& grains : held_) grains.resize((options_.pool_bytes >> grain_bits_) + 1);
+    if (options_.in_background) thread_ = std::make_unique<std::thread>([this] { write_back_halves(); });
   }
   ~FileJournal() override {
+    std::free(buffer_);
+    if (!thread_) return;
+    if (fork_.is_child()) {
+      (void)thread_.release();  // fork has not copied the thread, so nobody can join it.
+      return;
+    }
     {
       const std::lock_guard lock(mutex_);
       ends_ = true;
       changed_.notify_all();
     }
-    thread_.join();
-    std::free(buffer_);
-    ::close(file_);
+    thread_->join();
   }
 
-  [[nodiscard]] std::size_t lines_max() const noexcept override {
+  [[nodiscard]] bool fits(std::size_t lines, std::size_t revokes) const noexcept override {
     // A third of a half, so that no half is left almost empty.
-    return (half_bytes_ / 3 - kJournalBlock) / sizeof(JournalLine);
+    const std::uint64_t most = (half_bytes_ - kJournalBlock) / 3 / kJournalBlock * kJournalBlock;
+    return lines <= most / sizeof(JournalLine) && revokes <= most / sizeof(JournalRevoke) &&
+           group_bytes(lines, revokes) <= most;
   }
 
-  [[nodiscard]] bool append(std::span<const std::uint64_t> line_offsets, std::span<const JournalRevoke> revokes,
-                            const std::function<void(std::uint64_t, std::uint64_t*)>& copy) override {
+  [[nodiscard]] int append(std::span<const std::uint64_t> line_offsets, std::span<const JournalRevoke> revokes,
+                           const std::function<void(std::uint64_t, std::uint64_t*)>& copy) override {
+    const std::uint64_t bytes = group_bytes(line_offsets.size(), revokes.size());
+    if (const int error = make_room(bytes); error != 0) return error;
+    return write_group(line_offsets, revokes, copy);
+  }
+
+  [[nodiscard]] bool may_hold(std::uint64_t offset, std::uint64_t bytes) const noexcept override {
+    for (std::uint64_t grain = offset >> grain_bits_; grain <= (offset + bytes - 1) >> grain_bits_; ++grain) {
+      if (held_[0][grain] != 0 || held_[1][grain] != 0) return true;
+    }
+    return false;
+  }
+
+  [[nodiscard]] int write_back_error() const noexcept override { return error_.load(std::memory_order_acquire); }
+
+  void finish_write_back() noexcept override {
+    std::unique_lock lock(mutex_);
+    if (options_.in_background) changed_.wait(lock, [this] { return !writing_back_ || error_ != 0; });
+  }
+
+ private:
+  static constexpr std::uint64_t kGrainsMax = 1 << 20;
+
+  [[nodiscard]] static std::uint64_t group_bytes(std::size_t lines, std::size_t revokes) noexcept {
+    return rounded_up(sizeof(JournalGroup) + revokes * sizeof(JournalRevoke) + lines * sizeof(JournalLine));
+  }
+
+  /// Goes on in the other half when this one is full. The errno of a failed write or write-back, or 0.
+  [[nodiscard]] int make_room(std::uint64_t bytes) {
+    if (const int error = write_back_error(); error != 0) return error;
+    if (used_ + bytes <= half_bytes_ - kJournalBlock) return 0;  // The last block is kept for what follows.
+    {
+      std::unique_lock lock(mutex_);
+      // The other half may be begun anew when everything in it has reached the pool's pages.
+      if (options_.in_background) {
+        changed_.wait(lock, [this] { return !writing_back_ || error_ != 0; });
+      } else if (writing_back_) {
+        write_back_now();
+      }
+      if (const int error = write_back_error(); error != 0) return error;
+    }
+    // The youngest group has to say so first.
+    if (said_oldest_ != first_ && number_ != first_) {
+      if (const int error = write_group({}, {}, {}); error != 0) return error;
+    }
+    const std::lock_guard lock(mutex_);
+    writing_back_ = true;  // For the half that is full.
+    half_ = 1 - half_;
+    used_ = 0;
+    other_first_ = first_;
+    first_ = number_;
+    std::fill(held_[half_].begin(), held_[half_].end(), 0);
+    changed_.notify_all();
+    return 0;
+  }
+
+  /// Writes a group at the end of the half, where there is room for it.
+  [[nodiscard]] int write_group(std::span<const std::uint64_t> line_offsets, std::span<const JournalRevoke> revokes,
+                                const std::function<void(std::uint64_t, std::uint64_t*)>& copy) {
+    const std::uint64_t bytes = group_bytes(line_offsets.size(), revokes.size());
     const std::uint64_t body = revokes.size_bytes() + line_offsets.size() * sizeof(JournalLine);
-    const std::uint64_t bytes = rounded_up(sizeof(JournalGroup) + body);
-    if (bytes > half_bytes_ || !make_room(bytes)) return false;
     if (bytes > buffer_bytes_) {
       std::free(buffer_);
       buffer_ = static_cast<std::byte*>(std::aligned_alloc(kJournalBlock, bytes));
       buffer_bytes_ = buffer_ == nullptr ? 0 : bytes;
-      if (buffer_ == nullptr) return false;
+      if (buffer_ == nullptr) return ENOMEM;
     }
-    JournalGroup group{id_, number_, line_offsets.size(), revokes.size(), 0, {}};
+    JournalGroup group{options_.id, number_, line_offsets.size(), revokes.size(), 0, oldest_needed(), {}};
     std::byte* at = buffer_ + sizeof group;
     if (!revokes.empty()) std::memcpy(at, revokes.data(), revokes.size_bytes());
     at += revokes.size_bytes();
@@ -83,42 +149,19 @@ class FileJournal final : public Journal {
     std::memcpy(buffer_, &group, sizeof group);
     group.checksum = checksum_of(buffer_, body);
     std::memcpy(buffer_, &group, sizeof group);
-    const auto to = static_cast<off_t>(kJournalBlock + half_ * half_bytes_ + used_);
-    std::uint64_t done = 0;
-    while (done < bytes) {
-      const ssize_t put = pwrite(file_, buffer_ + done, bytes - done, to + static_cast<off_t>(done));
-      if (put < 0 && errno == EINTR) continue;
-      if (put <= 0) return false;
-      done += static_cast<std::uint64_t>(put);
-    }
+    const std::uint64_t to = options_.extent.offset + kJournalBlock + half_ * half_bytes_ + used_;
+    errno = 0;
+    if (!file_system().pwrite_durably(options_.file.get(), buffer_, bytes, to)) return errno != 0 ? errno : EIO;
     used_ += bytes;
+    said_oldest_ = group.oldest;
     ++number_;
-    return true;
+    return 0;
   }
 
-  [[nodiscard]] bool may_hold(std::uint64_t offset, std::uint64_t bytes) const noexcept override {
-    for (std::uint64_t grain = offset >> grain_bits_; grain <= (offset + bytes - 1) >> grain_bits_; ++grain) {
-      if (held_[0][grain] != 0 || held_[1][grain] != 0) return true;
-    }
-    return false;
-  }
-
- private:
-  static constexpr std::uint64_t kGrainsMax = 1 << 20;
-
-  /// Goes on in the other half when this one is full. False: the pool's file can't be written back.
-  [[nodiscard]] bool make_room(std::uint64_t bytes) {
-    if (used_ + bytes <= half_bytes_) return !failed_.load(std::memory_order_relaxed);
-    std::unique_lock lock(mutex_);
-    // The other half may be begun anew when everything in it has reached the pool's file.
-    changed_.wait(lock, [this] { return !writing_back_ || failed_; });
-    if (failed_) return false;
-    writing_back_ = true;  // For the half that is full.
-    half_ = 1 - half_;
-    used_ = 0;
-    std::fill(held_[half_].begin(), held_[half_].end(), 0);
-    changed_.notify_all();
-    return true;
+  /// The first group that a replay needs from now on.
+  [[nodiscard]] std::uint64_t oldest_needed() {
+    const std::lock_guard lock(mutex_);
+    return writing_back_ ? other_first_ : first_;
   }
 
   void write_back_halves() {
@@ -127,42 +170,55 @@ class FileJournal final : public Journal {
       changed_.wait(lock, [this] { return writing_back_ || ends_; });
       if (ends_) return;
       lock.unlock();
-      const bool fine = write_back_();
+      const int error = options_.write_back();
       lock.lock();
-      if (!fine) failed_ = true;
-      writing_back_ = false;
+      note_write_back(error);
       changed_.notify_all();
     }
   }
 
-  int file_;
-  std::uint64_t id_;
+  void write_back_now() { note_write_back(options_.write_back()); }
+
+  /// After an error, what the full half holds is needed for ever: `writing_back_` stays.
+  void note_write_back(int error) noexcept {
+    if (error != 0)
+      error_.store(error, std::memory_order_release);  // Partner: write_back_error.
+    else
+      writing_back_ = false;
+    if (error != 0) ends_ = true;
+  }
+
+  Options options_;
   std::uint64_t half_bytes_;
-  std::function<bool()> write_back_;
+  ForkMark fork_;
   unsigned grain_bits_ = 12;
   std::array<std::vector<std::uint8_t>, 2> held_;  // grains of the pool with lines in a half
   unsigned half_ = 0;
-  std::uint64_t used_ = 0;  // bytes of that half
-  std::uint64_t number_ = 1;
+  std::uint64_t used_ = 0;    // bytes of that half
+  std::uint64_t number_ = 1;  // of the next group
+  std::uint64_t first_ = 1;   // group of this half
+  std::uint64_t other_first_ = 1;
+  std::uint64_t said_oldest_ = 0;  // by the youngest group
   std::byte* buffer_ = nullptr;
   std::uint64_t buffer_bytes_ = 0;
 
   std::mutex mutex_;  // of what follows
   std::condition_variable changed_;
-  bool writing_back_ = false;
+  bool writing_back_ = false;  // The other half is not yet in the pool's pages.
   bool ends_ = false;
-  std::atomic<bool> failed_{false};
-  std::thread thread_;
+  std::atomic<int> error_{0};
+  std::unique_ptr<std::thread> thread_;
 };
 
 /// The groups of a half, as far as they follow each other.
 struct Half {
   struct Group {
     const std::byte* body;
-    std::uint64_t lines, revokes;
+    std::uint64_t number, lines, revokes;
   };
   std::uint64_t first = 0, last = 0;  // numbers; first is 0 when there are none
   std::uint64_t youngest = 0;         // of all that are sound, in order or not
+  std::uint64_t oldest = 0;           // what the youngest says is needed
   std::vector<Group> groups;
 };
 
@@ -181,11 +237,12 @@ Half read_half(std::span<const std::byte> bytes, std::uint64_t id) {
   Half half;
   std::uint64_t at = 0;
   JournalGroup group;
-  while (at < bytes.size() && read_group(bytes, at, id, group) && (half.first == 0 || group.number == half.last + 1)) {
+  while (at < bytes.size() && read_group(bytes, at, id, group) && group.number != 0 &&
+         (half.first == 0 || group.number == half.last + 1)) {
     if (half.first == 0) half.first = group.number;
-    if (group.number == 0) break;
     half.last = group.number;
-    half.groups.push_back({bytes.data() + at + sizeof group, group.lines, group.revokes});
+    half.oldest = group.oldest;
+    half.groups.push_back({bytes.data() + at + sizeof group, group.number, group.lines, group.revokes});
     at += rounded_up(sizeof group + group.lines * sizeof(JournalLine) + group.revokes * sizeof(JournalRevoke));
   }
   // What follows was begun and not acknowledged, or is older.
@@ -196,62 +253,75 @@ Half read_half(std::span<const std::byte> bytes, std::uint64_t id) {
   return half;
 }
 
+/// Which groups a replay needs: of `older` and then of `newer`, which is made the half with the youngest group.
+/// Errors: Corrupt.
+Status find_needed(Half& older, Half& newer, bool side_journal) {
+  const auto damaged = [] { return make_error(ErrorCode::kCorrupt, "a group of it is damaged"); };
+  if (side_journal) {
+    if (older.first > newer.first) std::swap(older, newer);
+    // Younger groups than the last in order would be acknowledged ones after damage.
+    if (std::max(older.youngest, newer.youngest) > newer.last) return damaged();
+    if (older.first != 0 && newer.first != older.last + 1)
+      return make_error(ErrorCode::kCorrupt, "groups of it are missing");
+    return {};
+  }
+  if (older.youngest > newer.youngest) std::swap(older, newer);
+  if (newer.youngest != newer.last) return damaged();
+  if (newer.oldest == 0 || newer.oldest > newer.last) {
+    if (newer.last != 0) return damaged();
+    older.groups.clear();
+    return {};
+  }
+  if (newer.oldest >= newer.first) {
+    // The other half has been written back. It may have been begun anew, and may hold anything.
+    older.groups.clear();
+    return {};
+  }
+  if (older.first == 0 || older.first > newer.oldest || older.last + 1 != newer.first)
+    return make_error(ErrorCode::kCorrupt, "groups of it are missing");
+  return {};
+}
+
+/// Writes the head, and the blocks if they are new.
+bool begin_journal(const Journal::Options& options, std::uint64_t half_bytes) {
+  constexpr std::uint64_t kPiece = 1 << 20;
+  const std::unique_ptr<std::byte, void (*)(void*)> piece(
+      static_cast<std::byte*>(std::aligned_alloc(kJournalBlock, kPiece)), &std::free);
+  if (!piece) {
+    errno = ENOMEM;
+    return false;
+  }
+  std::memset(piece.get(), 0, kPiece);
+  FileSystem& files = file_system();
+  for (std::uint64_t at = 0; options.fresh && at < options.extent.bytes; at += kPiece) {
+    const std::uint64_t length = std::min(kPiece, options.extent.bytes - at);
+    if (!files.pwrite(options.file.get(), piece.get(), length, options.extent.offset + at)) return false;
+  }
+  JournalHead head{kJournalMagic, options.id, half_bytes, 0};
+  head.checksum = checksum_of(head);
+  std::memcpy(piece.get(), &head, sizeof head);
+  return files.pwrite(options.file.get(), piece.get(), kJournalBlock, options.extent.offset) &&
+         files.fdatasync(options.file.get()) == 0;
+}
+
 }  // namespace
 
-Result<std::unique_ptr<Journal>> Journal::create(const std::string& path, std::uint64_t id, std::uint64_t half_bytes,
-                                                 std::uint64_t pool_bytes, std::function<bool()> write_back) {
-  const auto refuse = [&path](int error) {
-    unlink(path.c_str());
-    return make_error(error == ENOSPC || error == EDQUOT ? ErrorCode::kNoSpace : ErrorCode::kIo,
-                      "can't create the journal " + path + ": " + std::strerror(error));
-  };
-  unlink(path.c_str());
-  constexpr int kFlags = O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC | O_DSYNC;
-  int file = ::open(path.c_str(), kFlags | O_DIRECT, 0644);
-  if (file < 0) {  // As on a file system in memory, which may have left the file there.
-    unlink(path.c_str());
-    file = ::open(path.c_str(), kFlags, 0644);
-  }
-  if (file < 0) return refuse(errno);
-  // Blocks that are written later need no change of the file system's own data: a third of the time of a fence.
-  constexpr std::uint64_t kPiece = 1 << 20;
-  auto* piece = static_cast<std::byte*>(std::aligned_alloc(kJournalBlock, kPiece));
-  bool fine = piece != nullptr;
-  if (fine) std::memset(piece, 0, kPiece);
-  const std::uint64_t bytes = kJournalBlock + 2 * half_bytes;
-  for (std::uint64_t at = 0; fine && at < bytes; at += kPiece) {
-    const std::uint64_t length = std::min(kPiece, bytes - at);
-    fine = pwrite(file, piece, length, static_cast<off_t>(at)) == static_cast<ssize_t>(length);
-  }
-  if (fine) {
-    JournalHead head{kJournalMagic, id, half_bytes, 0};
-    head.checksum = checksum_of(head);
-    std::memcpy(piece, &head, sizeof head);
-    fine = pwrite(file, piece, kJournalBlock, 0) == static_cast<ssize_t>(kJournalBlock) && fsync(file) == 0;
-  }
-  const int error = fine ? 0 : errno != 0 ? errno : EIO;
-  std::free(piece);
-  if (!fine) {
-    ::close(file);
-    return refuse(error);
-  }
-  // Its name must survive, too.
-  const std::size_t slash = path.rfind('/');
-  const std::string directory = slash == std::string::npos ? "." : path.substr(0, slash + 1);
-  const int parent = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (parent >= 0) {
-    fsync(parent);
-    ::close(parent);
-  }
-  return std::make_unique<FileJournal>(file, id, half_bytes, pool_bytes, std::move(write_back));
+Result<std::unique_ptr<Journal>> Journal::create(Options options) {
+  DUNNOCK_CHECK(options.extent.bytes >= kJournalBytesMin, "a journal has room for some groups");
+  const std::uint64_t half_bytes = (options.extent.bytes - kJournalBlock) / 2 / kJournalBlock * kJournalBlock;
+  errno = 0;
+  if (!begin_journal(options, half_bytes)) return system_error("can't begin a journal", errno != 0 ? errno : EIO);
+  return std::make_unique<FileJournal>(std::move(options), half_bytes);
 }
 
 Status replay_journal(std::span<const std::byte> journal, std::uint64_t id, std::uint64_t pool_bytes,
+                      JournalExtent extent,
                       const std::function<void(std::uint64_t, const std::uint64_t*)>& apply) {
   JournalHead head;
   if (journal.size() < kJournalBlock) return make_error(ErrorCode::kCorrupt, "it is too short");
   std::memcpy(&head, journal.data(), sizeof head);
-  if (head.magic != kJournalMagic || head.checksum != checksum_of(head))
+  const bool side_journal = head.magic == kSideJournalMagic;
+  if ((head.magic != kJournalMagic && !side_journal) || head.checksum != checksum_of(head))
     return make_error(ErrorCode::kCorrupt, "its head is damaged");
   if (head.id != id) return make_error(ErrorCode::kCorrupt, "it belongs to another pool");
   if (head.half_bytes % kJournalBlock != 0 || (journal.size() - kJournalBlock) / 2 < head.half_bytes)
@@ -259,12 +329,7 @@ Status replay_journal(std::span<const std::byte> journal, std::uint64_t id, std:
   std::array<Half, 2> halves;
   for (std::size_t i = 0; i < 2; ++i)
     halves[i] = read_half(journal.subspan(kJournalBlock + i * head.half_bytes, head.half_bytes), id);
-  if (halves[0].first > halves[1].first) std::swap(halves[0], halves[1]);
-  // Younger groups than the last in order would be acknowledged ones behind damage.
-  if (std::max(halves[0].youngest, halves[1].youngest) > halves[1].last)
-    return make_error(ErrorCode::kCorrupt, "a group of it is damaged");
-  if (halves[0].first != 0 && halves[1].first != halves[0].last + 1)
-    return make_error(ErrorCode::kCorrupt, "groups of it are missing");
+  if (Status found = find_needed(halves[0], halves[1], side_journal); !found) return found;
   std::map<std::uint64_t, const std::byte*> lines;  // the last of each
   for (const Half& half : halves) {
     for (const Half::Group& group : half.groups) {
@@ -280,6 +345,8 @@ Status replay_journal(std::span<const std::byte> journal, std::uint64_t id, std:
         std::memcpy(&offset, at, sizeof offset);
         if (offset % kLineBytes != 0 || offset >= pool_bytes || pool_bytes - offset < kLineBytes)
           return make_error(ErrorCode::kCorrupt, "a line of it is outside of the pool");
+        if (offset >= extent.offset && offset - extent.offset < extent.bytes)
+          return make_error(ErrorCode::kCorrupt, "a line of it is inside of itself");
         lines[offset] = at + sizeof offset;
       }
     }

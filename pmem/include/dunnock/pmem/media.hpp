@@ -29,6 +29,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "dunnock/pmem/fork_mark.hpp"
+
 namespace dunnock {
 
 inline constexpr std::size_t kLineBytes = 64;
@@ -57,6 +59,8 @@ enum class Durability : std::uint8_t {
 ///   flush(point, address)       starts making the line that holds `address` durable.
 ///   fence(point)                returns when all that this thread flushed is durable.
 ///   pause()            called while waiting for another thread.
+///   ok()               is what was fenced durable, and does it belong to this process? From the first time on that it
+///                      answers no, nothing is acknowledged any more. True while the media works.
 /// It may also offer write(point, to, from, bytes), a faster form of write_durably() below, and kFenceBatch, how many
 /// keys of a bulk operation should share a fence where fences are slow.
 template <class M>
@@ -68,6 +72,7 @@ concept Media = std::copy_constructible<M> && requires(const M media, Word& word
   { media.flush(point, static_cast<const void*>(&word)) } noexcept;
   { media.fence(point) } noexcept;
   { media.pause() } noexcept;
+  { media.ok() } noexcept -> std::same_as<bool>;
 };
 
 namespace detail {
@@ -104,21 +109,30 @@ inline void cpu_pause() noexcept {
 }
 
 /// What all media in mapped memory share: plain atomic loads and stores.
-struct MappedMedia {
+struct MappedLoads {
   [[nodiscard]] std::uint64_t load(const Word& word) const noexcept { return word.load(std::memory_order_acquire); }
   void store(Point, Word& word, std::uint64_t value) const noexcept { word.store(value, std::memory_order_release); }
   void pause() const noexcept { cpu_pause(); }
 };
 
+/// And of a shared mapping: it is that of the process that made this (see Pool about fork).
+struct MappedMedia : MappedLoads {
+  [[nodiscard]] bool ok() const noexcept { return !fork_.is_child(); }
+
+ private:
+  ForkMark fork_;
+};
+
 }  // namespace detail
 
 /// Plain memory: the same structure as a fast volatile one.
-struct DramMedia : detail::MappedMedia {
+struct DramMedia : detail::MappedLoads {
   static constexpr Durability kDurability = Durability::kNone;
   static constexpr bool kVisibleIsDurable = true;
   void write(Point, void* to, const void* from, std::size_t bytes) const noexcept { std::memcpy(to, from, bytes); }
   void flush(Point, const void*) const noexcept {}
   void fence(Point) const noexcept {}
+  [[nodiscard]] static constexpr bool ok() noexcept { return true; }
 };
 
 /// A shared file mapping without flushes: the page cache keeps it when the process dies. Not for power loss.

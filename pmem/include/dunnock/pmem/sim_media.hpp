@@ -114,6 +114,7 @@ struct SimMedia {
   void flush(Point point, const void* address) const noexcept { memory_->flush(point, address); }
   void fence(Point point) const noexcept { memory_->fence(point); }
   void pause() const noexcept { memory_->pause(); }
+  [[nodiscard]] static constexpr bool ok() noexcept { return true; }
 
  private:
   SimMemory* memory_;
