@@ -99,6 +99,13 @@ void FileSystem::start_write(int fd, std::uint64_t offset, std::uint64_t bytes) 
   (void)sync_file_range(fd, static_cast<off_t>(offset), static_cast<off_t>(bytes), SYNC_FILE_RANGE_WRITE);
 }
 
+int FileSystem::wait_for_writes(int fd, std::uint64_t offset, std::uint64_t bytes) noexcept {
+  constexpr unsigned kFlags = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+  const int status = uninterrupted(
+      [&] { return ::sync_file_range(fd, static_cast<off_t>(offset), static_cast<off_t>(bytes), kFlags); });
+  return status != 0 && (errno == EINVAL || errno == ESPIPE) ? 0 : status;  // A device: there is nothing to wait for.
+}
+
 int FileSystem::fsync(int fd) noexcept {
   return uninterrupted([&] { return ::fsync(fd); });
 }
@@ -112,8 +119,8 @@ int FileSystem::msync(void* address, std::size_t bytes) noexcept {
 }
 
 int FileSystem::allocate(int fd, std::uint64_t offset, std::uint64_t bytes) noexcept {
-  const int status = uninterrupted(
-      [&] { return ::fallocate(fd, 0, static_cast<off_t>(offset), static_cast<off_t>(bytes)); });
+  const int status =
+      uninterrupted([&] { return ::fallocate(fd, 0, static_cast<off_t>(offset), static_cast<off_t>(bytes)); });
   if (status == 0 || (errno != EOPNOTSUPP && errno != ENOSYS)) return status;
   struct stat info {};
   if (fstat(fd, &info) != 0) return -1;

@@ -5,7 +5,10 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
+#include <cstdlib>
+
+#include "dax.hpp"
+#include "dunnock/base/file.hpp"
 
 namespace dunnock {
 
@@ -30,12 +33,17 @@ Result<MediaKind> media_kind(std::string_view name) {
 }
 
 Result<Detection> detect_media(const std::string& path) {
-  const int fd = open(path.c_str(), O_RDWR | O_CLOEXEC);
-  if (fd < 0) {
-    return make_error(errno == ENOENT ? ErrorCode::kNotFound : ErrorCode::kIo,
-                      "can't open " + path + ": " + std::strerror(errno));
-  }
-  Detection detection{MediaKind::kFile, path + " is an ordinary file: pages are written back with msync"};
+  UniqueFd file(open(path.c_str(), O_RDWR | O_CLOEXEC));
+  if (!file && (errno == EACCES || errno == EROFS)) file = UniqueFd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!file) return system_error("can't open " + path, errno);
+  const int fd = file.get();
+  Detection detection{MediaKind::kFile, path + " is an ordinary file: fences write to its journal"};
+  // PMDK's answer alone would not do: PMEM2_FORCE_GRANULARITY makes it say anything of any file.
+  if (!detail::is_dax(fd)) return detection;
+  const bool told = std::getenv("PMEM2_FORCE_GRANULARITY") != nullptr;
+  if (told)
+    return Detection{MediaKind::kDirect,
+                     path + " is mapped with DAX; what PMEM2_FORCE_GRANULARITY says is not believed"};
   pmem2_config* config = nullptr;
   pmem2_source* source = nullptr;
   pmem2_map* map = nullptr;
@@ -55,7 +63,6 @@ Result<Detection> detect_media(const std::string& path) {
   }
   if (source != nullptr) pmem2_source_delete(&source);
   if (config != nullptr) pmem2_config_delete(&config);
-  close(fd);
   return detection;
 }
 

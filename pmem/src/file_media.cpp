@@ -23,6 +23,7 @@
 #include "dunnock/base/file.hpp"
 #include "dunnock/pmem/fork_mark.hpp"
 #include "journal.hpp"
+#include "line_copy.hpp"
 
 namespace dunnock::detail {
 namespace {
@@ -106,24 +107,6 @@ thread_local std::array<NotedHere, 4> noted_here{};
 
 std::atomic<std::uint64_t> next_mapping{1};
 
-/// A line as it is at one moment, while others may store to it: what was read twice alike. Their stores to one line
-/// become durable in their order, so a copy must not have a younger word and lack an older one.
-#if defined(__SANITIZE_THREAD__)
-__attribute__((no_sanitize("thread")))
-#endif
-void copy_line(const std::byte* line, std::uint64_t* words) noexcept {
-  auto* from = reinterpret_cast<const volatile std::uint64_t*>(line);
-  constexpr std::size_t kWords = kLineBytes / sizeof(std::uint64_t);
-  while (true) {
-    for (std::size_t i = 0; i < kWords; ++i) words[i] = from[i];
-    std::atomic_thread_fence(std::memory_order_acquire);
-    bool same = true;
-    for (std::size_t i = 0; i < kWords; ++i) same = same && words[i] == from[i];
-    if (same) return;
-    cpu_pause();
-  }
-}
-
 }  // namespace
 
 struct FileSync::State {
@@ -172,9 +155,8 @@ struct FileSync::State {
       options.freeze();
     } else if (options.file >= 0) {
       constexpr int kFlags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
-      const bool frozen =
-          mmap(base, bytes, PROT_READ | PROT_WRITE, kFlags, options.file, 0) != MAP_FAILED ||
-          mmap(base, bytes, PROT_READ | PROT_WRITE, kFlags | MAP_ANONYMOUS, -1, 0) != MAP_FAILED;
+      const bool frozen = mmap(base, bytes, PROT_READ | PROT_WRITE, kFlags, options.file, 0) != MAP_FAILED ||
+                          mmap(base, bytes, PROT_READ | PROT_WRITE, kFlags | MAP_ANONYMOUS, -1, 0) != MAP_FAILED;
       DUNNOCK_CHECK(frozen, "after an error of the disk the pool's mapping must not be shared any longer");
     }
     failed.store(failing.load(std::memory_order_relaxed), std::memory_order_release);
@@ -433,7 +415,10 @@ void FileSync::write_back_all() noexcept {
   });
 }
 
-bool FileSync::check_disk() noexcept { return ok() && (state_->options.file < 0 || state_->write_back_pages()); }
+bool FileSync::check_disk() noexcept {
+  State& s = *state_;
+  return s.ok() && (s.options.file < 0 || s.succeeded(file_system().wait_for_writes(s.options.file, 0, s.page_bytes)));
+}
 
 void FileSync::without_fences(const std::function<void()>& work) {
   State& s = *state_;

@@ -315,8 +315,7 @@ Result<std::unique_ptr<Journal>> Journal::create(Options options) {
 }
 
 Status replay_journal(std::span<const std::byte> journal, std::uint64_t id, std::uint64_t pool_bytes,
-                      JournalExtent extent,
-                      const std::function<void(std::uint64_t, const std::uint64_t*)>& apply) {
+                      JournalExtent extent, const std::function<void(std::uint64_t, const std::uint64_t*)>& apply) {
   JournalHead head;
   if (journal.size() < kJournalBlock) return make_error(ErrorCode::kCorrupt, "it is too short");
   std::memcpy(&head, journal.data(), sizeof head);

@@ -5,8 +5,8 @@
 //
 // A group holds what one fence (or several that met) makes durable: lines of the pool with their offsets, as they were
 // then. Groups are numbered, and one is appended when the one before it is durable. When a half is full, the other is
-// used, and the pool's file is written back in the background; only then may the full half be begun anew. So at any time
-// the pool's pages and the journal together hold everything that was fenced.
+// used, and the pool's file is written back in the background; only then may the full half be begun anew. So at any
+// time the pool's pages and the journal together hold everything that was fenced.
 //
 // `oldest` in a group's head is the number of the first group that a replay needs once this group is durable: the first
 // of the other half until that has been written back, then the first of its own. The last block of a half is kept free
@@ -17,9 +17,9 @@
 //
 // After a crash: the youngest sound group says which groups are needed. All of them must be sound, or the journal is
 // damaged; their lines, in the order of their numbers, are written to the pool's pages. What is not needed may be torn.
-// What is newer in the pages than in the journal was never fenced, and may be older again: the model in media.hpp allows
-// it for each line. (Whether the youngest acknowledged group itself has rotted can't be told from one that was torn
-// before it was acknowledged, as in every redo log.)
+// What is newer in the pages than in the journal was never fenced, and may be older again: the model in media.hpp
+// allows it for each line. (Whether the youngest acknowledged group itself has rotted can't be told from one that was
+// torn before it was acknowledged, as in every redo log.)
 #pragma once
 
 #include <array>
@@ -51,8 +51,9 @@ struct JournalHead {
   std::uint64_t half_bytes;
   std::uint64_t checksum;  // XXH3 of the fields before
 };
-inline constexpr std::uint64_t kJournalMagic = 0x324c4e524a4b4e44ULL;      // "DNKJRNL2", little endian
-inline constexpr std::uint64_t kSideJournalMagic = 0x314c4e524a4b4e44ULL;  // "DNKJRNL1": a file beside a pool of version 2
+inline constexpr std::uint64_t kJournalMagic = 0x324c4e524a4b4e44ULL;  // "DNKJRNL2", little endian
+inline constexpr std::uint64_t kSideJournalMagic =
+    0x314c4e524a4b4e44ULL;  // "DNKJRNL1": a file beside a pool of version 2
 
 struct JournalGroup {
   std::uint64_t id;
@@ -82,7 +83,8 @@ class Journal {
     JournalExtent extent;  ///< At least kJournalBytesMin long. Nobody else writes there.
     std::uint64_t id = 0;
     std::uint64_t pool_bytes = 0;
-    /// The extent's blocks were never written: they are, so that a later write changes no data of the file system's own.
+    /// The extent's blocks were never written: they are, so that a later write changes no data of the file system's
+    /// own.
     bool fresh = true;
     /// Makes everything in the pool's pages durable. 0, or the errno of what failed.
     std::function<int()> write_back;

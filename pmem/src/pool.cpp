@@ -1,22 +1,27 @@
 #include "dunnock/pmem/pool.hpp"
 
 #include <fcntl.h>
+#include <libpmem.h>
 #include <libpmemobj.h>
-#include <sys/file.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 #include <xxhash.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
-#include <filesystem>
 #include <mutex>
+#include <random>
 
+#include "dax.hpp"
 #include "journal.hpp"
+#include "line_copy.hpp"
+#include "pool_file.hpp"
 #include "pool_format.hpp"
+#include "pool_guard.hpp"
 
 namespace dunnock {
 namespace {
@@ -30,248 +35,173 @@ std::uint64_t checksum_of(const CatalogEntry& entry) noexcept {
                      offsetof(CatalogEntry, checksum) - offsetof(CatalogEntry, name));
 }
 
-std::uint64_t checksum_of(const PoolRoot& root) noexcept {
-  const auto* bytes = reinterpret_cast<const unsigned char*>(&root);
-  return XXH3_64bits(bytes + offsetof(PoolRoot, format_version),
-                     offsetof(PoolRoot, checksum) - offsetof(PoolRoot, format_version));
+Status check_journal_bytes(std::uint64_t journal_bytes) {
+  if (journal_bytes == 0 || journal_bytes >= detail::kJournalBytesMin) return {};
+  return make_error(ErrorCode::kInvalidArgument, "a journal has at least " + std::to_string(detail::kJournalBytesMin) +
+                                                     " bytes, or 0 for none, not " + std::to_string(journal_bytes));
 }
 
-ErrorCode code_of(int error) noexcept {
-  switch (error) {
-    case ENOENT:
-    case ENOTDIR: return ErrorCode::kNotFound;
-    case EEXIST: return ErrorCode::kAlreadyExists;
-    case EWOULDBLOCK: return ErrorCode::kAlreadyOpen;
-    case EACCES:
-    case EPERM:
-    case EROFS: return ErrorCode::kReadOnly;
-    case ENOSPC:
-    case EFBIG:
-    case EDQUOT:
-    case ENOMEM: return ErrorCode::kNoSpace;
-    default: return ErrorCode::kIo;
-  }
+std::uint64_t journal_bytes_for(std::uint64_t pool_bytes) noexcept {
+  return std::clamp<std::uint64_t>(pool_bytes / 8, 8 << 20, 64 << 20);
 }
 
-tl::unexpected<Error> system_error(const std::string& what, int error) {
-  return make_error(code_of(error), what + ": " + std::strerror(error));
-}
-
-/// XXH3 of the first `length` bytes of a file. False: it can't be read.
-bool hash_file(int fd, std::uint64_t length, std::uint64_t& hash) {
-  XXH3_state_t* state = XXH3_createState();
-  XXH3_64bits_reset(state);
-  std::vector<char> buffer(1 << 20);
-  std::uint64_t at = 0;
-  while (at < length) {
-    const ssize_t got =
-        pread(fd, buffer.data(), std::min<std::uint64_t>(buffer.size(), length - at), static_cast<off_t>(at));
-    if (got <= 0) break;
-    XXH3_64bits_update(state, buffer.data(), static_cast<std::size_t>(got));
-    at += static_cast<std::uint64_t>(got);
-  }
-  hash = XXH3_64bits_digest(state);
-  XXH3_freeState(state);
-  return at == length;
-}
-
-/// Reads the root's head without libpmemobj. False: it is not where it should be.
-bool read_root_head(int fd, std::uint64_t& root_offset, PoolRoot& root) {
-  const auto head = static_cast<ssize_t>(offsetof(PoolRoot, catalog));
-  return pread(fd, &root_offset, sizeof root_offset, detail::kRootOffsetAt) ==
-             static_cast<ssize_t>(sizeof root_offset) &&
-         root_offset < (1ULL << 62) &&
-         pread(fd, &root, static_cast<std::size_t>(head), static_cast<off_t>(root_offset)) == head &&
-         root.magic == detail::kPoolMagic && root.checksum == checksum_of(root);
-}
-
-/// Seals a pool that has just been closed. What fails here only leaves the pool without a seal.
-void seal(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
-  if (fd < 0) return;
-  std::uint64_t root_offset = 0;
-  auto root = std::make_unique<PoolRoot>();
-  if (flock(fd, LOCK_EX | LOCK_NB) == 0 && read_root_head(fd, root_offset, *root) &&
-      hash_file(fd, root_offset, root->seal)) {
-    root->sealed = 1;
-    static_assert(offsetof(PoolRoot, seal) == offsetof(PoolRoot, sealed) + sizeof root->sealed);
-    // A torn write leaves a seal that does not fit; the two words share a sector.
-    const char* words = reinterpret_cast<const char*>(root.get()) + offsetof(PoolRoot, sealed);
-    if (pwrite(fd, words, 2 * sizeof root->sealed, static_cast<off_t>(root_offset + offsetof(PoolRoot, sealed))) > 0)
-      fdatasync(fd);
-  }
-  ::close(fd);
-}
-
-std::string journal_path(const std::string& pool) { return pool + ".journal"; }
-
-/// A file in memory for as long as this lives.
-class Mapped {
- public:
-  Mapped(int fd, std::uint64_t bytes, int protection)
-      : bytes_(bytes), address_(bytes == 0 ? MAP_FAILED : mmap(nullptr, bytes, protection, MAP_SHARED, fd, 0)) {}
-  ~Mapped() {
-    if (*this) munmap(address_, bytes_);
-  }
-  Mapped(const Mapped&) = delete;
-  Mapped& operator=(const Mapped&) = delete;
-  explicit operator bool() const noexcept { return address_ != MAP_FAILED; }
-  [[nodiscard]] std::span<std::byte> bytes() const noexcept { return {static_cast<std::byte*>(address_), bytes_}; }
-
- private:
-  std::uint64_t bytes_;
-  void* address_;
-};
-
-/// Brings what a crash has left in the journal `id` into the pool's file, durably, and forgets the journal. A crash in
-/// the middle leaves the journal, to be replayed again.
-Status replay(int fd, const std::string& path, std::uint64_t root_offset, std::uint64_t id) {
-  const std::string from = journal_path(path);
-  const int journal = ::open(from.c_str(), O_RDONLY | O_CLOEXEC);
-  struct stat pool_info {};
-  struct stat journal_info {};
-  if (journal < 0 || fstat(journal, &journal_info) != 0 || fstat(fd, &pool_info) != 0) {
-    const int error = errno;
-    if (journal >= 0) ::close(journal);
-    if (error != ENOENT) return system_error("can't read " + from, error);
-    return make_error(ErrorCode::kCorrupt,
-                      path + " was not closed, and its journal " + from + " is missing: what was fenced last is there");
-  }
-  const auto pool_bytes = static_cast<std::uint64_t>(pool_info.st_size);
-  Status replayed;
-  {
-    const Mapped source(journal, static_cast<std::uint64_t>(journal_info.st_size), PROT_READ);
-    const Mapped target(fd, pool_bytes, PROT_READ | PROT_WRITE);
-    ::close(journal);
-    if (!source && journal_info.st_size != 0) return system_error("can't map " + from, errno);
-    if (!target) return system_error("can't map " + path, errno);
-    replayed = detail::replay_journal(source ? source.bytes() : std::span<std::byte>(), id, pool_bytes,
-                                      [&target](std::uint64_t offset, const std::uint64_t* words) {
-                                        std::memcpy(target.bytes().data() + offset, words, kLineBytes);
-                                      });
-  }
-  if (!replayed)
-    return make_error(replayed.error().code, "the journal " + from + " can't be replayed: " + replayed.error().message);
-  const std::uint64_t none = 0;
-  const auto at = static_cast<off_t>(root_offset + offsetof(PoolRoot, journal));
-  if (fdatasync(fd) != 0 || pwrite(fd, &none, sizeof none, at) != static_cast<ssize_t>(sizeof none) ||
-      fdatasync(fd) != 0)
-    return system_error("can't write to " + path, errno);
-  unlink(from.c_str());
-  return {};
-}
-
-/// Refuses what libpmemobj should not even map, and completes the file after a crash.
-Status check_file(const std::string& path) {
-  struct stat info {};
-  if (stat(path.c_str(), &info) != 0) return system_error("can't open " + path, errno);
-  if (!S_ISREG(info.st_mode) && !S_ISCHR(info.st_mode)) {
-    return make_error(ErrorCode::kNotADunnockPool, path + " is not a file");
-  }
-  const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
-  if (fd < 0) return system_error("can't open " + path + " for writing", errno);
-  char signature[8] = {};
-  const ssize_t got = pread(fd, signature, sizeof signature, 0);
-  std::uint64_t root_offset = 0;
-  std::uint64_t seal_now = 0;
-  auto root = std::make_unique<PoolRoot>();
-  const bool free = flock(fd, LOCK_EX | LOCK_NB) == 0;
-  const bool has_root = free && read_root_head(fd, root_offset, *root);
-  const bool broken_seal = has_root && root->sealed != 0 &&
-                           (root->sealed != 1 || !hash_file(fd, root_offset, seal_now) || seal_now != root->seal);
-  if (has_root && root->format_version == detail::kPoolFormatVersion && root->sealed == 0 && root->journal != 0) {
-    if (Status replayed = replay(fd, path, root_offset, root->journal); !replayed) {
-      ::close(fd);
-      return replayed;
-    }
-  }
-  if (has_root && !broken_seal && root->sealed == 1) {
-    // Broken durably before libpmemobj changes anything: a crash right after that must not look like damage.
-    const std::uint64_t open_now = 0;
-    const auto at = static_cast<off_t>(root_offset + offsetof(PoolRoot, sealed));
-    if (pwrite(fd, &open_now, sizeof open_now, at) != static_cast<ssize_t>(sizeof open_now) || fdatasync(fd) != 0) {
-      const int error = errno;
-      ::close(fd);
-      return system_error("can't write to " + path, error);
-    }
-  }
-  ::close(fd);
-  if (!free)
-    return make_error(ErrorCode::kAlreadyOpen, "the pool " + path + " is open already, here or in another process");
-  if (got != static_cast<ssize_t>(sizeof signature) || std::memcmp(signature, "PMEMOBJ", 8) != 0) {
-    return make_error(ErrorCode::kNotADunnockPool, path + " does not start like a libpmemobj pool");
-  }
-  if (S_ISREG(info.st_mode) && static_cast<std::uint64_t>(info.st_size) < PMEMOBJ_MIN_POOL) {
-    return make_error(ErrorCode::kNotADunnockPool, path + " is shorter than any pool: it was truncated");
-  }
-  if (broken_seal) {
-    return make_error(ErrorCode::kCorrupt,
-                      path + " was closed cleanly but is not as it was closed: its head is damaged");
-  }
-  return {};
-}
-
-/// Removes what a crash has left of a pool in the making. Error: AlreadyOpen (somebody is making it), Io.
-Status remove_unfinished(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-  if (fd < 0) {
-    if (errno == ENOENT) return {};
-    return system_error("can't remove " + path, errno);
-  }
-  // libpmemobj holds this lock while it has the pool open.
-  const bool free = flock(fd, LOCK_EX | LOCK_NB) == 0;
-  const bool gone = free && unlink(path.c_str()) == 0;
-  const int error = errno;
-  ::close(fd);
-  if (!free) return make_error(ErrorCode::kAlreadyOpen, "another process is creating " + path);
-  return gone ? Status{} : Status(system_error("can't remove " + path, error));
-}
-
-/// Renames `from` to `to` unless there is something: then it fails with EEXIST.
-int rename_new(const std::string& from, const std::string& to) {
-  if (renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0) return 0;
-  if (errno != EINVAL && errno != ENOSYS) return -1;
-  // This file system can't; it can make a second name, which is as good.
-  if (link(from.c_str(), to.c_str()) != 0) return -1;
-  return unlink(from.c_str());
-}
-
-int sync_directory_of(const std::string& path) {
-  const std::filesystem::path folder = std::filesystem::path(path).parent_path();
-  const int fd = ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) return -1;
-  const int status = fsync(fd);
-  const int error = errno;
-  ::close(fd);
-  errno = error;
-  return status != 0 && error == EINVAL ? 0 : status;  // EINVAL: a file system that has nothing to sync.
+/// libpmemobj makes its own part durable in a way that the environment can turn off for the whole process. Then
+/// nothing in an ordinary file could be promised.
+Status check_libpmemobj(const detail::PoolFile& file, const void* base) {
+  struct statfs info {};
+  if (fstatfs(file.fd(), &info) == 0 && (info.f_type == TMPFS_MAGIC || info.f_type == RAMFS_MAGIC))
+    return {};  // A file in memory survives no power failure anyway.
+  if (pmem_is_pmem(base, file.bytes()) == 0 || detail::is_dax(file.fd())) return {};
+  return make_error(ErrorCode::kUnsupported,
+                    file.path() +
+                        " is an ordinary file, and PMDK takes it for persistent memory: is "
+                        "PMEM_IS_PMEM_FORCE set? Unset it; else nothing here survives a power failure");
 }
 
 }  // namespace
 
 struct Pool::Impl {
+  explicit Impl(detail::PoolFile opened) : path(opened.path()), bytes(opened.bytes()), file(std::move(opened)) {}
+
   std::string path;
-  PMEMobjpool* handle = nullptr;
-  PoolRoot* root = nullptr;
   std::uint64_t bytes = 0;
+  std::optional<detail::PoolFile> file;  // until the pool is closed
+  detail::ForkMark fork;
+  bool is_read_only = false;
+  bool is_beside_writer = false;
+
+  PMEMobjpool* handle = nullptr;  // null: opened for reading
+  MappedFile mapped;              // for reading
+  std::byte* base = nullptr;
+  PoolRoot* root = nullptr;
+  std::uint64_t root_offset = 0;
+  std::uint64_t journal_bytes = 0;  // as wished for
   std::unique_ptr<detail::FileSync> sync;
+  std::optional<detail::PoolGuard> guard;
   std::mutex catalog_mutex;
+  std::mutex allocating;  // Held by the fence that allocates the journal; taken after catalog_mutex.
+  Status closed_with;     // what close() has answered
 
-  ~Impl() {
-    sync.reset();
-    if (handle == nullptr) return;
-    pmemobj_close(handle);
-    if (root != nullptr) seal(path);  // Only what opened without an error.
+  ~Impl() { (void)close(); }
+
+  Status close() {
+    if (!file) return closed_with;
+    const bool is_child = fork.is_child();
+    if (sync) closed_with = sync->close();
+    const auto unmap = [this] {
+      if (handle != nullptr) pmemobj_close(handle);
+      handle = nullptr;
+      mapped = {};
+    };
+    if (guard)
+      guard->end(unmap);
+    else
+      unmap();
+    // Only what opened without an error is sealed, and nothing after an error: the next opening has work to do.
+    if (closed_with && root != nullptr && !is_read_only && !is_child) closed_with = file->seal();
+    root = nullptr;
+    file.reset();
+    return closed_with;
   }
 
-  void start_sync(std::uint64_t journal_bytes) {
-    if (journal_bytes == kJournalBytesAuto) journal_bytes = std::clamp<std::uint64_t>(bytes / 8, 8 << 20, 64 << 20);
-    sync = std::make_unique<detail::FileSync>(
-        handle, bytes, detail::FileSync::Options{path, journal_bytes, [this](std::uint64_t id) {
-                                                   root->journal = id;
-                                                   pmemobj_persist(handle, &root->journal, sizeof root->journal);
-                                                 }});
+  [[nodiscard]] Status status() const {
+    if (!file) return closed_with;
+    if (fork.is_child())
+      return make_error(ErrorCode::kIo, path + " was opened by the process that this one is a child of");
+    if (sync->ok()) return {};
+    return make_error(ErrorCode::kIo, path + " has failed (" + std::strerror(sync->error()) +
+                                          "): nothing was acknowledged since; close it and open it again");
   }
+
+  /// Errors: that the pool has failed, or can't be written at all.
+  [[nodiscard]] Status writable() const {
+    if (is_read_only) return make_error(ErrorCode::kReadOnly, path + " is open for reading only");
+    return status();
+  }
+
+  /// Where libpmemobj or the mapping has put things. The pool is guarded from here on.
+  void start(const detail::PoolGuard::Lock& forks_kept_out, bool abort_on_error, bool catch_sigbus) {
+    detail::FileSync::Options options;
+    options.file = file->fd();
+    options.abort_on_error = abort_on_error;
+    if (is_read_only) options.freeze = [] {};  // The mapping is private already, and holds what was replayed.
+    if (journal_bytes != 0 && !is_read_only)
+      options.journal_extent = [this](bool& fresh) { return journal_extent(fresh); };
+    options.note_journal = [this](std::uint64_t id) { return file->note_journal(root_offset, id); };
+    sync = std::make_unique<detail::FileSync>(base, bytes, std::move(options));
+    guard.emplace(
+        detail::PoolGuard::Guarded{base, bytes, file->fd(), sync.get(), &allocating, &catalog_mutex, catch_sigbus},
+        forks_kept_out);
+  }
+
+  /// The extent of the pool's journal, which is allocated at its first use and kept.
+  [[nodiscard]] detail::JournalExtent journal_extent(bool& fresh) {
+    const std::lock_guard lock(allocating);
+    const auto whole = [](std::uint64_t allocation, std::uint64_t length) {
+      const std::uint64_t start = (allocation + detail::kRegionAlignment - 1) / detail::kRegionAlignment;
+      const std::uint64_t end = (allocation + length) / detail::kRegionAlignment;
+      if (end <= start) return detail::JournalExtent{};
+      return detail::JournalExtent{start * detail::kRegionAlignment, (end - start) * detail::kRegionAlignment};
+    };
+    const std::uint64_t wished = journal_bytes == kJournalBytesAuto ? journal_bytes_for(bytes) : journal_bytes;
+    const std::uint64_t uuid = pmemobj_oid(root).pool_uuid_lo;
+    const std::uint64_t old = root->head.journal_allocation;
+    if (old != 0) {
+      const detail::JournalExtent extent = whole(old, pmemobj_alloc_usable_size(PMEMoid{uuid, old}));
+      fresh = false;
+      if (journal_bytes == kJournalBytesAuto || extent.bytes / 4096 == wished / 4096) return extent;
+    }
+    fresh = true;
+    for (std::uint64_t length = wished; length >= detail::kJournalBytesMin; length /= 2) {
+      std::array<pobj_action, 3> actions;
+      std::size_t count = 0;
+      // Not from the small ends of libpmemobj's heap, which regions of that size may want.
+      const std::uint64_t reserved = std::max(length + detail::kRegionAlignment, detail::kReserveBytesMin);
+      const PMEMoid oid = pmemobj_xreserve(handle, &actions[count], reserved, 0, 0);
+      if (OID_IS_NULL(oid)) {
+        if (journal_bytes != kJournalBytesAuto) break;
+        continue;
+      }
+      ++count;
+      pmemobj_set_value(handle, &actions[count++], &root->head.journal_allocation, oid.off);
+      if (old != 0) pmemobj_defer_free(handle, PMEMoid{uuid, old}, &actions[count++]);
+      if (pmemobj_publish(handle, actions.data(), count) != 0) break;
+      detail::JournalExtent extent = whole(oid.off, reserved);
+      extent.bytes = std::min(extent.bytes, length / detail::kJournalBlock * detail::kJournalBlock);
+      return extent;
+    }
+    fresh = false;
+    return {};
+  }
+
+  /// Is the mapping that of the file? PMDK's environment can make it a private copy.
+  [[nodiscard]] Status check_mapping(std::uint64_t root_at) const {
+    std::random_device random;
+    std::uint64_t seen = 0;
+    const std::uint64_t at =
+        root_at + offsetof(detail::PoolHead, seal);  // A word of no meaning while the pool is open.
+    const std::uint64_t mark = static_cast<std::uint64_t>(random()) << 32 | random();
+    *reinterpret_cast<volatile std::uint64_t*>(base + at) = mark;
+    if (pread(file->fd(), &seen, sizeof seen, static_cast<off_t>(at)) != static_cast<ssize_t>(sizeof seen))
+      return system_error("can't read " + path, errno);
+    if (seen == mark) return {};
+    return make_error(ErrorCode::kUnsupported,
+                      path +
+                          " is mapped as a private copy, which no store leaves: is copy_on_write set in "
+                          "PMEMOBJ_CONF? Unset it");
+  }
+
+  /// Errors: Corrupt.
+  [[nodiscard]] Status check_catalog(const PoolRoot& of) const {
+    for (const CatalogEntry& entry : of.catalog) {
+      if (entry.state == 0) continue;
+      if (entry.state != 1 || !sound(entry))
+        return make_error(ErrorCode::kCorrupt, "the catalog of " + path + " fails its checksum");
+    }
+    return {};
+  }
+
+  static Result<Pool> open_to_read(const std::string& path, bool beside_writer);
 
   [[nodiscard]] CatalogEntry* find(std::string_view name) const noexcept {
     for (CatalogEntry& entry : root->catalog) {
@@ -280,9 +210,7 @@ struct Pool::Impl {
     return nullptr;
   }
 
-  [[nodiscard]] std::byte* at(std::uint64_t offset) const noexcept {
-    return reinterpret_cast<std::byte*>(handle) + offset;
-  }
+  [[nodiscard]] std::byte* at(std::uint64_t offset) const noexcept { return base + offset; }
 
   [[nodiscard]] Region region_of(const CatalogEntry& entry) const {
     std::vector<std::byte*> extents;
@@ -319,68 +247,68 @@ Result<Pool> Pool::create(const std::string& path, const PoolOptions& options) {
     return make_error(ErrorCode::kInvalidArgument, "a pool has at least " + std::to_string(PMEMOBJ_MIN_POOL) +
                                                        " bytes, not " + std::to_string(options.bytes));
   }
-  struct stat info {};
-  if (lstat(path.c_str(), &info) == 0) return system_error("can't create a pool in " + path, EEXIST);
-  const std::string unfinished = path + ".new";
-  if (Status free = remove_unfinished(unfinished); !free) return tl::unexpected(free.error());
-
-  auto impl = std::make_unique<Impl>();
-  impl->path = path;
-  impl->bytes = options.bytes / 4096 * 4096;
-  impl->handle = pmemobj_create(unfinished.c_str(), detail::kPoolLayout, impl->bytes, 0644);
+  if (Status fine = check_journal_bytes(options.journal_bytes); !fine) return tl::unexpected(fine.error());
+  const auto forks_kept_out = detail::PoolGuard::keep_forks_out();
+  auto file = detail::PoolFile::create(path, options.bytes / 4096 * 4096, options.mode);
+  if (!file) return tl::unexpected(file.error());
+  auto impl = std::make_unique<Impl>(std::move(*file));
+  impl->handle = pmemobj_create(impl->file->self().c_str(), detail::kPoolLayout, 0, 0600);
   if (impl->handle == nullptr) return system_error("can't create a pool in " + path, errno);
-  const auto give_up = [&unfinished](const std::string& what, int error) {
-    unlink(unfinished.c_str());  // Still open and locked, so it is ours.
-    return system_error(what, error);
-  };
+  impl->base = reinterpret_cast<std::byte*>(impl->handle);
+  if (Status fine = check_libpmemobj(*impl->file, impl->handle); !fine) return tl::unexpected(fine.error());
   const PMEMoid oid = pmemobj_root(impl->handle, sizeof(PoolRoot));
-  if (OID_IS_NULL(oid)) return give_up("can't create the root of " + path, errno);
+  if (OID_IS_NULL(oid)) return system_error("can't create the root of " + path, errno);
+  DUNNOCK_CHECK(oid.off / 512 == (oid.off + sizeof(detail::PoolHead) - 1) / 512, "the root's head lies in one sector");
   auto* root = static_cast<PoolRoot*>(pmemobj_direct(oid));
-  root->format_version = detail::kPoolFormatVersion;
-  root->entries = detail::kCatalogEntries;
-  root->file_bytes = impl->bytes;
-  root->checksum = checksum_of(*root);
-  pmemobj_persist(impl->handle, root, offsetof(PoolRoot, catalog));
-  root->magic = detail::kPoolMagic;
-  pmemobj_persist(impl->handle, &root->magic, sizeof root->magic);
-  unlink(journal_path(path).c_str());  // Of a pool that was removed without it: this one is new.
-  if (rename_new(unfinished, path) != 0) return give_up("can't create a pool in " + path, errno);
-  if (sync_directory_of(path) != 0) {
-    const int error = errno;
-    unlink(path.c_str());
-    return system_error("can't create a pool in " + path, error);
-  }
+  root->head.format_version = detail::kPoolFormatVersion;
+  root->head.entries = detail::kCatalogEntries;
+  root->head.file_bytes = impl->bytes;
+  root->head.checksum = checksum_of(root->head);
+  pmemobj_persist(impl->handle, root, sizeof root->head);
+  root->head.magic = detail::kPoolMagic;
+  pmemobj_persist(impl->handle, &root->head.magic, sizeof root->head.magic);
+  if (Status shared = impl->check_mapping(oid.off); !shared) return tl::unexpected(shared.error());
+  if (Status named = impl->file->publish(); !named) return tl::unexpected(named.error());
   impl->root = root;  // The pool exists.
-  impl->start_sync(options.journal_bytes);
+  impl->root_offset = oid.off;
+  impl->journal_bytes = options.journal_bytes;
+  impl->start(forks_kept_out, options.abort_on_error, options.catch_sigbus);
   return Pool(std::move(impl));
 }
 
-Status Pool::remove(const std::string& path) {
-  if (unlink(path.c_str()) != 0) return system_error("can't remove " + path, errno);
-  unlink(journal_path(path).c_str());
-  static_cast<void>(remove_unfinished(path + ".new"));
-  return {};
-}
+Status Pool::remove(const std::string& path) { return detail::PoolFile::remove(path); }
 
-Result<Pool> Pool::open(const std::string& path, std::uint64_t journal_bytes) {
-  if (Status fine = check_file(path); !fine) return tl::unexpected(fine.error());
-  auto impl = std::make_unique<Impl>();
-  impl->path = path;
-  impl->handle = pmemobj_open(path.c_str(), detail::kPoolLayout);
+Result<Pool> Pool::open(const std::string& path, const OpenOptions& options) {
+  if (Status fine = check_journal_bytes(options.journal_bytes); !fine) return tl::unexpected(fine.error());
+  const auto forks_kept_out = detail::PoolGuard::keep_forks_out();
+  auto file = detail::PoolFile::open(path, detail::PoolAccess::kWrite);
+  if (!file) return tl::unexpected(file.error());
+  if (Status filled = file->fill_holes(); !filled) return tl::unexpected(filled.error());
+  const std::optional<detail::FoundHead> found = file->read_head();
+  if (found) {
+    if (Status fine = file->check_head(*found); !fine) return tl::unexpected(fine.error());
+    if (Status recovered = file->recover(*found); !recovered) return tl::unexpected(recovered.error());
+  }
+  // Its name must survive a power failure, too: whoever gave it may have died before that was so.
+  if (auto folder = open_folder(split_path(path).folder); folder && sync_folder(folder->get()) != 0)
+    return system_error("can't sync the folder of " + path, errno);
+  auto impl = std::make_unique<Impl>(std::move(*file));
+  impl->handle = pmemobj_open(impl->file->self().c_str(), detail::kPoolLayout);
   if (impl->handle == nullptr) {
     const int error = errno;
+    const std::string reason = pmemobj_errormsg();
     // EINVAL stands for another layout name, another major version and a damaged header alike; the message tells.
     if (error == EINVAL) {
-      const std::string reason = pmemobj_errormsg();
       const bool layout = reason.find("layout") != std::string::npos;
       return make_error(layout ? ErrorCode::kWrongLayout : ErrorCode::kNotADunnockPool,
                         path + " can't be opened as a pool: " + reason);
     }
+    if (error == EEXIST)
+      return make_error(ErrorCode::kAlreadyOpen, path + " is a copy of a pool that this process has open");
     return system_error("can't open the pool " + path, error);
   }
-  struct stat info {};
-  if (stat(path.c_str(), &info) != 0) return system_error("can't open " + path, errno);
-  impl->bytes = static_cast<std::uint64_t>(info.st_size);
+  impl->base = reinterpret_cast<std::byte*>(impl->handle);
+  if (Status fine = check_libpmemobj(*impl->file, impl->handle); !fine) return tl::unexpected(fine.error());
   if (pmemobj_root_size(impl->handle) != sizeof(PoolRoot)) {
     return make_error(ErrorCode::kNotADunnockPool, path + " is a libpmemobj pool, but its root is not ours");
   }
@@ -388,35 +316,144 @@ Result<Pool> Pool::open(const std::string& path, std::uint64_t journal_bytes) {
   if (OID_IS_NULL(oid) || oid.off > impl->bytes || impl->bytes - oid.off < sizeof(PoolRoot)) {
     return make_error(ErrorCode::kCorrupt, "the root of " + path + " is outside of the file");
   }
-  auto* root = static_cast<PoolRoot*>(pmemobj_direct(oid));
-  if (root->magic != detail::kPoolMagic) {
+  if (!found || oid.off != found->root_offset) {
     return make_error(ErrorCode::kNotADunnockPool,
                       path + " was never finished or is not ours: the root's magic word is missing");
   }
-  if (root->format_version != detail::kPoolFormatVersion) {
-    return make_error(ErrorCode::kWrongVersion, path + " has pool format version " +
-                                                    std::to_string(root->format_version) + ", expected " +
-                                                    std::to_string(detail::kPoolFormatVersion));
-  }
-  if (root->checksum != checksum_of(*root) || root->entries != detail::kCatalogEntries) {
-    return make_error(ErrorCode::kCorrupt, "the root of " + path + " fails its checksum");
-  }
-  if (root->file_bytes > impl->bytes) {
-    return make_error(ErrorCode::kCorrupt, path + " was truncated from " + std::to_string(root->file_bytes) + " to " +
-                                               std::to_string(impl->bytes) + " bytes");
-  }
-  for (const CatalogEntry& entry : root->catalog) {
-    if (entry.state == 0) continue;
-    if (entry.state != 1 || !impl->sound(entry)) {
-      return make_error(ErrorCode::kCorrupt, "the catalog of " + path + " fails its checksum");
-    }
-  }
+  if (Status shared = impl->check_mapping(oid.off); !shared) return tl::unexpected(shared.error());
+  auto* root = static_cast<PoolRoot*>(pmemobj_direct(oid));
+  if (Status fine = impl->check_catalog(*root); !fine) return tl::unexpected(fine.error());
   impl->root = root;
-  impl->start_sync(journal_bytes);
+  impl->root_offset = oid.off;
+  impl->journal_bytes = options.journal_bytes;
+  impl->start(forks_kept_out, options.abort_on_error, options.catch_sigbus);
   return Pool(std::move(impl));
 }
 
+Result<Pool> Pool::open_or_create(const std::string& path, const PoolOptions& options) {
+  while (true) {
+    auto opened = open(path, {options.journal_bytes, options.abort_on_error, options.catch_sigbus});
+    if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
+    auto created = create(path, options);
+    // Somebody else has created it in between.
+    if (created || created.error().code != ErrorCode::kAlreadyExists) return created;
+  }
+}
+
+Result<Pool> Pool::Impl::open_to_read(const std::string& path, bool beside_writer) {
+  const auto forks_kept_out = detail::PoolGuard::keep_forks_out();
+  auto alone = detail::PoolFile::open(path, detail::PoolAccess::kRead);
+  const bool is_beside_writer = !alone && beside_writer && alone.error().code == ErrorCode::kAlreadyOpen;
+  auto file = is_beside_writer ? detail::PoolFile::open(path, detail::PoolAccess::kLook) : std::move(alone);
+  if (!file) return tl::unexpected(file.error());
+  const std::optional<detail::FoundHead> found = file->read_head();
+  if (!found)
+    return make_error(ErrorCode::kNotADunnockPool,
+                      path + " was never finished or is not ours: the root's magic word is missing");
+  if (Status fine = file->check_head(*found); !fine) return tl::unexpected(fine.error());
+  auto impl = std::make_unique<Impl>(std::move(*file));
+  impl->mapped = MappedFile(impl->file->fd(), impl->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE);
+  if (!impl->mapped) return system_error("can't map " + path, errno);
+  impl->base = impl->mapped.bytes().data();
+  impl->is_read_only = true;
+  impl->is_beside_writer = is_beside_writer;
+  // A writer that is at work has everything in the pages.
+  if (!is_beside_writer) {
+    Status replayed = impl->file->replay(*found, [&](std::uint64_t offset, const std::uint64_t* words) {
+      std::memcpy(impl->base + offset, words, kLineBytes);
+    });
+    if (!replayed) return tl::unexpected(replayed.error());
+  }
+  auto* root = reinterpret_cast<PoolRoot*>(impl->base + found->root_offset);
+  if (Status fine = impl->check_catalog(*root); !fine) return tl::unexpected(fine.error());
+  impl->root = root;
+  impl->root_offset = found->root_offset;
+  impl->start(forks_kept_out, false, true);
+  return Pool(std::move(impl));
+}
+
+Result<Pool> Pool::open_read_only(const std::string& path) { return Impl::open_to_read(path, false); }
+Result<Pool> Pool::look(const std::string& path) { return Impl::open_to_read(path, true); }
+
+Status Pool::copy(const std::string& from, const std::string& to) {
+  auto file = detail::PoolFile::open(from, detail::PoolAccess::kRead);
+  if (!file) return tl::unexpected(file.error());
+  const std::optional<detail::FoundHead> found = file->read_head();
+  if (!found) return make_error(ErrorCode::kNotADunnockPool, from + " was never finished or is not ours");
+  if (Status fine = file->check_head(*found); !fine) return fine;
+  // In version 2 a crashed pool is not one file.
+  if (found->head.format_version == detail::kSideJournalVersion && found->head.sealed == 0 && found->head.journal != 0)
+    return make_error(ErrorCode::kWrongVersion,
+                      from + " has pool format version 2 and was not closed: open it for writing once, then copy it");
+  auto copy = detail::PoolFile::create_like(to, *file);
+  if (!copy) return tl::unexpected(copy.error());
+  FileSystem& files = file_system();
+  std::vector<std::byte> piece(1 << 20);
+  for (std::uint64_t at = 0; at < file->bytes();) {
+    const ssize_t got = pread(file->fd(), piece.data(), std::min<std::uint64_t>(piece.size(), file->bytes() - at),
+                              static_cast<off_t>(at));
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return system_error("can't read " + from, got == 0 ? EIO : errno);
+    if (!files.pwrite(copy->fd(), piece.data(), static_cast<std::size_t>(got), at))
+      return system_error("can't write to " + to, errno);
+    at += static_cast<std::uint64_t>(got);
+  }
+  return copy->publish();
+}
+
+Status Pool::copy_to(const std::string& path) const {
+  Impl& impl = *impl_;
+  if (impl.is_read_only) return copy(impl.file->self(), path);
+  if (Status fine = impl.status(); !fine) return fine;
+  auto copy = detail::PoolFile::create_like(path, *impl.file);
+  if (!copy) return tl::unexpected(copy.error());
+  const std::lock_guard catalog(impl.catalog_mutex);
+  // The journal's own extent is no part of the copy; it is only where it is once nobody allocates it any more.
+  const std::lock_guard allocating(impl.allocating);
+  const std::uint64_t old = impl.root->head.journal_allocation;
+  const std::uint64_t skip_until =
+      old == 0 ? 0 : old + pmemobj_alloc_usable_size(PMEMoid{pmemobj_oid(impl.root).pool_uuid_lo, old});
+
+  bool fine = true;
+  std::vector<std::byte> piece(1 << 20);
+  const auto copy_lines = [&](std::uint64_t from, std::uint64_t end) {
+    while (fine && from < end) {
+      const std::uint64_t length = std::min<std::uint64_t>(piece.size(), end - from);
+      for (std::uint64_t at = 0; at < length; at += kLineBytes)
+        detail::copy_line(impl.base + from + at, reinterpret_cast<std::uint64_t*>(piece.data() + at));
+      fine = file_system().pwrite(copy->fd(), piece.data(), length, from);
+      from += length;
+    }
+  };
+  // Lines are copied while others go on. What a fence makes durable meanwhile is copied once more at the end, while no
+  // fence is at work: so whatever the copy holds, it also holds everything that was fenced before that was stored.
+  std::vector<detail::JournalRevoke> touched;
+  impl.sync->without_fences([&] { impl.sync->note_touched(&touched); });
+  copy_lines(0, old == 0 ? impl.bytes : old / kLineBytes * kLineBytes + kLineBytes);
+  if (old != 0) copy_lines(skip_until / kLineBytes * kLineBytes, impl.bytes);
+  impl.sync->without_fences([&] {
+    impl.sync->note_touched(nullptr);
+    for (const detail::JournalRevoke& range : touched)
+      copy_lines(range.offset / kLineBytes * kLineBytes,
+                 (range.offset + range.bytes + kLineBytes - 1) / kLineBytes * kLineBytes);
+  });
+  if (!fine) return system_error("can't write to " + path, errno);
+  if (Status still = impl.status(); !still) return still;
+  // All its lines are in its pages.
+  detail::PoolHead head = impl.root->head;
+  head.sealed = head.seal = head.journal = 0;
+  if (!file_system().pwrite(copy->fd(), &head, sizeof head, impl.root_offset))
+    return system_error("can't write to " + path, errno);
+  return copy->publish();
+}
+
+Status Pool::close() { return impl_->close(); }
+Status Pool::status() const { return impl_->status(); }
+bool Pool::read_only() const noexcept { return impl_->is_read_only; }
+bool Pool::beside_writer() const noexcept { return impl_->is_beside_writer; }
+
 Result<std::vector<Region>> Pool::create_regions(std::span<const RegionSpec> specs) {
+  if (Status fine = impl_->writable(); !fine) return tl::unexpected(fine.error());
   const std::lock_guard guard(impl_->catalog_mutex);
   std::vector<CatalogEntry*> entries;
   for (const RegionSpec& spec : specs) {
@@ -452,7 +489,7 @@ Result<std::vector<Region>> Pool::create_regions(std::span<const RegionSpec> spe
   std::vector<pobj_action> actions;
   const auto give_up = [&](std::string_view name, int error) {
     pmemobj_cancel(impl_->handle, actions.data(), actions.size());
-    return make_error(error == ENOMEM ? ErrorCode::kNoSpace : code_of(error),
+    return make_error(error == ENOMEM ? ErrorCode::kNoSpace : error_code_of(error),
                       "no room for region '" + std::string(name) + "' in " + impl_->path);
   };
   for (std::size_t i = 0; i < specs.size(); ++i) {
@@ -479,6 +516,7 @@ Result<std::vector<Region>> Pool::create_regions(std::span<const RegionSpec> spe
     actions.push_back(action);
   }
   if (pmemobj_publish(impl_->handle, actions.data(), actions.size()) != 0) return give_up(specs.front().name, errno);
+  if (!impl_->sync->check_disk()) return tl::unexpected(impl_->status().error());
 
   std::vector<Region> regions;
   for (const CatalogEntry* entry : entries) regions.push_back(impl_->region_of(*entry));
@@ -498,6 +536,7 @@ Result<Region> Pool::open_region(std::string_view name) const {
 }
 
 Status Pool::remove_region(std::string_view name) {
+  if (Status fine = impl_->writable(); !fine) return fine;
   const std::lock_guard guard(impl_->catalog_mutex);
   CatalogEntry* entry = impl_->find(name);
   if (entry == nullptr) {
@@ -514,7 +553,7 @@ Status Pool::remove_region(std::string_view name) {
   if (pmemobj_publish(impl_->handle, actions.data(), actions.size()) != 0) {
     return system_error("can't remove region '" + std::string(name) + "'", errno);
   }
-  return {};
+  return impl_->sync->check_disk() ? Status{} : impl_->status();
 }
 
 std::vector<RegionInfo> Pool::regions() const {
@@ -534,6 +573,7 @@ std::uint64_t Pool::bytes_for(std::span<const std::uint64_t> region_bytes) noexc
   // libpmemobj: 4 MiB of lanes and headers and 256-KiB chunks; a zone of 16 GiB holds seven extents of 2 GiB.
   std::uint64_t total = 16ULL << 20;
   for (const std::uint64_t bytes : region_bytes) total += bytes + bytes / 6 + (1ULL << 20);
+  total += journal_bytes_for(total + total / 7);
   return (total + (1ULL << 20) - 1) >> 20 << 20;
 }
 

@@ -10,7 +10,9 @@ namespace dunnock::detail {
 
 inline constexpr char kPoolLayout[] = "dunnock";
 inline constexpr std::uint64_t kPoolMagic = 0x314c4f4f504b4e44ULL;  // "DNKPOOL1", little endian
-inline constexpr std::uint32_t kPoolFormatVersion = 2;
+inline constexpr std::uint32_t kPoolFormatVersion = 3;
+/// Its journal was a file beside it, "<pool>.journal". Opening for writing makes it version 3.
+inline constexpr std::uint32_t kSideJournalVersion = 2;
 /// Where libpmemobj's descriptor (media format 6) keeps the offset of the root object.
 inline constexpr std::uint64_t kRootOffsetAt = 4096 + 2048;
 inline constexpr unsigned kCatalogEntries = 256;
@@ -34,8 +36,10 @@ struct CatalogEntry {
 };
 static_assert(sizeof(CatalogEntry) == 1112 && std::is_trivially_copyable_v<CatalogEntry>);
 
-/// libpmemobj zeroes the root; `magic` is written last.
-struct PoolRoot {
+/// What is known of a pool without libpmemobj. Written as a whole when the pool is created and opened, and `sealed` and
+/// `seal` when it is closed. It lies in one sector of a disk (libpmemobj allocates the root first, at the same offset
+/// in every pool; creation checks it), so a power failure leaves it as it was before a write or as it is after it.
+struct PoolHead {
   std::uint64_t magic;
   std::uint32_t format_version;
   std::uint32_t entries;
@@ -43,10 +47,19 @@ struct PoolRoot {
   std::uint64_t checksum;    // XXH3 of format_version .. file_bytes
   /// libpmemobj believes its own lanes and heap when it opens a pool, and may crash when they are damaged. So closing
   /// seals everything before the root, and opening looks at the seal before libpmemobj looks at anything.
-  std::uint64_t sealed;   // 1 while the pool is closed cleanly, 0 while it is open and after a crash
-  std::uint64_t seal;     // XXH3 of the file up to the root
-  std::uint64_t journal;  // id of the journal without which the file is not whole (see journal.hpp); 0: none
-  std::uint64_t zero;
+  std::uint64_t sealed;  // 1 while the pool is closed cleanly, 0 while it is open and after a crash
+  std::uint64_t seal;    // XXH3 of the file up to the root; while the pool is open, a word to find its mapping by
+  /// Id of the journal without which the pages are not whole (see journal.hpp); 0: none.
+  std::uint64_t journal;
+  /// Of libpmemobj's allocation for the journal, which begins at the next kRegionAlignment; 0: none was made. Set by
+  /// the action list that allocates it. In version 2: zero.
+  std::uint64_t journal_allocation;
+};
+static_assert(sizeof(PoolHead) == 64);
+
+/// libpmemobj zeroes the root; `magic` is written last.
+struct PoolRoot {
+  PoolHead head;
   std::array<CatalogEntry, kCatalogEntries> catalog;
 };
 static_assert(std::is_trivially_copyable_v<PoolRoot>);

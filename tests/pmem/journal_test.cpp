@@ -1,4 +1,5 @@
 // The journal of FileMedia: whatever pages the kernel has written when the power fails, every fenced line is there.
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -9,9 +10,9 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstring>
-#include <deque>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <mutex>
 #include <random>
 #include <sstream>
@@ -25,15 +26,17 @@
 
 namespace {
 std::atomic<std::uint64_t> msyncs{0}, fdatasyncs{0};
-}
+}  // namespace
 
 // Before those of the C library: what reaches the disk by itself is counted.
 extern "C" int msync(void* address, std::size_t bytes, int flags) {
   ++msyncs;
   return static_cast<int>(syscall(SYS_msync, address, bytes, flags));
 }
+std::function<void()> before_fdatasync;
 extern "C" int fdatasync(int file) {
   ++fdatasyncs;
+  if (before_fdatasync) before_fdatasync();
   return static_cast<int>(syscall(SYS_fdatasync, file));
 }
 
@@ -44,9 +47,8 @@ constexpr std::uint64_t kPages = 64;
 constexpr std::uint64_t kRegionBytes = kPages * 4096;
 constexpr std::uint64_t kLines = kRegionBytes / kLineBytes;
 constexpr std::uint64_t kWords = kLineBytes / 8;
-/// Halves of 32 blocks. A group of up to 55 lines takes one, so the last 31 groups are always in the journal.
+/// Halves of 31 blocks. A group of up to 55 lines takes one.
 constexpr std::uint64_t kJournalBytes = 256 << 10;
-constexpr std::size_t kGroupsKept = 31;
 
 std::string read_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -71,8 +73,14 @@ class Journal : public ::testing::Test {
       media_->fence(Point{1});
     }
     ASSERT_TRUE(media_->has_journal());
+    // When the pages are written back, what they held before is not on the disk any more.
+    before_fdatasync = [this] {
+      const std::lock_guard lock(mutex_);
+      before_ = {contents()};
+    };
   }
   void TearDown() override {
+    before_fdatasync = nullptr;
     pool_.reset();
     close(to_opener_);
     close(from_opener_);
@@ -83,11 +91,23 @@ class Journal : public ::testing::Test {
     return *reinterpret_cast<Word*>(region_.at(line * kLineBytes + at * 8));
   }
   [[nodiscard]] std::string contents() const { return {reinterpret_cast<const char*>(region_.at(0)), kRegionBytes}; }
-  [[nodiscard]] static std::string journal_of(const std::string& path) { return path + ".journal"; }
-
-  /// What a disk may hold when the power fails: of each page of the region what it was at `before`, or what it is now.
-  /// `written`: pages that must be as they are now.
-  void make_image(const std::string& before, std::mt19937_64& random, const std::vector<bool>& written = {}) {
+  /// Where the journal lies in a pool's bytes: its head has the magic word, at the start of a page.
+  static std::size_t journal_in(const std::string& pool) {
+    std::size_t at = 0;
+    while (at < pool.size() && std::memcmp(pool.data() + at, &detail::kJournalMagic, 8) != 0) at += 4096;
+    EXPECT_LT(at, pool.size());
+    return at;
+  }
+  /// From now on the disk may hold the region as it is now, until its pages are written back.
+  void note_contents() {
+    const std::lock_guard lock(mutex_);
+    before_.push_back(contents());
+  }
+  /// What a disk may hold when the power fails: of each page of the region what it was at some moment since the pages
+  /// were written back, or what it is now. `written`: pages that must be as they are now.
+  void make_image(std::mt19937_64& random, const std::vector<bool>& written = {}) {
+    const std::lock_guard lock(mutex_);
+    const std::string before = before_.empty() ? contents() : before_[random() % before_.size()];
     std::string pool = read_file(path_);
     const std::string now = contents();
     const std::size_t at = offset_in(pool, now);
@@ -96,8 +116,6 @@ class Journal : public ::testing::Test {
       pool.replace(at + page * 4096, 4096, (old ? before : now).substr(page * 4096, 4096));
     }
     std::ofstream(image_, std::ios::binary) << pool;
-    std::filesystem::copy_file(journal_of(path_), journal_of(image_),
-                               std::filesystem::copy_options::overwrite_existing);
   }
   /// Where the region lies in the pool's file. Its first page holds a mark that occurs once.
   static std::size_t offset_in(const std::string& pool, const std::string& region) {
@@ -159,7 +177,6 @@ class Journal : public ::testing::Test {
   [[nodiscard]] std::string recovered() const {
     const Opened opened = open_image();
     EXPECT_EQ(opened.code, -1) << opened.message;
-    EXPECT_FALSE(std::filesystem::exists(journal_of(image_)));
     return opened.region;
   }
   /// Where they differ, instead of what they are.
@@ -179,6 +196,8 @@ class Journal : public ::testing::Test {
   std::string image_ = path_ + ".image";
   pid_t opener_ = -1;
   int to_opener_ = -1, from_opener_ = -1;
+  std::mutex mutex_;
+  std::vector<std::string> before_;  // the region at moments since its pages were written back
   std::optional<Pool> pool_;
   Region region_;
   std::optional<FileMedia> media_;
@@ -192,7 +211,6 @@ TEST_F(Journal, holds_every_fenced_line_whatever_the_kernel_has_written) {
   media_->fence(Point{1});
   std::vector<std::uint64_t> stored(kLines), fenced(kLines);
   std::uint64_t version = 0;
-  std::deque<std::string> before{contents()};
   for (int image = 0; image < 25; ++image) {
     for (std::uint64_t groups = 1 + random() % 60; groups != 0; --groups) {
       std::vector<std::uint64_t> flushed;
@@ -206,12 +224,10 @@ TEST_F(Journal, holds_every_fenced_line_whatever_the_kernel_has_written) {
       }
       media_->fence(Point{1});
       for (const std::uint64_t line : flushed) fenced[line] = stored[line];
-      before.push_back(contents());
-      if (before.size() > kGroupsKept) before.pop_front();
+      note_contents();
     }
-    make_image(before[random() % before.size()], random);
+    make_image(random);
     const std::string pool_before = read_file(image_);
-    const std::string journal = read_file(journal_of(image_));
     for (const bool again : {false, true}) {
       const std::string bytes = recovered();
       ASSERT_EQ(bytes.size(), kRegionBytes);
@@ -223,14 +239,12 @@ TEST_F(Journal, holds_every_fenced_line_whatever_the_kernel_has_written) {
       }
       if (again) break;
       // The power fails once more, in the middle of the replay: some pages are as before, the journal is there.
-      std::string pool = read_file(image_);
-      const std::size_t at = offset_in(pool, bytes);
-      pool = pool_before;
+      const std::size_t at = offset_in(read_file(image_), bytes);
+      std::string pool = pool_before;
       for (std::uint64_t page = 1; page < kPages; ++page) {
         if (random() % 2 == 0) pool.replace(at + page * 4096, 4096, bytes.substr(page * 4096, 4096));
       }
       std::ofstream(image_, std::ios::binary) << pool;
-      std::ofstream(journal_of(image_), std::ios::binary) << journal;
     }
   }
 }
@@ -244,13 +258,12 @@ TEST_F(Journal, holds_the_words_of_many_threads_in_the_same_lines) {
   constexpr std::uint64_t kShared = 30;
   std::array<std::array<std::uint64_t, kShared>, kThreads> acknowledged{};
   for (int image = 0; image < 15; ++image) {
-    const std::string before = contents();
+    note_contents();
     std::vector<std::thread> threads;
     for (unsigned t = 0; t < kThreads; ++t) {
       const std::uint64_t seed = random();
       threads.emplace_back([&, t, seed] {
         std::mt19937_64 mine(seed);
-        // At most 28 groups: what was there before them is still in the journal.
         for (int i = 0; i < 7; ++i) {
           const std::uint64_t line = mine() % kShared;
           const std::uint64_t value = acknowledged[t][line] + 1;
@@ -262,7 +275,7 @@ TEST_F(Journal, holds_the_words_of_many_threads_in_the_same_lines) {
       });
     }
     for (std::thread& thread : threads) thread.join();
-    make_image(before, random);
+    make_image(random);
     const std::string bytes = recovered();
     ASSERT_EQ(bytes.size(), kRegionBytes);
     for (unsigned t = 0; t < kThreads; ++t) {
@@ -278,7 +291,11 @@ TEST_F(Journal, does_not_bring_lines_back_over_a_long_write) {
   media_->flush(Point{1}, &word(0, 1));
   media_->fence(Point{1});
   for (int image = 0; image < 20; ++image) {
-    const std::string before = contents();
+    {
+      // What was written past the journal in the rounds before is on the disk.
+      const std::lock_guard lock(mutex_);
+      before_ = {contents()};
+    }
     for (int i = 0; i < 10; ++i) {
       const std::uint64_t line = 64 + random() % (kLines - 64);
       media_->store(Point{1}, word(line, 0), random());
@@ -299,7 +316,7 @@ TEST_F(Journal, does_not_bring_lines_back_over_a_long_write) {
     const std::string expected = contents();
     std::vector<bool> written(kPages);
     for (std::uint64_t page = from / 4096; page <= (from + length - 1) / 4096; ++page) written[page] = true;
-    make_image(before, random, written);
+    make_image(random, written);
     ASSERT_TRUE(same(recovered(), expected)) << "image " << image;
   }
 }
@@ -343,7 +360,6 @@ TEST_F(Journal, forgets_a_region_that_is_removed) {
   ASSERT_FALSE(over.empty());
   // All pages have reached the disk, by the kernel's own choice; then the power fails.
   std::filesystem::copy_file(path_, image_);
-  std::filesystem::copy_file(journal_of(path_), journal_of(image_));
   const Opened opened = open_image(over.c_str());
   ASSERT_EQ(opened.code, -1) << opened.message;
   EXPECT_TRUE(same(opened.region, std::string(kRegionBytes, 0x5a)));
@@ -361,18 +377,21 @@ TEST_F(Journal, takes_more_lines_in_a_fence_than_fit) {
   }
   const std::string expected = contents();
   std::mt19937_64 random = test::generator(4);
-  make_image(expected, random);
+  make_image(random);
   EXPECT_TRUE(same(recovered(), expected));
 }
 
-TEST_F(Journal, is_gone_when_the_pool_is_closed) {
-  EXPECT_TRUE(std::filesystem::exists(journal_of(path_)));
+TEST_F(Journal, is_not_needed_by_a_pool_that_was_closed) {
   media_->store(Point{1}, word(5, 5), 5);
+  before_fdatasync = nullptr;
   const std::uint64_t syncs = fdatasyncs;
+  EXPECT_TRUE(pool_->close());
+  EXPECT_EQ(fdatasyncs, syncs + 4) << "the pages; that no journal is needed; what libpmemobj wrote last; the seal";
   pool_.reset();
-  EXPECT_EQ(fdatasyncs, syncs + 2) << "everything, before the journal goes; and the seal";
-  EXPECT_FALSE(std::filesystem::exists(journal_of(path_)));
-  auto pool = Pool::open(path_, 0);
+  std::string pool_bytes = read_file(path_);
+  std::memset(pool_bytes.data() + journal_in(pool_bytes), 0x77, kJournalBytes);
+  std::ofstream(path_, std::ios::binary) << pool_bytes;
+  auto pool = Pool::open(path_, {.journal_bytes = 0});
   ASSERT_TRUE(pool) << pool.error().message;
   region_ = *pool->open_region("r");
   EXPECT_EQ(word(5, 5).load(), 5u);
@@ -387,118 +406,164 @@ TEST_F(Journal, is_gone_when_the_pool_is_closed) {
   EXPECT_EQ(media.syncs(), 100u);
 }
 
-TEST_F(Journal, is_done_without_when_it_can_not_be_made) {
+TEST_F(Journal, takes_the_room_of_the_one_before) {
+  const std::size_t at = journal_in(read_file(path_));
+  std::uint64_t room = 0;
+  before_fdatasync = nullptr;
+  for (int i = 0; i < 5; ++i) {
+    pool_.reset();
+    // The size that is wished for decides; the same size, or none in particular, is the same extent.
+    pool_.emplace(std::move(*Pool::open(path_, {.journal_bytes = i % 2 == 0 ? kJournalBytes : kJournalBytesAuto})));
+    region_ = *pool_->open_region("r");
+    const FileMedia media = pool_->file_media();
+    for (std::uint64_t k = 0; k < 40; ++k) {
+      media.store(Point{1}, word(k, 1), k);
+      media.flush(Point{1}, &word(k, 1));
+      media.fence(Point{1});
+    }
+    ASSERT_TRUE(media.has_journal());
+    EXPECT_EQ(journal_in(read_file(path_)), at);
+    std::uint64_t free = 0;
+    while (pool_->create_regions(std::array{RegionSpec{std::string(1, static_cast<char>('A' + free)), 1 << 20}}))
+      ++free;
+    if (i == 0) room = free;
+    EXPECT_EQ(free, room) << "nothing leaks";
+    for (std::uint64_t k = 0; k < free; ++k)
+      ASSERT_TRUE(pool_->remove_region(std::string(1, static_cast<char>('A' + k))));
+  }
+}
+
+TEST_F(Journal, is_done_without_where_there_is_no_room) {
+  before_fdatasync = nullptr;
   pool_.reset();
-  std::filesystem::create_directory(journal_of(path_));
-  pool_.emplace(std::move(*Pool::open(path_)));
-  region_ = *pool_->open_region("r");
+  ASSERT_TRUE(Pool::remove(path_));
+  pool_.emplace(std::move(*Pool::create(path_, {16 << 20})));
+  for (std::uint64_t bytes = 8 << 20; bytes >= 4096; bytes /= 2) {
+    while (pool_->create_regions(
+        std::array{RegionSpec{std::to_string(bytes) + "." + std::to_string(pool_->regions().size()), bytes}})) {
+    }
+  }
+  region_ = *pool_->open_region(pool_->regions().front().name);
   const FileMedia media = pool_->file_media();
   for (std::uint64_t i = 0; i < 100; ++i) {
     media.store(Point{1}, word(i, 1), i);
     media.flush(Point{1}, &word(i, 1));
     media.fence(Point{1});
   }
+  EXPECT_TRUE(media.ok());
   EXPECT_FALSE(media.has_journal());
   pool_.reset();
-  std::filesystem::remove(journal_of(path_));
   EXPECT_TRUE(Pool::open(path_));
 }
 
-TEST_F(Journal, that_is_missing_or_damaged_is_an_error_and_nothing_is_changed) {
+TEST_F(Journal, that_is_damaged_is_an_error_and_nothing_is_changed) {
   std::mt19937_64 random = test::generator(5);
   for (std::uint64_t i = 0; i < 20; ++i) {
     media_->store(Point{1}, word(i, 1), random());
     media_->flush(Point{1}, &word(i, 1));
     media_->fence(Point{1});
   }
-  const std::string expected = contents();
-  std::filesystem::copy_file(path_, image_);
-  const Opened missing = open_image();
-  EXPECT_EQ(missing.code, static_cast<int>(ErrorCode::kCorrupt));
-  EXPECT_NE(missing.message.find(".journal is missing"), std::string::npos) << missing.message;
-  const std::string pool = read_file(image_);
-  const std::string journal = read_file(journal_of(path_));
+  const std::string pool = read_file(path_);
+  const std::size_t at = journal_in(pool);
   const auto with = [&](const std::string& other) {
-    std::ofstream(image_, std::ios::binary) << pool;
-    std::ofstream(journal_of(image_), std::ios::binary) << other;
+    std::ofstream(image_, std::ios::binary) << other;
     const Opened opened = open_image();
     if (opened.code != -1) {
       EXPECT_EQ(opened.code, static_cast<int>(ErrorCode::kCorrupt)) << opened.message;
-      EXPECT_TRUE(same(read_file(image_), pool)) << "nothing was changed";
-      EXPECT_TRUE(same(read_file(journal_of(image_)), other));
+      EXPECT_TRUE(same(read_file(image_), other)) << "nothing was changed";
     }
     return opened.code == -1;
   };
-  EXPECT_TRUE(with(journal));
-  EXPECT_FALSE(with(""));
-  EXPECT_FALSE(with(std::string(journal.size(), '\0')));
-  EXPECT_FALSE(with(journal.substr(0, journal.size() / 2)));
-  std::string other = journal;
-  other[8] = static_cast<char>(other[8] ^ 1);
-  EXPECT_FALSE(with(other)) << "another pool's";
+  EXPECT_TRUE(with(pool));
+  std::string other = pool;
+  other.replace(at, kJournalBytes, kJournalBytes, '\0');
+  EXPECT_FALSE(with(other));
+  other = pool;
+  other[at + 8] = static_cast<char>(other[at + 8] ^ 1);
+  EXPECT_FALSE(with(other)) << "another opening's";
   // A group in the middle.
-  other = journal;
-  other[4096 + 4096 + 100] = static_cast<char>(other[4096 + 4096 + 100] ^ 1);
+  other = pool;
+  other[at + 4096 + 4096 + 100] = static_cast<char>(other[at + 4096 + 4096 + 100] ^ 1);
   EXPECT_FALSE(with(other)) << "what was fenced after it can't be brought back";
   // Anywhere: an error, or all that was fenced before it. Nothing else.
-  for (int i = 0; i < 100; ++i) {
-    other = journal;
-    const std::size_t at = random() % (4096 + 25 * 4096);
-    other[at] = static_cast<char>(other[at] ^ (1 << random() % 8));
+  for (int i = 0; i < 20; ++i) {
+    other = pool;
+    const std::size_t where = at + random() % (4096 + 25 * 4096);
+    other[where] = static_cast<char>(other[where] ^ (1 << random() % 8));
     (void)with(other);
   }
 }
 
-TEST_F(Journal, of_a_pool_that_is_removed_does_not_haunt_the_next) {
-  const std::string journal = read_file(journal_of(path_));
-  pool_.reset();
-  std::ofstream(journal_of(path_), std::ios::binary) << journal;  // As if the pool had been killed and then removed.
-  EXPECT_EQ(Pool::create(path_, {24 << 20}).error().code, ErrorCode::kAlreadyExists);
-  EXPECT_TRUE(std::filesystem::exists(journal_of(path_))) << "it may be that of the pool that is there";
-  std::filesystem::remove(path_);
-  EXPECT_TRUE(Pool::create(path_, {24 << 20}));
-  EXPECT_FALSE(std::filesystem::exists(journal_of(path_)));
-  std::ofstream(journal_of(path_), std::ios::binary) << journal;
-  EXPECT_TRUE(Pool::remove(path_));
-  EXPECT_FALSE(std::filesystem::exists(journal_of(path_)));
-  EXPECT_EQ(Pool::remove(path_).error().code, ErrorCode::kNotFound);
-}
+/// A file with an extent for a journal of so many bytes, and what a crash leaves of it.
+class JournalFile : public ::testing::Test {
+ protected:
+  static constexpr std::uint64_t kOffset = 3 * detail::kJournalBlock, kId = 77, kPoolBytes = 1 << 20;
 
-/// Appends a group of one line that says its number.
-bool append(detail::Journal& journal, std::uint64_t number) {
-  const std::uint64_t offset = number % 100 * kLineBytes;
-  return journal.append({&offset, 1}, {}, [number](std::uint64_t, std::uint64_t* words) {
-    for (std::uint64_t at = 0; at < kWords; ++at) words[at] = number;
-  });
-}
+  void make(std::uint64_t half_blocks, std::function<int()> write_back, bool in_background = true) {
+    extent_ = {kOffset, std::max(detail::kJournalBlock * (1 + 2 * half_blocks), detail::kJournalBytesMin)};
+    file_ = UniqueFd(open(path_.c_str(), O_CREAT | O_TRUNC | O_RDWR | O_CLOEXEC, 0600));
+    ASSERT_EQ(ftruncate(file_.get(), static_cast<off_t>(kOffset + extent_.bytes)), 0);
+    detail::Journal::Options options;
+    options.file = UniqueFd(open(path_.c_str(), O_RDWR | O_CLOEXEC | O_DSYNC));
+    options.extent = extent_;
+    options.id = kId;
+    options.pool_bytes = kPoolBytes;
+    options.write_back = std::move(write_back);
+    options.in_background = in_background;
+    auto made = detail::Journal::create(std::move(options));
+    ASSERT_TRUE(made) << made.error().message;
+    journal_ = std::move(*made);
+  }
+  void TearDown() override {
+    journal_.reset();
+    unlink(path_.c_str());
+  }
+  /// Appends a group of so many lines that say its number: 0, or an errno.
+  int append(std::uint64_t lines = 1) {
+    ++number_;
+    std::vector<std::uint64_t> offsets;
+    for (std::uint64_t i = 0; i < lines; ++i) offsets.push_back((number_ % 100 + i) * kLineBytes);
+    const int error = journal_->append(offsets, {}, [this](std::uint64_t, std::uint64_t* words) {
+      for (std::uint64_t at = 0; at < kWords; ++at) words[at] = number_;
+    });
+    if (error != 0) --number_;
+    return error;
+  }
+  [[nodiscard]] std::string bytes() const { return read_file(path_).substr(kOffset); }
+  /// The numbers that a replay of these bytes brings back, ascending; nothing and an error.
+  static std::vector<std::uint64_t> replayed(const std::string& bytes, Status& status) {
+    std::vector<std::uint64_t> numbers;
+    status = detail::replay_journal(std::as_bytes(std::span(bytes)), kId, kPoolBytes, {},
+                                    [&](std::uint64_t, const std::uint64_t* words) { numbers.push_back(*words); });
+    std::sort(numbers.begin(), numbers.end());
+    return numbers;
+  }
+  [[nodiscard]] std::vector<std::uint64_t> replayed() const {
+    Status status;
+    const auto numbers = replayed(bytes(), status);
+    EXPECT_TRUE(status) << status.error().message;
+    return numbers;
+  }
 
-TEST(JournalHalf, is_begun_anew_only_when_the_pool_was_written_back) {
-  const std::string path =
-      (std::filesystem::temp_directory_path() / ("journal_half." + std::to_string(getpid()))).string();
-  constexpr std::uint64_t kGroups = 8;  // in a half
+  std::string path_ = (std::filesystem::temp_directory_path() / ("journal_file." + std::to_string(getpid()))).string();
+  UniqueFd file_;
+  detail::JournalExtent extent_;
+  std::unique_ptr<detail::Journal> journal_;
+  std::uint64_t number_ = 0;  // of the youngest group that was asked for
+};
+
+TEST_F(JournalFile, begins_a_half_anew_only_when_the_pool_was_written_back) {
+  constexpr std::uint64_t kGroups = 8;  // in a half; the ninth block is kept for a word about the other half
   std::mutex mutex;
   std::condition_variable changed;
   unsigned begun = 0, allowed = 0;
-  auto made = detail::Journal::create(path, 77, kGroups * detail::kJournalBlock, 1 << 20, [&] {
+  make(kGroups + 1, [&] {
     std::unique_lock lock(mutex);
     ++begun;
     changed.notify_all();
-    return changed.wait_for(lock, std::chrono::seconds(30), [&] { return allowed >= begun; });
+    return changed.wait_for(lock, std::chrono::seconds(30), [&] { return allowed >= begun; }) ? 0 : EIO;
   });
-  ASSERT_TRUE(made) << made.error().message;
-  detail::Journal& journal = **made;
-  std::uint64_t number = 0;
-  while (number < 2 * kGroups) ASSERT_TRUE(append(journal, ++number));  // Both halves.
-  const auto lines_after_a_crash = [&] {
-    const std::string bytes = read_file(path);
-    std::vector<std::uint64_t> numbers;
-    const Status replayed =
-        detail::replay_journal(std::as_bytes(std::span(bytes)), 77, 1 << 20,
-                               [&](std::uint64_t, const std::uint64_t* words) { numbers.push_back(*words); });
-    EXPECT_TRUE(replayed) << replayed.error().message;
-    std::sort(numbers.begin(), numbers.end());
-    return numbers;
-  };
+  while (number_ < 2 * kGroups) ASSERT_EQ(append(), 0);  // Both halves.
   {
     std::unique_lock lock(mutex);
     ASSERT_TRUE(changed.wait_for(lock, std::chrono::seconds(30), [&] { return begun == 1; }));
@@ -506,43 +571,135 @@ TEST(JournalHalf, is_begun_anew_only_when_the_pool_was_written_back) {
   // The first half is being written back. What comes next has to wait for that.
   std::atomic<bool> appended = false;
   std::thread next([&] {
-    EXPECT_TRUE(append(journal, number + 1));
+    EXPECT_EQ(append(), 0);
     appended = true;
   });
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
   EXPECT_FALSE(appended);
-  const auto all = lines_after_a_crash();
+  const auto all = replayed();
   ASSERT_EQ(all.size(), 2 * kGroups);
   EXPECT_EQ(all.front(), 1u);
+  {
+    const std::lock_guard lock(mutex);
+    allowed = 1;  // The second half stays as it is.
+    changed.notify_all();
+  }
+  next.join();
+  EXPECT_TRUE(appended);
+  const auto later = replayed();
+  ASSERT_EQ(later.size(), kGroups + 1) << "the second half and the first group of the next";
+  EXPECT_EQ(later.front(), kGroups + 1);
+  EXPECT_EQ(later.back(), number_);
   {
     const std::lock_guard lock(mutex);
     allowed = 1000;
     changed.notify_all();
   }
-  next.join();
-  EXPECT_TRUE(appended);
-  ++number;
-  const auto later = lines_after_a_crash();
-  ASSERT_EQ(later.size(), kGroups + 1) << "the second half and the first group of the next";
-  EXPECT_EQ(later.front(), kGroups + 1);
-  EXPECT_EQ(later.back(), number);
-  for (int i = 0; i < 1000; ++i) ASSERT_TRUE(append(journal, ++number));
-  EXPECT_EQ(lines_after_a_crash().back(), number);
-  made->reset();
-  std::filesystem::remove(path);
+  for (int i = 0; i < 1000; ++i) ASSERT_EQ(append(), 0);
+  EXPECT_EQ(replayed().back(), number_);
 }
 
-TEST(JournalHalf, fails_when_the_pool_can_not_be_written_back) {
-  const std::string path =
-      (std::filesystem::temp_directory_path() / ("journal_fails." + std::to_string(getpid()))).string();
-  auto made = detail::Journal::create(path, 77, 8 * detail::kJournalBlock, 1 << 20, [] { return false; });
-  ASSERT_TRUE(made) << made.error().message;
-  bool fine = true;
-  for (std::uint64_t number = 1; number <= 17 && fine; ++number) fine = append(**made, number);
-  EXPECT_FALSE(fine);
-  made->reset();
-  std::filesystem::remove(path);
-  EXPECT_FALSE(detail::Journal::create("/no/such/place/j", 1, 1 << 20, 1 << 20, [] { return true; }));
+TEST_F(JournalFile, fails_when_the_pool_can_not_be_written_back_and_keeps_what_is_needed) {
+  for (const bool in_background : {true, false}) {
+    number_ = 0;
+    make(
+        9, [] { return ENOSPC; }, in_background);
+    int error = 0;
+    for (int i = 0; i < 17 && error == 0; ++i) error = append();
+    EXPECT_EQ(error, ENOSPC);
+    EXPECT_EQ(append(), ENOSPC) << "and stays so";
+    EXPECT_EQ(journal_->write_back_error(), ENOSPC);
+    const auto all = replayed();
+    ASSERT_EQ(all.size(), number_);
+    EXPECT_EQ(all.front(), 1u);
+  }
+}
+
+/// Calls `torn` with what a power failure may leave of each durable write, in the middle of it.
+class TearingFiles : public FileSystem {
+ public:
+  explicit TearingFiles(std::function<void(const std::function<std::string()>& part)> torn) : torn_(std::move(torn)) {
+    set_file_system(this);
+  }
+  ~TearingFiles() override { set_file_system(nullptr); }
+  bool pwrite_durably(int fd, const void* from, std::size_t bytes, std::uint64_t offset) noexcept override {
+    std::string before(bytes, '\0');
+    EXPECT_EQ(pread(fd, before.data(), bytes, static_cast<off_t>(offset)), static_cast<ssize_t>(bytes));
+    const auto* now = static_cast<const char*>(from);
+    torn_([&] {
+      std::string part = before;
+      for (std::size_t at = 0; at < bytes; at += 512) {
+        if (random_() % 2 == 0) part.replace(at, 512, now + at, 512);
+      }
+      return std::string(reinterpret_cast<const char*>(&offset), sizeof offset) + part;
+    });
+    return FileSystem::pwrite_durably(fd, from, bytes, offset);
+  }
+
+ private:
+  std::function<void(const std::function<std::string()>& part)> torn_;
+  std::mt19937_64 random_ = test::generator(7);
+};
+
+// A write of several blocks that has not returned may be there in any part. The half that it begins anew was written
+// back, so nothing of what it held is needed.
+TEST_F(JournalFile, replays_whatever_part_of_the_youngest_write_is_there) {
+  std::mt19937_64 random = test::generator(6);
+  unsigned images = 0, begun_anew = 0;
+  for (int round = 0; round < 40; ++round) {
+    number_ = 0;
+    journal_.reset();
+    std::uint64_t acknowledged = 0;
+    make(
+        16, [] { return 0; }, random() % 2 == 0);
+    const TearingFiles files([&](const std::function<std::string()>& part) {
+      const std::string sound = bytes();
+      for (int image = 0; image < 6; ++image, ++images) {
+        const std::string torn = part();
+        std::uint64_t offset = 0;
+        std::memcpy(&offset, torn.data(), sizeof offset);
+        std::string all = sound;
+        all.replace(offset - kOffset, torn.size() - sizeof offset, torn, sizeof offset);
+        begun_anew += offset - kOffset == detail::kJournalBlock && acknowledged > 0 ? 1 : 0;
+        Status status;
+        const auto numbers = replayed(all, status);
+        ASSERT_TRUE(status) << status.error().message << " in round " << round << ", group " << number_;
+        const std::uint64_t newest = numbers.empty() ? 0 : numbers.back();
+        // A group without lines that says something about the other half brings none back.
+        ASSERT_GE(newest, acknowledged);
+        ASSERT_LE(newest, acknowledged + 1);
+      }
+    });
+    for (std::uint64_t left = 40 + random() % 60; left != 0; --left) {
+      ASSERT_EQ(append(1 + random() % 3 * 60), 0);
+      acknowledged = number_;
+    }
+  }
+  EXPECT_GT(begun_anew, 100u);
+  RecordProperty("images", std::to_string(images));
+}
+
+TEST_F(JournalFile, refuses_a_half_that_is_needed_and_damaged) {
+  make(
+      9, [] { return 0; }, false);  // The first half is written back when it is to be begun anew: not yet.
+  for (int i = 0; i < 12; ++i) ASSERT_EQ(append(), 0);
+  const std::string sound = bytes();
+  for (std::size_t block = 0; block < 8; ++block) {
+    std::string damaged = sound;
+    damaged[detail::kJournalBlock * (1 + block) + 90] ^= 1;
+    Status status;
+    EXPECT_TRUE(replayed(damaged, status).empty());
+    ASSERT_FALSE(status) << "group " << block + 1;
+    EXPECT_EQ(status.error().code, ErrorCode::kCorrupt);
+  }
+}
+
+TEST_F(JournalFile, takes_no_group_that_does_not_fit) {
+  make(7, [] { return 0; });
+  EXPECT_TRUE(journal_->fits(100, 10));
+  EXPECT_FALSE(journal_->fits(1000, 0));
+  EXPECT_FALSE(journal_->fits(0, 1000));
+  EXPECT_FALSE(journal_->fits(~std::size_t{0} / 72, 0)) << "no overflow";
 }
 
 }  // namespace

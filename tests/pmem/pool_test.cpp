@@ -79,8 +79,6 @@ TEST_F(PoolFile, creates_all_regions_of_a_call_or_none) {
 
 TEST_F(PoolFile, is_there_wholly_or_not_when_its_creation_is_killed) {
   std::mt19937_64 random(test::seed());
-  const std::string unfinished = path_ + ".new";
-  unsigned left = 0;
   unsigned created = 0;
   for (unsigned round = 0; round < 40; ++round) {
     const pid_t child = fork();
@@ -94,7 +92,6 @@ TEST_F(PoolFile, is_there_wholly_or_not_when_its_creation_is_killed) {
     int status = 0;
     waitpid(child, &status, 0);
     EXPECT_FALSE(WIFEXITED(status) && WEXITSTATUS(status) != 0);
-    left += std::filesystem::exists(unfinished) ? 1 : 0;
     auto pool = Pool::open(path_);
     if (pool) {
       ++created;
@@ -102,13 +99,11 @@ TEST_F(PoolFile, is_there_wholly_or_not_when_its_creation_is_killed) {
     } else {
       ASSERT_EQ(pool.error().code, ErrorCode::kNotFound) << pool.error().message;
       ASSERT_TRUE(Pool::create(path_, {24 << 20}).has_value()) << "what the crash has left is in the way";
-      EXPECT_FALSE(std::filesystem::exists(unfinished));
     }
     pool = make_error(ErrorCode::kNotFound, "");  // Closes it.
     ASSERT_TRUE(Pool::remove(path_).has_value());
   }
   RecordProperty("created", std::to_string(created));
-  RecordProperty("left", std::to_string(left));
 }
 
 TEST_F(PoolFile, is_created_by_one_and_never_over_another_file) {
@@ -117,16 +112,7 @@ TEST_F(PoolFile, is_created_by_one_and_never_over_another_file) {
   EXPECT_EQ(std::filesystem::file_size(path_), 8U);
   std::filesystem::remove(path_);
 
-  // Somebody else is at it: libpmemobj locks the file that it makes.
-  const std::string unfinished = path_ + ".new";
-  const int other = ::open(unfinished.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  ASSERT_GE(other, 0);
-  ASSERT_EQ(flock(other, LOCK_EX | LOCK_NB), 0);
-  EXPECT_EQ(Pool::create(path_, {24 << 20}).error().code, ErrorCode::kAlreadyOpen);
-  EXPECT_TRUE(std::filesystem::exists(unfinished));
-  ::close(other);
   EXPECT_TRUE(Pool::create(path_, {24 << 20}).has_value());
-  EXPECT_FALSE(std::filesystem::exists(unfinished));
   EXPECT_EQ(Pool::create("/nonexistent/p.pool", {24 << 20}).error().code, ErrorCode::kNotFound);
 }
 

@@ -79,6 +79,9 @@ class FileSystem {
   virtual bool pwrite_durably(int fd, const void* from, std::size_t bytes, std::uint64_t offset) noexcept;
   /// Asks the disk to begin writing a range. Not a sync: nothing is promised, and an error is not looked at.
   virtual void start_write(int fd, std::uint64_t offset, std::uint64_t bytes) noexcept;
+  /// Waits for the writing of a range that has begun, and begins and waits for what has not. Not a sync: the disk's own
+  /// cache is not asked. But an error that the kernel has met in writing the file, and not told this descriptor of, is.
+  virtual int wait_for_writes(int fd, std::uint64_t offset, std::uint64_t bytes) noexcept;
   virtual int fsync(int fd) noexcept;
   virtual int fdatasync(int fd) noexcept;
   /// msync(2) with MS_SYNC of whole pages of a shared mapping.

@@ -26,12 +26,15 @@ struct Detection {
 };
 
 /// What keeps the stores to this existing file through a power loss: direct on a DAX mapping, eADR where the platform
-/// flushes its caches itself, otherwise file. Never process, which has to be asked for by name. Errors: NotFound, Io.
+/// flushes its caches itself, otherwise file. Never process, which has to be asked for by name. What PMDK's environment
+/// variables say is not believed. Errors: NotFound, ReadOnly, Io.
 [[nodiscard]] Result<Detection> detect_media(const std::string& path);
 
-/// Calls `use(media)` with the media of that kind for a pool; kDram is treated as kProcess there.
+/// Calls `use(media)` with the media of that kind for a pool; kDram is treated as kProcess there. A pool that is open
+/// for reading only has one media, whatever the kind.
 template <class Use>
 decltype(auto) with_media(const Pool& pool, MediaKind kind, Use&& use) {
+  if (pool.read_only()) return use(ReadOnlyMedia{});
   switch (kind) {
     case MediaKind::kDirect: return use(DirectMedia{});
     case MediaKind::kEadr: return use(EadrMedia{});

@@ -5,8 +5,8 @@
 // flushed line costs its 256-byte block of a bandwidth that all threads share, and the fence waits until it is served.
 #pragma once
 
-#include <atomic>
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 
@@ -15,8 +15,8 @@
 namespace dunnock {
 
 struct NvmSpeed {
-  unsigned read_ns = 200;        ///< More than DRAM for a block that is not at hand. (Optane: about 300 against 100.)
-  double write_gb_per_s = 2.0;   ///< Of 256-byte blocks, for all threads together.
+  unsigned read_ns = 200;       ///< More than DRAM for a block that is not at hand. (Optane: about 300 against 100.)
+  double write_gb_per_s = 2.0;  ///< Of 256-byte blocks, for all threads together.
 };
 
 /// Shared by all EmulatedNvm of one run.

@@ -14,9 +14,9 @@
 // When the disk refuses a write or a sync, what is in memory and what is on disk can no longer be told apart (a second
 // sync may succeed although the pages are lost). So from the first such error on the media has failed: ok() is false,
 // no fence makes anything durable, nothing is acknowledged any more, and nothing that the next opening may need is
-// thrown away. Before the fence that met the error returns, the mapping is made private to the process, so that no later
-// store reaches the file: what is there is what a crash at that moment could have left. Close the pool and open it again
-// to go on. The same happens when a page of the file can't be read (SIGBUS), and in the child of a fork.
+// thrown away. Before the fence that met the error returns, the mapping is made private to the process, so that no
+// later store reaches the file: what is there is what a crash at that moment could have left. Close the pool and open
+// it again to go on. The same happens when a page of the file can't be read (SIGBUS), and in the child of a fork.
 #pragma once
 
 #include <cstddef>
@@ -76,7 +76,7 @@ class FileSync {
   /// Returns when everything in the pool's file is on disk, and voids the journal: bytes that were fenced may now get
   /// another use, by those who do not fence.
   void write_back_all() noexcept;
-  /// Looks for errors that libpmemobj has not told of. False: the media has failed.
+  /// Looks for errors of the disk that libpmemobj has met and not told of. False: the media has failed.
   bool check_disk() noexcept;
 
   /// Calls work() while no fence is at work, and none begins.

@@ -17,6 +17,7 @@
 //   ----------------+-----------------+------------------+----------------------+-------------------
 //   DramMedia       | nothing         | -                | -                    | (nothing to lose)
 //   ProcessMedia    | SIGKILL         | -                | -                    | yes
+//   ReadOnlyMedia   | nothing         | -                | -                    | yes; every change answers Io
 //   EadrMedia       | power loss      | -                | sfence               | yes
 //   DirectMedia     | power loss      | clwb             | sfence               | no
 //   FileMedia       | power loss      | notes the page   | one msync a group    | no     (file_media.hpp)
@@ -67,12 +68,18 @@ template <class M>
 concept Media = std::copy_constructible<M> && requires(const M media, Word& word, const Word& source, Point point) {
   { M::kDurability } -> std::convertible_to<Durability>;
   { M::kVisibleIsDurable } -> std::convertible_to<bool>;
-  { media.load(source) } noexcept -> std::same_as<std::uint64_t>;
-  { media.store(point, word, std::uint64_t{}) } noexcept;
-  { media.flush(point, static_cast<const void*>(&word)) } noexcept;
-  { media.fence(point) } noexcept;
-  { media.pause() } noexcept;
-  { media.ok() } noexcept -> std::same_as<bool>;
+  { media.load(source) }
+  noexcept->std::same_as<std::uint64_t>;
+  { media.store(point, word, std::uint64_t{}) }
+  noexcept;
+  { media.flush(point, static_cast<const void*>(&word)) }
+  noexcept;
+  { media.fence(point) }
+  noexcept;
+  { media.pause() }
+  noexcept;
+  { media.ok() }
+  noexcept->std::same_as<bool>;
 };
 
 namespace detail {
@@ -142,6 +149,17 @@ struct ProcessMedia : detail::MappedMedia {
   void write(Point, void* to, const void* from, std::size_t bytes) const noexcept { std::memcpy(to, from, bytes); }
   void flush(Point, const void*) const noexcept {}
   void fence(Point) const noexcept {}
+};
+
+/// A private copy of a pool that is open for reading only: recovery may store what it likes, and nothing is ever
+/// acknowledged, since ok() is always false. Reads need no durability that is not there.
+struct ReadOnlyMedia : detail::MappedLoads {
+  static constexpr Durability kDurability = Durability::kProcess;
+  static constexpr bool kVisibleIsDurable = true;
+  void write(Point, void* to, const void* from, std::size_t bytes) const noexcept { std::memcpy(to, from, bytes); }
+  void flush(Point, const void*) const noexcept {}
+  void fence(Point) const noexcept {}
+  [[nodiscard]] static constexpr bool ok() noexcept { return false; }
 };
 
 /// Persistent memory behind caches that are flushed on power loss (eADR): only the store order matters.

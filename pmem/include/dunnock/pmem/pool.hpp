@@ -4,9 +4,16 @@
 // there again after a restart. What it is not for: allocating small objects (a structure manages its own region), or
 // making a structure's stores durable (that is the media's part, media.hpp).
 //
-// Caveats: a pool is opened by one process at a time. Its file must be on a local file system. Pointers into it change
-// from one opening to the next; offsets within a region do not. After a crash a pool in an ordinary file is whole only
-// together with the journal beside it, "<pool>.journal" (file_media.hpp): move both, or open and close it first.
+// A pool is one file, and is known by what it is: it may be copied while it is closed, also after a crash, and moved,
+// linked and renamed at any time. To copy a pool that is open, see copy_to().
+//
+// Caveats: a pool is opened by one process at a time for writing, or by any number for reading. It belongs to the
+// process that opened it: in a child of fork() every call answers Io, and destructors only unmap. Its file must be on a
+// local file system. Pointers into it change from one opening to the next; offsets within a region do not.
+//
+// After an error of the disk (a write or sync that is refused, a page that can't be read) the pool has failed: nothing
+// is acknowledged any more, calls answer Io, and the file is left as a crash at that moment would have left it.
+// status() says why. Close the pool and open it again to go on from what is durable.
 #pragma once
 
 #include <cstdint>
@@ -22,14 +29,28 @@
 
 namespace dunnock {
 
-/// The journal that FileMedia makes beside the pool: an eighth of the pool, 8 to 64 MiB.
+/// Of the journal that FileMedia keeps in the pool: an eighth of the pool, 8 to 64 MiB, or what there is room for.
 inline constexpr std::uint64_t kJournalBytesAuto = ~0ULL;
+
+struct OpenOptions {
+  /// Of FileMedia's journal, within the pool: at least 64 KiB. 0: none, and every fence of FileMedia writes back pages.
+  std::uint64_t journal_bytes = kJournalBytesAuto;
+  /// Ends the process at the first error of the disk, instead of letting calls answer Io.
+  bool abort_on_error = false;
+  /// Installs a handler of SIGBUS for the process, so that a page that can't be read is an error of the pool. Faults
+  /// elsewhere go to the handler that was there before. False: such a page ends the process.
+  bool catch_sigbus = true;
+};
 
 struct PoolOptions {
   /// Size of the file in bytes; all of it is allocated on disk. See Pool::bytes_for.
   std::uint64_t bytes = 0;
-  /// Of the journal, while the pool is open. 0: none, and every fence of FileMedia writes back pages.
+  /// As in OpenOptions.
   std::uint64_t journal_bytes = kJournalBytesAuto;
+  /// Of the file; the umask takes away from it. A pool may hold secrets, such as that of a prefix store.
+  unsigned mode = 0600;
+  bool abort_on_error = false;
+  bool catch_sigbus = true;
 };
 
 struct RegionSpec {
@@ -49,21 +70,52 @@ struct RegionInfo {
 /// be in use.
 class Pool {
  public:
-  /// Creates the file `path` with an empty pool in it. It is made as "<path>.new" and gets its name when it is whole:
-  /// a crash leaves nothing at `path`, and the next create removes what it has left beside it.
-  /// Errors: AlreadyExists, InvalidArgument (size), NoSpace, ReadOnly, NotFound (directory), AlreadyOpen (another
-  /// process is creating it), Io.
+  /// Creates the file `path` with an empty pool in it. The file gets its name when it is whole and durable: a crash
+  /// leaves nothing at `path`. (Where the file system knows no file without a name, it is made as "<path>.new"; the
+  /// next create removes what a crash has left of that.) Errors: AlreadyExists, InvalidArgument (size, journal_bytes),
+  /// NoSpace, ReadOnly, NotFound (directory), AlreadyOpen (another process is creating it), Unsupported (see open), Io.
   [[nodiscard]] static Result<Pool> create(const std::string& path, const PoolOptions& options);
-  /// Opens the pool in `path`. Does not read the regions; constant time, but for a journal that a crash has left.
-  /// Errors: NotFound, NotADunnockPool, WrongVersion, AlreadyOpen, ReadOnly, Corrupt (also: its journal is missing),
-  /// Io.
-  [[nodiscard]] static Result<Pool> open(const std::string& path, std::uint64_t journal_bytes = kJournalBytesAuto);
-  /// Removes the pool's file and what may lie beside it. It must not be open. Errors: NotFound, Io.
+  /// Opens the pool in `path` for writing. Does not read the regions; constant time, but for a journal that a crash has
+  /// left. A pool of format version 2 becomes one of this version. Holes, as a sparse copy leaves them, are filled.
+  /// Errors: NotFound, NotADunnockPool, WrongVersion, AlreadyOpen, ReadOnly, Corrupt, NoSpace (holes), InvalidArgument
+  /// (journal_bytes), Unsupported (PMDK is told by its environment to take an ordinary file for persistent memory, or
+  /// to keep stores from the file: libpmemobj's own part would not be durable), Io.
+  [[nodiscard]] static Result<Pool> open(const std::string& path, const OpenOptions& options = {});
+  /// Opens the pool, or creates it where there is none; safe against others who do the same. `options` as for create();
+  /// its size and mode do not matter where the pool is there. Errors: those of both.
+  [[nodiscard]] static Result<Pool> open_or_create(const std::string& path, const PoolOptions& options);
+  /// Opens the pool for looking at it: any number of readers, none beside a writer. Needs no right to write, and
+  /// changes nothing: what a crash has left in the journal is replayed, and what recovery stores is kept, in memory of
+  /// this process. Structures are opened with ReadOnlyMedia (with_media() does it); what changes them answers Io. A
+  /// creation or removal of regions that a crash has interrupted may look undone. Errors: as open.
+  [[nodiscard]] static Result<Pool> open_read_only(const std::string& path);
+  /// The same beside a writer, too (beside_writer() tells). Then each word of the regions is one that the writer has
+  /// stored, but words are read at different moments: opening a structure may find it damaged that is not, and counts
+  /// may be off. Checksummed records (checkpoints, values) that are found are whole. Opening once more looks again.
+  [[nodiscard]] static Result<Pool> look(const std::string& path);
+  /// Removes the pool's file. Errors: NotFound, NotADunnockPool, AlreadyOpen, ReadOnly, Io.
   [[nodiscard]] static Status remove(const std::string& path);
+  /// Copies a pool that no writer has open, crashed or not, as it is: mode and, where this process may, owner too. The
+  /// copy gets its name when it is whole. Errors: those of open_read_only and create.
+  [[nodiscard]] static Status copy(const std::string& from, const std::string& to);
 
   Pool(Pool&&) noexcept;
   Pool& operator=(Pool&&) noexcept;
+  /// As close(), without a word.
   ~Pool();
+
+  /// Makes everything durable, closes and seals the file. Nobody may use the pool or its regions from now on; status()
+  /// and path() still answer. Errors: Io (also one that was met before): what was acknowledged is in the file all the
+  /// same, and the next opening recovers it.
+  [[nodiscard]] Status close();
+  /// Io once the pool has failed, with the reason, forever; else fine.
+  [[nodiscard]] Status status() const;
+
+  /// A copy in the state of one moment: what a crash at that moment would have left, so that opening it recovers
+  /// everything that was acknowledged before the call. Other threads may go on meanwhile where they use FileMedia; with
+  /// other media, none may change the pool. Calls that create or remove regions wait.
+  /// Threads: any. Errors: those of create, ReadOnly never, Io.
+  [[nodiscard]] Status copy_to(const std::string& path) const;
 
   /// Creates all of these regions or, when there is an error or a crash, none. Zeroed, durable, 4096-byte aligned.
   /// Errors: InvalidArgument, AlreadyExists, NoSpace.
@@ -76,10 +128,13 @@ class Pool {
 
   [[nodiscard]] const std::string& path() const noexcept;
   [[nodiscard]] std::uint64_t bytes() const noexcept;
+  [[nodiscard]] bool read_only() const noexcept;
+  /// Opened by look() while a writer had it open?
+  [[nodiscard]] bool beside_writer() const noexcept;
   /// The media for a pool in an ordinary file. Valid as long as the pool is open.
   [[nodiscard]] FileMedia file_media() const noexcept;
 
-  /// A size for a pool that is to hold regions of these sizes, with room for libpmemobj's own needs.
+  /// A size for a pool that is to hold regions of these sizes, with room for a journal and libpmemobj's own needs.
   [[nodiscard]] static std::uint64_t bytes_for(std::span<const std::uint64_t> region_bytes) noexcept;
 
  private:

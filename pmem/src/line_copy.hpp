@@ -1,0 +1,31 @@
+// copy_line: one line of a pool at one moment.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+#include "dunnock/pmem/media.hpp"
+
+namespace dunnock::detail {
+
+/// A line as it is at one moment, while others may store to it: what was read twice alike. Their stores to one line
+/// become durable in their order, so a copy must not have a younger word and lack an older one.
+#if defined(__SANITIZE_THREAD__)
+__attribute__((no_sanitize("thread")))
+#endif
+inline void
+copy_line(const std::byte* line, std::uint64_t* words) noexcept {
+  auto* from = reinterpret_cast<const volatile std::uint64_t*>(line);
+  constexpr std::size_t kWords = kLineBytes / sizeof(std::uint64_t);
+  while (true) {
+    for (std::size_t i = 0; i < kWords; ++i) words[i] = from[i];
+    std::atomic_thread_fence(std::memory_order_acquire);
+    bool same = true;
+    for (std::size_t i = 0; i < kWords; ++i) same = same && words[i] == from[i];
+    if (same) return;
+    cpu_pause();
+  }
+}
+
+}  // namespace dunnock::detail
