@@ -322,6 +322,7 @@ struct DemoOptions {
   std::string media = "auto";
   unsigned kill_at_percent = 40;
   bool keep = false;
+  bool made = false;  ///< The pool is this program's.
 };
 
 /// The whole demo with the media that `media_of(pool)` gives.
@@ -362,14 +363,22 @@ int run_demo(const DemoOptions& options, const Keys& keys, MediaOf media_of) {
 }
 
 /// Makes the pool and chooses the media.
-int demo(DemoOptions options) {
+int demo(DemoOptions& options) {
   const auto keys = load_keys(options.data);
   if (!keys) {
     return refuse({dunnock::ErrorCode::kNotFound,
                    fmt::format("no words.txt and shakespeare.txt in {}: say --data", options.data.string())});
   }
+  if (options.media != "auto") {  // Before a file is made.
+    const auto named = dunnock::media_kind(options.media);
+    if (!named || *named == dunnock::MediaKind::kDram) {
+      fmt::print(stderr, "{}\n", named ? "plain memory does not outlive a process" : named.error().message);
+      return kUsage;
+    }
+  }
   auto created = dunnock::Pool::create(options.path, {.bytes = 32 << 20});
   if (!created) return refuse(created.error());
+  options.made = true;
   { const dunnock::Pool closed = std::move(*created); }
 
   dunnock::MediaKind kind{};
@@ -379,12 +388,7 @@ int demo(DemoOptions options) {
     kind = detected->kind;
     fmt::print("media: {} ({})\n", dunnock::to_string(kind), detected->why);
   } else {
-    const auto named = dunnock::media_kind(options.media);
-    if (!named) {
-      fmt::print(stderr, "{}\n", named.error().message);
-      return kUsage;
-    }
-    kind = *named;
+    kind = *dunnock::media_kind(options.media);
     fmt::print("media: {}\n", dunnock::to_string(kind));
   }
   fmt::print("{} distinct words and phrases for the pool {}\n", keys->size(), options.path);
@@ -403,7 +407,6 @@ int demo(DemoOptions options) {
                                              [](const dunnock::Pool&) { return dunnock::ProcessMedia{}; });
     case MediaKind::kDram: break;
   }
-  fmt::print(stderr, "plain memory does not outlive a process\n");
   return kUsage;
 }
 
@@ -436,6 +439,6 @@ int main(int argc, char** argv) {
     return kUsage;
   }
   const int status = demo(options);
-  if (!options.keep) static_cast<void>(dunnock::Pool::remove(options.path));
+  if (options.made && !options.keep) static_cast<void>(dunnock::Pool::remove(options.path));
   return status;
 }

@@ -58,11 +58,8 @@ dunnock::Status run(const std::string& path) {
   auto pool =
       std::filesystem::exists(path) ? dunnock::Pool::open(path) : dunnock::Pool::create(path, {.bytes = 64 << 20});
   if (!pool) return tl::unexpected(pool.error());
-  if (pool->regions().empty()) {
-    auto created = Index::create(*pool, "objects", {}, pool->file_media());
-    if (!created) return tl::unexpected(created.error());
-  }
-  auto opened = Index::open(*pool, "objects", pool->file_media());  // As quick after a crash as after close().
+  // As quick after a crash as after close().
+  auto opened = Index::open_or_create(*pool, "objects", {}, pool->file_media());
   if (!opened) return tl::unexpected(opened.error());
   Index& index = opened->index;
   fmt::print("{} objects\n", index.size());

@@ -72,17 +72,11 @@ void serve(Store& store, const dunnock::IndexKey& root, const std::vector<std::u
   for (; block < keys.size(); ++block) store.put(keys, block, attention(tokens, block));
 }
 
-dunnock::Result<Store> open_or_create(dunnock::Pool& pool) {
-  auto opened = Store::open(pool, "blocks", kOptions, pool.file_media());
-  if (opened || opened.error().code != dunnock::ErrorCode::kNotFound) return opened;
-  return Store::create(pool, "blocks", kOptions, pool.file_media());
-}
-
 dunnock::Status run(const std::string& path) {
   auto pool = std::filesystem::exists(path) ? dunnock::Pool::open(path)
                                             : dunnock::Pool::create(path, {.bytes = Store::pool_bytes(kOptions)});
   if (!pool) return tl::unexpected(pool.error());
-  auto store = open_or_create(*pool);
+  auto store = Store::open_or_create(*pool, "blocks", kOptions, pool->file_media());
   if (!store) return tl::unexpected(store.error());
 
   const dunnock::IndexKey root = store->root(kDomain);

@@ -18,11 +18,8 @@ dunnock::Status remember(const std::string& path) {
   auto pool =
       std::filesystem::exists(path) ? dunnock::Pool::open(path) : dunnock::Pool::create(path, {.bytes = 64 << 20});
   if (!pool) return tl::unexpected(pool.error());
-  if (pool->regions().empty()) {
-    auto created = Filter::create(*pool, "seen", {.slots = 1'000'000}, pool->file_media());
-    if (!created) return tl::unexpected(created.error());
-  }
-  auto opened = Filter::open(*pool, "seen", pool->file_media());  // Recovers, should the last run have crashed.
+  // Recovers, should the last run have crashed, whatever it was doing.
+  auto opened = Filter::open_or_create(*pool, "seen", {.slots = 1'000'000}, pool->file_media());
   if (!opened) return tl::unexpected(opened.error());
 
   Filter& seen = opened->filter;

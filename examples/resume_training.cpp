@@ -114,17 +114,11 @@ dunnock::Status train(Store& store, std::uint64_t steps, std::uint64_t steps_per
   return {};
 }
 
-dunnock::Result<Store> open_or_create(dunnock::Pool& pool) {
-  auto opened = Store::open(pool, "training", pool.file_media());
-  if (opened || opened.error().code != dunnock::ErrorCode::kNotFound) return opened;
-  return Store::create(pool, "training", kStoreOptions, pool.file_media());
-}
-
 dunnock::Status run(const std::string& path, std::uint64_t steps, std::uint64_t steps_per_save) {
   auto pool = std::filesystem::exists(path) ? dunnock::Pool::open(path)
                                             : dunnock::Pool::create(path, {.bytes = Store::pool_bytes(kStoreOptions)});
   if (!pool) return tl::unexpected(pool.error());
-  auto store = open_or_create(*pool);
+  auto store = Store::open_or_create(*pool, "training", kStoreOptions, pool->file_media());
   if (!store) return tl::unexpected(store.error());
   dunnock::Status status = train(*store, steps, steps_per_save);
   store->close();

@@ -58,10 +58,10 @@ int stats(const Store& store) {
 }
 
 dunnock::Result<Store> open_or_create(dunnock::Pool& pool) {
-  auto opened = Store::open(pool, "values", pool.file_media());
-  if (opened) return std::move(opened->store);
-  if (opened.error().code != dunnock::ErrorCode::kNotFound) return tl::unexpected(opened.error());
-  return Store::create(pool, "values", {.index = {}, .log = {.capacity_bytes = kCapacityBytes}}, pool.file_media());
+  auto opened = Store::open_or_create(pool, "values", {.index = {}, .log = {.capacity_bytes = kCapacityBytes}},
+                                      pool.file_media());
+  if (!opened) return tl::unexpected(opened.error());
+  return std::move(opened->store);
 }
 
 int fail(const dunnock::Error& error) {

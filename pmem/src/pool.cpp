@@ -79,6 +79,7 @@ struct Pool::Impl {
   std::unique_ptr<detail::FileSync> sync;
   std::optional<detail::PoolGuard> guard;
   std::mutex catalog_mutex;
+  std::mutex creation_mutex;  // Held by PendingRegions while it lives; taken before the catalog's.
   std::mutex allocating;  // Held by the fence that allocates the journal; taken after catalog_mutex.
   Status closed_with;     // what close() has answered
 
@@ -194,8 +195,8 @@ struct Pool::Impl {
   /// Errors: Corrupt.
   [[nodiscard]] Status check_catalog(const PoolRoot& of) const {
     for (const CatalogEntry& entry : of.catalog) {
-      if (entry.state == 0) continue;
-      if (entry.state != 1 || !sound(entry))
+      if (entry.state == detail::kFree) continue;
+      if (entry.state > detail::kPending || !sound(entry))
         return make_error(ErrorCode::kCorrupt, "the catalog of " + path + " fails its checksum");
     }
     return {};
@@ -203,11 +204,20 @@ struct Pool::Impl {
 
   static Result<Pool> open_to_read(const std::string& path, bool beside_writer);
 
-  [[nodiscard]] CatalogEntry* find(std::string_view name) const noexcept {
+  /// The region of that name. `pending`: also one of a creation that is under way.
+  [[nodiscard]] CatalogEntry* find(std::string_view name, bool pending = false) const noexcept {
     for (CatalogEntry& entry : root->catalog) {
-      if (entry.state == 1 && name == entry.name.data()) return &entry;
+      const bool seen = entry.state == detail::kNamed || (pending && entry.state == detail::kPending);
+      if (seen && name == entry.name.data()) return &entry;
     }
     return nullptr;
+  }
+  [[nodiscard]] std::vector<CatalogEntry*> pending() const {
+    std::vector<CatalogEntry*> entries;
+    for (CatalogEntry& entry : root->catalog) {
+      if (entry.state == detail::kPending) entries.push_back(&entry);
+    }
+    return entries;
   }
 
   [[nodiscard]] std::byte* at(std::uint64_t offset) const noexcept { return base + offset; }
@@ -235,6 +245,12 @@ struct Pool::Impl {
     }
     return true;
   }
+
+  // Under catalog_mutex:
+  [[nodiscard]] Result<std::vector<CatalogEntry*>> choose_entries(std::span<const RegionSpec> specs) const;
+  [[nodiscard]] Result<std::vector<Region>> allocate(std::span<const RegionSpec> specs, detail::CatalogState state);
+  [[nodiscard]] Status free_regions(std::span<CatalogEntry* const> entries);
+  void release_unfinished();
 };
 
 Pool::Pool(std::unique_ptr<Impl> impl) noexcept : impl_(std::move(impl)) {}
@@ -327,6 +343,7 @@ Result<Pool> Pool::open(const std::string& path, const OpenOptions& options) {
   impl->root_offset = oid.off;
   impl->journal_bytes = options.journal_bytes;
   impl->start(forks_kept_out, options.abort_on_error, options.catch_sigbus);
+  impl->release_unfinished();
   return Pool(std::move(impl));
 }
 
@@ -452,9 +469,10 @@ Status Pool::status() const { return impl_->status(); }
 bool Pool::read_only() const noexcept { return impl_->is_read_only; }
 bool Pool::beside_writer() const noexcept { return impl_->is_beside_writer; }
 
-Result<std::vector<Region>> Pool::create_regions(std::span<const RegionSpec> specs) {
-  if (Status fine = impl_->writable(); !fine) return tl::unexpected(fine.error());
-  const std::lock_guard guard(impl_->catalog_mutex);
+// ----- the catalog ---------------------------------------------------------------------------------------------------
+
+/// A free entry for each of the new regions.
+Result<std::vector<CatalogEntry*>> Pool::Impl::choose_entries(std::span<const RegionSpec> specs) const {
   std::vector<CatalogEntry*> entries;
   for (const RegionSpec& spec : specs) {
     if (spec.name.empty() || spec.name.size() >= detail::kNameBytes || spec.name.find('\0') != std::string_view::npos) {
@@ -471,26 +489,32 @@ Result<std::vector<Region>> Pool::create_regions(std::span<const RegionSpec> spe
                         "region '" + std::string(spec.name) + "' needs more than 128 extents");
     }
     const auto same_name = [&spec](const RegionSpec& other) { return other.name == spec.name; };
-    if (impl_->find(spec.name) != nullptr || std::count_if(specs.begin(), specs.end(), same_name) != 1) {
-      return make_error(ErrorCode::kAlreadyExists,
-                        "there is a region '" + std::string(spec.name) + "' in " + impl_->path);
+    if (find(spec.name, true) != nullptr || std::count_if(specs.begin(), specs.end(), same_name) != 1) {
+      return make_error(ErrorCode::kAlreadyExists, "there is a region '" + std::string(spec.name) + "' in " + path);
     }
-    const auto free_entry =
-        std::find_if(impl_->root->catalog.begin(), impl_->root->catalog.end(), [&](CatalogEntry& entry) {
-          return entry.state == 0 && std::find(entries.begin(), entries.end(), &entry) == entries.end();
-        });
-    if (free_entry == impl_->root->catalog.end()) {
-      return make_error(ErrorCode::kNoSpace, "the catalog of " + impl_->path + " is full");
-    }
+    const auto free_entry = std::find_if(root->catalog.begin(), root->catalog.end(), [&](CatalogEntry& entry) {
+      return entry.state == detail::kFree && std::find(entries.begin(), entries.end(), &entry) == entries.end();
+    });
+    if (free_entry == root->catalog.end())
+      return make_error(ErrorCode::kNoSpace, "the catalog of " + path + " is full");
     entries.push_back(free_entry);
   }
+  return entries;
+}
+
+/// All regions in this state, or none.
+Result<std::vector<Region>> Pool::Impl::allocate(std::span<const RegionSpec> specs, detail::CatalogState state) {
+  if (Status fine = writable(); !fine) return tl::unexpected(fine.error());
+  const auto chosen = choose_entries(specs);
+  if (!chosen) return tl::unexpected(chosen.error());
+  const std::vector<CatalogEntry*>& entries = *chosen;
 
   // Reserved memory exists only in this process until it is published together with the entries' states.
   std::vector<pobj_action> actions;
   const auto give_up = [&](std::string_view name, int error) {
-    pmemobj_cancel(impl_->handle, actions.data(), actions.size());
+    pmemobj_cancel(handle, actions.data(), actions.size());
     return make_error(error == ENOMEM ? ErrorCode::kNoSpace : error_code_of(error),
-                      "no room for region '" + std::string(name) + "' in " + impl_->path);
+                      "no room for region '" + std::string(name) + "' in " + path);
   };
   for (std::size_t i = 0; i < specs.size(); ++i) {
     CatalogEntry fresh{};
@@ -501,26 +525,58 @@ Result<std::vector<Region>> Pool::create_regions(std::span<const RegionSpec> spe
       const std::uint64_t length = std::min(fresh.extent_bytes, fresh.bytes - done);
       pobj_action action;
       const std::uint64_t reserved = std::max(length + detail::kRegionAlignment, detail::kReserveBytesMin);
-      const PMEMoid oid = pmemobj_xreserve(impl_->handle, &action, reserved, 0, POBJ_XALLOC_ZERO);
+      const PMEMoid oid = pmemobj_xreserve(handle, &action, reserved, 0, POBJ_XALLOC_ZERO);
       if (OID_IS_NULL(oid)) return give_up(specs[i].name, errno);
       actions.push_back(action);
       fresh.offsets[fresh.extents++] = oid.off;
     }
     fresh.checksum = checksum_of(fresh);
-    std::memcpy(entries[i], &fresh, sizeof fresh);  // state stays 0
-    pmemobj_persist(impl_->handle, entries[i], sizeof fresh);
+    std::memcpy(entries[i], &fresh, sizeof fresh);  // state stays kFree
+    pmemobj_persist(handle, entries[i], sizeof fresh);
   }
   for (CatalogEntry* entry : entries) {
     pobj_action action;
-    pmemobj_set_value(impl_->handle, &action, &entry->state, 1);
+    pmemobj_set_value(handle, &action, &entry->state, state);
     actions.push_back(action);
   }
-  if (pmemobj_publish(impl_->handle, actions.data(), actions.size()) != 0) return give_up(specs.front().name, errno);
-  if (!impl_->sync->check_disk()) return tl::unexpected(impl_->status().error());
+  if (pmemobj_publish(handle, actions.data(), actions.size()) != 0) return give_up(specs.front().name, errno);
+  if (!sync->check_disk()) return tl::unexpected(status().error());
 
   std::vector<Region> regions;
-  for (const CatalogEntry* entry : entries) regions.push_back(impl_->region_of(*entry));
+  for (const CatalogEntry* entry : entries) regions.push_back(region_of(*entry));
   return regions;
+}
+
+/// All of them, or none.
+Status Pool::Impl::free_regions(std::span<CatalogEntry* const> entries) {
+  if (entries.empty()) return {};
+  if (Status fine = writable(); !fine) return fine;
+  // What the journal has of them must not come back over what libpmemobj writes there.
+  if (sync->has_journal()) sync->write_back_all();
+  if (Status fine = status(); !fine) return fine;
+  std::vector<pobj_action> actions;
+  const std::uint64_t uuid = pmemobj_oid(root).pool_uuid_lo;
+  for (CatalogEntry* entry : entries) {
+    for (std::uint64_t i = 0; i < entry->extents; ++i)
+      pmemobj_defer_free(handle, PMEMoid{uuid, entry->offsets[i]}, &actions.emplace_back());
+    pmemobj_set_value(handle, &actions.emplace_back(), &entry->state, detail::kFree);
+  }
+  if (pmemobj_publish(handle, actions.data(), actions.size()) == 0) return sync->check_disk() ? Status{} : status();
+  const int error = errno;
+  pmemobj_cancel(handle, actions.data(), actions.size());
+  return system_error("can't free region '" + std::string(entries.front()->name.data()) + "' of " + path, error);
+}
+
+/// Frees the regions of creations that were not finished. Those that can't be freed now stay invisible, and the next
+/// creation or opening tries again.
+void Pool::Impl::release_unfinished() {
+  const std::vector<CatalogEntry*> entries = pending();
+  (void)free_regions(entries);
+}
+
+Result<std::vector<Region>> Pool::create_regions(std::span<const RegionSpec> specs) {
+  const std::lock_guard guard(impl_->catalog_mutex);
+  return impl_->allocate(specs, detail::kNamed);
 }
 
 Result<Region> Pool::open_region(std::string_view name) const {
@@ -536,33 +592,65 @@ Result<Region> Pool::open_region(std::string_view name) const {
 }
 
 Status Pool::remove_region(std::string_view name) {
-  if (Status fine = impl_->writable(); !fine) return fine;
+  const std::string one(name);
+  return remove_regions({&one, 1});
+}
+
+Status Pool::remove_regions(std::span<const std::string> names) {
   const std::lock_guard guard(impl_->catalog_mutex);
-  CatalogEntry* entry = impl_->find(name);
-  if (entry == nullptr) {
-    return make_error(ErrorCode::kNotFound, "no region '" + std::string(name) + "' in " + impl_->path);
+  std::vector<CatalogEntry*> entries;
+  for (const std::string& name : names) {
+    CatalogEntry* entry = impl_->find(name);
+    if (entry == nullptr) return make_error(ErrorCode::kNotFound, "no region '" + name + "' in " + impl_->path);
+    if (std::find(entries.begin(), entries.end(), entry) == entries.end()) entries.push_back(entry);
   }
-  // What the journal has of it must not come back over what libpmemobj writes there.
-  if (impl_->sync->has_journal()) impl_->sync->write_back_all();
-  std::vector<pobj_action> actions(entry->extents + 1);
-  const std::uint64_t uuid = pmemobj_oid(impl_->root).pool_uuid_lo;
-  for (std::uint64_t i = 0; i < entry->extents; ++i) {
-    pmemobj_defer_free(impl_->handle, PMEMoid{uuid, entry->offsets[i]}, &actions[i]);
-  }
-  pmemobj_set_value(impl_->handle, &actions.back(), &entry->state, 0);
-  if (pmemobj_publish(impl_->handle, actions.data(), actions.size()) != 0) {
-    return system_error("can't remove region '" + std::string(name) + "'", errno);
-  }
-  return impl_->sync->check_disk() ? Status{} : impl_->status();
+  return impl_->free_regions(entries);
 }
 
 std::vector<RegionInfo> Pool::regions() const {
   const std::lock_guard guard(impl_->catalog_mutex);
   std::vector<RegionInfo> all;
   for (const CatalogEntry& entry : impl_->root->catalog) {
-    if (entry.state == 1) all.push_back({entry.name.data(), entry.bytes});
+    if (entry.state == detail::kNamed) all.push_back({entry.name.data(), entry.bytes});
   }
   return all;
+}
+
+PendingRegions::PendingRegions(Pool& pool) : pool_(&pool), turn_(pool.impl_->creation_mutex) {
+  const std::lock_guard guard(pool.impl_->catalog_mutex);
+  pool.impl_->release_unfinished();  // Of a creation that failed, and whose regions could not be freed then.
+}
+
+PendingRegions::~PendingRegions() {
+  if (!turn_.owns_lock()) return;  // Finished.
+  const std::lock_guard guard(pool_->impl_->catalog_mutex);
+  pool_->impl_->release_unfinished();
+}
+
+Result<std::vector<Region>> PendingRegions::create(std::span<const RegionSpec> specs) {
+  DUNNOCK_CHECK(turn_.owns_lock(), "regions are created before finish()");
+  const std::lock_guard guard(pool_->impl_->catalog_mutex);
+  return pool_->impl_->allocate(specs, detail::kPending);
+}
+
+Status PendingRegions::finish() {
+  DUNNOCK_CHECK(turn_.owns_lock(), "a creation is finished once");
+  Pool::Impl& impl = *pool_->impl_;
+  if (Status fine = impl.writable(); !fine) return fine;
+  {
+    const std::lock_guard guard(impl.catalog_mutex);
+    std::vector<pobj_action> actions;
+    for (CatalogEntry* entry : impl.pending())
+      pmemobj_set_value(impl.handle, &actions.emplace_back(), &entry->state, detail::kNamed);
+    if (!actions.empty() && pmemobj_publish(impl.handle, actions.data(), actions.size()) != 0) {
+      const int error = errno;
+      pmemobj_cancel(impl.handle, actions.data(), actions.size());
+      return system_error("can't give new regions of " + impl.path + " their names", error);
+    }
+    if (!impl.sync->check_disk()) return impl.status();
+  }
+  turn_.unlock();
+  return {};
 }
 
 const std::string& Pool::path() const noexcept { return impl_->path; }

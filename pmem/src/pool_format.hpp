@@ -23,10 +23,17 @@ inline constexpr std::uint64_t kReserveBytesMin = 512 << 10;
 inline constexpr std::size_t kNameBytes = 48;  // with the terminating 0
 inline constexpr std::uint64_t kRegionAlignment = 4096;
 
-/// One region. `state` is the only word that makes it exist: it is set, together with the allocation of all extents,
-/// by one libpmemobj action list, after the rest is durable.
+/// What a catalog entry stands for. The states of all regions of a creation change by one libpmemobj action list, with
+/// the allocation of their extents or the freeing of it:
+///
+///   kFree --create_regions--------------------------------> kNamed ---remove_regions---> kFree
+///   kFree --PendingRegions::create--> kPending --finish---> kNamed
+///                                     kPending --an error, or the next opening after a crash--> kFree
+enum CatalogState : std::uint64_t { kFree = 0, kNamed = 1, kPending = 2 };
+
+/// One region. `state` is the only word that makes it exist: it is set after the rest is durable.
 struct CatalogEntry {
-  std::uint64_t state;  // 0 free, 1 in use
+  std::uint64_t state;  // CatalogState; any other value is damage
   std::array<char, kNameBytes> name;
   std::uint64_t bytes;
   std::uint64_t extent_bytes;

@@ -2,6 +2,7 @@
 #include "dunnock/index/checkpoint_saver.hpp"
 
 #include <gtest/gtest.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -214,6 +215,38 @@ TEST_P(CheckpointSaverTest, saves_of_many_threads_end_when_it_goes) {
   }
   for (std::uint64_t version = 0; version < 20; ++version)
     EXPECT_TRUE(is_all(version, kBytes, static_cast<std::byte>(version / 5 + 1))) << version;
+}
+
+// fork() copies the saver, and not its threads: the child must not wait for them, nor save anything.
+TEST_P(CheckpointSaverTest, is_not_for_the_child_of_a_fork) {
+  constexpr std::uint64_t kBytes = 4 << 20;
+  const auto tensors = [](const std::vector<std::byte>& bytes) {
+    return std::vector<TensorSource>{{{"t", Dtype::kU8, {kBytes}}, bytes, {}, {}}};
+  };
+  const std::vector<std::byte> one(kBytes, std::byte{1}), two(kBytes, std::byte{2});
+  auto saver = this->saver();
+  const PendingSave before = saver->save("run", 1, tensors(one));
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);
+    before.wait_captured();
+    int wrong = before.done() && before.captured() ? 0 : 1;
+    (void)before.wait();
+    if (saver->save("run", 2, tensors(two)).wait()) wrong = 2;
+    saver->wait_all();
+    saver.reset();
+    store_.reset();
+    pool_.reset();
+    _exit(wrong);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status)) << "it was ended by signal " << WTERMSIG(status);
+  EXPECT_EQ(WEXITSTATUS(status), 0);
+  ASSERT_TRUE(before.wait());
+  ASSERT_TRUE(saver->save("run", 3, tensors(two)).wait());
+  EXPECT_TRUE(is_all(1, kBytes, std::byte{1}));
+  EXPECT_TRUE(is_all(3, kBytes, std::byte{2}));
 }
 
 INSTANTIATE_TEST_SUITE_P(Staging, CheckpointSaverTest, ::testing::Values(0, staging_bytes_min(3, kChunk), 64 << 20),

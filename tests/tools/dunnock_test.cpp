@@ -239,6 +239,36 @@ TEST_F(DunnockTool, exports_imports_and_deletes_checkpoints) {
   EXPECT_FALSE(std::filesystem::exists(at("r")));
 }
 
+TEST_F(DunnockTool, leaves_no_pool_behind_whose_structure_was_refused) {
+  make_pool(at("p"));
+  ASSERT_EQ(run("dump --name data --output " + at("dump") + " " + at("p")).status, 0);
+  ASSERT_EQ(run("checkpoint export " + at("p") + " model@2 " + at("f")).status, 0);
+  const std::string load = "load --create --input " + at("dump");
+  const std::string long_name(50, 'n');
+  for (const std::string& refused :
+       {load + " --capacity 1 ", load + " --capacity 2m ", load + " --capacity 16m --name " + long_name + " "}) {
+    const Ran ran = run(refused + at("q"));
+    EXPECT_EQ(ran.status, 2) << refused << ran.output;
+    EXPECT_FALSE(std::filesystem::exists(at("q"))) << refused;
+  }
+  EXPECT_EQ(run(load + " --capacity 16m " + at("q")).output, "500 entries loaded\n");
+  const std::string bytes = read(at("q"));
+  EXPECT_EQ(run(load + " --capacity 1 --name other " + at("q")).status, 2);
+  EXPECT_EQ(read(at("q")).size(), bytes.size()) << "a pool that was there stays";
+  EXPECT_EQ(run("check " + at("q")).status, 0);
+
+  const auto import = [&](const std::string& options) {
+    return run("checkpoint import --create " + options + " " + at("r") + " copy " + at("f"));
+  };
+  for (const char* refused : {"--capacity 1", "--capacity 1m", "--capacity 8m --chunk 1"}) {
+    EXPECT_EQ(import(refused).status, 2) << refused << import(refused).output;
+    EXPECT_FALSE(std::filesystem::exists(at("r"))) << refused;
+  }
+  EXPECT_EQ(import("--capacity 8m --chunk 64k --store " + long_name).status, 2);
+  EXPECT_FALSE(std::filesystem::exists(at("r")));
+  EXPECT_EQ(import("--capacity 8m --chunk 64k").status, 0);
+}
+
 TEST_F(DunnockTool, says_what_is_wrong) {
   make_pool(at("p"));
   EXPECT_EQ(run("").status, 2);

@@ -201,19 +201,35 @@ Status Checkpoints::Impl::open(const CheckpointsOptions& options) {
             : std::max((options.retention.keep_last + 4) * state_bytes, 8 * store_options.segment_bytes);
     std::error_code unseen;  // What can't be looked at can't be made either, which says why.
     const bool there = std::filesystem::exists(options.path, unseen);
+    const auto with_its_media = [&](Pool& pool, auto&& use) -> Status {
+      MediaKind kind = MediaKind::kFile;
+      if (options.media) {
+        kind = *options.media;
+      } else {
+        const auto detected = detect_media(options.path);
+        if (!detected) return tl::unexpected(detected.error());
+        kind = detected->kind;
+      }
+      return with_media(pool, kind, use);
+    };
+    const auto make_store = [&](Pool& pool) -> Status {
+      return with_its_media(pool, [&]<class M>(M media) -> Status {
+        auto store = CheckpointStore<M>::create(pool, kStore, store_options, media);
+        if (!store) return tl::unexpected(store.error());
+        store->close();
+        return {};
+      });
+    };
+    if (!there) {  // Sizes that can't be are refused before a file is made.
+      if (Status valid = CheckpointStore<FileMedia>::check_options(store_options); !valid) return valid;
+    }
     auto pool = there ? Pool::open(options.path)
-                      : Pool::create(options.path, {.bytes = CheckpointStore<FileMedia>::pool_bytes(store_options)});
+                      : Pool::create_with(options.path,
+                                          {.bytes = CheckpointStore<FileMedia>::pool_bytes(store_options)}, make_store);
     if (!pool) return tl::unexpected(pool.error());
     pool_.emplace(std::move(*pool));
-    MediaKind kind = MediaKind::kFile;
-    if (options.media) {
-      kind = *options.media;
-    } else {
-      const auto detected = detect_media(options.path);
-      if (!detected) return tl::unexpected(detected.error());
-      kind = detected->kind;
-    }
-    return with_media(*pool_, kind, [&]<class M>(M media) -> Status {
+    return with_its_media(*pool_, [&]<class M>(M media) -> Status {
+      // One of other sizes goes on as it is.
       auto store = CheckpointStore<M>::open(*pool_, kStore, media);
       if (!store && store.error().code == ErrorCode::kNotFound)
         store = CheckpointStore<M>::create(*pool_, kStore, store_options, media);

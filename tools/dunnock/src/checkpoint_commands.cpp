@@ -203,17 +203,28 @@ Result<int> checkpoint_import(const Options& options) {
   const CheckpointOptions sizes{.capacity_bytes = options.capacity_bytes,
                                 .chunk_bytes = static_cast<std::uint32_t>(options.chunk_bytes),
                                 .segment_bytes = segment_bytes_for(options.capacity_bytes, 2 * options.chunk_bytes)};
-  auto pool = fresh ? Pool::create(options.pool, {.bytes = CheckpointStore<DirectMedia>::pool_bytes(sizes)})
-                    : Pool::open(options.pool);
-  if (!pool) return tl::unexpected(pool.error());
-  return with_durable_media(*pool, [&](auto media) -> Result<int> {
-    auto store = CheckpointStore<decltype(media)>::create(*pool, options.name.empty() ? "checkpoints" : options.name,
-                                                          sizes, media);
-    if (!store) return tl::unexpected(store.error());
-    auto done = import(*store);
-    store->close();
-    return done;
-  });
+  // Sizes that can't be are refused before a file is made.
+  if (Status valid = CheckpointStore<DirectMedia>::check_options(sizes); !valid) return tl::unexpected(valid.error());
+  const auto make_store = [&](Pool& pool) -> Status {
+    const auto made = with_durable_media(pool, [&](auto media) -> Result<int> {
+      auto store = CheckpointStore<decltype(media)>::create(pool, options.name.empty() ? "checkpoints" : options.name,
+                                                            sizes, media);
+      if (!store) return tl::unexpected(store.error());
+      store->close();
+      return kFine;
+    });
+    return made ? Status() : tl::unexpected(made.error());
+  };
+  {
+    auto pool =
+        fresh ? Pool::create_with(options.pool, {.bytes = CheckpointStore<DirectMedia>::pool_bytes(sizes)}, make_store)
+              : Pool::open(options.pool);
+    if (!pool) return tl::unexpected(pool.error());
+    if (!fresh) {
+      if (Status made = make_store(*pool); !made) return tl::unexpected(made.error());
+    }
+  }
+  return with_checkpoints(options, import);
 }
 
 Result<int> checkpoint_delete(const Options& options) {

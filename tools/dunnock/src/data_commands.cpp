@@ -403,23 +403,32 @@ Result<int> load(const Options& options) {
   const StoreOptions sizes{
       .index = {.bytes_max = std::max<std::uint64_t>(options.capacity_bytes / 4, 32 << 20)},
       .log = {.capacity_bytes = options.capacity_bytes, .segment_bytes = segment_bytes_for(options.capacity_bytes, 0)}};
+  const std::string name = options.name.empty() ? "data" : options.name;
+  const auto make_store = [&](Pool& fresh_pool) -> Status {
+    const auto made = with_durable_media(fresh_pool, [&](auto media) -> Result<int> {
+      auto store = KvStore<decltype(media)>::create(fresh_pool, name, sizes, media);
+      if (!store) return tl::unexpected(store.error());
+      store->close();
+      return kFine;
+    });
+    return made ? Status() : tl::unexpected(made.error());
+  };
+  if (fresh) {  // Sizes that can't be are refused before a file is made.
+    if (Status valid = KvStore<DirectMedia>::check_options(sizes); !valid) return tl::unexpected(valid.error());
+  }
   const std::array regions{sizes.log.capacity_bytes, sizes.index.bytes_max};
-  auto pool = fresh ? Pool::create(options.pool, {.bytes = Pool::bytes_for(regions)}) : Pool::open(options.pool);
+  auto pool = fresh ? Pool::create_with(options.pool, {.bytes = Pool::bytes_for(regions)}, make_store)
+                    : Pool::open(options.pool);
   if (!pool) return tl::unexpected(pool.error());
   std::uint64_t loaded = 0;
-  const std::string name = options.name.empty() ? "data" : options.name;
+  auto structure = find_structure(*pool, fresh ? name : options.name, {Kind::kStore, Kind::kIndex});
+  if (!structure && options.create && structure.error().code == ErrorCode::kNotFound) {
+    if (Status made = make_store(*pool); !made) return tl::unexpected(made.error());
+    structure = find_structure(*pool, name, {Kind::kStore});
+  }
+  if (!structure) return tl::unexpected(structure.error());
   const auto done = with_durable_media(*pool, [&](auto media) -> Result<int> {
     using M = decltype(media);
-    const auto structure = find_structure(*pool, fresh ? name : options.name, {Kind::kStore, Kind::kIndex});
-    if (!structure && !(options.create && structure.error().code == ErrorCode::kNotFound))
-      return tl::unexpected(structure.error());
-    if (!structure) {
-      auto made = KvStore<M>::create(*pool, name, sizes, media);
-      if (!made) return tl::unexpected(made.error());
-      auto status = load_store(*made, options.file, loaded);
-      made->close();
-      return status;
-    }
     if (structure->kind == Kind::kStore) {
       auto opened = KvStore<M>::open(*pool, structure->name, media);
       if (!opened) return tl::unexpected(opened.error());

@@ -123,14 +123,21 @@ class CuckooFilter {
 
   // ----- life -----------------------------------------------------------------------------------------------------
 
-  /// Creates a filter in `pool` under `name` (regions "<name>.meta" and "<name>.table", both or none).
-  /// Errors: InvalidArgument (slots, name), AlreadyExists, NoSpace. A crash leaves no filter, an empty one,
-  /// or its regions unformatted: open refuses them (WrongLayout), and they are to be removed before it is made again.
+  /// Creates a filter in `pool` under `name` (regions "<name>.meta" and "<name>.table"). It exists when this returns;
+  /// an error or a crash before that leaves nothing. Errors: InvalidArgument (slots, name), AlreadyExists, NoSpace, Io.
   [[nodiscard]] static Result<CuckooFilter> create(Pool& pool, std::string_view name, const FilterOptions& options,
                                                    M media);
+  /// The same as a part of a larger creation: it exists when that is finished.
+  [[nodiscard]] static Result<CuckooFilter> create_in(PendingRegions& pending, std::string_view name,
+                                                      const FilterOptions& options, M media);
   /// Opens the filter `name` and recovers it. Constant time. The pool must outlive the filter.
   /// Errors: NotFound, WrongVersion, WrongLayout (fingerprint width, group size), Corrupt.
   [[nodiscard]] static Result<Opened> open(Pool& pool, std::string_view name, M media);
+  /// Opens the filter `name`, or creates it where there is none. Of threads that call this at once, one creates it and
+  /// the others open it. The seed is that of the creation.
+  /// Errors: those of create and open; WrongLayout also when the filter has another number of slots.
+  [[nodiscard]] static Result<Opened> open_or_create(Pool& pool, std::string_view name, const FilterOptions& options,
+                                                     M media);
   /// A filter in plain memory of its own, with huge pages where the system gives them. Lost with the process.
   [[nodiscard]] static Result<CuckooFilter> create_volatile(const FilterOptions& options,
                                                             M media = {}) requires std::default_initializable<M>;
@@ -141,6 +148,8 @@ class CuckooFilter {
   [[nodiscard]] static constexpr std::uint64_t table_bytes(std::uint64_t slots) noexcept {
     return (groups_for(slots) * kGroupWords * sizeof(Word) + kLineBytes - 1) / kLineBytes * kLineBytes;
   }
+  /// Errors: InvalidArgument.
+  [[nodiscard]] static Status check_options(const FilterOptions& options);
   [[nodiscard]] static Result<CuckooFilter> format(Region meta, Region table, const FilterOptions& options, M media);
   [[nodiscard]] static Result<Opened> attach(Region meta, Region table, M media);
 
@@ -293,7 +302,12 @@ class CuckooFilter {
   [[nodiscard]] Place place_of(Key key) const noexcept {
     return L::place(hasher_(key), buckets_);
   }
-  [[nodiscard]] static Status check_options(const FilterOptions& options);
+  [[nodiscard]] static std::array<std::string, 2> region_names(std::string_view name) {
+    return {std::string(name) + ".meta", std::string(name) + ".table"};
+  }
+  [[nodiscard]] static bool is_unformatted(const Region& meta) noexcept;
+  [[nodiscard]] static Status clear_way(Pool& pool, std::string_view name);
+  [[nodiscard]] static Result<Opened> open_as(Pool& pool, std::string_view name, const FilterOptions* options, M media);
   [[nodiscard]] static Status check_header(const Region& meta, const Region& table, FilterHeader& header);
   [[nodiscard]] Result<RecoveryReport> recover();
   template <class NewWord>
@@ -427,6 +441,7 @@ template <unsigned kBits, Media M, FilterPolicy kPolicy>
 struct CuckooFilter<kBits, M, kPolicy>::Opened {
   CuckooFilter filter;
   RecoveryReport report;
+  bool created = false;  ///< By open_or_create, just now.
 };
 
 }  // namespace dunnock

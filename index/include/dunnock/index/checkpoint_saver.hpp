@@ -12,6 +12,8 @@
 // lie.
 #pragma once
 
+#include <unistd.h>
+
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -44,6 +46,16 @@ struct SaverOptions {
   return (2 * (threads == 0 ? 1 : threads) + 1) * chunk_bytes;
 }
 
+/// The process that made this. A saver's threads, and what they hold, are not copied by fork().
+class OwnerProcess {
+ public:
+  /// Is this process another one, a child of that one?
+  [[nodiscard]] bool is_gone() const noexcept { return process_ != ::getpid(); }
+
+ private:
+  pid_t process_ = ::getpid();
+};
+
 /// A save under way, or done. Copies are of the same save. Threads: any number, at any time.
 class PendingSave {
  public:
@@ -63,7 +75,8 @@ class PendingSave {
 };
 
 /// Threads: save and wait_all may be called by any number of threads. Saves become durable in the order in which they
-/// were given. Crashes: as with CheckpointStore; of a save that is not done nothing is seen.
+/// were given. In a child of fork(), saves answer Io, and nothing waits for the threads that are not there. Crashes: as
+/// with CheckpointStore; of a save that is not done nothing is seen.
 template <Media M>
 class CheckpointSaver {
  public:
@@ -97,8 +110,9 @@ class CheckpointSaver {
   CheckpointStore<M>& store_;
   SaverOptions options_;
   std::shared_ptr<Shared> shared_;
-  std::thread capture_thread_;  // If anything is to be copied.
-  std::thread save_thread_;
+  OwnerProcess owner_;
+  std::unique_ptr<std::thread> capture_thread_;  // If anything is to be copied.
+  std::unique_ptr<std::thread> save_thread_;
 };
 
 }  // namespace dunnock

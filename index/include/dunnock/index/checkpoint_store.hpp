@@ -115,14 +115,22 @@ class CheckpointStore {
  public:
   struct Opened;
 
-  /// Creates a store in `pool` under `name` (region "<name>.catalog" and a KvStore "<name>.data").
-  /// Errors: InvalidArgument, AlreadyExists, NoSpace. A crash leaves no store, or an empty one; what it has left of one
-  /// the next create takes away.
+  /// Creates a store in `pool` under `name` (region "<name>.catalog" and a KvStore "<name>.data"). It exists when this
+  /// returns; an error or a crash before that leaves nothing.
+  /// Errors: InvalidArgument, AlreadyExists, NoSpace, Io.
   [[nodiscard]] static Result<CheckpointStore> create(Pool& pool, std::string_view name,
                                                       const CheckpointOptions& options, M media);
-  /// Errors: NotFound (also where a crash has interrupted create), WrongVersion, WrongLayout, Corrupt. Does not read
-  /// the checkpoints.
+  /// The same as a part of a larger creation: it exists when that is finished.
+  [[nodiscard]] static Result<CheckpointStore> create_in(PendingRegions& pending, std::string_view name,
+                                                         const CheckpointOptions& options, M media);
+  /// Errors: NotFound, WrongVersion, WrongLayout, Corrupt. Does not read the checkpoints.
   [[nodiscard]] static Result<CheckpointStore> open(Pool& pool, std::string_view name, M media);
+  /// Opens the store `name`, or creates it where there is none. Of threads that call this at once, one creates it and
+  /// the others open it. Errors: those of create and open; WrongLayout also when it was created with other options.
+  [[nodiscard]] static Result<CheckpointStore> open_or_create(Pool& pool, std::string_view name,
+                                                              const CheckpointOptions& options, M media);
+  /// Are these options that a store can be created with? Errors: InvalidArgument.
+  [[nodiscard]] static Status check_options(const CheckpointOptions& options);
   /// Of parts that the caller has made. For crash harnesses and embedding.
   [[nodiscard]] static std::uint64_t catalog_bytes(const CheckpointOptions& options) noexcept;
   /// A size for a pool that is to hold such a store alone.
@@ -201,10 +209,12 @@ class CheckpointStore {
   };
 
   CheckpointStore(Region catalog, KvStore<M> data, const CatalogHeader& header, M media);
-  [[nodiscard]] static bool is_of_store(std::string_view region, std::string_view name) noexcept;
-  [[nodiscard]] static bool unfinished(const Region& catalog, std::string_view name) noexcept;
+  [[nodiscard]] static bool is_unformatted(const Region& catalog, std::string_view name) noexcept;
+  [[nodiscard]] static Result<std::vector<std::string>> left_over(Pool& pool, std::string_view name);
+  [[nodiscard]] static Status check_agreement(const Region& catalog, const CheckpointOptions& options);
+  [[nodiscard]] static Result<CheckpointStore> open_as(Pool& pool, std::string_view name,
+                                                       const CheckpointOptions* options, M media);
   [[nodiscard]] static CatalogHeader header_for(const CheckpointOptions& options, std::string_view name);
-  [[nodiscard]] static Status check_options(const CheckpointOptions& options);
 
   [[nodiscard]] CatalogLine& line_at(std::uint64_t line) const noexcept {
     return *reinterpret_cast<CatalogLine*>(catalog_.at(kCatalogLinesOffset + line * kLineBytes));

@@ -139,13 +139,20 @@ class KvIndex {
 
   // ----- life -----------------------------------------------------------------------------------------------------
 
-  /// Creates an index in `pool` under `name` (regions "<name>.meta", "<name>.s0", ...).
-  /// Errors: InvalidArgument, AlreadyExists, NoSpace. A crash leaves no index, an empty one, or
-  /// regions unformatted: open refuses them (WrongLayout), and they are to be removed before it is made again.
+  /// Creates an index in `pool` under `name` (regions "<name>.meta", "<name>.s0", ...). It exists when this returns; an
+  /// error or a crash before that leaves nothing. Errors: InvalidArgument, AlreadyExists, NoSpace, Io.
   [[nodiscard]] static Result<KvIndex> create(Pool& pool, std::string_view name, const IndexOptions& options, M media);
+  /// The same as a part of a larger creation: it exists when that is finished.
+  [[nodiscard]] static Result<KvIndex> create_in(PendingRegions& pending, std::string_view name,
+                                                 const IndexOptions& options, M media);
   /// Opens the index `name`. The pool must outlive the index.
   /// Errors: NotFound, WrongVersion, WrongLayout, Corrupt.
   [[nodiscard]] static Result<Opened> open(Pool& pool, std::string_view name, M media);
+  /// Opens the index `name`, or creates it where there is none. Of threads that call this at once, one creates it and
+  /// the others open it. The seed is that of the creation.
+  /// Errors: those of create and open; WrongLayout also when it was created with other options.
+  [[nodiscard]] static Result<Opened> open_or_create(Pool& pool, std::string_view name, const IndexOptions& options,
+                                                     M media);
   /// An index in plain memory. Lost with the process.
   [[nodiscard]] static Result<KvIndex> create_volatile(const IndexOptions& options,
                                                        M media = {}) requires std::default_initializable<M>;
@@ -156,6 +163,8 @@ class KvIndex {
   [[nodiscard]] static std::uint64_t segment_bytes(std::uint32_t groups) noexcept {
     return groups * (1ULL + kGroupLanes) * kLineBytes;
   }
+  /// `bytes_max` 0 is for create and open_or_create alone. Errors: InvalidArgument.
+  [[nodiscard]] static Status check_options(const IndexOptions& options);
   [[nodiscard]] static Result<KvIndex> format(Region meta, IndexMemory memory, const IndexOptions& options, M media);
   [[nodiscard]] static Result<Opened> attach(Region meta, IndexMemory memory, M media);
 
@@ -285,12 +294,21 @@ class KvIndex {
 
   KvIndex(Region meta, IndexMemory memory, const IndexHeader& header, M media);
 
-  [[nodiscard]] static Status check_options(const IndexOptions& options);
   [[nodiscard]] static IndexHeader header_for(const IndexOptions& options);
   [[nodiscard]] static Status check_header(const Region& meta, IndexHeader& header);
   [[nodiscard]] Result<IndexRecovery> recover();
   [[nodiscard]] Status make_first_segments();
   [[nodiscard]] static IndexMemory memory_of(Pool& pool, std::string_view name);
+  [[nodiscard]] static IndexMemory memory_of(PendingRegions& pending, std::string_view name);
+  template <Media Other>
+  friend class KvStore;
+  template <Media Other>
+  friend class CheckpointStore;
+  [[nodiscard]] static IndexOptions bounded(const IndexOptions& options, const Pool& pool) noexcept;
+  [[nodiscard]] static Status check_agreement(const IndexHeader& header, const IndexOptions& options);
+  [[nodiscard]] static bool is_unused(const Region& meta);
+  [[nodiscard]] static Result<std::vector<std::string>> left_over(Pool& pool, std::string_view name, bool formatted);
+  [[nodiscard]] static Result<Opened> open_as(Pool& pool, std::string_view name, const IndexOptions* options, M media);
 
   [[nodiscard]] IndexState& state() const noexcept {
     return *reinterpret_cast<IndexState*>(meta_.at(kIndexStateOffset));
@@ -398,6 +416,7 @@ template <Media M>
 struct KvIndex<M>::Opened {
   KvIndex index;
   IndexRecovery report;
+  bool created = false;  ///< By open_or_create, just now.
 };
 
 }  // namespace dunnock

@@ -62,12 +62,21 @@ class KvStore {
   class Batch;
   using Item = typename ValueLog<M>::Item;
 
-  /// Creates a store in `pool` under `name`. Errors: those of KvIndex::create and ValueLog::create. A crash leaves no
-  /// store, an empty one, or a part of its regions (those of its log and its index), which are to be removed before it
-  /// is made again. A CheckpointStore does so itself.
+  /// Creates a store in `pool` under `name`: a log and an index of that name. It exists when this returns; an error or
+  /// a crash before that leaves nothing. Errors: those of KvIndex::create and ValueLog::create.
   [[nodiscard]] static Result<KvStore> create(Pool& pool, std::string_view name, const StoreOptions& options, M media);
+  /// The same as a part of a larger creation: it exists when that is finished.
+  [[nodiscard]] static Result<KvStore> create_in(PendingRegions& pending, std::string_view name,
+                                                 const StoreOptions& options, M media);
   /// Errors: NotFound, WrongVersion, WrongLayout, Corrupt.
   [[nodiscard]] static Result<Opened> open(Pool& pool, std::string_view name, M media);
+  /// Opens the store `name`, or creates it where there is none. Of threads that call this at once, one creates it and
+  /// the others open it. The seed is that of the creation.
+  /// Errors: those of create and open; WrongLayout also when it was created with other options.
+  [[nodiscard]] static Result<Opened> open_or_create(Pool& pool, std::string_view name, const StoreOptions& options,
+                                                     M media);
+  /// Are these options that a store can be created with? Errors: InvalidArgument.
+  [[nodiscard]] static Status check_options(const StoreOptions& options);
   /// Of parts that the caller has made.
   KvStore(KvIndex<M> index, ValueLog<M> log);
 
@@ -105,6 +114,18 @@ class KvStore {
   [[nodiscard]] const ValueLog<M>& log() const noexcept { return log_; }
 
  private:
+  template <Media Other>
+  friend class CheckpointStore;
+  template <Media Other>
+  friend class PrefixStore;
+  /// What of its parts a structure that is opened must have been created with.
+  struct Agreement {
+    const IndexOptions* index = nullptr;
+    const LogOptions* log = nullptr;
+  };
+  [[nodiscard]] static Result<Opened> open_as(Pool& pool, std::string_view name, const Agreement& agreement, M media);
+  [[nodiscard]] static Result<std::vector<std::string>> left_over(Pool& pool, std::string_view name, bool formatted);
+
   [[nodiscard]] bool make_room();
   [[nodiscard]] bool compact_one(double live_at_most);
   void recount();
@@ -154,6 +175,7 @@ template <Media M>
 struct KvStore<M>::Opened {
   KvStore store;
   IndexRecovery report;
+  bool created = false;  ///< By open_or_create, just now.
 };
 
 }  // namespace dunnock

@@ -100,13 +100,22 @@ class PrefixStore {
     explicit operator bool() const noexcept { return state == GetState::kFound; }
   };
 
-  /// Creates a store in `pool` under `name` (a KvStore of that name). Errors: those of KvStore::create.
+  /// Creates a store in `pool` under `name` (a KvStore of that name). It exists when this returns; an error or a crash
+  /// before that leaves nothing. Errors: those of KvStore::create.
   [[nodiscard]] static Result<PrefixStore> create(Pool& pool, std::string_view name, const PrefixOptions& options,
                                                   M media);
+  /// The same as a part of a larger creation: it exists when that is finished.
+  [[nodiscard]] static Result<PrefixStore> create_in(PendingRegions& pending, std::string_view name,
+                                                     const PrefixOptions& options, M media);
   /// Opens the store; constant time. `options`: blocks_max, fill_max and admission; the others are in the pool.
   /// Errors: NotFound, WrongVersion, WrongLayout, Corrupt.
   [[nodiscard]] static Result<PrefixStore> open(Pool& pool, std::string_view name, const PrefixOptions& options,
                                                 M media);
+  /// Opens the store `name`, or creates it where there is none. Of threads that call this at once, one creates it and
+  /// the others open it. The seed is that of the creation.
+  /// Errors: those of create and open; WrongLayout also when its log was created with another capacity or segments.
+  [[nodiscard]] static Result<PrefixStore> open_or_create(Pool& pool, std::string_view name,
+                                                          const PrefixOptions& options, M media);
   /// Of a KvStore that the caller has made.
   PrefixStore(KvStore<M> data, const PrefixOptions& options);
   [[nodiscard]] static StoreOptions store_options(const PrefixOptions& options) noexcept;

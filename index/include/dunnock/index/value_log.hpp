@@ -110,12 +110,18 @@ class ValueLog {
 
   // ----- life -----------------------------------------------------------------------------------------------------
 
-  /// Creates a log in `pool` under `name` (regions "<name>.log" and "<name>.logmeta", both or none).
-  /// Errors: InvalidArgument, AlreadyExists, NoSpace. A crash leaves no log, an empty one, or its
-  /// regions unformatted: open refuses them (WrongLayout), and they are to be removed before it is made again.
+  /// Creates a log in `pool` under `name` (regions "<name>.log" and "<name>.logmeta"). It exists when this returns; an
+  /// error or a crash before that leaves nothing. Errors: InvalidArgument, AlreadyExists, NoSpace, Io.
   [[nodiscard]] static Result<ValueLog> create(Pool& pool, std::string_view name, const LogOptions& options, M media);
+  /// The same as a part of a larger creation: it exists when that is finished.
+  [[nodiscard]] static Result<ValueLog> create_in(PendingRegions& pending, std::string_view name,
+                                                  const LogOptions& options, M media);
   /// Opens the log `name`; reads eight bytes a segment. Errors: NotFound, WrongVersion, WrongLayout, Corrupt.
   [[nodiscard]] static Result<ValueLog> open(Pool& pool, std::string_view name, M media);
+  /// Opens the log `name`, or creates it where there is none. Of threads that call this at once, one creates it and the
+  /// others open it. Errors: those of create and open; WrongLayout also when it was created with other options.
+  [[nodiscard]] static Result<ValueLog> open_or_create(Pool& pool, std::string_view name, const LogOptions& options,
+                                                       M media);
   /// The same on memory of the caller, which must be zeroed and outlive the log. Segments do not cross extents.
   [[nodiscard]] static std::uint64_t meta_bytes(const LogOptions& options) noexcept;
   [[nodiscard]] static std::uint64_t data_bytes(const LogOptions& options) noexcept;
@@ -217,7 +223,16 @@ class ValueLog {
   };
   class SpinLock;
 
+  template <Media Other>
+  friend class KvStore;
   ValueLog(Region meta, Region data, const LogHeader& header, M media);
+  [[nodiscard]] static std::array<std::string, 2> region_names(std::string_view name) {
+    return {std::string(name) + ".logmeta", std::string(name) + ".log"};
+  }
+  [[nodiscard]] static Status check_agreement(const Region& meta, const LogOptions& options);
+  [[nodiscard]] static bool is_unused(const Region& meta);
+  [[nodiscard]] static Result<std::vector<std::string>> left_over(Pool& pool, std::string_view name, bool formatted);
+  [[nodiscard]] static Result<ValueLog> open_as(Pool& pool, std::string_view name, const LogOptions* options, M media);
   [[nodiscard]] static LogHeader header_for(const LogOptions& options) noexcept;
   [[nodiscard]] Status recover();
 

@@ -60,26 +60,17 @@ enum class Durability : std::uint8_t {
 ///   flush(point, address)       starts making the line that holds `address` durable.
 ///   fence(point)                returns when all that this thread flushed is durable.
 ///   pause()            called while waiting for another thread.
-///   ok()               is what was fenced durable, and does it belong to this process? From the first time on that it
-///                      answers no, nothing is acknowledged any more. True while the media works.
-/// It may also offer write(point, to, from, bytes), a faster form of write_durably() below, and kFenceBatch, how many
-/// keys of a bulk operation should share a fence where fences are slow.
+/// It may also offer write(point, to, from, bytes), a faster form of write_durably() below; kFenceBatch, how many
+/// keys of a bulk operation should share a fence where fences are slow; and ok(), for media_ok() below.
 template <class M>
 concept Media = std::copy_constructible<M> && requires(const M media, Word& word, const Word& source, Point point) {
   { M::kDurability } -> std::convertible_to<Durability>;
   { M::kVisibleIsDurable } -> std::convertible_to<bool>;
-  { media.load(source) }
-  noexcept->std::same_as<std::uint64_t>;
-  { media.store(point, word, std::uint64_t{}) }
-  noexcept;
-  { media.flush(point, static_cast<const void*>(&word)) }
-  noexcept;
-  { media.fence(point) }
-  noexcept;
-  { media.pause() }
-  noexcept;
-  { media.ok() }
-  noexcept->std::same_as<bool>;
+  { media.load(source) } noexcept -> std::same_as<std::uint64_t>;
+  { media.store(point, word, std::uint64_t{}) } noexcept;
+  { media.flush(point, static_cast<const void*>(&word)) } noexcept;
+  { media.fence(point) } noexcept;
+  { media.pause() } noexcept;
 };
 
 namespace detail {
@@ -199,6 +190,18 @@ void write_durably(const M& media, Point point, void* to, const void* from, std:
       const bool line_ends = (reinterpret_cast<std::uintptr_t>(words + i + 1) & (kLineBytes - 1)) == 0;
       if (line_ends || (i + 1) * sizeof(Word) == bytes) media.flush(point, words + i);
     }
+  }
+}
+
+/// Is everything durable that fences have returned for? False: a medium has failed, and stays failed: what a fence has
+/// returned for since may be lost, and nothing may be acknowledged any more. A structure asks after the last fence of
+/// an operation and before it answers. Media without ok() can't fail.
+template <Media M>
+[[nodiscard]] bool media_ok(const M& media) noexcept {
+  if constexpr (requires { media.ok(); }) {
+    return media.ok();
+  } else {
+    return true;
   }
 }
 

@@ -18,9 +18,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "dunnock/base/result.hpp"
@@ -75,6 +77,19 @@ class Pool {
   /// next create removes what a crash has left of that.) Errors: AlreadyExists, InvalidArgument (size, journal_bytes),
   /// NoSpace, ReadOnly, NotFound (directory), AlreadyOpen (another process is creating it), Unsupported (see open), Io.
   [[nodiscard]] static Result<Pool> create(const std::string& path, const PoolOptions& options);
+  /// The same, and what make(pool), a Status, makes in it. When that is an error, it is returned, and the pool is
+  /// removed again: a refused structure leaves no file behind. `make` is not called for a pool that was there before.
+  /// Errors: those of create and of `make`.
+  template <class Make>
+  [[nodiscard]] static Result<Pool> create_with(const std::string& path, const PoolOptions& options, Make&& make) {
+    auto pool = create(path, options);
+    if (!pool) return pool;
+    if (Status made = make(*pool); !made) {
+      pool = tl::unexpected(std::move(made.error()));  // Closes it.
+      (void)remove(path);
+    }
+    return pool;
+  }
   /// Opens the pool in `path` for writing. Does not read the regions; constant time, but for a journal that a crash has
   /// left. A pool of format version 2 becomes one of this version. Holes, as a sparse copy leaves them, are filled.
   /// Errors: NotFound, NotADunnockPool, WrongVersion, AlreadyOpen, ReadOnly, Corrupt, NoSpace (holes), InvalidArgument
@@ -118,12 +133,16 @@ class Pool {
   [[nodiscard]] Status copy_to(const std::string& path) const;
 
   /// Creates all of these regions or, when there is an error or a crash, none. Zeroed, durable, 4096-byte aligned.
+  /// For regions that mean something only once they are formatted, see PendingRegions.
   /// Errors: InvalidArgument, AlreadyExists, NoSpace.
   [[nodiscard]] Result<std::vector<Region>> create_regions(std::span<const RegionSpec> specs);
   /// Errors: NotFound, Corrupt.
   [[nodiscard]] Result<Region> open_region(std::string_view name) const;
-  /// Gives the memory back. Region views of it are invalid from now on. Errors: NotFound, Io.
+  /// Frees the memory. Region views of it are invalid from now on. Errors: NotFound, Io.
   [[nodiscard]] Status remove_region(std::string_view name);
+  /// Frees all of these or, when there is an error or a crash, none. Errors: NotFound, Io.
+  [[nodiscard]] Status remove_regions(std::span<const std::string> names);
+  /// The regions that have their names: not those of a creation that is under way.
   [[nodiscard]] std::vector<RegionInfo> regions() const;
 
   [[nodiscard]] const std::string& path() const noexcept;
@@ -138,9 +157,43 @@ class Pool {
   [[nodiscard]] static std::uint64_t bytes_for(std::span<const std::uint64_t> region_bytes) noexcept;
 
  private:
+  friend class PendingRegions;
   struct Impl;
   explicit Pool(std::unique_ptr<Impl> impl) noexcept;
   std::unique_ptr<Impl> impl_;
+};
+
+/// The regions of a structure that is being created. Nobody sees them until finish() gives all of them their names in
+/// one step, so a structure exists when it has been formatted, and not before:
+///
+///   PendingRegions pending(pool);                 waits for other creations in this pool
+///   auto regions = pending.create(specs);         any number of times
+///   ... format the structure, durably ...
+///   pending.finish();                             the structure exists
+///
+/// Without finish(), the destructor frees them. After a crash the next opening of the pool frees them, and the
+/// structure can be created again. A structure that is made of others passes its PendingRegions down: it is one
+/// creation.
+///
+/// Threads: one creation at a time in a pool; the constructor waits for its turn, so a thread must not begin a second
+/// one. What a thread finds missing while it holds one stays missing for everybody until it has finished.
+class PendingRegions {
+ public:
+  explicit PendingRegions(Pool& pool);
+  PendingRegions(const PendingRegions&) = delete;
+  PendingRegions& operator=(const PendingRegions&) = delete;
+  ~PendingRegions();
+
+  /// As Pool::create_regions, but nobody finds the regions yet. Errors: InvalidArgument, AlreadyExists, NoSpace.
+  [[nodiscard]] Result<std::vector<Region>> create(std::span<const RegionSpec> specs);
+  /// Gives all regions their names or, when there is an error or a crash, none. What they hold must be durable by now.
+  /// The creation is over. Errors: Io, NoSpace.
+  [[nodiscard]] Status finish();
+  [[nodiscard]] Pool& pool() const noexcept { return *pool_; }
+
+ private:
+  Pool* pool_;
+  std::unique_lock<std::mutex> turn_;
 };
 
 }  // namespace dunnock

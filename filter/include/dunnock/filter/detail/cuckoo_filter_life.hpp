@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "dunnock/filter/cuckoo_filter.hpp"
+#include "dunnock/pmem/header.hpp"
 
 namespace dunnock {
 
@@ -47,17 +48,7 @@ auto CuckooFilter<kBits, M, kPolicy>::format(Region meta, Region table, const Fi
   header.seed = options.seed;
   header.log_lines = kLogLines;
   header.checksum = checksum_of(header);
-
-  std::array<std::uint64_t, sizeof(FilterHeader) / sizeof(Word)> values;
-  std::memcpy(values.data(), &header, sizeof header);
-  Word* words = reinterpret_cast<Word*>(meta.at(0));
-  for (std::size_t i = 1; i < values.size(); ++i) media.store(filter_point::kFormatFields, words[i], values[i]);
-  media.flush(filter_point::kFormatFields, words);
-  media.flush(filter_point::kFormatFields, words + kLineBytes / sizeof(Word));
-  media.fence(filter_point::kFormatFields);
-  media.store(filter_point::kFormatMagic, words[0], values[0]);
-  media.flush(filter_point::kFormatMagic, words);
-  media.fence(filter_point::kFormatMagic);  // The filter exists.
+  write_header(media, {.fields = filter_point::kFormatFields, .magic = filter_point::kFormatMagic}, meta, header);
   return CuckooFilter(std::move(meta), std::move(table), header.groups, header.seed, std::move(media));
 }
 
@@ -155,31 +146,88 @@ Result<RecoveryReport> CuckooFilter<kBits, M, kPolicy>::recover() {
   return report;
 }
 
+/// Did a crash leave this meta region before its header was whole? Only pools of format version 2 and before have such.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
-auto CuckooFilter<kBits, M, kPolicy>::create(Pool& pool, std::string_view name, const FilterOptions& options, M media)
-    -> Result<CuckooFilter> {
+bool CuckooFilter<kBits, M, kPolicy>::is_unformatted(const Region& meta) noexcept {
+  return meta.bytes() == meta_bytes() && word_of(meta, 0) == 0 && is_blank(meta, sizeof(FilterHeader));
+}
+
+/// Removes what a crash has left of a creation in a pool of an older format. Errors: AlreadyExists: there is a filter,
+/// or something else of value.
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+Status CuckooFilter<kBits, M, kPolicy>::clear_way(Pool& pool, std::string_view name) {
+  std::vector<std::string> left;
+  for (const std::string& region : region_names(name)) {
+    const auto there = pool.open_region(region);
+    if (!there) continue;
+    if (!(region.ends_with(".meta") ? is_unformatted(*there) : is_blank(*there)))
+      return make_error(ErrorCode::kAlreadyExists, "there is a region '" + region + "' in " + pool.path());
+    left.push_back(region);
+  }
+  return left.empty() ? Status() : pool.remove_regions(left);
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+auto CuckooFilter<kBits, M, kPolicy>::create_in(PendingRegions& pending, std::string_view name,
+                                                const FilterOptions& options, M media) -> Result<CuckooFilter> {
   if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
-  const std::string meta_name = std::string(name) + ".meta";
-  const std::string table_name = std::string(name) + ".table";
-  RegionSpec meta_spec{};
-  meta_spec.name = meta_name;
-  meta_spec.bytes = meta_bytes();
-  RegionSpec table_spec{};
-  table_spec.name = table_name;
-  table_spec.bytes = table_bytes(options.slots);
-  const std::array specs{meta_spec, table_spec};
-  auto regions = pool.create_regions(specs);
+  if (Status clear = clear_way(pending.pool(), name); !clear) return tl::unexpected(clear.error());
+  const auto names = region_names(name);
+  std::array<RegionSpec, 2> specs{};
+  for (std::size_t i = 0; i < specs.size(); ++i) specs[i].name = names[i];
+  specs[0].bytes = meta_bytes();
+  specs[1].bytes = table_bytes(options.slots);
+  auto regions = pending.create(specs);
   if (!regions) return tl::unexpected(regions.error());
   return format((*regions)[0], (*regions)[1], options, std::move(media));
 }
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
-auto CuckooFilter<kBits, M, kPolicy>::open(Pool& pool, std::string_view name, M media) -> Result<Opened> {
-  auto meta = pool.open_region(std::string(name) + ".meta");
+auto CuckooFilter<kBits, M, kPolicy>::create(Pool& pool, std::string_view name, const FilterOptions& options, M media)
+    -> Result<CuckooFilter> {
+  PendingRegions pending(pool);
+  auto filter = create_in(pending, name, options, std::move(media));
+  if (!filter) return filter;
+  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  return filter;
+}
+
+/// `options`, if not null: what the filter must have been created with.
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+auto CuckooFilter<kBits, M, kPolicy>::open_as(Pool& pool, std::string_view name, const FilterOptions* options, M media)
+    -> Result<Opened> {
+  const auto names = region_names(name);
+  auto meta = pool.open_region(names[0]);
   if (!meta) return tl::unexpected(meta.error());
-  auto table = pool.open_region(std::string(name) + ".table");
+  auto table = pool.open_region(names[1]);
   if (!table) return tl::unexpected(table.error());
+  if (is_unformatted(*meta) && is_blank(*table))
+    return make_error(ErrorCode::kNotFound,
+                      "a crash has interrupted the creation of filter '" + std::string(name) + "' in " + pool.path());
+  FilterHeader header;
+  if (options != nullptr && check_header(*meta, *table, header) && header.slots != options->slots)
+    return make_error(ErrorCode::kWrongLayout, "filter '" + std::string(name) + "' in " + pool.path() + " has " +
+                                                   std::to_string(header.slots) + " slots, not " +
+                                                   std::to_string(options->slots));
   return attach(*meta, *table, std::move(media));
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+auto CuckooFilter<kBits, M, kPolicy>::open(Pool& pool, std::string_view name, M media) -> Result<Opened> {
+  return open_as(pool, name, nullptr, std::move(media));
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+auto CuckooFilter<kBits, M, kPolicy>::open_or_create(Pool& pool, std::string_view name, const FilterOptions& options,
+                                                     M media) -> Result<Opened> {
+  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  PendingRegions pending(pool);
+  auto opened = open_as(pool, name, &options, media);
+  if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
+  auto made = create_in(pending, name, options, std::move(media));
+  if (!made) return tl::unexpected(made.error());
+  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  return Opened{std::move(*made), {.clean_shutdown = true}, true};
 }
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>

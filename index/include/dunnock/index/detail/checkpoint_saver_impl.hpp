@@ -15,6 +15,8 @@ struct PendingSave::State {
   std::vector<TensorSource> tensors;
   std::vector<std::pair<std::string, std::string>> notes;
 
+  OwnerProcess owner;
+
   mutable std::mutex mutex;
   mutable std::condition_variable changed;
   bool captured = false;
@@ -31,22 +33,27 @@ struct PendingSave::State {
 };
 
 inline void PendingSave::wait_captured() const {
+  if (state_->owner.is_gone()) return;
   std::unique_lock lock(state_->mutex);
   state_->changed.wait(lock, [this] { return state_->captured; });
 }
 
 inline Result<SaveReport> PendingSave::wait() const {
+  if (state_->owner.is_gone())
+    return make_error(ErrorCode::kIo, "the save was begun by the process that this one is a child of");
   std::unique_lock lock(state_->mutex);
   state_->changed.wait(lock, [this] { return state_->result.has_value(); });
   return *state_->result;
 }
 
 inline bool PendingSave::captured() const {
+  if (state_->owner.is_gone()) return true;
   const std::lock_guard lock(state_->mutex);
   return state_->captured;
 }
 
 inline bool PendingSave::done() const {
+  if (state_->owner.is_gone()) return true;
   const std::lock_guard lock(state_->mutex);
   return state_->result.has_value();
 }
@@ -75,8 +82,8 @@ struct CheckpointSaver<M>::Shared {
 template <Media M>
 CheckpointSaver<M>::CheckpointSaver(CheckpointStore<M>& store, const SaverOptions& options)
     : store_(store), options_(options), shared_(std::make_shared<Shared>()) {
-  if (options_.staging_bytes != 0) capture_thread_ = std::thread([this] { capture_all(); });
-  save_thread_ = std::thread([this] { save_all(); });
+  if (options_.staging_bytes != 0) capture_thread_ = std::make_unique<std::thread>([this] { capture_all(); });
+  save_thread_ = std::make_unique<std::thread>([this] { save_all(); });
 }
 
 template <Media M>
@@ -94,13 +101,20 @@ auto CheckpointSaver<M>::create(CheckpointStore<M>& store, const SaverOptions& o
 
 template <Media M>
 CheckpointSaver<M>::~CheckpointSaver() {
+  if (owner_.is_gone()) {
+    // fork has copied neither the threads nor a right to the locks that they may have held.
+    (void)capture_thread_.release();
+    (void)save_thread_.release();
+    new std::shared_ptr<Shared>(std::move(shared_));
+    return;
+  }
   {
     const std::lock_guard lock(shared_->mutex);
     shared_->ends = true;
     shared_->changed.notify_all();
   }
-  if (capture_thread_.joinable()) capture_thread_.join();
-  save_thread_.join();
+  if (capture_thread_) capture_thread_->join();
+  save_thread_->join();
 }
 
 template <Media M>
@@ -111,6 +125,11 @@ PendingSave CheckpointSaver<M>::save(std::string_view name, std::uint64_t versio
   save->version = version;
   save->tensors = std::move(tensors);
   save->notes = std::move(notes);
+  if (owner_.is_gone()) {
+    save->captured = true;
+    save->result = make_error(ErrorCode::kIo, "the saver belongs to the process that this one is a child of");
+    return PendingSave(save);
+  }
   std::unique_lock lock(shared_->mutex);
   shared_->changed.wait(lock, [this] { return shared_->pending < options_.pending_max; });
   ++shared_->pending;
@@ -122,12 +141,14 @@ PendingSave CheckpointSaver<M>::save(std::string_view name, std::uint64_t versio
 
 template <Media M>
 void CheckpointSaver<M>::wait_all() {
+  if (owner_.is_gone()) return;
   std::unique_lock lock(shared_->mutex);
   shared_->changed.wait(lock, [this] { return shared_->pending == 0; });
 }
 
 template <Media M>
 std::uint64_t CheckpointSaver<M>::staged_bytes_most() const {
+  if (owner_.is_gone()) return 0;
   const std::lock_guard lock(shared_->mutex);
   return shared_->staged_bytes_most;
 }

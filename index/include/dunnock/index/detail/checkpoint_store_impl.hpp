@@ -10,6 +10,7 @@
 
 #include "dunnock/index/checkpoint_store.hpp"
 #include "dunnock/index/detail/run_on_threads.hpp"
+#include "dunnock/pmem/header.hpp"
 
 namespace dunnock {
 
@@ -70,7 +71,7 @@ Status CheckpointStore<M>::check_options(const CheckpointOptions& options) {
   if (options.checkpoints_max == 0 || options.checkpoints_max > 1U << 20)
     return make_error(ErrorCode::kInvalidArgument,
                       "a store has 1 to 2^20 checkpoints, not " + std::to_string(options.checkpoints_max));
-  return {};
+  return KvStore<M>::check_options(store_options(options));
 }
 
 template <Media M>
@@ -121,16 +122,8 @@ auto CheckpointStore<M>::format(Region catalog, KvStore<M> data, const Checkpoin
     media.store(checkpoint_point::kFormatLines, state, catalog_free({header.id, line}));
     media.flush(checkpoint_point::kFormatLines, &state);
   }
-  std::array<std::uint64_t, sizeof(CatalogHeader) / sizeof(Word)> values;
-  std::memcpy(values.data(), &header, sizeof header);
-  Word* words = reinterpret_cast<Word*>(catalog.at(0));
-  for (std::size_t i = 1; i < values.size(); ++i) media.store(checkpoint_point::kFormatFields, words[i], values[i]);
-  media.flush(checkpoint_point::kFormatFields, words);
-  media.flush(checkpoint_point::kFormatFields, words + kLineBytes / sizeof(Word));
-  media.fence(checkpoint_point::kFormatFields);
-  media.store(checkpoint_point::kFormatMagic, words[0], values[0]);
-  media.flush(checkpoint_point::kFormatMagic, words);
-  media.fence(checkpoint_point::kFormatMagic);  // The store exists.
+  write_header(media, {.fields = checkpoint_point::kFormatFields, .magic = checkpoint_point::kFormatMagic}, catalog,
+               header);
   return CheckpointStore(std::move(catalog), std::move(data), header, std::move(media));
 }
 
@@ -153,76 +146,116 @@ auto CheckpointStore<M>::attach(Region catalog, KvStore<M> data, M media) -> Res
   return CheckpointStore(std::move(catalog), std::move(data), header, std::move(media));
 }
 
+/// Is nothing but free lines and a part of a header there?
 template <Media M>
-auto CheckpointStore<M>::create(Pool& pool, std::string_view name, const CheckpointOptions& options, M media)
-    -> Result<CheckpointStore> {
-  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+bool CheckpointStore<M>::is_unformatted(const Region& catalog, std::string_view name) noexcept {
+  if (catalog.bytes() < kCatalogLinesOffset || word_of(catalog, 0) != 0) return false;
+  const std::uint64_t id = catalog_name_hash(name);
+  return is_blank(catalog, kCatalogLinesOffset, [id](std::uint64_t at) -> std::uint64_t {
+    const std::uint64_t in_lines = at - kCatalogLinesOffset;
+    return in_lines % kLineBytes == 0 ? catalog_free({id, in_lines / kLineBytes}) : 0;
+  });
+}
+
+/// The regions that a crash has left of a creation in a pool of an older format: a catalog without a magic word, which
+/// was made first there, and a KvStore in any state but used. Errors: AlreadyExists: there is something else.
+template <Media M>
+Result<std::vector<std::string>> CheckpointStore<M>::left_over(Pool& pool, std::string_view name) {
   const std::string catalog_name = std::string(name) + ".catalog";
   const std::string data_name = std::string(name) + ".data";
-  if (const auto there = pool.open_region(catalog_name)) {
-    if (!unfinished(*there, name))
-      return make_error(ErrorCode::kAlreadyExists,
-                        "there is a checkpoint store '" + std::string(name) + "' in " + pool.path());
-    // What a crash has left of one: the catalog goes last, so that a crash here leaves the same again.
-    for (const RegionInfo& region : pool.regions()) {
-      if (!is_of_store(region.name, data_name)) continue;
-      if (Status removed = pool.remove_region(region.name); !removed) return tl::unexpected(removed.error());
-    }
-    if (Status removed = pool.remove_region(catalog_name); !removed) return tl::unexpected(removed.error());
-  } else if (pool.open_region(data_name + ".log") || pool.open_region(data_name + ".meta")) {
-    // Somebody's own, which an empty catalog beside it would give away.
-    return make_error(ErrorCode::kAlreadyExists, "there is a store '" + data_name + "' in " + pool.path());
-  }
-  // The catalog comes first: where it is empty, what else there is belongs to a store that has never been one.
+  const auto catalog = pool.open_region(catalog_name);
+  // A KvStore without a catalog is somebody's own. Its own creation knows what is left of one.
+  if (!catalog) return std::vector<std::string>();
+  if (!is_unformatted(*catalog, name))
+    return make_error(ErrorCode::kAlreadyExists,
+                      "there is a checkpoint store '" + std::string(name) + "' in " + pool.path());
+  auto left = KvStore<M>::left_over(pool, data_name, true);
+  if (left) left->push_back(catalog_name);
+  return left;
+}
+
+/// Was the store of this catalog created with these options, if it is one?
+template <Media M>
+Status CheckpointStore<M>::check_agreement(const Region& catalog, const CheckpointOptions& options) {
+  CatalogHeader header;
+  std::memcpy(&header, catalog.at(0), sizeof header);
+  if (header.magic != kCatalogMagic || header.checksum != checksum_of(header)) return {};  // attach() says so.
+  const auto differs = [](const std::string& what, std::uint64_t has, std::uint64_t wanted) {
+    return make_error(ErrorCode::kWrongLayout,
+                      "it was created with " + what + " " + std::to_string(has) + ", not " + std::to_string(wanted));
+  };
+  if (header.chunk_bytes != options.chunk_bytes) return differs("chunk_bytes", header.chunk_bytes, options.chunk_bytes);
+  if (header.lines != options.checkpoints_max) return differs("checkpoints_max", header.lines, options.checkpoints_max);
+  return {};
+}
+
+template <Media M>
+auto CheckpointStore<M>::create_in(PendingRegions& pending, std::string_view name, const CheckpointOptions& options,
+                                   M media) -> Result<CheckpointStore> {
+  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  Pool& pool = pending.pool();
+  const auto left = left_over(pool, name);
+  if (!left) return tl::unexpected(left.error());
+  if (Status removed = pool.remove_regions(*left); !removed) return tl::unexpected(removed.error());
+  const std::string catalog_name = std::string(name) + ".catalog";
   RegionSpec spec{};
   spec.name = catalog_name;
   spec.bytes = catalog_bytes(options);
-  auto regions = pool.create_regions(std::span(&spec, 1));
+  auto regions = pending.create(std::span(&spec, 1));
   if (!regions) return tl::unexpected(regions.error());
-  auto data = KvStore<M>::create(pool, data_name, store_options(options), media);
-  if (!data) {
-    (void)pool.remove_region(catalog_name);
-    return tl::unexpected(data.error());
-  }
+  auto data = KvStore<M>::create_in(pending, std::string(name) + ".data", store_options(options), media);
+  if (!data) return tl::unexpected(data.error());
   return format(regions->front(), std::move(*data), options, std::move(media), name);
 }
 
-/// Whether the region is one of a KvStore of this name: of its log, or of its index.
 template <Media M>
-bool CheckpointStore<M>::is_of_store(std::string_view region, std::string_view name) noexcept {
-  if (!region.starts_with(name)) return false;
-  const std::string_view end = region.substr(name.size());
-  return end == ".log" || end == ".logmeta" || end == ".meta" ||
-         (end.starts_with(".s") && end.find_first_not_of("0123456789", 2) == std::string_view::npos);
+auto CheckpointStore<M>::create(Pool& pool, std::string_view name, const CheckpointOptions& options, M media)
+    -> Result<CheckpointStore> {
+  PendingRegions pending(pool);
+  auto store = create_in(pending, name, options, std::move(media));
+  if (!store) return store;
+  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  return store;
 }
 
-/// Whether nothing but free lines and a part of a header is there: a crash has interrupted create.
+/// `options`, if not null: what the store must have been created with.
 template <Media M>
-bool CheckpointStore<M>::unfinished(const Region& catalog, std::string_view name) noexcept {
-  if (catalog.bytes() < kCatalogLinesOffset) return false;
-  std::uint64_t magic = 0;
-  std::memcpy(&magic, catalog.at(0), sizeof magic);
-  if (magic != 0) return false;
-  const std::uint64_t id = catalog_name_hash(name);
-  for (std::uint64_t line = 0; line < (catalog.bytes() - kCatalogLinesOffset) / kLineBytes; ++line) {
-    std::array<std::uint64_t, kLineBytes / sizeof(std::uint64_t)> words;
-    std::memcpy(words.data(), catalog.at(kCatalogLinesOffset + line * kLineBytes), kLineBytes);
-    if (words[0] == catalog_free({id, line})) words[0] = 0;
-    if (std::any_of(words.begin(), words.end(), [](std::uint64_t word) { return word != 0; })) return false;
+auto CheckpointStore<M>::open_as(Pool& pool, std::string_view name, const CheckpointOptions* options, M media)
+    -> Result<CheckpointStore> {
+  auto catalog = pool.open_region(std::string(name) + ".catalog");
+  if (!catalog) return tl::unexpected(catalog.error());
+  const auto about = [&] { return "checkpoint store '" + std::string(name) + "' in " + pool.path(); };
+  if (word_of(*catalog, 0) == 0 && left_over(pool, name))
+    return make_error(ErrorCode::kNotFound, "a crash has interrupted the creation of " + about());
+  StoreOptions parts;
+  typename KvStore<M>::Agreement agreement;
+  if (options != nullptr) {
+    if (Status agrees = check_agreement(*catalog, *options); !agrees)
+      return make_error(agrees.error().code, about() + ": " + agrees.error().message);
+    parts = store_options(*options);
+    agreement = {.index = &parts.index, .log = &parts.log};
   }
-  return true;
+  auto data = KvStore<M>::open_as(pool, std::string(name) + ".data", agreement, media);
+  if (!data) return tl::unexpected(data.error());
+  return attach(*catalog, std::move(data->store), std::move(media));
 }
 
 template <Media M>
 auto CheckpointStore<M>::open(Pool& pool, std::string_view name, M media) -> Result<CheckpointStore> {
-  auto catalog = pool.open_region(std::string(name) + ".catalog");
-  if (!catalog) return tl::unexpected(catalog.error());
-  if (unfinished(*catalog, name))
-    return make_error(ErrorCode::kNotFound, "a crash has interrupted the creation of checkpoint store '" +
-                                                std::string(name) + "' in " + pool.path());
-  auto data = KvStore<M>::open(pool, std::string(name) + ".data", media);
-  if (!data) return tl::unexpected(data.error());
-  return attach(*catalog, std::move(data->store), std::move(media));
+  return open_as(pool, name, nullptr, std::move(media));
+}
+
+template <Media M>
+auto CheckpointStore<M>::open_or_create(Pool& pool, std::string_view name, const CheckpointOptions& options, M media)
+    -> Result<CheckpointStore> {
+  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  PendingRegions pending(pool);
+  auto opened = open_as(pool, name, &options, media);
+  if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
+  auto made = create_in(pending, name, options, std::move(media));
+  if (!made) return made;
+  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  return made;
 }
 
 // ----- the catalog ------------------------------------------------------------------------------------------------

@@ -6,11 +6,21 @@
 #include <algorithm>
 #include <bit>
 #include <chrono>
+#include <cstddef>
 #include <cstring>
 #include <map>
 #include <tuple>
 
+#include "dunnock/pmem/header.hpp"
+
 namespace dunnock {
+
+namespace detail {
+/// A region that does not cross extents.
+[[nodiscard]] inline RegionSpec one_extent(std::string_view name, std::uint64_t bytes) noexcept {
+  return {.name = name, .bytes = bytes, .extent_bytes = std::max<std::uint64_t>(4096, std::bit_ceil(bytes))};
+}
+}  // namespace detail
 
 /// The lock of growth: chunks, free slots, directory. A spin lock, because simulated threads can't block.
 template <Media M>
@@ -98,22 +108,12 @@ auto KvIndex<M>::format(Region meta, IndexMemory memory, const IndexOptions& opt
   const IndexHeader header = header_for(options);
   KvIndex index(std::move(meta), std::move(memory), header, std::move(media));
   if (Status made = index.make_first_segments(); !made) return tl::unexpected(made.error());
-
-  std::array<std::uint64_t, sizeof(IndexHeader) / sizeof(Word)> values;
-  std::memcpy(values.data(), &header, sizeof header);
-  Word* words = reinterpret_cast<Word*>(index.meta_.at(0));
-  const M& m = index.media_;
-  for (std::size_t i = 1; i < values.size(); ++i) m.store(index_point::kFormatFields, words[i], values[i]);
-  m.flush(index_point::kFormatFields, words);
-  m.flush(index_point::kFormatFields, words + kLineBytes / sizeof(Word));
-  m.fence(index_point::kFormatFields);
-  m.store(index_point::kFormatMagic, words[0], values[0]);
-  m.flush(index_point::kFormatMagic, words);
-  m.fence(index_point::kFormatMagic);  // The index exists.
+  write_header(index.media_, {.fields = index_point::kFormatFields, .magic = index_point::kFormatMagic}, index.meta_,
+               header);
   return index;
 }
 
-/// Obtains the chunks of the first segments and writes directory and state; the caller fences them before the magic.
+/// Obtains the chunks of the first segments and writes directory and state; write_header() fences them.
 template <Media M>
 Status KvIndex<M>::make_first_segments() {
   const unsigned depth = static_cast<unsigned>(std::countr_zero(initial_segments_));
@@ -267,6 +267,8 @@ Status KvIndex<M>::add_chunk(bool may_create) const {
   const auto number = static_cast<unsigned>(shared.chunks.size());
   const std::uint64_t bytes = slots * segment_bytes(static_cast<std::uint32_t>(groups_));
   Result<Region> chunk = may_create ? memory_.obtain(number, bytes) : memory_.open(number, bytes);
+  if (!chunk && !may_create && chunk.error().code == ErrorCode::kNotFound)
+    return make_error(ErrorCode::kCorrupt, "the index: " + chunk.error().message);
   if (!chunk) return tl::unexpected(chunk.error());
   if (chunk->bytes() < bytes || chunk->extents().size() != 1)
     return make_error(ErrorCode::kCorrupt, "chunk " + std::to_string(number) + " of the index has " +
@@ -284,13 +286,17 @@ IndexMemory KvIndex<M>::memory_of(Pool& pool, std::string_view name) {
   };
   const auto obtain = [pool = &pool, name = std::string(name), open](unsigned chunk,
                                                                      std::uint64_t bytes) -> Result<Region> {
-    // There already when a crash came between making it and using it.
-    if (auto region = open(chunk, bytes); region || region.error().code != ErrorCode::kNotFound) return region;
     const std::string region_name = name + ".s" + std::to_string(chunk);
-    RegionSpec spec{};
-    spec.name = region_name;
-    spec.bytes = bytes;
-    spec.extent_bytes = std::max<std::uint64_t>(4096, std::bit_ceil(bytes));
+    // There already when a crash came between making it and using it.
+    if (auto region = open(chunk, bytes)) {
+      if (region->bytes() == bytes) return region;
+      return make_error(ErrorCode::kAlreadyExists, "region '" + region_name + "' of " + pool->path() + " has " +
+                                                       std::to_string(region->bytes()) +
+                                                       " bytes, and the index needs " + std::to_string(bytes));
+    } else if (region.error().code != ErrorCode::kNotFound) {
+      return region;
+    }
+    const RegionSpec spec = detail::one_extent(region_name, bytes);
     auto regions = pool->create_regions(std::span(&spec, 1));
     if (!regions) return tl::unexpected(regions.error());
     return regions->front();
@@ -298,37 +304,140 @@ IndexMemory KvIndex<M>::memory_of(Pool& pool, std::string_view name) {
   return {open, obtain};
 }
 
+/// For the first segments, which are a part of the creation.
 template <Media M>
-auto KvIndex<M>::create(Pool& pool, std::string_view name, const IndexOptions& options, M media) -> Result<KvIndex> {
-  IndexOptions bounded = options;
-  if (bounded.bytes_max == 0) bounded.bytes_max = pool.bytes();
-  if (Status valid = check_options(bounded); !valid) return tl::unexpected(valid.error());
+IndexMemory KvIndex<M>::memory_of(PendingRegions& pending, std::string_view name) {
+  const auto obtain = [&pending, name = std::string(name)](unsigned chunk, std::uint64_t bytes) -> Result<Region> {
+    const std::string region_name = name + ".s" + std::to_string(chunk);
+    const RegionSpec spec = detail::one_extent(region_name, bytes);
+    auto regions = pending.create(std::span(&spec, 1));
+    if (!regions) return tl::unexpected(regions.error());
+    return regions->front();
+  };
+  return {obtain, obtain};
+}
+
+template <Media M>
+IndexOptions KvIndex<M>::bounded(const IndexOptions& options, const Pool& pool) noexcept {
+  IndexOptions all = options;
+  if (all.bytes_max == 0) all.bytes_max = pool.bytes();
+  return all;
+}
+
+/// Was an index of this header created with these (bounded) options?
+template <Media M>
+Status KvIndex<M>::check_agreement(const IndexHeader& header, const IndexOptions& options) {
+  const IndexHeader asked = header_for(options);
+  const auto differs = [](const std::string& what, std::uint64_t has, std::uint64_t wanted) {
+    return make_error(ErrorCode::kWrongLayout,
+                      "it was created with " + what + " " + std::to_string(has) + ", not " + std::to_string(wanted));
+  };
+  if (header.segment_groups != asked.segment_groups)
+    return differs("segment_groups", header.segment_groups, asked.segment_groups);
+  if (header.initial_segments != asked.initial_segments)
+    return differs("a number of first segments of", header.initial_segments, asked.initial_segments);
+  if (header.segments_max != asked.segments_max)
+    return differs("a number of segments of at most", header.segments_max, asked.segments_max);
+  return {};
+}
+
+/// Does the meta region, formatted or not, say that nothing was ever put, nor counted?
+template <Media M>
+bool KvIndex<M>::is_unused(const Region& meta) {
+  if (meta.bytes() < kIndexDirectoryOffset + kLineBytes || meta.extents().size() != 1) return false;
+  const std::uint64_t depth_at = kIndexStateOffset + offsetof(IndexState, depth);
+  if (word_of(meta, depth_at) > kIndexDepthMax) return false;
+  return is_blank(meta, kIndexStateOffset, [&](std::uint64_t at) -> std::uint64_t {
+    if (at == depth_at) return word_of(meta, at);
+    if (at < kIndexDirectoryOffset) return 0;
+    const std::uint64_t n = (at - kIndexDirectoryOffset) / sizeof(Word);
+    return directory_word(n, n);
+  });
+}
+
+/// The regions that a crash has left of a creation in a pool of an older format: without a magic word, or, where a
+/// larger structure knows that it was never finished, `formatted` ones that nothing was ever put into.
+/// Errors: AlreadyExists: there is something else.
+template <Media M>
+Result<std::vector<std::string>> KvIndex<M>::left_over(Pool& pool, std::string_view name, bool formatted) {
+  std::vector<std::string> left;
+  for (const RegionInfo& info : pool.regions()) {
+    const std::string_view region = info.name;
+    if (!region.starts_with(name)) continue;
+    const std::string_view end = region.substr(name.size());
+    const bool is_meta = end == ".meta";
+    const bool is_chunk =
+        end.size() > 2 && end.starts_with(".s") && end.find_first_not_of("0123456789", 2) == std::string_view::npos;
+    if (!is_meta && !is_chunk) continue;
+    const auto there = pool.open_region(region);
+    if (!there) return tl::unexpected(there.error());
+    const bool nothing = is_meta ? is_unused(*there) && (formatted || word_of(*there, 0) == 0) : is_blank(*there);
+    if (!nothing)
+      return make_error(ErrorCode::kAlreadyExists, "there is a region '" + info.name + "' in " + pool.path());
+    left.push_back(info.name);
+  }
+  return left;
+}
+
+template <Media M>
+auto KvIndex<M>::create_in(PendingRegions& pending, std::string_view name, const IndexOptions& options, M media)
+    -> Result<KvIndex> {
+  Pool& pool = pending.pool();
+  const IndexOptions all = bounded(options, pool);
+  if (Status valid = check_options(all); !valid) return tl::unexpected(valid.error());
+  const auto left = left_over(pool, name, false);
+  if (!left) return tl::unexpected(left.error());
+  if (Status removed = pool.remove_regions(*left); !removed) return tl::unexpected(removed.error());
   const std::string meta_name = std::string(name) + ".meta";
-  if (pool.open_region(meta_name)) {
-    return make_error(ErrorCode::kAlreadyExists, "there is an index '" + std::string(name) + "' in " + pool.path());
-  }
-  // The chunks first: when memory runs out, they are all that has to be given back.
-  const IndexMemory memory = memory_of(pool, name);
-  RegionSpec spec{};
-  spec.name = meta_name;
-  spec.bytes = meta_bytes(bounded);
-  spec.extent_bytes = std::max<std::uint64_t>(4096, std::bit_ceil(spec.bytes));
-  auto regions = pool.create_regions(std::span(&spec, 1));
+  const RegionSpec spec = detail::one_extent(meta_name, meta_bytes(all));
+  auto regions = pending.create(std::span(&spec, 1));
   if (!regions) return tl::unexpected(regions.error());
-  auto index = format(regions->front(), memory, bounded, std::move(media));
-  if (!index) {
-    (void)pool.remove_region(meta_name);
-    for (unsigned chunk = 0; pool.remove_region(std::string(name) + ".s" + std::to_string(chunk)); ++chunk) {
-    }
-  }
+  auto index = format(regions->front(), memory_of(pending, name), all, std::move(media));
+  if (index) index->memory_ = memory_of(pool, name);
   return index;
 }
 
 template <Media M>
-auto KvIndex<M>::open(Pool& pool, std::string_view name, M media) -> Result<Opened> {
+auto KvIndex<M>::create(Pool& pool, std::string_view name, const IndexOptions& options, M media) -> Result<KvIndex> {
+  PendingRegions pending(pool);
+  auto index = create_in(pending, name, options, std::move(media));
+  if (!index) return index;
+  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  return index;
+}
+
+/// `options`, if not null: what the index must have been created with.
+template <Media M>
+auto KvIndex<M>::open_as(Pool& pool, std::string_view name, const IndexOptions* options, M media) -> Result<Opened> {
   auto meta = pool.open_region(std::string(name) + ".meta");
   if (!meta) return tl::unexpected(meta.error());
+  const auto about = [&] { return "index '" + std::string(name) + "' in " + pool.path(); };
+  if (word_of(*meta, 0) == 0 && left_over(pool, name, false))
+    return make_error(ErrorCode::kNotFound, "a crash has interrupted the creation of " + about());
+  IndexHeader header;
+  if (options != nullptr && check_header(*meta, header)) {
+    if (Status agrees = check_agreement(header, bounded(*options, pool)); !agrees)
+      return make_error(agrees.error().code, about() + ": " + agrees.error().message);
+  }
   return attach(*meta, memory_of(pool, name), std::move(media));
+}
+
+template <Media M>
+auto KvIndex<M>::open(Pool& pool, std::string_view name, M media) -> Result<Opened> {
+  return open_as(pool, name, nullptr, std::move(media));
+}
+
+template <Media M>
+auto KvIndex<M>::open_or_create(Pool& pool, std::string_view name, const IndexOptions& options, M media)
+    -> Result<Opened> {
+  if (Status valid = check_options(bounded(options, pool)); !valid) return tl::unexpected(valid.error());
+  PendingRegions pending(pool);
+  auto opened = open_as(pool, name, &options, media);
+  if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
+  auto made = create_in(pending, name, options, std::move(media));
+  if (!made) return tl::unexpected(made.error());
+  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  return Opened{std::move(*made), {.clean_shutdown = true}, true};
 }
 
 template <Media M>

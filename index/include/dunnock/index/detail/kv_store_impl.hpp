@@ -11,25 +11,73 @@ template <Media M>
 KvStore<M>::KvStore(KvIndex<M> index, ValueLog<M> log) : index_(std::move(index)), log_(std::move(log)) {}
 
 template <Media M>
-auto KvStore<M>::create(Pool& pool, std::string_view name, const StoreOptions& options, M media) -> Result<KvStore> {
-  auto log = ValueLog<M>::create(pool, name, options.log, media);
+Status KvStore<M>::check_options(const StoreOptions& options) {
+  if (Status valid = ValueLog<M>::check_options(options.log); !valid) return valid;
+  if (options.index.bytes_max == 0) return {};  // As many as the pool has.
+  return KvIndex<M>::check_options(options.index);
+}
+
+/// What a crash has left of a creation in a pool of an older format. The log was made first there, so a formatted one
+/// that was never used, without an index, is left over, too. `formatted`: so is such an index.
+/// Errors: AlreadyExists: there is something else.
+template <Media M>
+Result<std::vector<std::string>> KvStore<M>::left_over(Pool& pool, std::string_view name, bool formatted) {
+  auto left = ValueLog<M>::left_over(pool, name, true);
+  if (!left) return left;
+  const auto of_index = KvIndex<M>::left_over(pool, name, formatted);
+  if (!of_index) return of_index;
+  left->insert(left->end(), of_index->begin(), of_index->end());
+  return left;
+}
+
+template <Media M>
+auto KvStore<M>::create_in(PendingRegions& pending, std::string_view name, const StoreOptions& options, M media)
+    -> Result<KvStore> {
+  Pool& pool = pending.pool();
+  const auto left = left_over(pool, name, false);
+  if (!left) return tl::unexpected(left.error());
+  if (Status removed = pool.remove_regions(*left); !removed) return tl::unexpected(removed.error());
+  auto log = ValueLog<M>::create_in(pending, name, options.log, media);
   if (!log) return tl::unexpected(log.error());
-  auto index = KvIndex<M>::create(pool, name, options.index, media);
-  if (!index) {
-    (void)pool.remove_region(std::string(name) + ".log");
-    (void)pool.remove_region(std::string(name) + ".logmeta");
-    return tl::unexpected(index.error());
-  }
+  auto index = KvIndex<M>::create_in(pending, name, options.index, media);
+  if (!index) return tl::unexpected(index.error());
   return KvStore(std::move(*index), std::move(*log));
 }
 
 template <Media M>
-auto KvStore<M>::open(Pool& pool, std::string_view name, M media) -> Result<Opened> {
-  auto log = ValueLog<M>::open(pool, name, media);
+auto KvStore<M>::create(Pool& pool, std::string_view name, const StoreOptions& options, M media) -> Result<KvStore> {
+  PendingRegions pending(pool);
+  auto store = create_in(pending, name, options, std::move(media));
+  if (!store) return store;
+  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  return store;
+}
+
+template <Media M>
+auto KvStore<M>::open_as(Pool& pool, std::string_view name, const Agreement& agreement, M media) -> Result<Opened> {
+  auto log = ValueLog<M>::open_as(pool, name, agreement.log, media);
   if (!log) return tl::unexpected(log.error());
-  auto index = KvIndex<M>::open(pool, name, media);
+  auto index = KvIndex<M>::open_as(pool, name, agreement.index, media);
   if (!index) return tl::unexpected(index.error());
   return Opened{KvStore(std::move(index->index), std::move(*log)), index->report};
+}
+
+template <Media M>
+auto KvStore<M>::open(Pool& pool, std::string_view name, M media) -> Result<Opened> {
+  return open_as(pool, name, {}, std::move(media));
+}
+
+template <Media M>
+auto KvStore<M>::open_or_create(Pool& pool, std::string_view name, const StoreOptions& options, M media)
+    -> Result<Opened> {
+  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  PendingRegions pending(pool);
+  auto opened = open_as(pool, name, {&options.index, &options.log}, media);
+  if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
+  auto made = create_in(pending, name, options, std::move(media));
+  if (!made) return tl::unexpected(made.error());
+  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  return Opened{std::move(*made), {.clean_shutdown = true}, true};
 }
 
 template <Media M>

@@ -41,11 +41,21 @@ PrefixStore<M>::PrefixStore(KvStore<M> data, const PrefixOptions& options) : opt
 }
 
 template <Media M>
-auto PrefixStore<M>::create(Pool& pool, std::string_view name, const PrefixOptions& options, M media)
+auto PrefixStore<M>::create_in(PendingRegions& pending, std::string_view name, const PrefixOptions& options, M media)
     -> Result<PrefixStore> {
-  auto data = KvStore<M>::create(pool, name, store_options(options), std::move(media));
+  auto data = KvStore<M>::create_in(pending, name, store_options(options), std::move(media));
   if (!data) return tl::unexpected(data.error());
   return PrefixStore(std::move(*data), options);
+}
+
+template <Media M>
+auto PrefixStore<M>::create(Pool& pool, std::string_view name, const PrefixOptions& options, M media)
+    -> Result<PrefixStore> {
+  PendingRegions pending(pool);
+  auto store = create_in(pending, name, options, std::move(media));
+  if (!store) return store;
+  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  return store;
 }
 
 template <Media M>
@@ -54,6 +64,21 @@ auto PrefixStore<M>::open(Pool& pool, std::string_view name, const PrefixOptions
   auto opened = KvStore<M>::open(pool, name, std::move(media));
   if (!opened) return tl::unexpected(opened.error());
   return PrefixStore(std::move(opened->store), options);
+}
+
+template <Media M>
+auto PrefixStore<M>::open_or_create(Pool& pool, std::string_view name, const PrefixOptions& options, M media)
+    -> Result<PrefixStore> {
+  const StoreOptions store = store_options(options);
+  if (Status valid = KvStore<M>::check_options(store); !valid) return tl::unexpected(valid.error());
+  PendingRegions pending(pool);
+  auto opened = KvStore<M>::open_as(pool, name, {.index = nullptr, .log = &store.log}, media);
+  if (opened) return PrefixStore(std::move(opened->store), options);
+  if (opened.error().code != ErrorCode::kNotFound) return tl::unexpected(opened.error());
+  auto made = create_in(pending, name, options, std::move(media));
+  if (!made) return made;
+  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  return made;
 }
 
 // ----- keys

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "dunnock/index/value_log.hpp"
+#include "dunnock/pmem/header.hpp"
 
 namespace dunnock {
 
@@ -80,21 +81,12 @@ auto ValueLog<M>::format(Region meta, Region data, const LogOptions& options, M 
       data.extent_bytes() % options.segment_bytes != 0)
     return make_error(ErrorCode::kInvalidArgument, "the log's regions do not fit its options");
   const LogHeader header = header_for(options);
-  Word* words = reinterpret_cast<Word*>(meta.at(0));
-  std::array<std::uint64_t, sizeof(LogHeader) / sizeof(Word)> values;
-  std::memcpy(values.data(), &header, sizeof header);
-  for (std::size_t i = 1; i < values.size(); ++i) media.store(log_point::kFormatFields, words[i], values[i]);
-  media.flush(log_point::kFormatFields, words);
-  media.flush(log_point::kFormatFields, words + kLineBytes / sizeof(Word));
   for (std::uint64_t s = 0; s < header.segments; ++s) {
-    Word& word = words[kLogTableOffset / sizeof(Word) + s];
+    Word& word = *reinterpret_cast<Word*>(meta.at(kLogTableOffset + s * sizeof(Word)));
     media.store(log_point::kFormatFields, word, segment_word(s, 0, false));
     if (s % 8 == 7 || s + 1 == header.segments) media.flush(log_point::kFormatFields, &word);
   }
-  media.fence(log_point::kFormatFields);
-  media.store(log_point::kFormatMagic, words[0], values[0]);
-  media.flush(log_point::kFormatMagic, words);
-  media.fence(log_point::kFormatMagic);  // The log exists.
+  write_header(media, {.fields = log_point::kFormatFields, .magic = log_point::kFormatMagic}, meta, header);
   ValueLog log(std::move(meta), std::move(data), header, std::move(media));
   if (Status recovered = log.recover(); !recovered) return tl::unexpected(recovered.error());
   return log;
@@ -141,30 +133,111 @@ Status ValueLog<M>::recover() {
   return {};
 }
 
+/// Was the log of this meta region created with these options, if it is one?
 template <Media M>
-auto ValueLog<M>::create(Pool& pool, std::string_view name, const LogOptions& options, M media) -> Result<ValueLog> {
+Status ValueLog<M>::check_agreement(const Region& meta, const LogOptions& options) {
+  LogHeader header;
+  std::memcpy(&header, meta.at(0), sizeof header);
+  if (header.magic != kLogMagic || header.checksum != checksum_of(header)) return {};  // attach() says so.
+  const LogHeader asked = header_for(options);
+  if (header.segment_bytes != asked.segment_bytes)
+    return make_error(ErrorCode::kWrongLayout, "it was created with segments of " +
+                                                   std::to_string(header.segment_bytes) + " bytes, not " +
+                                                   std::to_string(asked.segment_bytes));
+  if (header.segments != asked.segments)
+    return make_error(ErrorCode::kWrongLayout, "it was created with " + std::to_string(header.segments) +
+                                                   " segments, not " + std::to_string(asked.segments));
+  return {};
+}
+
+/// Does the meta region, formatted or not, say that no segment was ever used?
+template <Media M>
+bool ValueLog<M>::is_unused(const Region& meta) {
+  return meta.bytes() >= kLogTableOffset && meta.extents().size() == 1 &&
+         is_blank(meta, sizeof(LogHeader), [](std::uint64_t at) {
+           return at < kLogTableOffset ? 0 : segment_word((at - kLogTableOffset) / sizeof(Word), 0, false);
+         });
+}
+
+/// The regions that a crash has left of a creation in a pool of an older format: without a magic word, or, where a
+/// larger structure knows that it was never finished, `formatted` ones that nothing was ever appended to.
+/// Errors: AlreadyExists: there is something else.
+template <Media M>
+Result<std::vector<std::string>> ValueLog<M>::left_over(Pool& pool, std::string_view name, bool formatted) {
+  const auto names = region_names(name);
+  std::vector<std::string> left;
+  for (const std::string& region : names) {
+    const auto there = pool.open_region(region);
+    if (!there) continue;
+    const bool nothing =
+        region == names[0] ? is_unused(*there) && (formatted || word_of(*there, 0) == 0) : is_blank(*there);
+    if (!nothing) return make_error(ErrorCode::kAlreadyExists, "there is a region '" + region + "' in " + pool.path());
+    left.push_back(region);
+  }
+  return left;
+}
+
+template <Media M>
+auto ValueLog<M>::create_in(PendingRegions& pending, std::string_view name, const LogOptions& options, M media)
+    -> Result<ValueLog> {
   if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
-  const std::string meta_name = std::string(name) + ".logmeta";
-  const std::string data_name = std::string(name) + ".log";
-  RegionSpec meta_spec{};
-  meta_spec.name = meta_name;
-  meta_spec.bytes = meta_bytes(options);
-  RegionSpec data_spec{};
-  data_spec.name = data_name;
-  data_spec.bytes = data_bytes(options);
-  const std::array specs{meta_spec, data_spec};
-  auto regions = pool.create_regions(specs);
+  Pool& pool = pending.pool();
+  const auto left = left_over(pool, name, false);
+  if (!left) return tl::unexpected(left.error());
+  if (Status removed = pool.remove_regions(*left); !removed) return tl::unexpected(removed.error());
+  const auto names = region_names(name);
+  std::array<RegionSpec, 2> specs{};
+  for (std::size_t i = 0; i < specs.size(); ++i) specs[i].name = names[i];
+  specs[0].bytes = meta_bytes(options);
+  specs[1].bytes = data_bytes(options);
+  auto regions = pending.create(specs);
   if (!regions) return tl::unexpected(regions.error());
   return format((*regions)[0], (*regions)[1], options, std::move(media));
 }
 
 template <Media M>
-auto ValueLog<M>::open(Pool& pool, std::string_view name, M media) -> Result<ValueLog> {
-  auto meta = pool.open_region(std::string(name) + ".logmeta");
+auto ValueLog<M>::create(Pool& pool, std::string_view name, const LogOptions& options, M media) -> Result<ValueLog> {
+  PendingRegions pending(pool);
+  auto log = create_in(pending, name, options, std::move(media));
+  if (!log) return log;
+  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  return log;
+}
+
+/// `options`, if not null: what the log must have been created with.
+template <Media M>
+auto ValueLog<M>::open_as(Pool& pool, std::string_view name, const LogOptions* options, M media) -> Result<ValueLog> {
+  const auto names = region_names(name);
+  auto meta = pool.open_region(names[0]);
   if (!meta) return tl::unexpected(meta.error());
-  auto data = pool.open_region(std::string(name) + ".log");
+  auto data = pool.open_region(names[1]);
   if (!data) return tl::unexpected(data.error());
+  const auto about = [&] { return "log '" + std::string(name) + "' in " + pool.path(); };
+  if (word_of(*meta, 0) == 0 && left_over(pool, name, false))
+    return make_error(ErrorCode::kNotFound, "a crash has interrupted the creation of " + about());
+  if (options != nullptr) {
+    if (Status agrees = check_agreement(*meta, *options); !agrees)
+      return make_error(agrees.error().code, about() + ": " + agrees.error().message);
+  }
   return attach(*meta, *data, std::move(media));
+}
+
+template <Media M>
+auto ValueLog<M>::open(Pool& pool, std::string_view name, M media) -> Result<ValueLog> {
+  return open_as(pool, name, nullptr, std::move(media));
+}
+
+template <Media M>
+auto ValueLog<M>::open_or_create(Pool& pool, std::string_view name, const LogOptions& options, M media)
+    -> Result<ValueLog> {
+  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  PendingRegions pending(pool);
+  auto opened = open_as(pool, name, &options, media);
+  if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
+  auto made = create_in(pending, name, options, std::move(media));
+  if (!made) return made;
+  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  return made;
 }
 
 // ----- appending -----------------------------------------------------------------------------------------------------

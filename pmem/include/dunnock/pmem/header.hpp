@@ -1,0 +1,64 @@
+// The header of a durable structure: parameters that are written once, with a magic word that is written last.
+//
+//   offset 0   magic      without it the structure does not exist
+//   offset 8   fields     version, parameters, a checksum
+//
+// What it is for: writing a header in the right order, and recognizing memory that was never formatted. What it is not
+// for: judging what a header says, which only its structure can.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "dunnock/pmem/media.hpp"
+#include "dunnock/pmem/region.hpp"
+
+namespace dunnock {
+
+/// The durable steps of write_header.
+struct HeaderPoints {
+  Point fields;  ///< store/flush/fence: the header but for its magic word, and all that was flushed before it
+  Point magic;   ///< store/flush/fence: the structure exists
+};
+
+/// Writes `header` to the start of a region of zeros, durably. What the thread has flushed before is durable before the
+/// magic word is.
+template <class Header, Media M>
+void write_header(const M& media, const HeaderPoints& points, const Region& region, const Header& header) noexcept {
+  static_assert(std::is_trivially_copyable_v<Header> && sizeof(Header) % sizeof(Word) == 0);
+  std::array<std::uint64_t, sizeof(Header) / sizeof(Word)> values;
+  std::memcpy(values.data(), &header, sizeof header);
+  Word* words = reinterpret_cast<Word*>(region.at(0));
+  for (std::size_t i = 1; i < values.size(); ++i) media.store(points.fields, words[i], values[i]);
+  for (std::size_t i = 0; i < values.size(); i += kLineBytes / sizeof(Word)) media.flush(points.fields, words + i);
+  media.fence(points.fields);
+  media.store(points.magic, words[0], values[0]);
+  media.flush(points.magic, words);
+  media.fence(points.magic);  // The structure exists.
+}
+
+/// The word at an offset, as it lies there.
+[[nodiscard]] inline std::uint64_t word_of(const Region& region, std::uint64_t offset_bytes) noexcept {
+  std::uint64_t word = 0;
+  std::memcpy(&word, region.at(offset_bytes), sizeof word);
+  return word;
+}
+
+/// Are all words from `offset_bytes` on zero, or what expected(offset) says instead? Reads everything.
+template <class Expected>
+[[nodiscard]] bool is_blank(const Region& region, std::uint64_t offset_bytes, Expected&& expected) {
+  for (std::uint64_t at = offset_bytes; at + sizeof(std::uint64_t) <= region.bytes(); at += sizeof(std::uint64_t)) {
+    const std::uint64_t word = word_of(region, at);
+    if (word != 0 && word != expected(at)) return false;
+  }
+  return true;
+}
+[[nodiscard]] inline bool is_blank(const Region& region, std::uint64_t offset_bytes = 0) {
+  return is_blank(region, offset_bytes, [](std::uint64_t) { return std::uint64_t{0}; });
+}
+
+}  // namespace dunnock
