@@ -8,6 +8,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -451,6 +452,20 @@ int corrupt(const Structure& structure, const Options& options) {
   return finish(options, report, fine ? kFine : kViolated);
 }
 
+/// A number in digits, and within these bounds; to CLI11 -1 is the greatest one, and so is what does not fit.
+CLI::Validator whole(std::uint64_t least, std::uint64_t most) {
+  const std::string bounds = std::to_string(least) + " to " + std::to_string(most);
+  return CLI::Validator(
+      [=](std::string& text) {
+        std::uint64_t value = 0;
+        const char* const end = text.data() + text.size();
+        const auto [read, error] = std::from_chars(text.data(), end, value);
+        const bool fine = error == std::errc{} && read == end && value >= least && value <= most;
+        return fine ? std::string() : "'" + text + "' is no whole number from " + bounds;
+      },
+      "[" + bounds + "]");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -461,15 +476,17 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer("Exit codes: 0 fine, 1 violated, 2 usage, 3 environment.");
   // A run of nothing would be a pass of nothing.
-  const CLI::Range some(std::uint64_t{1}, std::numeric_limits<std::uint64_t>::max());
-  const CLI::Range a_number(1U, std::numeric_limits<unsigned>::max());
+  const CLI::Validator some = whole(1, std::numeric_limits<std::uint64_t>::max());
+  const CLI::Validator a_number = whole(1, std::numeric_limits<unsigned>::max());
   const auto common = [&options](CLI::App* command) {
     command->add_option("--structure", options.structure, "filter, index, log, checkpoint or prefix")
         ->capture_default_str();
-    command->add_option("--seed", options.seed, "of everything random")->capture_default_str();
+    command->add_option("--seed", options.seed, "of everything random")
+        ->check(whole(0, std::numeric_limits<std::uint64_t>::max()))
+        ->capture_default_str();
     command->add_option("--json", options.json, "file for a summary");
     command->add_option("--threads", options.threads, "at most so many simulated or real threads")
-        ->check(CLI::Range(1, 8))
+        ->check(whole(1, 8))
         ->capture_default_str();
   };
   const auto exploring = [&options, some](CLI::App* command) {
@@ -477,15 +494,15 @@ int main(int argc, char** argv) {
         ->check(CLI::IsMember({8, 12, 16}))
         ->capture_default_str();
     command->add_option("--ops", options.operations, "operations in a history")
-        ->check(CLI::Range(1, 200))
+        ->check(whole(1, 200))
         ->capture_default_str();
     command->add_option("--images-per-moment", options.images_per_moment, "sample when more are legal")
         ->check(some)
         ->capture_default_str();
     command->add_option("--recovery-every", options.recovery_every, "explore one recovery in so many for crashes in it")
-        ->check(CLI::Range(1, 1000000))
+        ->check(whole(1, 1000000))
         ->capture_default_str();
-    command->add_option("--jobs", options.jobs, "real threads")->check(CLI::Range(1, 256))->capture_default_str();
+    command->add_option("--jobs", options.jobs, "real threads")->check(whole(1, 256))->capture_default_str();
   };
   CLI::App* explore_command = app.add_subcommand("explore", "play the legal power failures of recorded histories");
   common(explore_command);
