@@ -760,9 +760,13 @@ void add_filter_commands(CLI::App& app, Run& run) {
       ->check(CLI::Range(1, 100))
       ->capture_default_str();
   filter->add_option("--nvm-slots", options.nvm_slots, "table for the emulated NVM, which is slow")
+      ->check(CLI::Range(std::uint64_t{1000}, std::uint64_t{1} << 36))
       ->capture_default_str();
-  filter->add_option("--nvm-read-ns", options.nvm.read_ns, "added latency of a 256-byte block")->capture_default_str();
+  filter->add_option("--nvm-read-ns", options.nvm.read_ns, "added latency of a 256-byte block")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   filter->add_option("--nvm-write-gbps", options.nvm.write_gb_per_s, "bandwidth of written blocks")
+      ->check(CLI::PositiveNumber)
       ->capture_default_str();
   filter->add_flag("--quick", options.quick, "leave out ablations and the 1-GiB reopen");
   filter->add_option("--json", options.json, "Google-Benchmark-compatible file");

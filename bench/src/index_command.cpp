@@ -453,7 +453,9 @@ void add_index_command(CLI::App& app, Run& run) {
   index->add_option("--disk-threads", options.disk_threads, "that put side by side")
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
-  index->add_option("--disk-seconds", options.disk_seconds, "of each row on the disk; 0: none")->capture_default_str();
+  index->add_option("--disk-seconds", options.disk_seconds, "of each row on the disk; 0: none")
+      ->check(CLI::Range(0.0, 3600.0))
+      ->capture_default_str();
   index->add_option("--reopen-entries", options.reopen_entries, "when the process is killed; 0: is not measured")
       ->capture_default_str();
   index->add_option("--peers", options.peers, "to run beside")->delimiter(',')->check(CLI::IsMember(peer_names()));

@@ -121,8 +121,8 @@ void add_kernels_command(CLI::App& app, Run& run) {
   CLI::App* const command = app.add_subcommand("kernels", "The CPU's kernels beside a copy of as many bytes");
   command->add_option("--json", options->json, "Write the results to this file");
   command->add_option("--only", options->only, "Only cases whose name contains this");
-  command->add_option("--threads", options->threads, "Threads a kernel; default: all processors");
-  command->add_option("--rounds", options->rounds, "Samples of each")->check(CLI::PositiveNumber);
+  command->add_option("--threads", options->threads, "Threads a kernel; 0: all processors")->check(CLI::Range(0, 256));
+  command->add_option("--rounds", options->rounds, "Samples of each")->check(CLI::Range(1, 1000));
   command->add_flag("--quick", options->quick, "Tiny shapes: to see whether it runs");
   command->callback([&run, options] { run = [options] { return run_kernels(*options); }; });
 }

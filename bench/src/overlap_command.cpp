@@ -230,7 +230,9 @@ void add_overlap_command(CLI::App& app, Run& run) {
   overlap->add_option("--gradient-bytes", options.gradient_bytes, "of a value: 2 or 4")
       ->check(CLI::IsMember({2, 4}))
       ->capture_default_str();
-  overlap->add_option("--latency-us", options.latency_us, "of a collective")->capture_default_str();
+  overlap->add_option("--latency-us", options.latency_us, "of a collective")
+      ->check(CLI::Range(0.0, 1e9))
+      ->capture_default_str();
   overlap->add_option("--demand", options.demand, "share of the device that a collective keeps busy")
       ->check(CLI::Range(0.001, 1.0))
       ->capture_default_str();

@@ -271,7 +271,9 @@ void add_prefix_command(CLI::App& app, Run& run) {
   prefix->add_option("--capacity", options.capacity_bytes, "bytes of the store; 0: all blocks fit")
       ->transform(CLI::AsSizeValue(false))
       ->capture_default_str();
-  prefix->add_option("--after", options.after, "requests after the kill")->capture_default_str();
+  prefix->add_option("--after", options.after, "requests after the kill")
+      ->check(CLI::Range(1, 1'000'000'000))
+      ->capture_default_str();
   prefix->add_option("--repeat", options.repeat, "rounds; medians are reported")
       ->check(CLI::Range(1, 100))
       ->capture_default_str();

@@ -84,8 +84,12 @@ class Report {
   }
   void add_skipped(const std::string& what, const std::string& why) { context_["skipped"][what] = why; }
   void note(const std::string& key, const nlohmann::json& value) { context_[key] = value; }
-  /// The exit status.
+  /// The exit status; usage where what was asked for measures nothing.
   [[nodiscard]] int write_json(const std::string& path, const std::string& command) const {
+    if (rows_.empty()) {
+      std::fprintf(stderr, "nothing was measured\n");
+      return 2;
+    }
     if (path.empty()) return 0;
     nlohmann::json out;
     out["context"] = context_;

@@ -462,7 +462,9 @@ void add_training_command(CLI::App& app, Run& run) {
       ->delimiter(',')
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
-  command->add_option("--threads", options->threads, "Ours and PyTorch's; 0: all processors")->capture_default_str();
+  command->add_option("--threads", options->threads, "Ours and PyTorch's; 0: all processors")
+      ->check(CLI::Range(0, 256))
+      ->capture_default_str();
   command->add_option("--rounds", options->rounds, "In turn; medians are reported")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();

@@ -168,7 +168,38 @@ void reduce_values(void* to, std::span<const void* const> from, std::size_t coun
   reduce_typed(static_cast<T*>(to), from, count, scale, [](float a, float b) { return a + b; });
 }
 
+std::string text_of(const Call& call, bool receives) {
+  std::string text = name_of(call.kind, receives);
+  if (call.kind == Call::Kind::kBarrier || call.kind == Call::Kind::kSplit) return text;
+  text += " of " + std::to_string(call.count);
+  text += call.element == Element::kByte ? " bytes" : call.element == Element::kF32 ? " f32 values" : " bf16 values";
+  constexpr std::array<const char*, 3> kReductions = {" (sum)", " (max)", " (mean)"};
+  if (call.kind == Call::Kind::kBroadcast) text += " from rank " + std::to_string(call.detail);
+  if (call.kind == Call::Kind::kAllReduce || call.kind == Call::Kind::kReduceScatter)
+    text += call.detail < kReductions.size() ? kReductions[call.detail] : "";
+  return text;
+}
+
 }  // namespace
+
+const char* name_of(Call::Kind kind, bool receives) noexcept {
+  switch (kind) {
+    case Call::Kind::kAllReduce: return "all-reduce";
+    case Call::Kind::kReduceScatter: return "reduce-scatter";
+    case Call::Kind::kAllGather: return "all-gather";
+    case Call::Kind::kBroadcast: return "broadcast";
+    case Call::Kind::kBarrier: return "barrier";
+    case Call::Kind::kSplit: return "split";
+    case Call::Kind::kMessage: return receives ? "receive" : "send";
+  }
+  return "an unknown operation";
+}
+
+Error mismatch(unsigned rank, const Call& call, unsigned other, const Call& others, bool receives) {
+  return {ErrorCode::kInvalidArgument, "rank " + std::to_string(rank) + " calls " + text_of(call, receives) +
+                                           " where rank " + std::to_string(other) + " calls " +
+                                           text_of(others, !receives)};
+}
 
 std::vector<unsigned> group_of(std::span<const Choice> choices, unsigned rank) {
   std::vector<unsigned> members;

@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "dunnock/gpu/communicator.hpp"
@@ -16,6 +17,25 @@ enum class Element : std::uint8_t { kByte, kF32, kBf16 };
 [[nodiscard]] constexpr std::size_t bytes_of(Element element) noexcept {
   return element == Element::kByte ? 1 : element == Element::kF32 ? 4 : 2;
 }
+
+/// What a rank calls. The same on all ranks that take part in a collective, and at both ends of a message. Processes
+/// send it as it is.
+struct Call {
+  enum class Kind : std::uint8_t { kAllReduce, kReduceScatter, kAllGather, kBroadcast, kBarrier, kSplit, kMessage };
+  Kind kind = Kind::kBarrier;
+  Element element = Element::kByte;
+  std::uint16_t padding = 0;
+  std::uint32_t detail = 0;  // The reduction, or the root of a broadcast.
+  std::uint64_t count = 0;
+  friend bool operator==(const Call&, const Call&) = default;
+};
+static_assert(sizeof(Call) == 16 && std::is_trivially_copyable_v<Call>);
+
+/// For the names of operations: "all-reduce". A message has two: "send" and "receive".
+[[nodiscard]] const char* name_of(Call::Kind kind, bool receives = false) noexcept;
+/// Why `rank` can't go on with `call`: `other` has called something else. `receives`: of a message, `rank` gets it.
+[[nodiscard]] Error mismatch(unsigned rank, const Call& call, unsigned other, const Call& others,
+                             bool receives = false);
 
 /// Counts are of elements. Pointers are of the stream's device.
 class CommunicatorImpl {

@@ -16,7 +16,6 @@
 #include <optional>
 #include <set>
 #include <string>
-#include <string_view>
 #include <thread>
 #include <tuple>
 #include <utility>
@@ -35,22 +34,13 @@ struct Key {
   friend auto operator<=>(const Key&, const Key&) = default;
 };
 
-/// What each one brings; it must be the same for all of them.
-struct Call {
-  const char* name = "";
-  std::size_t count = 0;
-  Element element = Element::kByte;
-  unsigned detail = 0;  // reduction or root
-  unsigned waits = 1;   // for all the others: at the begin, and behind each part in which they read one's memory
-};
-
 struct Post {
   const std::byte* in = nullptr;
   std::byte* out = nullptr;
 };
 
 struct Meeting {
-  Call call;
+  Call call;                             // Of the first; all others must call the same.
   std::map<unsigned, Post> posts;        // by rank
   std::array<std::size_t, 3> reached{};  // of the ranks: the begin, the end of the first part, of the second
   std::size_t inside = 0;                // at work on the others' memory
@@ -134,7 +124,7 @@ class ThreadCommunicator final : public CommunicatorImpl {
     if (count <= kFewValues) {
       const auto result = std::make_shared<std::vector<std::byte>>(count * width);
       return collective(
-          {"all-reduce", count, element, static_cast<unsigned>(reduction), 2}, {mine, mine}, stream,
+          call_of(Call::Kind::kAllReduce, count, element, static_cast<unsigned>(reduction)), 2, {mine, mine}, stream,
           [=](const Meeting& meeting) { reduce_all(result->data(), inputs_of(meeting, 0), count, element, reduction); },
           [=](const Meeting&) {
             if (count != 0) std::memcpy(mine, result->data(), result->size());
@@ -142,7 +132,7 @@ class ThreadCommunicator final : public CommunicatorImpl {
     }
     const auto part = [count, size = size()](unsigned rank) { return count * rank / size; };
     collective(
-        {"all-reduce", count, element, static_cast<unsigned>(reduction), 3}, {mine, mine}, stream,
+        call_of(Call::Kind::kAllReduce, count, element, static_cast<unsigned>(reduction)), 3, {mine, mine}, stream,
         [=, rank = rank_](const Meeting& meeting) {
           const std::size_t begin = part(rank);
           reduce_all(mine + begin * width, inputs_of(meeting, begin * width), part(rank + 1) - begin, element,
@@ -162,7 +152,7 @@ class ThreadCommunicator final : public CommunicatorImpl {
     const std::size_t bytes = count * bytes_of(element);
     // An `out` that is a part of its `in` is the part that only its rank reads.
     collective(
-        {"reduce-scatter", count, element, static_cast<unsigned>(reduction), 2},
+        call_of(Call::Kind::kReduceScatter, count, element, static_cast<unsigned>(reduction)), 2,
         {static_cast<const std::byte*>(in), mine}, stream,
         [=, rank = rank_](const Meeting& meeting) {
           reduce_all(mine, inputs_of(meeting, rank * bytes), count, element, reduction);
@@ -173,7 +163,7 @@ class ThreadCommunicator final : public CommunicatorImpl {
     auto* const mine = static_cast<std::byte*>(out);
     const std::size_t bytes = count * bytes_of(element);
     collective(
-        {"all-gather", count, element, 0, 2}, {static_cast<const std::byte*>(in), mine}, stream,
+        call_of(Call::Kind::kAllGather, count, element), 2, {static_cast<const std::byte*>(in), mine}, stream,
         [=](const Meeting& meeting) {
           for (const auto& [other, post] : meeting.posts) {
             if (bytes != 0 && mine + other * bytes != post.in) std::memcpy(mine + other * bytes, post.in, bytes);
@@ -185,15 +175,13 @@ class ThreadCommunicator final : public CommunicatorImpl {
     auto* const mine = static_cast<std::byte*>(values);
     const std::size_t bytes = count * bytes_of(element);
     collective(
-        {"broadcast", count, element, root, 2}, {mine, mine}, stream,
+        call_of(Call::Kind::kBroadcast, count, element, root), 2, {mine, mine}, stream,
         [=, rank = rank_](const Meeting& meeting) {
           if (rank != root && bytes != 0) std::memcpy(mine, meeting.posts.at(root).in, bytes);
         },
         nullptr);
   }
-  void barrier(Stream& stream) override {
-    collective({"barrier", 0, Element::kByte, 0, 1}, {}, stream, nullptr, nullptr);
-  }
+  void barrier(Stream& stream) override { collective(call_of(Call::Kind::kBarrier), 1, {}, stream, nullptr, nullptr); }
 
   [[nodiscard]] Result<std::unique_ptr<CommunicatorImpl>> split(unsigned color, unsigned key) override {
     const Choice mine{color, key};
@@ -213,20 +201,21 @@ class ThreadCommunicator final : public CommunicatorImpl {
     };
     const Post post{reinterpret_cast<const std::byte*>(&mine), nullptr};
     // After an error the end goes, so that the others of the group, should they have theirs, do not wait for it.
-    if (Status met = meet(*job_, rank_, {0, 0, number}, {"split", 0, Element::kByte, 0, 2}, post, join, nullptr); !met)
+    if (Status met = meet(*job_, rank_, {0, 0, number}, call_of(Call::Kind::kSplit), 2, post, join, nullptr); !met)
       return tl::unexpected(met.error());
     return end;
   }
 
   void send(const void* values, std::size_t count, Element element, unsigned to, Stream& stream) override {
-    issue({rank_, to, next_message(rank_, to)}, {"message", count, element, 0, 2},
-          {static_cast<const std::byte*>(values), nullptr}, stream, "send", nullptr, nullptr);
+    issue({rank_, to, next_message(rank_, to)}, call_of(Call::Kind::kMessage, count, element), 2,
+          {static_cast<const std::byte*>(values), nullptr}, stream, nullptr, nullptr);
   }
   void receive(void* values, std::size_t count, Element element, unsigned from, Stream& stream) override {
     auto* const mine = static_cast<std::byte*>(values);
     const std::size_t bytes = count * bytes_of(element);
     issue(
-        {from, rank_, next_message(from, rank_)}, {"message", count, element, 0, 2}, {nullptr, mine}, stream, "receive",
+        {from, rank_, next_message(from, rank_)}, call_of(Call::Kind::kMessage, count, element), 2, {nullptr, mine},
+        stream,
         [=](const Meeting& meeting) {
           if (bytes != 0) std::memcpy(mine, meeting.posts.at(from).in, bytes);
         },
@@ -237,6 +226,10 @@ class ThreadCommunicator final : public CommunicatorImpl {
   using Part = std::function<void(const Meeting&)>;
   static constexpr std::size_t kFewValues = 1024;
 
+  static Call call_of(Call::Kind kind, std::size_t count = 0, Element element = Element::kByte, unsigned detail = 0) {
+    return {.kind = kind, .element = element, .detail = detail, .count = count};
+  }
+
   static std::vector<const void*> inputs_of(const Meeting& meeting, std::size_t offset_bytes) {
     std::vector<const void*> inputs;
     inputs.reserve(meeting.posts.size());
@@ -244,8 +237,9 @@ class ThreadCommunicator final : public CommunicatorImpl {
     return inputs;
   }
 
-  void collective(const Call& call, Post post, Stream& stream, Part first, Part second) {
-    issue({0, 0, next_collective()}, call, post, stream, call.name, std::move(first), std::move(second));
+  /// `waits`: for all the others, at the begin, and behind each part in which they read one's memory.
+  void collective(const Call& call, unsigned waits, Post post, Stream& stream, Part first, Part second) {
+    issue({0, 0, next_collective()}, call, waits, post, stream, std::move(first), std::move(second));
   }
   std::uint64_t next_collective() {
     const std::lock_guard lock(job_->mutex);
@@ -255,15 +249,16 @@ class ThreadCommunicator final : public CommunicatorImpl {
     const std::lock_guard lock(job_->mutex);
     return job_->messages[{rank_, from, to}]++;
   }
-  void issue(Key key, const Call& call, Post post, Stream& stream, const char* name, Part first, Part second) {
+  void issue(Key key, const Call& call, unsigned waits, Post post, Stream& stream, Part first, Part second) {
     DUNNOCK_CHECK(stream.device().backend() == Backend::kCpu, "ranks that are threads have host memory");
     const auto ticket = std::make_shared<Ticket>(job_, rank_, key);
     const std::chrono::duration<double, std::micro> added(added_us(key, call));
-    stream.run(name, [job = job_, rank = rank_, key, call, post, ticket, added, first = std::move(first),
-                      second = std::move(second)] {
+    const bool receives = key.from != key.to && rank_ == key.to;
+    stream.run(name_of(call.kind, receives), [job = job_, rank = rank_, key, call, waits, post, ticket, added,
+                                              first = std::move(first), second = std::move(second)] {
       ticket->use();
-      const Computing waits(0);
-      Status met = meet(*job, rank, key, call, post, first, second);
+      const Computing waiting(0);
+      Status met = meet(*job, rank, key, call, waits, post, first, second);
       if (met && added.count() > 0) std::this_thread::sleep_for(added);
       return met;
     });
@@ -277,24 +272,21 @@ class ThreadCommunicator final : public CommunicatorImpl {
     };
     if (key.from != key.to) return rank_ == key.to ? messages(1, bytes) : 0;
     const double others = job_->size - 1;
-    const std::string_view name = call.name;
-    if (name == "all-reduce") return messages(2 * others, bytes / job_->size);
-    if (name == "reduce-scatter" || name == "all-gather") return messages(others, bytes);
-    return name == "broadcast" ? messages(1, bytes) : messages(others > 0 ? 1 : 0, 0);
+    using Kind = Call::Kind;
+    if (call.kind == Kind::kAllReduce) return messages(2 * others, bytes / job_->size);
+    if (call.kind == Kind::kReduceScatter || call.kind == Kind::kAllGather) return messages(others, bytes);
+    return call.kind == Kind::kBroadcast ? messages(1, bytes) : messages(others > 0 ? 1 : 0, 0);
   }
 
-  static Status meet(Job& job, unsigned rank, const Key& key, const Call& call, Post post, const Part& first,
-                     const Part& second) {
+  static Status meet(Job& job, unsigned rank, const Key& key, const Call& call, unsigned waits, Post post,
+                     const Part& first, const Part& second) {
     std::unique_lock lock(job.mutex);
     if (job.failed) return tl::unexpected(*job.failed);
     Meeting& meeting = job.meetings[key];
     if (meeting.posts.empty()) meeting.call = call;
-    const Call& others = meeting.call;
-    if (std::strcmp(others.name, call.name) != 0 || others.count != call.count || others.element != call.element ||
-        others.detail != call.detail) {
-      fail(job, ErrorCode::kInvalidArgument,
-           "rank " + std::to_string(rank) + " calls " + call.name + " of " + std::to_string(call.count) +
-               " values where another rank calls " + others.name + " of " + std::to_string(others.count));
+    if (call != meeting.call) {
+      const unsigned other = meeting.posts.begin()->first;
+      fail(job, mismatch(rank, call, other, meeting.call, key.from != key.to && rank == key.to));
       return tl::unexpected(*job.failed);
     }
     meeting.posts[rank] = post;
@@ -302,7 +294,7 @@ class ThreadCommunicator final : public CommunicatorImpl {
     const std::size_t expected = key.from == key.to ? job.size : 2;
     const std::array<const Part*, 2> parts{&first, &second};
     for (std::size_t stage = 0; stage <= parts.size() && !job.failed; ++stage) {
-      if (stage < call.waits) wait_for_all(job, lock, key, meeting, stage, expected);
+      if (stage < waits) wait_for_all(job, lock, key, meeting, stage, expected);
       if (job.failed || stage == parts.size() || !*parts[stage]) continue;
       ++meeting.inside;
       lock.unlock();
@@ -317,27 +309,30 @@ class ThreadCommunicator final : public CommunicatorImpl {
     return {};
   }
 
-  static void fail(Job& job, ErrorCode code, std::string what) {
-    if (!job.failed) job.failed = Error{code, std::move(what)};
+  static void fail(Job& job, Error error) {
+    if (!job.failed) job.failed = std::move(error);
     job.wake_all();
   }
 
   static void wait_for_all(Job& job, std::unique_lock<std::mutex>& lock, const Key& key, Meeting& meeting,
                            std::size_t stage, std::size_t expected) {
     if (++meeting.reached[stage] == expected) meeting.changed.notify_all();
-    const auto what = [&] { return std::string(meeting.call.name) + " number " + std::to_string(key.number); };
+    const auto what = [&] {
+      return std::string(key.from == key.to ? name_of(meeting.call.kind) : "message") + " number " +
+             std::to_string(key.number);
+    };
     const auto deadline = std::chrono::steady_clock::now() + job.timeout;
     while (meeting.reached[stage] < expected && !job.failed) {
       if (const auto lost = first_lost(job, key, meeting)) {
         const bool dropped = job.dropped.contains({key, *lost});
-        fail(job, ErrorCode::kPeerLost,
-             "rank " + std::to_string(*lost) +
-                 (dropped ? " has dropped " + what() + " behind a failure" : " has left the job before " + what()));
+        fail(job, {ErrorCode::kPeerLost, "rank " + std::to_string(*lost) +
+                                             (dropped ? " has dropped " + what() + " behind a failure"
+                                                      : " has left the job before " + what())});
       } else if (meeting.changed.wait_until(lock, deadline) == std::cv_status::timeout &&
                  meeting.reached[stage] < expected) {
-        fail(job, ErrorCode::kPeerLost,
-             std::to_string(expected - meeting.reached[stage]) + " of " + std::to_string(expected) +
-                 " ranks did not come to " + what() + " within " + std::to_string(job.timeout.count()) + " ms");
+        fail(job, {ErrorCode::kPeerLost, std::to_string(expected - meeting.reached[stage]) + " of " +
+                                             std::to_string(expected) + " ranks did not come to " + what() +
+                                             " within " + std::to_string(job.timeout.count()) + " ms"});
       }
     }
   }

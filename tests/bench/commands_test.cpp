@@ -61,6 +61,18 @@ void expect_finite_samples(const json& result) {
   }
 }
 
+TEST_F(Commands, refuse_to_measure_nothing) {
+  EXPECT_EQ(run("kernels --quick --only a-kernel-that-nobody-has"), 2);
+  for (const std::string option :
+       {"kernels --rounds", "simulator --rounds", "simulator --repeats", "training --rounds", "training --seconds",
+        "training --saves", "collectives --repeat", "collectives --ranks", "overlap --repeat", "index --repeat",
+        "index --operations", "checkpoint --repeat", "checkpoint --steps", "prefix --repeat", "prefix --after",
+        "filter --repeat", "filter --slots", "filter --nvm-slots", "model --slots"}) {
+    for (const std::string value : {"0", "-1", "99999999999999999999999"})
+      EXPECT_EQ(run(option + " " + value), 2) << option << " " << value;
+  }
+}
+
 TEST_F(Commands, training_measures_steps_schedules_and_saves) {
   const json result = this->result("training --quick --no-torch --threads 1 --models mlp,gpt --dtype f32,bf16" +
                                    std::string(" --directory ") + at(""));

@@ -82,6 +82,39 @@ TEST(CrashTool, says_what_to_replay_when_the_structure_stops_the_process) {
   }
 }
 
+TEST(CrashTool, refuses_to_check_nothing) {
+  for (const std::string option :
+       {"explore --images", "explore --images-per-moment", "explore --recovery-every", "explore --ops",
+        "explore --jobs", "explore --threads", "mutants --budget", "mutants --images-per-moment", "kill --kills",
+        "kill --threads", "corrupt --rounds"}) {
+    for (const std::string value : {"0", "-1", "18446744073709551616", "99999999999999999999999", "some", "''"}) {
+      std::string output;
+      EXPECT_EQ(exit_code(option + " " + value, &output), 2) << option << " " << value << ": " << output;
+      EXPECT_EQ(output.find("no violation"), std::string::npos) << output;
+    }
+  }
+  for (const std::string option : {"kill --kills", "corrupt --rounds"}) EXPECT_EQ(exit_code(option + " 4294967296"), 2);
+  for (const std::string command : {"explore", "mutants", "kill", "corrupt"}) {
+    EXPECT_EQ(exit_code(command + " --structure ''"), 2) << command;
+    EXPECT_EQ(exit_code(command + " --seed -1"), 2) << command;
+  }
+}
+
+TEST(CrashTool, fails_when_no_operation_is_left_to_explore) {
+  std::string output;
+  EXPECT_EQ(exit_code("explore --only-seed --keep 1000", &output), 1);
+  EXPECT_NE(output.find("FAILED: no image of any operation was checked"), std::string::npos) << output;
+  EXPECT_EQ(output.find("no violation"), std::string::npos) << output;
+}
+
+TEST(CrashTool, does_at_least_what_it_is_asked_for) {
+  std::string output;
+  EXPECT_EQ(exit_code("explore --images 1", &output), 0);
+  EXPECT_EQ(output.find("0 images"), std::string::npos) << output;
+  EXPECT_EQ(exit_code("corrupt --rounds 1", &output), 0);
+  EXPECT_NE(output.find("no violation"), std::string::npos) << output;
+}
+
 TEST(CrashTool, ends_with_1_when_planted_bugs_are_missed) {
   // With a budget of nothing hardly anything can be caught.
   EXPECT_EQ(exit_code("mutants --budget 1"), 1);

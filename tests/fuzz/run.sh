@@ -5,6 +5,11 @@ set -euo pipefail
 source=$1
 build=$2
 seconds=$3
+# To libFuzzer 0 is for ever, and what is no number is 0.
+if ! [[ "$seconds" =~ ^[1-9][0-9]{0,6}$ ]]; then
+  echo "usage: run.sh SOURCE_DIR BUILD_DIR SECONDS, a whole number from 1 on" >&2
+  exit 2
+fi
 
 if ! command -v clang++ > /dev/null; then
   echo "skipped: clang++ is not installed (Debian: clang)"
@@ -22,7 +27,12 @@ fuzz() {
     -I"$source"/gpu/include -I"$source"/tools/train/src \
     "$source/tests/fuzz/${name}_fuzz.cpp" "$@" -lxxhash -lz -o "$build/${name}_fuzz"
   "$build/${name}_fuzz" -max_total_time="$seconds" -max_len="$longest" -artifact_prefix="$build/" -print_final_stats=1 \
-    "$build/corpus.$name" "$source/tests/fuzz/$seeds" 2>&1 | grep -v "NEW\|REDUCE\|pulse\|# Uses\|dictionary"
+    "$build/corpus.$name" "$source/tests/fuzz/$seeds" 2>&1 | grep -v "NEW\|REDUCE\|pulse\|# Uses\|dictionary" |
+    tee "$build/$name.log"
+  if ! grep -q '^stat::number_of_executed_units: *[1-9]' "$build/$name.log"; then
+    echo "${name}_fuzz has run nothing" >&2
+    exit 1
+  fi
 }
 
 fuzz safetensors seeds 600 "$source"/index/src/{safetensors,tensor,manifest}.cpp

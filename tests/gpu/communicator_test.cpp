@@ -13,8 +13,11 @@
 #include <cstring>
 #include <ctime>
 #include <functional>
+#include <memory>
+#include <mutex>
 #include <random>
 #include <stop_token>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -362,6 +365,19 @@ void check_waiting(Communicator& all, Device device, std::uint64_t seed) {
   for (std::size_t i = 0; i < sizes.size(); ++i) ASSERT_EQ(values[i].back(), numbers<float>(seed + i, 0, sizes[i]));
 }
 
+/// Nothing is a number of values like any other: all ranks come, and go.
+void check_nothing(Communicator& all, Stream& stream) {
+  const DeviceSpan<float> nothing;
+  all.all_reduce(nothing, Reduction::kMax, stream);
+  all.reduce_scatter<float>(nothing, nothing, Reduction::kSum, stream);
+  all.all_gather<float>(nothing, nothing, stream);
+  all.broadcast(nothing, all.size() - 1, stream);
+  if (all.size() > 1 && all.rank() == 0) all.send<float>(nothing, 1, stream);
+  if (all.rank() == 1) all.receive(nothing, 0, stream);
+  const Status done = stream.synchronize();
+  EXPECT_TRUE(done) << done.error().message;
+}
+
 /// All of it, as one rank. `idle`: nothing else runs in its process.
 void conform(Communicator& all, Device device, std::uint64_t seed, bool idle = true) {
   auto stream = Stream::create(device);
@@ -378,6 +394,7 @@ void conform(Communicator& all, Device device, std::uint64_t seed, bool idle = t
     ASSERT_NO_FATAL_FAILURE(check_messages<std::byte>(all, *stream, *other, seed, count));
     ASSERT_NO_FATAL_FAILURE(check_sums(all, *stream, seed, count));
   }
+  ASSERT_NO_FATAL_FAILURE(check_nothing(all, *stream));
   ASSERT_NO_FATAL_FAILURE(check_streams(all, *stream, *other));
   ASSERT_NO_FATAL_FAILURE(check_groups(all, device, seed));
   for (const bool ring : {false, true}) ASSERT_NO_FATAL_FAILURE(check_lanes(all, device, seed, ring, 60));
@@ -385,6 +402,183 @@ void conform(Communicator& all, Device device, std::uint64_t seed, bool idle = t
   all.barrier(*stream);
   EXPECT_TRUE(stream->synchronize());
   EXPECT_TRUE(all.check());
+}
+
+// ----- ranks that do not call the same: one contract for threads and processes. (NCCL compares nothing.)
+// --------------
+
+/// What a rank calls, and how an error names it. `call` returns when the operation is over.
+struct Called {
+  std::string words;
+  std::function<Status(Communicator&, Stream&)> call;
+};
+
+/// What all ranks call but one, and what that one calls; or what rank 0 sends and rank 1 receives.
+struct Disagreement {
+  Called most;
+  Called odd;
+};
+
+/// Memory for operations that fail, which may go on using it: there until the process ends.
+template <class T>
+DeviceSpan<T> lasting(std::size_t count) {
+  static std::mutex mutex;
+  static auto& all = *new std::vector<std::unique_ptr<std::vector<T>>>;
+  const std::lock_guard lock(mutex);
+  all.push_back(std::make_unique<std::vector<T>>(count));
+  return DeviceSpan<T>(all.back()->data(), count);
+}
+
+template <class T>
+std::string counted(const std::string& name, std::size_t count) {
+  const char* const what = std::is_same_v<T, float>  ? " f32 values"
+                           : std::is_same_v<T, Bf16> ? " bf16 values"
+                                                     : " bytes";
+  return name + " of " + std::to_string(count) + what;
+}
+std::string named(Reduction reduction) {
+  return reduction == Reduction::kSum ? " (sum)" : reduction == Reduction::kMax ? " (max)" : " (mean)";
+}
+
+template <class T>
+Called all_reduce(std::size_t count, Reduction reduction = Reduction::kSum) {
+  return {counted<T>("all-reduce", count) + named(reduction), [=](Communicator& all, Stream& stream) {
+            all.all_reduce(lasting<T>(count), reduction, stream);
+            return stream.synchronize();
+          }};
+}
+template <class T>
+Called reduce_scatter(std::size_t count, Reduction reduction = Reduction::kSum) {
+  return {counted<T>("reduce-scatter", count) + named(reduction), [=](Communicator& all, Stream& stream) {
+            all.reduce_scatter<T>(lasting<T>(count * all.size()), lasting<T>(count), reduction, stream);
+            return stream.synchronize();
+          }};
+}
+template <class T>
+Called all_gather(std::size_t count) {
+  return {counted<T>("all-gather", count), [=](Communicator& all, Stream& stream) {
+            all.all_gather<T>(lasting<T>(count), lasting<T>(count * all.size()), stream);
+            return stream.synchronize();
+          }};
+}
+template <class T>
+Called broadcast(std::size_t count, unsigned root) {
+  return {counted<T>("broadcast", count) + " from rank " + std::to_string(root),
+          [=](Communicator& all, Stream& stream) {
+            all.broadcast(lasting<T>(count), root, stream);
+            return stream.synchronize();
+          }};
+}
+Called barrier() {
+  return {"barrier", [](Communicator& all, Stream& stream) {
+            all.barrier(stream);
+            return stream.synchronize();
+          }};
+}
+Called split() {
+  return {"split", [](Communicator& all, Stream&) {
+            const auto group = all.split(0, all.rank());
+            return group ? Status{} : Status(tl::unexpected(group.error()));
+          }};
+}
+template <class T>
+Called send(std::size_t count) {
+  return {counted<T>("send", count), [=](Communicator& all, Stream& stream) {
+            all.send<T>(lasting<T>(count), 1, stream);
+            return stream.synchronize();
+          }};
+}
+template <class T>
+Called receive(std::size_t count) {
+  return {counted<T>("receive", count), [=](Communicator& all, Stream& stream) {
+            all.receive(lasting<T>(count), 0, stream);
+            return stream.synchronize();
+          }};
+}
+
+/// Other counts (none, few, many, and so many that they go another way), types (of as many values, of as many bytes),
+/// reductions, roots, and other operations.
+std::vector<Disagreement> disagreements() {
+  constexpr std::size_t kFew = 10;
+  constexpr std::size_t kMany = 100'000;
+  std::vector<Disagreement> all;
+  for (const auto& [one, two] : {std::pair{kFew, kFew + 1},
+                                 {kFew + 1, kFew},
+                                 {std::size_t{0}, kFew},
+                                 {kFew, kMany},
+                                 {kMany, kFew},
+                                 {kMany, kMany + 1},
+                                 {kMany, 5 * kMany}}) {
+    all.push_back({all_reduce<float>(one), all_reduce<float>(two)});
+    all.push_back({reduce_scatter<float>(one), reduce_scatter<float>(two)});
+    all.push_back({all_gather<float>(one), all_gather<float>(two)});
+    all.push_back({broadcast<float>(one, 0), broadcast<float>(two, 0)});
+  }
+  for (const std::size_t count : {kFew, kMany}) {
+    all.push_back({all_reduce<float>(count), all_reduce<Bf16>(count)});
+    all.push_back({all_reduce<float>(count), all_reduce<Bf16>(2 * count)});
+    all.push_back({all_gather<float>(count), all_gather<std::byte>(4 * count)});
+    all.push_back({broadcast<Bf16>(count, 0), broadcast<std::byte>(2 * count, 0)});
+    all.push_back({all_reduce<float>(count), all_reduce<float>(count, Reduction::kMax)});
+    all.push_back({reduce_scatter<Bf16>(count, Reduction::kMean), reduce_scatter<Bf16>(count)});
+    all.push_back({broadcast<float>(count, 0), broadcast<float>(count, 1)});
+    all.push_back({broadcast<float>(count, 1), broadcast<float>(count, 0)});
+    all.push_back({all_reduce<float>(count), reduce_scatter<float>(count)});
+    all.push_back({all_gather<float>(count), broadcast<float>(count, 0)});
+    all.push_back({all_reduce<float>(count), barrier()});
+    all.push_back({barrier(), broadcast<float>(count, 0)});
+    all.push_back({all_gather<float>(count), split()});
+  }
+  all.push_back({barrier(), split()});
+  all.push_back({split(), all_reduce<float>(kFew)});
+  return all;
+}
+std::vector<Disagreement> messages_that_disagree() {
+  constexpr std::size_t kFew = 10;
+  constexpr std::size_t kMany = 2'000'000;
+  return {{send<float>(kFew), receive<float>(kFew + 1)},    {send<float>(kFew), receive<float>(kFew - 1)},
+          {send<float>(0), receive<float>(kFew)},           {send<float>(kFew), receive<float>(0)},
+          {send<float>(kFew), receive<float>(kMany)},       {send<float>(kMany), receive<float>(kFew)},
+          {send<float>(kMany), receive<float>(kMany + 1)},  {send<float>(kFew), receive<Bf16>(kFew)},
+          {send<float>(kFew), receive<std::byte>(4 * kFew)}};
+}
+
+/// This rank's part of a disagreement: every rank, also one that has no part in it, has an error that names both calls,
+/// and no later operation does anything. `must_fail`: the call itself, too.
+void disagree(Communicator& all, const Called& most, const Called& odd, const Called* mine, bool must_fail) {
+  auto stream = Stream::create(Device::cpu());
+  ASSERT_TRUE(stream);
+  const std::string what = most.words + " beside " + odd.words + ", rank " + std::to_string(all.rank());
+  if (mine != nullptr) {
+    const Status done = mine->call(all, *stream);
+    if (must_fail) {
+      ASSERT_FALSE(done) << what;
+      EXPECT_EQ(done.error().code, ErrorCode::kInvalidArgument) << what << ": " << done.error().message;
+    }
+  }
+  const auto until = std::chrono::steady_clock::now() + 20s;
+  while (all.check() && std::chrono::steady_clock::now() < until) std::this_thread::sleep_for(100us);
+  const Status found = all.check();
+  ASSERT_FALSE(found) << what;
+  EXPECT_EQ(found.error().code, ErrorCode::kInvalidArgument) << what << ": " << found.error().message;
+  EXPECT_NE(found.error().message.find("calls " + most.words), std::string::npos)
+      << what << ": " << found.error().message;
+  EXPECT_NE(found.error().message.find("calls " + odd.words), std::string::npos)
+      << what << ": " << found.error().message;
+  auto later = Stream::create(Device::cpu());
+  ASSERT_TRUE(later);
+  all.barrier(*later);
+  const Status none = later->synchronize();
+  ASSERT_FALSE(none) << what;
+  EXPECT_EQ(none.error().code, ErrorCode::kInvalidArgument) << what;
+}
+void disagree(Communicator& all, const Disagreement& calls, unsigned odd_rank) {
+  disagree(all, calls.most, calls.odd, all.rank() == odd_rank ? &calls.odd : &calls.most, true);
+}
+/// A sender of few values need not wait until they are taken.
+void disagree_in_a_message(Communicator& all, const Disagreement& calls) {
+  const Called* const mine = all.rank() == 0 ? &calls.most : all.rank() == 1 ? &calls.odd : nullptr;
+  disagree(all, calls.most, calls.odd, mine, all.rank() == 1);
 }
 
 /// Runs `rank` for each rank, in a thread of its own.
@@ -563,17 +757,22 @@ TEST(Threads, lose_a_rank_in_one_group_and_go_on_in_the_other) {
 }
 
 TEST(Threads, are_told_when_they_do_not_call_the_same) {
-  auto ends = Communicator::threads(2, {.timeout = 600s});
-  ASSERT_TRUE(ends);
-  in_threads(*ends, [](Communicator& end) {
-    auto stream = Stream::create(Device::cpu(end.rank()));
-    Values<float> values(std::vector<float>(10 + end.rank(), 1.0F), *stream);
-    end.all_reduce(values.span(), Reduction::kSum, *stream);
-    const Status done = stream->synchronize();
-    ASSERT_FALSE(done);
-    EXPECT_EQ(done.error().code, ErrorCode::kInvalidArgument);
-    EXPECT_NE(done.error().message.find("all-reduce of 10"), std::string::npos) << done.error().message;
-  });
+  constexpr unsigned kRanks = 3;
+  for (const Disagreement& calls : disagreements()) {
+    for (unsigned odd = 0; odd < kRanks; ++odd) {
+      auto ends = Communicator::threads(kRanks, {.timeout = 600s});
+      ASSERT_TRUE(ends);
+      in_threads(*ends, [&](Communicator& end) { disagree(end, calls, odd); });
+    }
+  }
+}
+
+TEST(Threads, are_told_when_what_is_sent_is_not_what_is_received) {
+  for (const Disagreement& calls : messages_that_disagree()) {
+    auto ends = Communicator::threads(3, {.timeout = 600s});
+    ASSERT_TRUE(ends);
+    in_threads(*ends, [&](Communicator& end) { disagree_in_a_message(end, calls); });
+  }
 }
 
 TEST(Threads, may_not_write_to_what_is_reduced_or_gathered) {
@@ -640,6 +839,43 @@ TEST_F(Processes, conform_while_they_compute) {
     }
   });
   conform(*all, Device::cpu(), static_cast<std::uint64_t>(seed.back()[0]) + 1, false);
+}
+
+TEST_F(Processes, are_told_when_they_do_not_call_the_same) {
+  unsigned odd = 0;  // Each rank is the odd one in turn: an mpirun has not the time for all of all.
+  for (const Disagreement& calls : disagreements()) {
+    auto all = Communicator::mpi();
+    ASSERT_TRUE(all) << all.error().message;
+    if (all->size() == 1) GTEST_SKIP() << "alone";
+    disagree(*all, calls, odd++ % all->size());
+  }
+}
+
+TEST_F(Processes, are_told_when_what_is_sent_is_not_what_is_received) {
+  for (const Disagreement& calls : messages_that_disagree()) {
+    auto all = Communicator::mpi();
+    ASSERT_TRUE(all) << all.error().message;
+    if (all->size() == 1) GTEST_SKIP() << "alone";
+    disagree_in_a_message(*all, calls);
+  }
+}
+
+TEST_F(Processes, disagree_in_one_group_and_go_on_in_the_others) {
+  auto all = Communicator::mpi();
+  ASSERT_TRUE(all) << all.error().message;
+  if (all->size() < 4) GTEST_SKIP() << "there are no two groups of two";
+  auto row = all->split(all->rank() / 2, 0);
+  ASSERT_TRUE(row) << row.error().message;
+  auto stream = Stream::create(Device::cpu());
+  ASSERT_TRUE(stream);
+  if (all->rank() < 2) {
+    disagree(*row, {all_reduce<float>(10), all_reduce<float>(20)}, 1);
+  } else {
+    EXPECT_TRUE(all_reduce<float>(10).call(*row, *stream));
+    EXPECT_TRUE(row->check());
+  }
+  EXPECT_TRUE(all_reduce<float>(10).call(*all, *stream));
+  EXPECT_TRUE(all->check()) << "a group's failures are its own";
 }
 
 TEST_F(Processes, are_told_when_there_are_no_more_groups) {

@@ -3,6 +3,10 @@
 # ./run tsan that ./run test has time for.
 # Usage: run.sh SOURCE_DIR BUILD_DIR address|thread PROGRAM...
 set -euo pipefail
+if [ $# -lt 4 ]; then
+  echo "usage: run.sh SOURCE_DIR BUILD_DIR address|thread PROGRAM..." >&2
+  exit 2
+fi
 source=$1
 build=$2
 sanitizer=$3

@@ -1,6 +1,7 @@
 // The tree keeps the rules of rules.hpp, and the rules notice what breaks them.
 #include <gtest/gtest.h>
 
+#include "tidy/references.hpp"
 #include "tidy/rules.hpp"
 
 namespace {
@@ -60,6 +61,28 @@ TEST(Tree, has_every_file_that_its_documents_link_to) {
       target = target.substr(0, target.find('#'));
       EXPECT_TRUE(std::filesystem::exists(root / std::filesystem::path(file).parent_path() / target))
           << file << " links to " << target;
+    }
+  }
+}
+
+TEST(Tree, has_what_its_documents_and_comments_name) {
+  const std::filesystem::path root = DUNNOCK_SOURCE_DIR;
+  const auto files = files_of(root);
+  const Names names = names_of(root, files);
+  EXPECT_TRUE(names.tests.contains("Tree.has_what_its_documents_and_comments_name"));
+  EXPECT_TRUE(names.programs.contains("tidy_test"));
+  EXPECT_TRUE(names.ctests.contains("tidy.tidy_test"));
+  EXPECT_TRUE(names.ctests.contains("crash.explore.*"));
+  EXPECT_TRUE(names.fuzzers.contains("journal_fuzz"));
+  EXPECT_TRUE(names.tools.at("dunnock-crash").options.contains("--images"));
+  EXPECT_TRUE(names.tools.at("dunnock").commands.contains("checkpoint list"));
+  EXPECT_TRUE(names.tools.at("dunnock-bench").options_of.at("kernels").contains("--only"));
+  EXPECT_TRUE(names.tools.at("dunnock-gpu-check").options.contains("--rehearse"));
+  EXPECT_TRUE(names.tools.at("run").commands.contains("nightly"));
+  for (const std::string& file : files) {
+    if (!has_references(file)) continue;
+    for (const Finding& finding : check_references(file, read(root / file), names)) {
+      ADD_FAILURE_AT(file.c_str(), static_cast<int>(finding.line)) << finding.what;
     }
   }
 }
@@ -147,6 +170,127 @@ TEST(Libraries, do_not_throw) {
   EXPECT_TRUE(complains(kFilter, "void f() { throw 1; }"));
   EXPECT_TRUE(accepts(kFilter, "void f(); // does not throw"));
   EXPECT_TRUE(accepts(kFilter, "void overthrow();"));
+}
+
+// ----- what documents and comments name -----------------------------------------------------------------------------
+
+/// A tree with one of everything.
+Names some_names() {
+  Names names;
+  names.files = {"tests",           "tests/gpu",          "tests/gpu/stream_test.cpp",          "tools/crash",
+                 "docs/testing.md", "gpu/src/driver.hpp", "gpu/include/dunnock/gpu/stream.hpp", "build"};
+  names.file_names = {"stream_test.cpp", "testing.md", "driver.hpp", "stream.hpp"};
+  names.programs = {"stream_test", "gpu_stream_test"};
+  names.ctests = {"crash.explore.*", "gpu.stream_test", "headers"};
+  names.tests = {"Streams.run_in_order"};
+  names.fuzzers = {"journal_fuzz"};
+  Tool& crash = names.tools["dunnock-crash"];
+  crash.commands = {"explore", "kill"};
+  crash.options = {"--help", "--images", "--kills"};
+  crash.options_of["kill"] = {"--help", "--kills"};
+  names.tools["dunnock"].commands = {"info", "checkpoint", "checkpoint list"};
+  names.tools["dunnock"].options = {"--json"};
+  names.tools["run"].commands = {"test"};
+  return names;
+}
+
+std::vector<Finding> named_wrong(const std::string& text, const std::string& path = "docs/a.md") {
+  return check_references(path, text, some_names());
+}
+/// The only thing that is wrong.
+std::string wrong(const std::string& text, const std::string& path = "docs/a.md") {
+  const auto findings = named_wrong(text, path);
+  return findings.size() == 1 ? findings[0].what : std::to_string(findings.size()) + " findings";
+}
+
+TEST(References, to_what_is_there_are_accepted) {
+  for (const char* text :
+       {"See `tests/gpu/stream_test.cpp`, tests/gpu, `stream.hpp`, `gpu/stream.hpp` and docs/testing.md.\n",
+        "`tests/gpu/*_test.cpp`, `tests/<layer>`, `gpu/src/{driver,driver}.hpp`, `stream_test`, gpu_stream_test\n",
+        "`crash.explore.index`, `crash.explore.*`, `gpu.stream_test`, `Streams.run_in_order`, `journal_fuzz`\n",
+        "`dunnock-crash explore --images 5`, `./run test -R stream`, `ctest -R explore`, `dunnock checkpoint list P`\n",
+        "    OMP_NUM_THREADS=1 mpirun -n 4 build/release/bin/dunnock-crash kill --kills=5   # words for people\n",
+        "```\ndunnock-crash kill --kills 3\n```\n", "    dunnock info result.csv --json > out.hpp\n",
+        "Write `--anything` of another program, `mpirun --help` or `run.steps`.\n"}) {
+    for (const Finding& finding : named_wrong(text)) ADD_FAILURE() << text << finding.what;
+  }
+  EXPECT_TRUE(
+      named_wrong("// See driver.hpp and tests/gpu/stream_test.cpp.\nint a;  // b/c.d\n", "gpu/src/a.cpp").empty());
+}
+
+TEST(References, to_files_that_are_not_there_are_found) {
+  EXPECT_EQ(wrong("See `tests/gpu/river_test.cpp`.\n"), "there is no tests/gpu/river_test.cpp");
+  EXPECT_EQ(wrong("See docs/river.md.\n"), "there is no docs/river.md");
+  EXPECT_EQ(wrong("Start with `river.hpp`.\n"), "there is no river.hpp");
+  EXPECT_EQ(wrong("`gpu/src/{driver,river}.hpp`\n"), "there is no gpu/src/river.hpp");
+  EXPECT_EQ(wrong("`tests/gpu/*_river.cpp`\n"), "there is no tests/gpu/*_river.cpp");
+  EXPECT_EQ(wrong("// As river.hpp does.\nint a;\n", "gpu/src/a.cpp"), "there is no river.hpp");
+  EXPECT_EQ(wrong("/// In tests/river.\nint a;\n", "gpu/src/a.cpp"), "there is no tests/river");
+}
+
+TEST(References, to_tests_that_are_not_there_are_found) {
+  EXPECT_EQ(wrong("As `river_test` shows.\n"), "there is no test river_test");
+  EXPECT_EQ(wrong("As gpu_river_test shows.\n"), "there is no test gpu_river_test");
+  EXPECT_EQ(wrong("As `river_fuzz` shows.\n"), "there is no test river_fuzz");
+  EXPECT_EQ(wrong("As `Streams.run_up_hill` shows.\n"), "there is no test Streams.run_up_hill");
+  EXPECT_EQ(wrong("As `crash.implode.index` shows.\n"), "ctest has no test crash.implode.index");
+  EXPECT_EQ(wrong("Call `ctest -R river`.\n"), "ctest has no test river");
+  EXPECT_EQ(wrong("Call `./run test -R river`.\n"), "ctest has no test river");
+}
+
+TEST(References, to_commands_and_options_that_are_not_there_are_found) {
+  EXPECT_EQ(wrong("Call `dunnock-crash implode`.\n"), "`dunnock-crash` has no command implode");
+  EXPECT_EQ(wrong("Call `dunnock-crash explore --rivers 5`.\n"), "`dunnock-crash explore` has no --rivers");
+  EXPECT_EQ(wrong("    dunnock-crash kill --images 5\n"), "`dunnock-crash kill` has no --images");
+  EXPECT_EQ(wrong("Call `dunnock checkpoint sink P`.\n"), "`dunnock` has no command checkpoint sink");
+  EXPECT_EQ(wrong("Call `dunnock info|sink P`.\n"), "`dunnock` has no command sink");
+  EXPECT_EQ(wrong("Call `./run river`.\n"), "`run` has no command river");
+  EXPECT_EQ(wrong("Call `dunnock-river`.\n"), "there is no program dunnock-river");
+}
+
+TEST(References, are_needed_where_a_text_speaks_of_a_test) {
+  for (const std::string text :
+       {"This is tested.", "The order is also tested.", "A test compares them.", "The tests prove it.",
+        "The checker knows.", "All parsers have fuzzers.", "Each planted bug is caught.",
+        "Every point is dropped, and a test must notice.", "It was fuzzed.", "tested with ThreadSanitizer",
+        "A history checker searches an order."}) {
+    EXPECT_TRUE(wrong(text + "\n").starts_with("speaks of a test and names none: ")) << text;
+    EXPECT_TRUE(wrong("// " + text + "\nint a;\n", "gpu/src/a.hpp").starts_with("speaks of a test")) << text;
+    EXPECT_TRUE(wrong("| row | " + text + " |\n| other | `tests/gpu` |\n").starts_with("speaks of a test")) << text;
+    EXPECT_TRUE(wrong("- " + text + "\n- `tests/gpu`\n").starts_with("speaks of a test")) << text;
+    EXPECT_TRUE(wrong(text + "\n\nSee `tests/gpu`.\n").starts_with("speaks of a test"))
+        << "another paragraph: " << text;
+    for (const std::string name :
+         {"`tests/gpu/stream_test.cpp`", "`stream_test`", "`Streams.run_in_order`", "`headers`",
+          "`dunnock-crash explore`", "`./run test`", "`crash.explore.*`", "`journal_fuzz`"})
+      EXPECT_TRUE(named_wrong(text + "\nSee " + name + ".\n").empty()) << text << name;
+    EXPECT_FALSE(named_wrong(text + " See `docs/testing.md` and `stream.hpp`.\n").empty()) << "no tests: " << text;
+  }
+  for (const std::string text : {"The test images are kept apart.", "For tests and replays.", "A test set of digits.",
+                                 "It contests the latest.", "Where a reader looks, nothing is lost.", "Attested."}) {
+    EXPECT_TRUE(named_wrong(text + "\n").empty()) << text;
+  }
+}
+
+TEST(References, know_the_forms_of_the_sources) {
+  EXPECT_EQ(ctests_in("add_test(NAME fuzz.parsers COMMAND a)\ndunnock_crash_test(kill.${structure}.file b)\n"),
+            (std::set<std::string>{"fuzz.parsers", "crash.kill.*.file"}));
+  Tool tool;
+  add_options(tool,
+              R"(app.add_subcommand("one", "x"); c->add_option("--images", i)->check(x); c->add_flag("--all", a);)");
+  EXPECT_EQ(tool.commands, std::set<std::string>{"one"});
+  EXPECT_EQ(tool.options_of.at("one"), (std::set<std::string>{"--all", "--help", "--images"}));
+  EXPECT_TRUE(fits("crash.*.index", "crash.explore.*"));
+  EXPECT_FALSE(fits("crash.*.index", "crash.explore.log"));
+  const auto prose = prose_of_document("# Head\none\ntwo\n- three\n  four\n\n    code\n| row |\n");
+  ASSERT_EQ(prose.size(), 5U);
+  EXPECT_EQ(prose[1].text, "one\ntwo");
+  EXPECT_EQ(prose[2].text, "- three\nfour");
+  EXPECT_TRUE(prose[3].code);
+  const auto comments = prose_of_cpp("// one\n// two\n//\n// three\nint a = 0;  // four\nconst char* b = \"// no\";\n");
+  ASSERT_EQ(comments.size(), 3U);
+  EXPECT_EQ(comments[0].text, "one\ntwo");
+  EXPECT_EQ(comments[2].text, "four");
 }
 
 TEST(Persistence, goes_through_the_media) {

@@ -18,7 +18,7 @@
 #include "driver.hpp"
 #include "dunnock/base/check.hpp"
 
-// Ranges for Nsight; a part of the toolkit that may be left out. Without a profiler, calls of it are one test each.
+// Ranges for Nsight; a part of the toolkit that may be left out. Without a profiler, each call of it is a comparison.
 #if __has_include(<nvtx3/nvToolsExtCudaRt.h>)
 #include <nvtx3/nvToolsExt.h>
 #include <nvtx3/nvToolsExtCudaRt.h>

@@ -1,4 +1,4 @@
-// What the kernels in gpu/src/cuda/*.cu are written with: CUDA, or the host's emulation of it in the tests.
+// What the kernels in gpu/src/cuda/*.cu are written with: CUDA, or the host's emulation of it (tests/kernels/emulator).
 //
 // A kernel uses of CUDA what is named here and the built-in names (threadIdx, __syncthreads, __shared__, atomicAdd,
 // __ldg, float math), so that the same source runs thread by thread on a machine without a GPU: each block's threads as

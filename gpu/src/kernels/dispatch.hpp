@@ -8,7 +8,7 @@
 
 #include "dunnock/gpu/stream.hpp"
 
-/// The namespace of the launchers in <family>_launchers.hpp. The tests' emulated build has another one.
+/// The namespace of the launchers in <family>_launchers.hpp. The emulated build (tests/kernels/emulator) has another.
 #if !defined(DUNNOCK_KERNELS)
 #define DUNNOCK_KERNELS cuda
 #endif

@@ -1,7 +1,7 @@
 // Ranks that are processes of an mpirun, over MPI's messages between two of them; every call is nonblocking and made
-// under one lock, and what is waited for is tested until it is there or its time is over, so that a rank that has died
-// is an error and no hang. Who waits for long sleeps meanwhile (Sleeper), and ranks of one host wake each other
-// (Bells).
+// under one lock. MPI is asked again and again for what is waited for until it is there or its time is over, so a rank
+// that has died is an error and no hang. Who waits for long sleeps meanwhile (Sleeper), and ranks of one host wake each
+// other (Bells).
 //
 //   all-reduce, part by part (rank r has part r), segment by segment of the parts:
 //     round 0   everybody sends its values of part r to rank r, which reduces them in the order of the ranks
@@ -9,6 +9,13 @@
 //   Round 0 of the next segment is under way meanwhile. Each rank sends and receives 2 (n - 1) / n of the bytes, the
 //   least that there is. Reduce-scatter is round 0, all-gather round 1, and a broadcast has the root's sends in round
 //   0. Few values go to everybody at once, and all reduce them: one round.
+//
+//   greeting  The first message between two ranks in any operation: what the sender calls (Call), and its values where
+//             they are few. Its receiver compares the call with its own, and takes nothing else before: so a rank that
+//             calls something else is an error that names both, on both. Longer values are sent at once, and received
+//             when the greeting was right.
+//   notice    A rank that has found such an error tells all others of its communicator, who may wait for it elsewhere,
+//             or have sent it few values and gone on.
 //
 // Why not MPI's own nonblocking collectives: Open MPI's are slower than its blocking ones, and those can't be given up;
 // and they round sums of bf16 at each step. For many ranks on a network of few links they may be better.
@@ -89,7 +96,8 @@ struct Bell {
   std::atomic<std::uint32_t> rung{0};
   std::atomic<std::uint32_t> listens{0};  // Somebody sleeps, or is about to, and wants to be woken.
   std::atomic<std::uint32_t> taken{0};    // See receivers_are_enough().
-  std::array<std::byte, 116> apart{};     // Each has cache lines of its own.
+  std::atomic<std::uint32_t> notices{0};  // That others have sent: see tell_others().
+  std::array<std::byte, 112> apart{};     // Each has cache lines of its own.
 
   void ring() noexcept {
     rung.fetch_add(1);
@@ -137,6 +145,17 @@ class Bells {
   /// The rank may be on another host.
   void ring(int rank) const noexcept {
     if (Bell* const bell = bells_[static_cast<std::size_t>(rank)]) bell->ring();
+  }
+  /// Behind a notice for the rank.
+  void ring_with_notice(int rank) const noexcept {
+    Bell* const bell = bells_[static_cast<std::size_t>(rank)];
+    if (bell == nullptr) return;
+    bell->notices.fetch_add(1);
+    bell->ring();
+  }
+  /// False: nobody has sent one to this process.
+  [[nodiscard]] bool may_have_notices() const noexcept {
+    return own_->notices.load() != 0 || own_ == &alone_ || ranks_here_ < bells_.size();
   }
 
  private:
@@ -242,6 +261,7 @@ class Bells {
 struct World {
   MPI_Comm comm = MPI_COMM_NULL;      // of collectives
   MPI_Comm messages = MPI_COMM_NULL;  // of send and receive
+  MPI_Comm notices = MPI_COMM_NULL;   // of failures; the tag is the first of the group
   Bells* bells = nullptr;
   unsigned rank = 0;
   unsigned size = 0;
@@ -281,9 +301,12 @@ struct Job {
   std::optional<Error> failed;
   std::vector<std::unique_ptr<std::byte[]>> scratch;  // Not in use now; each of scratch_bytes().
 
-  void fail(Error error) {
+  /// Whether it is the first failure.
+  bool fail(const Error& error) {
     const std::lock_guard lock(mutex);
-    if (!failed) failed = std::move(error);
+    if (failed) return false;
+    failed = error;
+    return true;
   }
   [[nodiscard]] Status check() {
     const std::lock_guard lock(mutex);
@@ -293,29 +316,65 @@ struct Job {
 };
 
 constexpr unsigned kFewRanks = 8;
-constexpr std::size_t kFewBytes = 4096;  // About a short message of Open MPI's shared memory.
+/// With a Call before them a short message of Open MPI's shared memory (4096 bytes with its own words), and whole
+/// lines.
+constexpr std::size_t kFewBytes = 3968;
+constexpr std::size_t kGreetingBytes = kFewBytes + sizeof(Call);
+constexpr std::size_t kNoticeBytes = 1024;
 /// Of a part, that is in one message: large enough for the latency, small enough for the second cache.
 constexpr std::size_t kSegmentBytes = 128 << 10;
 
 /// Of a long message, that is on its way at once: moved in less time than who waits for it stays awake.
 constexpr std::size_t kPartBytes = 1 << 20;
 
-/// Room for what all others send of two segments.
-[[nodiscard]] std::size_t scratch_bytes(const Job& job) { return 2 * kSegmentBytes * (job.size - 1); }
+/// Room for the greetings of all others and for those to them, and for what they send of two segments.
+[[nodiscard]] std::size_t scratch_bytes(const Job& job) {
+  return 2 * (kSegmentBytes + kGreetingBytes) * (job.size - 1);
+}
+
+/// Looks for a notice of another rank of the job, which then has failed here too. Under the lock of MPI.
+void look_for_notice(Job& job) {
+  if (!job.world->bells->may_have_notices()) return;
+  int there = 0;
+  MPI_Status status;
+  const auto tag = static_cast<int>(job.first_tag);
+  const MPI_Comm comm = job.world->notices;
+  if (MPI_Iprobe(MPI_ANY_SOURCE, tag, comm, &there, &status) != MPI_SUCCESS || there == 0) return;
+  std::array<char, kNoticeBytes> text{};
+  int length = 0;
+  if (MPI_Recv(text.data(), kNoticeBytes, MPI_CHAR, status.MPI_SOURCE, tag, comm, &status) != MPI_SUCCESS) return;
+  MPI_Get_count(&status, MPI_CHAR, &length);
+  (void)job.fail({ErrorCode::kInvalidArgument, std::string(text.data(), static_cast<std::size_t>(length))});
+}
+/// Of the job, by what other ranks have found as well.
+Status check(Job& job) {
+  if (job.world->bells->may_have_notices()) {
+    const std::lock_guard lock(mpi_mutex());
+    look_for_notice(job);
+  }
+  return job.check();
+}
 
 using Clock = std::chrono::steady_clock;
 
 /// What is waited for together.
 struct Group {
+  struct Waited {
+    int sender = kOwn;                    // Who may wait until its message has been taken; none: kOwn.
+    const std::byte* greeting = nullptr;  // Where it lies, when one is received.
+    unsigned from = 0;                    // The greeting's rank in the job.
+  };
   std::vector<MPI_Request> requests;
-  std::vector<int> senders;  // by request: who may wait until its message has been taken; none: kOwn
-  std::vector<int> found;    // room for MPI's answer
-  std::size_t left = 0;      // that are not done
+  std::vector<Waited> waited;                        // by request
+  std::vector<int> found;                            // room for MPI's answer
+  std::size_t left = 0;                              // that are not done
+  Call call{};                                       // What all greetings should say.
+  std::optional<std::pair<unsigned, Call>> other{};  // A rank that calls something else, and what.
 
   static constexpr int kOwn = -1;
 
-  [[nodiscard]] MPI_Request& add(int sender) {
-    senders.push_back(sender);
+  [[nodiscard]] MPI_Request& add(const Waited& what) {
+    waited.push_back(what);
     found.push_back(0);
     ++left;
     return requests.emplace_back(MPI_REQUEST_NULL);
@@ -323,7 +382,7 @@ struct Group {
   /// The next ones use its memory again.
   void clear() noexcept {
     requests.clear();
-    senders.clear();
+    waited.clear();
     found.clear();
     left = 0;
   }
@@ -337,8 +396,12 @@ int test(Group& group, const Bells& bells, bool& found) {
                                 group.found.data(), MPI_STATUSES_IGNORE);
   if (count == MPI_UNDEFINED) count = 0;
   for (int i = 0; i < count; ++i) {
-    const int sender = group.senders[static_cast<std::size_t>(group.found[static_cast<std::size_t>(i)])];
-    if (sender != Group::kOwn) bells.ring(sender);
+    const Group::Waited& one = group.waited[static_cast<std::size_t>(group.found[static_cast<std::size_t>(i)])];
+    if (one.sender != Group::kOwn) bells.ring(one.sender);
+    if (one.greeting == nullptr) continue;
+    Call call;
+    std::memcpy(&call, one.greeting, sizeof call);
+    if (call != group.call && !group.other) group.other = {one.from, call};
   }
   group.left -= static_cast<std::size_t>(count);
   found = count > 0;
@@ -379,17 +442,18 @@ void ask_for_short_turns() {
 /// has waited.
 class Sleeper {
  public:
-  Sleeper(Bells& bells, Group& group, Clock::time_point began, Clock::time_point until) noexcept
-      : bells_(bells), group_(group), began_(began), until_(until) {}
+  Sleeper(Job& job, Group& group, Clock::time_point began, Clock::time_point until) noexcept
+      : job_(job), bells_(*job.world->bells), group_(group), began_(began), until_(until) {}
   Sleeper(const Sleeper&) = delete;
   Sleeper& operator=(const Sleeper&) = delete;
 
-  /// Returns when the group is done, or it is late, or MPI has an error: its code.
+  /// Returns when the group is done or a greeting is wrong, or the job has failed, or it is late, or MPI has an error:
+  /// its code.
   [[nodiscard]] int sleep() {
     std::unique_lock lock(mpi_mutex());
     sleepers().push_back(this);
     if (looks() != nullptr) bells_.own().ring_loudly();  // What this one waits for may have come by now.
-    while (!done() && code_ == MPI_SUCCESS && Clock::now() < until_) {
+    while (!over() && Clock::now() < until_) {
       if (looks() == nullptr) looks() = this;
       if (looks() != this) {
         woken_.wait_until(lock, until_);
@@ -397,7 +461,7 @@ class Sleeper {
       }
       const std::uint32_t rung = bells_.own().rung.load();
       look();
-      if (done() || code_ != MPI_SUCCESS) break;
+      if (over()) break;
       // Where more ranks than processors do no more than communicate, each wake would take a processor from another.
       const bool listens = Computing::threads() > 0 || bells_.ranks_here() <= processors();
       const auto time = std::min(next_look(listens), until_) - Clock::now();
@@ -415,6 +479,10 @@ class Sleeper {
   [[nodiscard]] bool done() const noexcept { return group_.left == 0; }
 
  private:
+  [[nodiscard]] bool over() const noexcept {
+    return done() || group_.other.has_value() || failed_ || code_ != MPI_SUCCESS;
+  }
+
   static constexpr std::chrono::microseconds kLookEvery{250};
   /// Where bells are enough. Little should be found then: what MPI had no room to send at once.
   static constexpr std::chrono::milliseconds kLookAnyway{2};
@@ -434,10 +502,14 @@ class Sleeper {
     for (unsigned in_vain = 0; in_vain < 2;) {
       bool any = false;
       for (Sleeper* const one : sleepers()) {
-        if (one->done() || one->code_ != MPI_SUCCESS) continue;
+        if (one->over()) continue;
         bool found = false;
         one->code_ = test(one->group_, one->bells_, found);
-        if (one != this && (one->done() || one->code_ != MPI_SUCCESS)) one->woken_.notify_one();
+        if (!one->done()) {
+          look_for_notice(one->job_);
+          one->failed_ = !one->job_.check().has_value();
+        }
+        if (one != this && one->over()) one->woken_.notify_one();
         any = any || found;
       }
       in_vain = any ? 0 : in_vain + 1;
@@ -453,18 +525,21 @@ class Sleeper {
     return now + wait;
   }
 
+  Job& job_;
   Bells& bells_;
   Group& group_;
   Clock::time_point began_;
   Clock::time_point until_;
   std::condition_variable woken_;
+  bool failed_ = false;  // The job, by a notice.
   int code_ = MPI_SUCCESS;
 };
 
 /// One operation: requests in groups, and the patience with them. Of the stream's thread.
 class Operation {
  public:
-  Operation(Job& job, const char* name) noexcept : job_(job), name_(name) {}
+  /// `receives`: of a message.
+  Operation(Job& job, const Call& call, bool receives = false) noexcept : job_(job), call_(call), receives_(receives) {}
   Operation(const Operation&) = delete;
   Operation& operator=(const Operation&) = delete;
   ~Operation() {
@@ -473,9 +548,15 @@ class Operation {
     job_.scratch.push_back(std::move(scratch_));
   }
 
+  /// One of its own, of at most kGroups.
+  [[nodiscard]] Group& group() {
+    DUNNOCK_CHECK(begun_ < kGroups, "an operation has room for its groups");
+    return groups_[begun_++];
+  }
   [[nodiscard]] unsigned rank() const noexcept { return job_.rank; }
   [[nodiscard]] unsigned size() const noexcept { return job_.size; }
   [[nodiscard]] Job& job() const noexcept { return job_; }
+  [[nodiscard]] const Call& call() const noexcept { return call_; }
   [[nodiscard]] Bells& bells() const noexcept { return *job_.world->bells; }
   /// The rank that is `steps` behind this one: each begins with another, so that none is crowded.
   [[nodiscard]] unsigned behind(unsigned steps) const noexcept { return (job_.rank + steps) % job_.size; }
@@ -498,17 +579,30 @@ class Operation {
   void send(const void* from, std::size_t bytes, unsigned to, int tag, MPI_Comm comm, Group& group) {
     {
       const std::lock_guard all(mpi_mutex());
-      note(MPI_Isend(from, static_cast<int>(bytes), MPI_BYTE, job_.members[to], tag, comm, &group.add(Group::kOwn)));
+      note(MPI_Isend(from, static_cast<int>(bytes), MPI_BYTE, job_.members[to], tag, comm, &group.add({})));
     }
     bells().ring(job_.members[to]);
   }
   void receive(void* to, std::size_t bytes, unsigned from, int tag, MPI_Comm comm, Group& group) {
-    const std::lock_guard all(mpi_mutex());
-    const int rank = job_.members[from];
-    note(MPI_Irecv(to, static_cast<int>(bytes), MPI_BYTE, rank, tag, comm, &group.add(rank)));
+    receive(to, bytes, {.sender = job_.members[from]}, tag, comm, group);
   }
+  /// A greeting with `bytes` more, at most kFewBytes.
+  void greet(const void* values, std::size_t bytes, unsigned to, int tag, MPI_Comm comm, Group& group) {
+    std::byte* const at = greeting(size() - 1, to);
+    std::memcpy(at, &call_, sizeof call_);
+    if (bytes != 0) std::memcpy(at + sizeof call_, values, bytes);
+    send(at, sizeof call_ + bytes, to, tag, comm, group);
+  }
+  void be_greeted(unsigned from, int tag, MPI_Comm comm, Group& group) {
+    std::byte* const at = greeting(0, from);
+    group.call = call_;
+    receive(at, kGreetingBytes, {.sender = job_.members[from], .greeting = at, .from = from}, tag, comm, group);
+  }
+  /// What came with the greeting.
+  [[nodiscard]] const std::byte* values_of(unsigned from) { return greeting(0, from) + sizeof call_; }
 
-  /// Returns when all of the group are done. Errors: PeerLost, after which nothing more may be waited for.
+  /// Returns when all of the group are done. Errors, after which nothing more may be waited for: PeerLost;
+  /// InvalidArgument (another rank has called something else).
   [[nodiscard]] Status wait(Group& group) {
     if (group.requests.empty()) return {};
     const auto began = Clock::now();
@@ -531,6 +625,7 @@ class Operation {
           note(test(group, bells(), found));
           done = group.left == 0;
         }
+        if (group.other) return disagree(group);
         if (found && !done) continue;                            // Then MPI has moved nothing along.
         if (done || (tries % 2 == 0 && is_in_the_way())) break;  // (Twice: see test().)
         if (crowded) std::this_thread::yield();
@@ -543,9 +638,14 @@ class Operation {
       }
     }
     if (!done && code_ == MPI_SUCCESS) {
-      Sleeper sleeper(bells(), group, began, began + job_.timeout);
+      Sleeper sleeper(job_, group, began, began + job_.timeout);
       note(sleeper.sleep());
+      if (group.other) return disagree(group);
       done = sleeper.done();
+      if (Status fine = job_.check(); !done && !fine) {
+        abandon();
+        return fine;
+      }
       if (!done && code_ == MPI_SUCCESS)
         return give_up(" was not done within " + std::to_string(job_.timeout.count()) + " ms");
     }
@@ -555,7 +655,7 @@ class Operation {
   }
 
  private:
-  // What comes at all mostly comes soon. Then they sleep. (The tests count where others have the processors meanwhile.)
+  // What comes at all mostly comes soon. Then they sleep. (The tries count where others have the processors meanwhile.)
   static constexpr std::chrono::microseconds kAwake{500};
   static constexpr unsigned kTriesAwake = 64;
 
@@ -579,14 +679,67 @@ class Operation {
   Status give_up(const std::string& what) {
     given_up() = true;
     (void)scratch_.release();  // MPI may still write there.
-    return make_error(ErrorCode::kPeerLost, std::string(name_) + what + ": another rank is lost");
+    return make_error(ErrorCode::kPeerLost, name_of(call_.kind, receives_) + what + ": another rank is lost");
+  }
+  void receive(void* to, std::size_t bytes, const Group::Waited& what, int tag, MPI_Comm comm, Group& group) {
+    const std::lock_guard all(mpi_mutex());
+    note(MPI_Irecv(to, static_cast<int>(bytes), MPI_BYTE, what.sender, tag, comm, &group.add(what)));
+  }
+  Status disagree(const Group& group) {
+    const auto [rank, call] = *group.other;
+    abandon();
+    return tl::unexpected(mismatch(job_.rank, call_, rank, call, receives_));
+  }
+  /// Takes back what nobody will send. What nobody will take can't be taken back.
+  void abandon() {
+    const std::lock_guard all(mpi_mutex());
+    bool done = true;
+    for (Group& group : groups_) {
+      for (std::size_t i = 0; i < group.requests.size(); ++i) {
+        if (group.requests[i] != MPI_REQUEST_NULL && group.waited[i].sender != Group::kOwn)
+          MPI_Cancel(&group.requests[i]);
+      }
+      int these = 0;
+      MPI_Testall(static_cast<int>(group.requests.size()), group.requests.data(), &these, MPI_STATUSES_IGNORE);
+      done = done && these != 0;
+    }
+    // Unlike behind a lost rank, all are there, so MPI is finalized all the same: Open MPI stands that
+    // (tests/gpu/communicator_test.cpp).
+    if (!done) (void)scratch_.release();
+  }
+  /// Room in scratch(), of one rank's; `first`: 0 for theirs, size() - 1 for ours.
+  [[nodiscard]] std::byte* greeting(unsigned first, unsigned rank) {
+    const std::size_t place = first + (rank < job_.rank ? rank : rank - 1);
+    return scratch() + 2 * kSegmentBytes * (job_.size - 1) + place * kGreetingBytes;
   }
 
   Job& job_;
-  const char* name_;
+  const Call call_;
+  const bool receives_;
+  static constexpr std::size_t kGroups = 5;
+  std::array<Group, kGroups> groups_;
+  std::size_t begun_ = 0;
   std::unique_ptr<std::byte[]> scratch_;
   int code_ = MPI_SUCCESS;
 };
+
+/// The first failure of a job that is not that of a lost rank: the others are told, so that none waits for this one.
+void tell_others(const Job& job, const Error& error) {
+  // MPI may read it for as long as it likes.
+  const auto& text = *new std::string(error.message.substr(0, kNoticeBytes));
+  const std::lock_guard all(mpi_mutex());
+  for (unsigned rank = 0; rank < job.size; ++rank) {
+    if (rank == job.rank) continue;
+    MPI_Request request = MPI_REQUEST_NULL;
+    const int code = MPI_Isend(text.data(), static_cast<int>(text.size()), MPI_CHAR, job.members[rank],
+                               static_cast<int>(job.first_tag), job.world->notices, &request);
+    if (code == MPI_SUCCESS) MPI_Request_free(&request);
+    job.world->bells->ring_with_notice(job.members[rank]);
+  }
+}
+void fail(Job& job, const Error& error) {
+  if (job.fail(error) && error.code == ErrorCode::kInvalidArgument) tell_others(job, error);
+}
 
 /// What a rank has of one collective: where each part lies, and what it has to do in the two rounds.
 struct Rounds {
@@ -623,40 +776,53 @@ Status run_rounds(Operation& op, const Rounds& what, int tag) {
     return op.scratch() + ((s % 2) * (ranks - 1) + (rank < me ? rank : rank - 1)) * kSegmentBytes;
   };
   const bool is_root = what.root == me;
-  std::array<Group, 2> first;
-  std::array<Group, 2> second;
-  const auto post_first = [&](std::size_t s) {
+  const std::array<Group*, 2> first = {&op.group(), &op.group()};
+  const std::array<Group*, 2> second = {&op.group(), &op.group()};
+  const auto receive_first = [&](std::size_t s) {
     const std::size_t mine = values_of(me, s) * width;
     for (unsigned step = 1; step < ranks; ++step) {
       const unsigned from = op.before(step);
       if (mine == 0 || (what.root && from != *what.root)) continue;
       std::byte* const to = what.root ? what.own + s * segment * width : theirs(from, s);
-      op.receive(to, mine, from, tag, comm, first[s % 2]);
+      op.receive(to, mine, from, tag, comm, *first[s % 2]);
     }
+  };
+  const auto send_first = [&](std::size_t s) {
     for (unsigned step = 1; step < ranks; ++step) {
       const unsigned to = op.behind(step);
       const std::size_t bytes = values_of(to, s) * width;
-      if (bytes != 0 && (!what.root || is_root)) op.send(what.in + at(to, s), bytes, to, tag, comm, first[s % 2]);
+      if (bytes != 0 && (!what.root || is_root)) op.send(what.in + at(to, s), bytes, to, tag, comm, *first[s % 2]);
     }
   };
-  const auto post_second = [&](std::size_t s) {
+  const auto receive_second = [&](std::size_t s) {
     for (unsigned step = 1; step < ranks; ++step) {
       const unsigned from = op.before(step);
       const std::size_t bytes = values_of(from, s) * width;
-      if (bytes != 0 && !is_root) op.receive(what.out + at(from, s), bytes, from, tag + 1, comm, second[s % 2]);
+      if (bytes != 0 && !is_root) op.receive(what.out + at(from, s), bytes, from, tag + 1, comm, *second[s % 2]);
     }
+  };
+  const auto send_second = [&](std::size_t s) {
     const std::size_t mine = values_of(me, s) * width;
     for (unsigned step = 1; step < ranks; ++step) {
       const unsigned to = op.behind(step);
-      if (mine != 0 && what.root != to) op.send(what.own + s * segment * width, mine, to, tag + 1, comm, second[s % 2]);
+      if (mine != 0 && what.root != to)
+        op.send(what.own + s * segment * width, mine, to, tag + 1, comm, *second[s % 2]);
     }
   };
+  Group& greetings = op.group();
+  for (unsigned step = 1; step < ranks; ++step) op.be_greeted(op.before(step), tag, comm, greetings);
+  for (unsigned step = 1; step < ranks; ++step) op.greet(nullptr, 0, op.behind(step), tag, comm, greetings);
+  if (segments != 0) what.first ? send_first(0) : send_second(0);
+  if (Status same = op.wait(greetings); !same) return same;
   std::vector<const void*> inputs(ranks);
-  if (what.first && segments != 0) post_first(0);
+  if (what.first && segments != 0) receive_first(0);
   for (std::size_t s = 0; s < segments; ++s) {
     if (what.first) {
-      if (s + 1 < segments) post_first(s + 1);
-      if (Status done = op.wait(first[s % 2]); !done) return done;
+      if (s + 1 < segments) {
+        receive_first(s + 1);
+        send_first(s + 1);
+      }
+      if (Status done = op.wait(*first[s % 2]); !done) return done;
       if (what.reduction) {
         for (unsigned rank = 0; rank < ranks; ++rank)
           inputs[rank] = rank == me ? static_cast<const void*>(what.in + at(me, s)) : theirs(rank, s);
@@ -664,32 +830,35 @@ Status run_rounds(Operation& op, const Rounds& what, int tag) {
       }
     }
     if (!what.second) continue;
-    if (Status done = op.wait(second[s % 2]); !done) return done;
-    post_second(s);
+    const bool is_sent = s == 0 && !what.first;  // Already, and waits for its receivers.
+    if (!is_sent) {
+      if (Status done = op.wait(*second[s % 2]); !done) return done;
+    }
+    receive_second(s);
+    if (!is_sent) send_second(s);
   }
-  for (auto& group : second) {
-    if (Status done = op.wait(group); !done) return done;
+  for (Group* const group : second) {
+    if (Status done = op.wait(*group); !done) return done;
   }
   return {};
 }
 
-/// Few values: everybody gets them all.
-Status reduce_few(Operation& op, std::byte* values, std::size_t count, Element element, Reduction reduction, int tag) {
-  const std::size_t bytes = count * bytes_of(element);
-  const unsigned ranks = op.size();
-  Group group;
-  std::vector<const void*> inputs(ranks);
-  for (unsigned step = 1; step < ranks; ++step) {
-    std::byte* const to = op.scratch() + (step - 1) * kFewBytes;
-    inputs[op.before(step)] = to;
-    op.receive(to, bytes, op.before(step), tag, op.job().world->comm, group);
-  }
-  for (unsigned step = 1; step < ranks; ++step)
-    op.send(values, bytes, op.behind(step), tag, op.job().world->comm, group);
-  if (Status done = op.wait(group); !done) return done;
-  inputs[op.rank()] = values;
-  reduce_all(values, inputs, count, element, reduction);
-  return {};
+/// Few values, which go with the greetings: values(to) says where they lie. From them: Operation::values_of().
+template <class Values>
+Status exchange_few(Operation& op, std::size_t bytes, int tag, const Values& values) {
+  const MPI_Comm comm = op.job().world->comm;
+  Group& group = op.group();
+  for (unsigned step = 1; step < op.size(); ++step) op.be_greeted(op.before(step), tag, comm, group);
+  for (unsigned step = 1; step < op.size(); ++step)
+    op.greet(values(op.behind(step)), bytes, op.behind(step), tag, comm, group);
+  return op.wait(group);
+}
+
+/// to = the reduction of all ranks' few values, of which this rank has `own`.
+void reduce_few(Operation& op, std::byte* to, const std::byte* own, std::size_t count, Reduction reduction) {
+  std::vector<const void*> inputs(op.size());
+  for (unsigned rank = 0; rank < op.size(); ++rank) inputs[rank] = rank == op.rank() ? own : op.values_of(rank);
+  reduce_all(to, inputs, count, op.call().element, reduction);
 }
 
 class MpiCommunicator final : public CommunicatorImpl {
@@ -698,7 +867,7 @@ class MpiCommunicator final : public CommunicatorImpl {
 
   [[nodiscard]] unsigned rank() const noexcept override { return job_->rank; }
   [[nodiscard]] unsigned size() const noexcept override { return job_->size; }
-  [[nodiscard]] Status check() const override { return job_->check(); }
+  [[nodiscard]] Status check() const override { return detail::check(*job_); }
   [[nodiscard]] std::string description() const override {
     return job_->world->bells->are_enough() ? "processes, woken by each other"
                                             : "processes, asking MPI from time to time";
@@ -706,9 +875,18 @@ class MpiCommunicator final : public CommunicatorImpl {
 
   void all_reduce(void* values, std::size_t count, Element element, Reduction reduction, Stream& stream) override {
     auto* const mine = static_cast<std::byte*>(values);
-    collective("all-reduce", stream, [=](Operation& op, int tag) {
+    const Call call{.kind = Call::Kind::kAllReduce,
+                    .element = element,
+                    .detail = static_cast<std::uint32_t>(reduction),
+                    .count = count};
+    collective(call, stream, [=](Operation& op, int tag) {
       if (op.size() == 1) return Status{};
-      if (count * bytes_of(element) <= kFewBytes) return reduce_few(op, mine, count, element, reduction, tag);
+      const std::size_t bytes = count * bytes_of(element);
+      if (bytes <= kFewBytes) {
+        Status done = exchange_few(op, bytes, tag, [mine](unsigned) { return mine; });
+        if (done) reduce_few(op, mine, mine, count, reduction);
+        return done;
+      }
       Rounds what{.count = count, .element = element, .in = mine, .out = mine, .reduction = reduction};
       what.own = mine + what.begin(op.rank(), op.size()) * bytes_of(element);
       return run_rounds(op, what, tag);
@@ -716,68 +894,79 @@ class MpiCommunicator final : public CommunicatorImpl {
   }
   void reduce_scatter(const void* in, void* out, std::size_t count, Element element, Reduction reduction,
                       Stream& stream) override {
-    collective("reduce-scatter", stream, [=](Operation& op, int tag) {
+    const auto* const all = static_cast<const std::byte*>(in);
+    auto* const mine = static_cast<std::byte*>(out);
+    const Call call{.kind = Call::Kind::kReduceScatter,
+                    .element = element,
+                    .detail = static_cast<std::uint32_t>(reduction),
+                    .count = count};
+    collective(call, stream, [=](Operation& op, int tag) {
+      const std::size_t bytes = count * bytes_of(element);
+      if (bytes <= kFewBytes) {
+        Status done = exchange_few(op, bytes, tag, [=](unsigned to) { return all + to * bytes; });
+        if (done) reduce_few(op, mine, all + op.rank() * bytes, count, reduction);
+        return done;
+      }
       return run_rounds(op,
                         {.count = count * op.size(),
                          .element = element,
-                         .in = static_cast<const std::byte*>(in),
-                         .own = static_cast<std::byte*>(out),
+                         .in = all,
+                         .own = mine,
                          .reduction = reduction,
                          .second = false},
                         tag);
     });
   }
   void all_gather(const void* in, void* out, std::size_t count, Element element, Stream& stream) override {
-    collective("all-gather", stream, [=](Operation& op, int tag) {
-      const std::size_t bytes = count * bytes_of(element);
-      std::byte* const own = static_cast<std::byte*>(out) + op.rank() * bytes;
-      if (bytes != 0 && own != in) std::memcpy(own, in, bytes);
-      return run_rounds(
-          op, {.count = bytes * op.size(), .out = static_cast<std::byte*>(out), .own = own, .first = false}, tag);
-    });
+    auto* const all = static_cast<std::byte*>(out);
+    collective({.kind = Call::Kind::kAllGather, .element = element, .count = count}, stream,
+               [=](Operation& op, int tag) {
+                 const std::size_t bytes = count * bytes_of(element);
+                 std::byte* const own = all + op.rank() * bytes;
+                 if (bytes != 0 && own != in) std::memcpy(own, in, bytes);
+                 if (bytes <= kFewBytes) {
+                   Status done = exchange_few(op, bytes, tag, [own](unsigned) { return own; });
+                   for (unsigned rank = 0; done && rank < op.size(); ++rank) {
+                     if (rank != op.rank() && bytes != 0) std::memcpy(all + rank * bytes, op.values_of(rank), bytes);
+                   }
+                   return done;
+                 }
+                 return run_rounds(op, {.count = bytes * op.size(), .out = all, .own = own, .first = false}, tag);
+               });
   }
   void broadcast(void* values, std::size_t count, Element element, unsigned root, Stream& stream) override {
     auto* const mine = static_cast<std::byte*>(values);
     const std::size_t bytes = count * bytes_of(element);
-    collective("broadcast", stream, [=](Operation& op, int tag) {
-      if (bytes > kFewBytes) {
-        Rounds what{.count = bytes, .in = mine, .out = mine, .root = root};
-        what.own = mine + what.begin(op.rank(), op.size());
-        return run_rounds(op, what, tag);
-      }
-      Group group;
-      if (op.rank() != root) {
-        op.receive(mine, bytes, root, tag, op.job().world->comm, group);
-      } else {
-        for (unsigned step = 1; step < op.size(); ++step)
-          op.send(mine, bytes, op.behind(step), tag, op.job().world->comm, group);
-      }
-      return op.wait(group);
-    });
+    collective({.kind = Call::Kind::kBroadcast, .element = element, .detail = root, .count = count}, stream,
+               [=](Operation& op, int tag) {
+                 if (bytes > kFewBytes) {
+                   Rounds what{.count = bytes, .in = mine, .out = mine, .root = root};
+                   what.own = mine + what.begin(op.rank(), op.size());
+                   return run_rounds(op, what, tag);
+                 }
+                 // The others bring nothing but that they have called the same.
+                 const bool is_root = op.rank() == root;
+                 Status done = exchange_few(op, is_root ? bytes : 0, tag, [mine](unsigned) { return mine; });
+                 if (done && !is_root && bytes != 0) std::memcpy(mine, op.values_of(root), bytes);
+                 return done;
+               });
   }
   void barrier(Stream& stream) override {
     // Few ranks tell all others that they are there; of many, each has heard of 2^i ranks after round i.
-    collective("barrier", stream, [](Operation& op, int tag) {
+    collective({.kind = Call::Kind::kBarrier}, stream, [](Operation& op, int tag) {
+      if (op.size() <= kFewRanks) return exchange_few(op, 0, tag, [](unsigned) { return nullptr; });
+      Group& group = op.group();
       Status done;
-      if (op.size() <= kFewRanks) {
-        Group group;
-        for (unsigned step = 1; step < op.size(); ++step) {
-          op.receive(nullptr, 0, op.before(step), tag, op.job().world->comm, group);
-          op.send(nullptr, 0, op.behind(step), tag, op.job().world->comm, group);
-        }
-        return op.wait(group);
-      }
       for (unsigned step = 1; step < op.size() && done; step *= 2) {
-        Group group;
-        op.receive(nullptr, 0, op.before(step), tag, op.job().world->comm, group);
-        op.send(nullptr, 0, op.behind(step), tag, op.job().world->comm, group);
+        op.be_greeted(op.before(step), tag, op.job().world->comm, group);
+        op.greet(nullptr, 0, op.behind(step), tag, op.job().world->comm, group);
         done = op.wait(group);
       }
       return done;
     });
   }
   [[nodiscard]] Result<std::unique_ptr<CommunicatorImpl>> split(unsigned color, unsigned key) override {
-    if (Status fine = job_->check(); !fine) return tl::unexpected(fine.error());
+    if (Status fine = detail::check(*job_); !fine) return tl::unexpected(fine.error());
     struct Told {
       Choice choice;
       unsigned group = 0;
@@ -786,13 +975,14 @@ class MpiCommunicator final : public CommunicatorImpl {
     std::vector<Told> told(size());
     told[rank()] = {{color, key}, world.take_group()};
     {
-      Operation op(*job_, "split");
-      auto* const out = reinterpret_cast<std::byte*>(told.data());
-      const Rounds what{.count = sizeof(Told) * size(), .out = out, .own = out + sizeof(Told) * rank(), .first = false};
-      if (Status gathered = run_rounds(op, what, next_collective()); !gathered) {
-        job_->fail(gathered.error());
-        (void)new std::vector(std::move(told));  // MPI may still write there.
+      Operation op(*job_, {.kind = Call::Kind::kSplit});
+      const auto mine = [&](unsigned) { return &told[rank()]; };
+      if (Status gathered = exchange_few(op, sizeof(Told), next_collective(), mine); !gathered) {
+        fail(*job_, gathered.error());
         return tl::unexpected(gathered.error());
+      }
+      for (unsigned other = 0; other < size(); ++other) {
+        if (other != rank()) std::memcpy(&told[other], op.values_of(other), sizeof(Told));
       }
     }
     std::vector<Choice> choices;
@@ -814,50 +1004,61 @@ class MpiCommunicator final : public CommunicatorImpl {
   }
 
   void send(const void* values, std::size_t count, Element element, unsigned to, Stream& stream) override {
-    issue("send", stream, [=, tag = tag_of(sent_[to]++)](Operation& op) {
+    const Call call{.kind = Call::Kind::kMessage, .element = element, .count = count};
+    issue(call, false, stream, [=, tag = tag_of(sent_[to]++)](Operation& op) {
       const MPI_Comm comm = op.job().world->messages;
+      const auto* const bytes = static_cast<const std::byte*>(values);
       return in_parts(
           op, count * bytes_of(element),
-          [&](std::size_t at, std::size_t bytes, Group& group) {
-            op.send(static_cast<const std::byte*>(values) + at, bytes, to, tag, comm, group);
-          },
-          [&](Group& group) { op.receive(nullptr, 0, to, tag + 1, comm, group); });
+          [&](std::size_t few, Group& group) { op.greet(bytes, few, to, tag, comm, group); },
+          [&](Group& group) { op.receive(nullptr, 0, to, tag + 1, comm, group); },
+          [&](std::size_t at, std::size_t many, Group& group) { op.send(bytes + at, many, to, tag, comm, group); });
     });
   }
   void receive(void* values, std::size_t count, Element element, unsigned from, Stream& stream) override {
-    issue("receive", stream, [=, tag = tag_of(received_[from]++)](Operation& op) {
+    const Call call{.kind = Call::Kind::kMessage, .element = element, .count = count};
+    issue(call, true, stream, [=, tag = tag_of(received_[from]++)](Operation& op) {
       const MPI_Comm comm = op.job().world->messages;
-      return in_parts(
+      auto* const bytes = static_cast<std::byte*>(values);
+      std::size_t first = 0;
+      Status done = in_parts(
           op, count * bytes_of(element),
-          [&](std::size_t at, std::size_t bytes, Group& group) {
-            op.receive(static_cast<std::byte*>(values) + at, bytes, from, tag, comm, group);
+          [&](std::size_t few, Group& group) {
+            first = few;
+            op.be_greeted(from, tag, comm, group);
           },
-          [&](Group& group) { op.send(nullptr, 0, from, tag + 1, comm, group); });
+          [&](Group& group) { op.send(nullptr, 0, from, tag + 1, comm, group); },
+          [&](std::size_t at, std::size_t many, Group& group) {
+            op.receive(bytes + at, many, from, tag, comm, group);
+          });
+      if (done && first != 0) std::memcpy(bytes, op.values_of(from), first);
+      return done;
     });
   }
 
  private:
-  /// part(at, bytes, group) for each part of a message. Where MPI moves a long one along only while both sides look,
-  /// and who has waited for long looks rarely, a few bytes of it come first, which tell the receiver that the rest is
-  /// on its way, and receiver_is_there(group) tells the sender; then both are awake.
-  template <class Part, class There>
-  static Status in_parts(Operation& op, std::size_t bytes, const Part& part, const There& receiver_is_there) {
-    std::array<Group, 2> groups;
-    const bool asks = !op.bells().are_enough();
-    const std::size_t first = asks ? std::min(bytes, kFewBytes) : 0;
-    if (asks || bytes == 0) part(0, first, groups[0]);
-    if (asks && bytes > first) receiver_is_there(groups[1]);
+  /// greeting(bytes, group) with the first bytes of a message; part(at, bytes, group) for each part of the rest, which
+  /// the receiver takes when the greeting was right. Where MPI moves a long one along only while both sides look, and
+  /// who has waited for long looks rarely, the greeting tells the receiver that the rest is on its way, and
+  /// receiver_is_there(group) tells the sender; then both are awake.
+  template <class Greeting, class There, class Part>
+  static Status in_parts(Operation& op, std::size_t bytes, const Greeting& greeting, const There& receiver_is_there,
+                         const Part& part) {
+    const std::array<Group*, 2> groups = {&op.group(), &op.group()};
+    const std::size_t first = std::min(bytes, kFewBytes);
+    greeting(first, *groups[0]);
+    if (!op.bells().are_enough() && bytes > first) receiver_is_there(*groups[1]);
     std::size_t number = 0;
     for (std::size_t at = first; at < bytes; at += kPartBytes, ++number) {
       // Two at a time; of the first two both, as they are what is waited for.
-      if (Status done = op.wait(groups[number % 2]); !done) return done;
+      if (Status done = op.wait(*groups[number % 2]); !done) return done;
       if (number == 0) {
-        if (Status done = op.wait(groups[1]); !done) return done;
+        if (Status done = op.wait(*groups[1]); !done) return done;
       }
-      part(at, std::min(kPartBytes, bytes - at), groups[number % 2]);
+      part(at, std::min(kPartBytes, bytes - at), *groups[number % 2]);
     }
-    for (Group* const group : {&groups[number % 2], &groups[(number + 1) % 2]}) {
-      if (Status done = op.wait(*group); !done) return done;
+    for (const std::size_t last : {number % 2, (number + 1) % 2}) {
+      if (Status done = op.wait(*groups[last]); !done) return done;
     }
     return {};
   }
@@ -868,19 +1069,21 @@ class MpiCommunicator final : public CommunicatorImpl {
   }
   int next_collective() { return tag_of(collectives_++); }
   template <class Work>
-  void collective(const char* name, Stream& stream, Work work) {
-    issue(name, stream, [tag = next_collective(), work = std::move(work)](Operation& op) { return work(op, tag); });
+  void collective(const Call& call, Stream& stream, Work work) {
+    issue(call, false, stream,
+          [tag = next_collective(), work = std::move(work)](Operation& op) { return work(op, tag); });
   }
+  /// `receives`: of a message.
   template <class Work>
-  void issue(const char* name, Stream& stream, Work work) {
+  void issue(const Call& call, bool receives, Stream& stream, Work work) {
     DUNNOCK_CHECK(stream.device().backend() == Backend::kCpu, "ranks that are processes of MPI have host memory");
-    stream.run(name, [job = job_, name, work = std::move(work)] {
-      if (Status fine = job->check(); !fine) return fine;
+    stream.run(name_of(call.kind, receives), [job = job_, call, receives, work = std::move(work)] {
+      if (Status fine = detail::check(*job); !fine) return fine;
       const Computing waits(0);
       ask_for_short_turns();
-      Operation op(*job, name);
+      Operation op(*job, call, receives);
       Status done = work(op);
-      if (!done) job->fail(done.error());
+      if (!done) fail(*job, done.error());
       return done;
     });
   }
@@ -897,7 +1100,7 @@ Result<std::unique_ptr<CommunicatorImpl>> make_mpi(const CommunicatorOptions& op
   if (Status ready = initialise(); !ready) return tl::unexpected(ready.error());
   auto world = std::make_shared<World>();
   const std::lock_guard lock(mpi_mutex());
-  for (MPI_Comm* const comm : {&world->comm, &world->messages}) {
+  for (MPI_Comm* const comm : {&world->comm, &world->messages, &world->notices}) {
     const int code = MPI_Comm_dup(MPI_COMM_WORLD, comm);
     if (code != MPI_SUCCESS) return make_error(ErrorCode::kDevice, "MPI: " + text_of(code));
     MPI_Comm_set_errhandler(*comm, MPI_ERRORS_RETURN);

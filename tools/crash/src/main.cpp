@@ -8,6 +8,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -15,6 +16,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <nlohmann/json.hpp>
@@ -74,6 +76,13 @@ int finish(const Options& options, const Json& report, int code) {
   return code;
 }
 
+/// For a run that ends without having checked anything: that is no pass.
+int finish_without_a_check(const Options& options, Json report, const char* what) {
+  std::printf("FAILED: %s\n", what);
+  report["failed"] = what;
+  return finish(options, report, kViolated);
+}
+
 /// How the history of a seed looks: the thread count cycles, so that a run has some of each.
 std::unique_ptr<dunnock::crash::Subject> subject_of(const Structure& structure, const Options& options,
                                                     std::uint64_t seed) {
@@ -127,7 +136,7 @@ int explore(const Structure& structure, const Options& options) {
   const bool terminal = isatty(STDERR_FILENO) != 0;
   const auto start = Clock::now();
   std::atomic<std::uint64_t> next_seed{options.seed};
-  std::atomic<std::uint64_t> images{0}, recovery_images{0}, histories{0}, moments{0}, sampled{0};
+  std::atomic<std::uint64_t> images{0}, recovery_images{0}, histories{0}, moments{0}, sampled{0}, operations{0};
   std::atomic<bool> stop{false};
   std::mutex mutex;
   Json violation;
@@ -143,6 +152,7 @@ int explore(const Structure& structure, const Options& options) {
       how.recovery_every = options.recovery_every;
       std::vector<std::size_t> keep = options.keep.empty() ? everything(*subject) : options.keep;
       std::erase_if(keep, [&](std::size_t i) { return i >= subject->operations(); });
+      operations += keep.size();
       running_replay = replay_line(options, seed, keep);
       const auto result = dunnock::crash::explore(*subject, keep, how);
       images += result.images;
@@ -195,6 +205,8 @@ int explore(const Structure& structure, const Options& options) {
                  {"images_per_second", static_cast<double>(images.load()) / seconds},
                  {"violations", violation.is_null() ? 0 : 1}};
   if (violation.is_null()) {
+    if (images == 0 || operations == 0)
+      return finish_without_a_check(options, report, "no image of any operation was checked");
     std::printf("no violation\n");
     return finish(options, report, kFine);
   }
@@ -357,7 +369,9 @@ int mutants(const Structure& structure, const Options& options) {
   report["untried_steps"] = alone;
   report["original"] = {{"images", original.images}, {"violation", what}};
   const bool fine = caught == all.size() && what.empty() && alone.empty();
+  const bool checked = !all.empty() && original.images != 0;
   munmap(shared, bytes);
+  if (fine && !checked) return finish_without_a_check(options, report, "no bug was planted, or no image checked");
   return finish(options, report, fine ? kFine : kViolated);
 }
 
@@ -379,9 +393,10 @@ int kill_storm(const Structure& structure, const Options& options) {
       result.kills, options.media.c_str(), result.kills_at_steps, result.kills_in_recovery,
       static_cast<unsigned long long>(result.acknowledged), static_cast<unsigned long long>(result.completed_kicks),
       result.recovery_ms_max, seconds_since(start));
+  const bool checked = result.kills != 0 && result.acknowledged != 0;
   std::printf("%s\n",
               result.violation.empty()
-                  ? "no violation"
+                  ? (checked ? "no violation" : "nothing was acknowledged before a kill")
                   : ("VIOLATION " + result.violation + "\nreplay: --seed " + std::to_string(options.seed)).c_str());
   const Json report = {{"command", "kill"},
                        {"structure", options.structure},
@@ -395,6 +410,8 @@ int kill_storm(const Structure& structure, const Options& options) {
                        {"recovery_ms_max", result.recovery_ms_max},
                        {"violations", result.violation.empty() ? 0 : 1},
                        {"violation", result.violation}};
+  if (result.violation.empty() && !checked)
+    return finish_without_a_check(options, report, "no acknowledged operation was looked for");
   return finish(options, report, result.violation.empty() ? kFine : kViolated);
 }
 
@@ -414,11 +431,13 @@ int corrupt(const Structure& structure, const Options& options) {
   std::filesystem::remove_all(directory);
   Json report = {{"command", "corrupt"}, {"structure", options.structure}, {"seed", options.seed}};
   bool fine = true;
+  bool checked = !cases.empty();
   std::printf("%-36s %5s %8s %8s %8s %11s\n", "damage", "runs", "refused", "found", "unharmed", "approximate");
   for (const auto& one : cases) {
     std::printf("%-36s %5u %8u %8u %8u %11u  %s\n", one.name.c_str(), one.runs, one.refused, one.found, one.unharmed,
                 one.approximate, one.violation.empty() ? one.example.c_str() : ("VIOLATION " + one.violation).c_str());
     fine = fine && one.violation.empty();
+    checked = checked && one.runs != 0;
     report["cases"].push_back({{"name", one.name},
                                {"runs", one.runs},
                                {"refused", one.refused},
@@ -428,8 +447,23 @@ int corrupt(const Structure& structure, const Options& options) {
                                {"example", one.example},
                                {"violation", one.violation}});
   }
+  if (fine && !checked) return finish_without_a_check(options, report, "there is a kind of damage that was not done");
   std::printf("%s\n", fine ? "no violation" : "VIOLATION");
   return finish(options, report, fine ? kFine : kViolated);
+}
+
+/// A number in digits, and within these bounds; to CLI11 -1 is the greatest one, and so is what does not fit.
+CLI::Validator whole(std::uint64_t least, std::uint64_t most) {
+  const std::string bounds = std::to_string(least) + " to " + std::to_string(most);
+  return CLI::Validator(
+      [=](std::string& text) {
+        std::uint64_t value = 0;
+        const char* const end = text.data() + text.size();
+        const auto [read, error] = std::from_chars(text.data(), end, value);
+        const bool fine = error == std::errc{} && read == end && value >= least && value <= most;
+        return fine ? std::string() : "'" + text + "' is no whole number from " + bounds;
+      },
+      "[" + bounds + "]");
 }
 
 }  // namespace
@@ -441,33 +475,39 @@ int main(int argc, char** argv) {
   CLI::App app("Looks for lost, torn and resurrected data: plays power failures, kills processes, damages files.");
   app.require_subcommand(1);
   app.footer("Exit codes: 0 fine, 1 violated, 2 usage, 3 environment.");
+  // A run of nothing would be a pass of nothing.
+  const CLI::Validator some = whole(1, std::numeric_limits<std::uint64_t>::max());
+  const CLI::Validator a_number = whole(1, std::numeric_limits<unsigned>::max());
   const auto common = [&options](CLI::App* command) {
     command->add_option("--structure", options.structure, "filter, index, log, checkpoint or prefix")
         ->capture_default_str();
-    command->add_option("--seed", options.seed, "of everything random")->capture_default_str();
+    command->add_option("--seed", options.seed, "of everything random")
+        ->check(whole(0, std::numeric_limits<std::uint64_t>::max()))
+        ->capture_default_str();
     command->add_option("--json", options.json, "file for a summary");
     command->add_option("--threads", options.threads, "at most so many simulated or real threads")
-        ->check(CLI::Range(1, 8))
+        ->check(whole(1, 8))
         ->capture_default_str();
   };
-  const auto exploring = [&options](CLI::App* command) {
+  const auto exploring = [&options, some](CLI::App* command) {
     command->add_option("--fingerprint-bits", options.bits, "8, 12 or 16")
         ->check(CLI::IsMember({8, 12, 16}))
         ->capture_default_str();
     command->add_option("--ops", options.operations, "operations in a history")
-        ->check(CLI::Range(1, 200))
+        ->check(whole(1, 200))
         ->capture_default_str();
     command->add_option("--images-per-moment", options.images_per_moment, "sample when more are legal")
+        ->check(some)
         ->capture_default_str();
     command->add_option("--recovery-every", options.recovery_every, "explore one recovery in so many for crashes in it")
-        ->check(CLI::Range(1, 1000000))
+        ->check(whole(1, 1000000))
         ->capture_default_str();
-    command->add_option("--jobs", options.jobs, "real threads")->check(CLI::Range(1, 256))->capture_default_str();
+    command->add_option("--jobs", options.jobs, "real threads")->check(whole(1, 256))->capture_default_str();
   };
   CLI::App* explore_command = app.add_subcommand("explore", "play the legal power failures of recorded histories");
   common(explore_command);
   exploring(explore_command);
-  explore_command->add_option("--images", options.images, "stop after so many")->capture_default_str();
+  explore_command->add_option("--images", options.images, "stop after so many")->check(some)->capture_default_str();
   explore_command->add_flag("--eadr", options.eadr, "caches survive the power failure");
   explore_command->add_flag("--only-seed", options.only_seed, "one history: that of --seed");
   explore_command->add_option("--mutant", options.mutant, "plant this bug first");
@@ -475,17 +515,21 @@ int main(int argc, char** argv) {
   CLI::App* mutants_command = app.add_subcommand("mutants", "plant persistence bugs; every one must be caught");
   common(mutants_command);
   exploring(mutants_command);
-  mutants_command->add_option("--budget", options.budget, "images to catch one with")->capture_default_str();
+  mutants_command->add_option("--budget", options.budget, "images to catch one with")
+      ->check(some)
+      ->capture_default_str();
   CLI::App* kill_command = app.add_subcommand("kill", "SIGKILL a process on a real pool, again and again");
   common(kill_command);
-  kill_command->add_option("--kills", options.kills)->capture_default_str();
+  kill_command->add_option("--kills", options.kills)->check(a_number)->capture_default_str();
   kill_command->add_option("--media", options.media, "process or file")
       ->check(CLI::IsMember({"process", "file"}))
       ->capture_default_str();
   kill_command->add_option("--directory", options.directory, "for the pool file")->capture_default_str();
   CLI::App* corrupt_command = app.add_subcommand("corrupt", "damage pool files in every way");
   common(corrupt_command);
-  corrupt_command->add_option("--rounds", options.rounds, "random damages of each kind")->capture_default_str();
+  corrupt_command->add_option("--rounds", options.rounds, "random damages of each kind")
+      ->check(a_number)
+      ->capture_default_str();
   corrupt_command->add_option("--directory", options.directory, "for the pool files")->capture_default_str();
   try {
     app.parse(argc, argv);

@@ -185,6 +185,10 @@ std::vector<CorruptCase> run_damage(const CorruptOptions& options, const DamageS
   for (const std::uint64_t magic : system.magics) {
     const std::string text(reinterpret_cast<const char*>(&magic), sizeof magic);
     const std::uint64_t at = bytes.find(text);
+    if (at == std::string::npos) {
+      cases.push_back({.name = "header " + text, .violation = "there is no such header to be damaged"});
+      continue;
+    }
     damage("flipped bit in the header " + text, options.rounds / 2 + 1, [&] { return flip(at * 8 + random() % 1024); });
     damage("wrong version in the header " + text, 1, [&] {
       overwrite(at + 8, std::string("\x63\0\0\0", 4));

@@ -1,7 +1,7 @@
 // The same operations done by PyTorch, where it is installed: peers.py does them, and says one JSON object a line.
 //
 //   {"name": "torch", "version": "2.8.0", "device": "NVIDIA H200"}      first
-//   {"name": "layer_norm bf16", "ms": 0.123, "gb_per_s": 2200.0}        a case (kernel_cases.hpp)
+//   {"name": "layer_norm bf16", "ms": 0.123, "gb_per_s": 2200.0}        a case (bench/kernel_cases)
 //   {"name": "adamw", "error": "out of memory"}                         one that it could not do, or had no time for
 #pragma once
 

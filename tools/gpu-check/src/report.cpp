@@ -1,5 +1,6 @@
 #include "report.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdio>
@@ -80,10 +81,8 @@ void Report::peers(std::string about) {
 
 bool Report::all_passed() const {
   const std::lock_guard lock(mutex_);
-  for (const Check& one : checks_) {
-    if (one.outcome == Outcome::kFailed) return false;
-  }
-  return true;
+  const auto is = [](Outcome outcome) { return [outcome](const Check& one) { return one.outcome == outcome; }; };
+  return std::ranges::any_of(checks_, is(Outcome::kPassed)) && std::ranges::none_of(checks_, is(Outcome::kFailed));
 }
 std::optional<double> Report::value_of(const std::string& name) const {
   const std::lock_guard lock(mutex_);

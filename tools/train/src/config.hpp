@@ -217,7 +217,7 @@ struct LoadedConfig {
 /// The learning rate of a run of `steps` steps.
 [[nodiscard]] training::LearningRate learning_rate_of(const TrainConfig& config, std::uint64_t steps);
 
-/// For the manual and its test.
+/// For the manual, which tests/train/config_test.cpp compares.
 struct KeyDescription {
   std::string name;      ///< "model.kind"
   std::string type;      ///< "\"adamw\" or \"sgd\"", "a whole number from 1 to 64"

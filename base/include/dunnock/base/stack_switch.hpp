@@ -1,5 +1,5 @@
-// Switching between stacks of one thread: what simulated threads are made of (pmem/sim_media.hpp; the tests' emulator
-// of GPU blocks). Not for production code, which has real threads.
+// Switching between stacks of one thread: what simulated threads are made of (pmem/sim_media.hpp; the emulator of GPU
+// blocks in tests/kernels/emulator). Not for production code, which has real threads.
 //
 //   scheduler  --switch_stacks(&its pointer, a fiber's)-->  fiber  --switch_stacks(&its pointer, the scheduler's)-->
 //   ...

@@ -3,7 +3,7 @@
 // Integers: (low, high) = (x ^ a) * b as 128 bits, then h = fold((low ^ c) * (high ^ d)), fold = high half ^ low half:
 // two multiplications with four secret words that are drawn at random for every filter, so keys that were chosen
 // without the seed can't be made to collide. Byte strings: XXH3 (128 bits) with a secret derived from the seed, folded
-// the same way. The tests measure evenness on sequences, strides, grids and sparse bits.
+// the same way. tests/filter/hash_test.cpp measures evenness on sequences, strides, grids and sparse bits.
 //
 // Why not less: with one multiplication the groups of strided keys were up to 175 standard deviations from even.
 // Why not more: on a table larger than the cache the processor overlaps as many lookups as fit its instruction window,

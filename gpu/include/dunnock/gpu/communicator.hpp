@@ -9,10 +9,18 @@
 // same ones in the same order, on whatever streams. Sums are made in float; between threads and between processes in
 // the order of the ranks and rounded once, so these two give the same bits.
 //
+// Ranks that call different things (another operation, number of values, type, reduction or root; a message of another
+// size or type than is received) are an error on all ranks of the communicator: InvalidArgument, which names both
+// calls. All later operations answer the same. Threads and processes compare each call; the memory that it would have
+// written is undefined then. A process that has sent few values (up to 3968 bytes) need not wait until they are taken:
+// its send may be done, and check() and its next operation have the error. A rank that does not come at all is lost:
+// see below. NCCL compares nothing: other types, reductions or roots go unnoticed there, and other counts may too, or
+// wait until the timeout. (tests/gpu/communicator_test.cpp has one suite for threads and processes.)
+//
 // When a rank goes, or does not come within the timeout, the operation fails with PeerLost, as do all later ones of the
 // communicator, on all ranks that notice: a job stops with a message instead of waiting for ever. On NCCL the
 // communicator is aborted then; operations of a recorded graph are not watched there. MPI may still read and write
-// memory that a lost operation was given: a process that goes on keeps it, and as it is.
+// memory that a failed operation was given: a process that goes on keeps it, and as it is.
 #pragma once
 
 #include <chrono>
@@ -66,8 +74,8 @@ class Communicator {
   /// where keys are alike. A collective of all ranks: each calls it, in its order among the others, and it returns when
   /// all have come. The new one has this one's timeout and failures of its own; both may be used at the same time, and
   /// either may go first. On NCCL it waits until what has been issued on this one before is done. `color` and `key` are
-  /// below 2^31. Errors: PeerLost, Device, NoSpace (MPI: its tags are divided among the groups; Open MPI's are enough
-  /// for each of n processes to be the first of 32767 / n).
+  /// below 2^31. Errors: InvalidArgument (another rank calls something else), PeerLost, Device, NoSpace (MPI: its tags
+  /// are divided among the groups; Open MPI's are enough for each of n processes to be the first of 32767 / n).
   [[nodiscard]] Result<Communicator> split(unsigned color, unsigned key);
 
   [[nodiscard]] unsigned rank() const noexcept;
@@ -94,7 +102,7 @@ class Communicator {
   /// Comes behind what all ranks have issued before it.
   void barrier(Stream& stream);
 
-  /// What has gone wrong, if anything has: PeerLost or Device. Any thread may ask.
+  /// What has gone wrong, if anything has: InvalidArgument, PeerLost or Device. Any thread may ask.
   [[nodiscard]] Status check() const;
   /// What the ranks are, and how they wait for each other, for people: "threads", "processes, woken by each other" (all
   /// on one host, where MPI may copy from another's memory), "processes, asking MPI from time to time", "GPUs".

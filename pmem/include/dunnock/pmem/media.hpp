@@ -41,8 +41,8 @@ using Word = std::atomic<std::uint64_t>;
 static_assert(sizeof(Word) == 8 && Word::is_always_lock_free);
 
 /// The name of one durable step in the source ("the store that arms the log"). Each structure numbers its own steps
-/// from 1 and gives them names for people (see filter/points.hpp). Production media ignore it; the crash harness
-/// plants its bugs by it: every point is dropped once, and a test must notice.
+/// from 1 and gives them names for people (see filter/points.hpp). Production media ignore it; `dunnock-crash
+/// mutants` plants its bugs by it: every point is dropped once, and must be noticed.
 enum class Point : std::uint16_t {};
 
 enum class Durability : std::uint8_t {

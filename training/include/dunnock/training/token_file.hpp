@@ -13,7 +13,7 @@
 // TokenFileWriter writes the tokens into PATH.part behind a header of zeros, then the header, and then gives the file
 // its name. So a file that is not whole has another name or no header, and is refused.
 //
-// Also reads what nanoGPT and llm.c write (Format). Not for text: see tokeniser.hpp.
+// Also reads what nanoGPT and llm.c write (Format). Not for text: see byte_tokeniser.hpp and bpe.hpp.
 #pragma once
 
 #include <cstddef>

@@ -1,8 +1,8 @@
 // Looking through the foreign lanes of a whole group: 32 or 64 bytes of one line.
 //
 // Two implementations with one meaning: the scalar one, which goes through the media word by word and is used with
-// media that watch loads, under ThreadSanitizer and on machines without AVX2; and the AVX2 one. The tests compare
-// them on random words.
+// media that watch loads, under ThreadSanitizer and on machines without AVX2; and the AVX2 one.
+// tests/filter/layout_test.cpp compares them on random words.
 //
 // The AVX2 loads are written in assembly because a concurrent writer may store to the words meanwhile. The C++ memory
 // model has no vector atomics; x86 does have what is needed: each aligned 8-byte half of an aligned vector load is
