@@ -25,15 +25,21 @@ constexpr std::uint64_t kPoolBytes = 128 << 20;
 
 int put(Store& store, const dunnock::IndexKey& key) {
   const std::string value(std::istreambuf_iterator<char>(std::cin), {});
-  if (store.put(key, std::as_bytes(std::span(value))) != dunnock::PutResult::kFull) return 0;
-  fmt::print(stderr, "there is no room for {} bytes; what was there is there still\n", value.size());
-  return 1;
+  const dunnock::PutResult result = store.put(key, std::as_bytes(std::span(value)));
+  if (result == dunnock::PutResult::kFull)
+    fmt::print(stderr, "there is no room for {} bytes; what was there is there still\n", value.size());
+  if (result == dunnock::PutResult::kIo) fmt::print(stderr, "{}\n", store.status().error().message);
+  return result == dunnock::PutResult::kInserted || result == dunnock::PutResult::kReplaced ? 0 : 1;
 }
 
 int get(const Store& store, const dunnock::IndexKey& key) {
   const dunnock::KvValue<dunnock::FileMedia> value = store.get(key);
   if (value.state == dunnock::GetState::kDamaged) {
     fmt::print(stderr, "the value is damaged\n");  // Bytes that fail their checksum are never handed out.
+    return 1;
+  }
+  if (value.state == dunnock::GetState::kIo) {
+    fmt::print(stderr, "{}\n", store.status().error().message);
     return 1;
   }
   if (!value) {

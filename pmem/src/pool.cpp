@@ -633,8 +633,9 @@ Result<std::vector<Region>> PendingRegions::create(std::span<const RegionSpec> s
   return pool_->impl_->allocate(specs, detail::kPending);
 }
 
-Status PendingRegions::finish() {
+Status PendingRegions::finish(const Status& formatted) {
   DUNNOCK_CHECK(turn_.owns_lock(), "a creation is finished once");
+  if (!formatted) return formatted;
   Pool::Impl& impl = *pool_->impl_;
   if (Status fine = impl.writable(); !fine) return fine;
   {

@@ -235,7 +235,9 @@ Result<int> load_store(KvStore<M>& store, const std::string& file, std::uint64_t
   const auto flush = [&]() -> Status {
     std::vector<typename KvStore<M>::Item> items;
     for (const DumpEntry& entry : entries) items.push_back({entry.key, std::get<0>(entry.value)});
-    if (!store.put_bulk(items))
+    const bool put = store.put_bulk(items);
+    if (Status fine = store.status(); !fine) return fine;
+    if (!put)
       return make_error(ErrorCode::kNoSpace, fmt::format("there is no room after {} entries, which are kept", loaded));
     loaded += entries.size();
     entries.clear();
@@ -269,7 +271,9 @@ Result<int> load_index(KvIndex<M>& index, const std::string& file, std::uint64_t
     if (bytes != nullptr && bytes->size() > IndexValue::kInlineBytesMax)
       return make_error(ErrorCode::kInvalidArgument, "an index holds values of up to 16 bytes; load into a store");
     const IndexValue value = bytes != nullptr ? IndexValue::of(*bytes) : IndexValue::of(std::get<1>(entry.value));
-    if (index.put(entry.key, value) == PutResult::kFull)
+    const PutResult put = index.put(entry.key, value);
+    if (put == PutResult::kIo) return index.status();
+    if (put == PutResult::kFull)
       return make_error(ErrorCode::kNoSpace, fmt::format("there is no room after {} entries, which are kept", loaded));
     ++loaded;
     return {};

@@ -48,6 +48,7 @@
 #include "dunnock/filter/layout.hpp"
 #include "dunnock/filter/points.hpp"
 #include "dunnock/pmem/media.hpp"
+#include "dunnock/pmem/media_status.hpp"
 #include "dunnock/pmem/pool.hpp"
 #include "dunnock/pmem/region.hpp"
 #include "dunnock/pmem/volatile_region.hpp"
@@ -157,12 +158,17 @@ class CuckooFilter {
   /// afterwards. Without it (a crash, or just letting the object go) nothing but that mark is missing.
   void close();
 
+  /// Can the structure go on? After a failure of the medium nothing is acknowledged any more: insert and erase return
+  /// false, bulk calls 0, and lookups true.
+  /// What was acknowledged before is there when the pool is opened again. Errors: Io.
+  [[nodiscard]] Status status() const { return media_status(media_); }
+
   CuckooFilter(CuckooFilter&&) noexcept = default;
   CuckooFilter& operator=(CuckooFilter&&) noexcept = default;
 
   // ----- one key --------------------------------------------------------------------------------------------------
 
-  /// Adds the key. False: no room could be made; the filter holds what it held. Expected O(1).
+  /// Adds the key. False: no room could be made; the filter holds what it held. (Or see status().) Expected O(1).
   bool insert(std::uint64_t key) { return insert_place(place_of(key)); }
   bool insert(std::string_view key) { return insert_place(place_of(key)); }
 

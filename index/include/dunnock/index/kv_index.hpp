@@ -44,6 +44,7 @@
 #include "dunnock/index/index_format.hpp"
 #include "dunnock/index/index_points.hpp"
 #include "dunnock/pmem/media.hpp"
+#include "dunnock/pmem/media_status.hpp"
 #include "dunnock/pmem/pool.hpp"
 #include "dunnock/pmem/region.hpp"
 #include "dunnock/pmem/volatile_region.hpp"
@@ -97,12 +98,14 @@ enum class PutResult : std::uint8_t {
   kInserted,  ///< The key is new.
   kReplaced,  ///< The key had a value; it has this one now.
   kFull,      ///< No segment can be had any more. The index holds what it held.
+  kIo,        ///< The medium has failed: nothing is acknowledged any more. After a crash the old value or this one.
 };
 
 enum class GetState : std::uint8_t {
   kMissing,
   kFound,
   kDamaged,  ///< A record with this fingerprint fails its checksum: it may have been this key's. Never a wrong value.
+  kIo,       ///< The medium has failed: what the key has, if anything, may not be durable, so it is not told.
 };
 
 struct GetResult {
@@ -172,6 +175,11 @@ class KvIndex {
   /// afterwards. Without it nothing but that mark is missing.
   void close();
 
+  /// Can the structure go on? After a failure of the medium nothing is acknowledged any more: puts and gets answer kIo,
+  /// erases and replacements false.
+  /// What was acknowledged before is there when the pool is opened again. Errors: Io.
+  [[nodiscard]] Status status() const { return media_status(media_); }
+
   KvIndex(KvIndex&&) noexcept = default;
   KvIndex& operator=(KvIndex&&) noexcept = default;
 
@@ -181,7 +189,8 @@ class KvIndex {
   /// receives the value that a kReplaced has replaced.
   PutResult put(const IndexKey& key, const IndexValue& value, IndexValue* previous = nullptr);
   [[nodiscard]] GetResult get(const IndexKey& key) const;
-  /// Takes the key away. False: it was not there. `previous`, if not null, receives the value that it had.
+  /// Takes the key away. False: it was not there, or see status(). `previous`, if not null, receives the value that it
+  /// had.
   bool erase(const IndexKey& key, IndexValue* previous = nullptr);
   /// Gives the key `desired` if its value is `expected`, in one step. False: it was another, or not there.
   bool replace_if(const IndexKey& key, const IndexValue& expected, const IndexValue& desired);

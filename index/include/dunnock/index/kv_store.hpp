@@ -85,6 +85,10 @@ class KvStore {
 
   /// See KvIndex::close.
   void close() { index_.close(); }
+  /// Can the structure go on? After a failure of the medium nothing is acknowledged any more: puts and gets answer kIo,
+  /// erases and bulk puts false or 0.
+  /// What was acknowledged before is there when the pool is opened again. Errors: Io.
+  [[nodiscard]] Status status() const { return index_.status(); }
 
   PutResult put(const IndexKey& key, std::span<const std::byte> value);
   /// As one put a key, in some order, with few fences for all. False: there was no room for all of them; some may have
@@ -158,7 +162,8 @@ class KvStore<M>::Batch {
 
   /// False: there is no room for the item, even after what was added before has been committed.
   [[nodiscard]] bool add(const Item& item);
-  /// False: the index has no room for some; these stay in the batch, durable in the log, for another commit.
+  /// False: the index has no room for some; these stay in the batch, durable in the log, for another commit. (Or see
+  /// KvStore::status.)
   [[nodiscard]] bool commit();
   /// Not committed: puts, and the bytes of their values in the log.
   [[nodiscard]] std::size_t size() const noexcept { return entries_.size(); }

@@ -81,6 +81,7 @@ enum class PutBlock : std::uint8_t {
   kNoParent,     ///< The block before it is not there (any more).
   kNotAdmitted,  ///< By the policy.
   kFull,         ///< Everything is pinned or needed, or the block is too long.
+  kIo,           ///< The medium has failed: nothing is stored any more.
 };
 
 /// Threads: all functions but check may be called by any number of threads at any time.
@@ -126,6 +127,10 @@ class PrefixStore {
 
   /// See KvIndex::close.
   void close() { data_.close(); }
+  /// Can the structure go on? After a failure of the medium nothing is acknowledged any more: puts and gets answer kIo,
+  /// and lookups find nothing.
+  /// What was acknowledged before is there when the pool is opened again. Errors: Io.
+  [[nodiscard]] Status status() const { return data_.status(); }
 
   // ----- keys -----------------------------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@
 #include "dunnock/index/log_format.hpp"
 #include "dunnock/index/log_points.hpp"
 #include "dunnock/pmem/media.hpp"
+#include "dunnock/pmem/media_status.hpp"
 #include "dunnock/pmem/pool.hpp"
 #include "dunnock/pmem/region.hpp"
 #include "dunnock/pmem/volatile_region.hpp"
@@ -60,6 +61,7 @@ enum class ReadState : std::uint8_t {
   kFound,
   kStale,    ///< The segment was freed since: look the locator up again.
   kDamaged,  ///< The bytes fail a checksum. They are not returned.
+  kIo,       ///< The medium has failed. They are not returned.
 };
 
 /// Threads: all functions may be called by any number of threads at any time, but compaction (victim, visit, free) by
@@ -129,18 +131,23 @@ class ValueLog {
   [[nodiscard]] static Result<ValueLog> format(Region meta, Region data, const LogOptions& options, M media);
   [[nodiscard]] static Result<ValueLog> attach(Region meta, Region data, M media);
 
+  /// Can the structure go on? After a failure of the medium nothing is acknowledged any more: appends give none, views
+  /// are kIo.
+  /// What was acknowledged before is there when the pool is opened again. Errors: Io.
+  [[nodiscard]] Status status() const { return media_status(media_); }
+
   ValueLog(ValueLog&&) noexcept = default;
   ValueLog& operator=(ValueLog&&) noexcept = default;
 
   // ----- values ---------------------------------------------------------------------------------------------------
 
   /// Appends the value, durably. None: no segment is free (compact, or erase something), or the value is longer than
-  /// value_bytes_max().
+  /// value_bytes_max(). (Or see status().)
   [[nodiscard]] std::optional<Ticket> append(const IndexKey& key, std::span<const std::byte> bytes);
   /// As append, but durable only after fence() by the same thread, so that many can share one.
   [[nodiscard]] std::optional<Ticket> begin_append(const Item& item);
-  /// What this thread has appended is durable, and may be pointed to.
-  void fence();
+  /// What this thread has appended is durable, and may be pointed to. False: it may not; see status().
+  bool fence();
   /// The value at `locator`, checked. `key`: whose it must be.
   [[nodiscard]] View view(const Locator& locator, const IndexKey& key) const;
   /// The first bytes of the value at `locator`; its header is verified, its bytes are not. False: it is stale, damaged,

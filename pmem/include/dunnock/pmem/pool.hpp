@@ -187,8 +187,9 @@ class PendingRegions {
   /// As Pool::create_regions, but nobody finds the regions yet. Errors: InvalidArgument, AlreadyExists, NoSpace.
   [[nodiscard]] Result<std::vector<Region>> create(std::span<const RegionSpec> specs);
   /// Gives all regions their names or, when there is an error or a crash, none. What they hold must be durable by now.
-  /// The creation is over. Errors: Io, NoSpace.
-  [[nodiscard]] Status finish();
+  /// The creation is over. `formatted`: whether they are; an error is returned and ends the creation as one.
+  /// Errors: that of `formatted`, Io, NoSpace.
+  [[nodiscard]] Status finish(const Status& formatted = {});
   [[nodiscard]] Pool& pool() const noexcept { return *pool_; }
 
  private:

@@ -158,9 +158,9 @@ class CuckooFilter<kBits, M, kPolicy>::Wave {
   static constexpr unsigned kKeysMax = 32;
   struct Plan {
     Place place;
-    Move move;               // if log is set
-    std::uint64_t target;    // the word that receives what is moved, or the key itself
-    LogLine* log;            // null: the key overflows
+    Move move;             // if log is set
+    std::uint64_t target;  // the word that receives what is moved, or the key itself
+    LogLine* log;          // null: the key overflows
     std::uint64_t target_after = 0;
     std::uint64_t source_after = 0;
   };
@@ -243,7 +243,8 @@ class CuckooFilter<kBits, M, kPolicy>::Batches {
   /// Prepares key `i` of the batch after the current one, if there is one.
   template <bool kForWriting>
   void ahead(unsigned i) noexcept {
-    if (start_ + i < keys_.size()) [[likely]] prepare<kForWriting>(start_ + i, i);
+    if (start_ + i < keys_.size()) [[likely]]
+      prepare<kForWriting>(start_ + i, i);
   }
 
  private:
@@ -330,6 +331,10 @@ std::size_t CuckooFilter<kBits, M, kPolicy>::insert_many(std::span<const Key> ke
       done += placed ? 1 : 0;
       if (inserted != nullptr && !placed) inserted[start + later[k]] = 0;
     }
+    if (!media_ok(media_)) [[unlikely]] {  // Nothing of this batch is acknowledged, nor of those that follow.
+      if (inserted != nullptr) std::fill(inserted + start, inserted + keys.size(), std::uint8_t{0});
+      return total;
+    }
     total += done;
   }
   return total;
@@ -370,7 +375,8 @@ std::size_t CuckooFilter<kBits, M, kPolicy>::contains_many(std::span<const Key> 
     if constexpr (kReadersPersist) {
       bool dirty = false;
       for (unsigned i = 0; i < n; ++i) {
-        if (!shared_->stripes.marked(stripe_of(group_of(places[i])))) [[likely]] continue;
+        if (!shared_->stripes.marked(stripe_of(group_of(places[i])))) [[likely]]
+          continue;
         media_.flush(filter_point::kReaderPersist, &word_at(places[i].bucket));
         dirty = true;
       }
@@ -384,6 +390,8 @@ std::size_t CuckooFilter<kBits, M, kPolicy>::contains_many(std::span<const Key> 
       const bool found_there = in_other(place, others[b], L::pattern(place.fingerprint));
       verdict[beyond[b]] = answer(group_of(place), others[b], found_there) ? 1 : 0;
     }
+    if (!media_ok(media_)) [[unlikely]]
+      std::fill_n(verdict, n, std::uint8_t{1});
     for (unsigned i = 0; i < n; ++i) total += verdict[i];
   }
   return total;
@@ -421,6 +429,10 @@ std::size_t CuckooFilter<kBits, M, kPolicy>::erase_many(std::span<const Key> key
       const bool gone = erase_place(places[later[k]]);
       done += gone ? 1 : 0;
       if (erased != nullptr && !gone) erased[start + later[k]] = 0;
+    }
+    if (!media_ok(media_)) [[unlikely]] {
+      if (erased != nullptr) std::fill(erased + start, erased + keys.size(), std::uint8_t{0});
+      return total;
     }
     total += done;
   }

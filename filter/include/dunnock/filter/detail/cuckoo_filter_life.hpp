@@ -188,7 +188,7 @@ auto CuckooFilter<kBits, M, kPolicy>::create(Pool& pool, std::string_view name, 
   PendingRegions pending(pool);
   auto filter = create_in(pending, name, options, std::move(media));
   if (!filter) return filter;
-  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  if (Status finished = pending.finish(filter->status()); !finished) return tl::unexpected(finished.error());
   return filter;
 }
 
@@ -209,7 +209,10 @@ auto CuckooFilter<kBits, M, kPolicy>::open_as(Pool& pool, std::string_view name,
     return make_error(ErrorCode::kWrongLayout, "filter '" + std::string(name) + "' in " + pool.path() + " has " +
                                                    std::to_string(header.slots) + " slots, not " +
                                                    std::to_string(options->slots));
-  return attach(*meta, *table, std::move(media));
+  auto opened = attach(*meta, *table, std::move(media));
+  if (!opened) return opened;
+  if (Status fine = opened->filter.status(); !fine) return tl::unexpected(fine.error());
+  return opened;
 }
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
@@ -226,7 +229,7 @@ auto CuckooFilter<kBits, M, kPolicy>::open_or_create(Pool& pool, std::string_vie
   if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
   auto made = create_in(pending, name, options, std::move(media));
   if (!made) return tl::unexpected(made.error());
-  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  if (Status finished = pending.finish(made->status()); !finished) return tl::unexpected(finished.error());
   return Opened{std::move(*made), {.clean_shutdown = true}, true};
 }
 
@@ -272,7 +275,7 @@ Status CuckooFilter<kBits, M, kPolicy>::assign_words(std::span<const std::uint64
       return make_error(ErrorCode::kCorrupt, "word " + std::to_string(i) + " is none that a filter leaves");
   }
   rewrite([words](std::uint64_t i) { return words[i]; });
-  return {};
+  return status();
 }
 
 /// Gives every word a new value; all or, after a crash, none is there.

@@ -51,7 +51,8 @@ template <unsigned kBits, Media M, FilterPolicy kPolicy>
   const std::uint64_t pattern = L::pattern(place.fingerprint);
   const std::uint64_t value = media_.load(home);
   if (L::match_quickly(value, pattern) != 0) return answer(group_of(place), true);
-  if (kPolicy.primacy && L::level(value) == 0) [[likely]] return answer(group_of(place), false);
+  if (kPolicy.primacy && L::level(value) == 0) [[likely]]
+    return answer(group_of(place), false);
   // The order of the reads matters: home first (things move away from there), then the foreign lanes, then the level,
   // which whoever takes a foreign copy from under our eyes has raised before.
   const std::uint64_t fingerprint = pattern & L::kLaneMask;
@@ -79,9 +80,10 @@ template <unsigned kBits, Media M, FilterPolicy kPolicy>
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 bool CuckooFilter<kBits, M, kPolicy>::answer(std::uint64_t group, bool found) const {
   if constexpr (kReadersPersist) {
-    if (shared_->stripes.marked(stripe_of(group))) [[unlikely]] persist_read(group, group);
+    if (shared_->stripes.marked(stripe_of(group))) [[unlikely]]
+      persist_read(group, group);
   }
-  return found;
+  return found || !media_ok(media_);  // "No" may be wrong when something that was not acknowledged is lost.
 }
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
@@ -91,7 +93,7 @@ bool CuckooFilter<kBits, M, kPolicy>::answer(std::uint64_t group, std::uint64_t 
       persist_read(group, other);
     }
   }
-  return found;
+  return found || !media_ok(media_);
 }
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
@@ -113,7 +115,7 @@ template <unsigned kBits, Media M, FilterPolicy kPolicy>
     if (placed != Placed::kNowhere) [[likely]] {
       media_.fence(placed == Placed::kHome ? filter_point::kHome : filter_point::kSpill);
       count(shard().items, std::int64_t{1});
-      return true;
+      return media_ok(media_);
     }
   }
   return insert_beyond_group(place);
@@ -123,7 +125,7 @@ template <unsigned kBits, Media M, FilterPolicy kPolicy>
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 template <class Flushes>
 [[gnu::always_inline]] inline auto CuckooFilter<kBits, M, kPolicy>::place_in_group(const Place& place,
-                                                                                  Flushes&& flushes) const -> Placed {
+                                                                                   Flushes&& flushes) const -> Placed {
   Word& home = word_at(place.bucket);
   const std::uint64_t value = media_.load(home);
   if (L::empty_lanes(value) != 0) [[likely]] {
@@ -165,8 +167,7 @@ void CuckooFilter<kBits, M, kPolicy>::mark_overflowed(const Place& place) const 
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 template <class Flushes>
-void CuckooFilter<kBits, M, kPolicy>::place_in_other(Word& target, std::uint64_t fingerprint,
-                                                     Flushes&& flushes) const {
+void CuckooFilter<kBits, M, kPolicy>::place_in_other(Word& target, std::uint64_t fingerprint, Flushes&& flushes) const {
   media_.store(filter_point::kOverflow, target, L::add_foreign(media_.load(target), fingerprint));
   flushes.add(filter_point::kOverflow, &target);
 }
@@ -187,7 +188,7 @@ bool CuckooFilter<kBits, M, kPolicy>::insert_beyond_group(const Place& place) {
       if (placed != Placed::kNowhere) {
         media_.fence(placed == Placed::kHome ? filter_point::kHome : filter_point::kSpill);
         count(shard().items, std::int64_t{1});
-        return true;
+        return media_ok(media_);
       }
       Word* target = words_of(other);
       may_mark = may_mark || reach(media_.load(word_at(place.bucket)), place.fingerprint) == Reach::kOtherGroup;
@@ -198,7 +199,7 @@ bool CuckooFilter<kBits, M, kPolicy>::insert_beyond_group(const Place& place) {
         media_.fence(filter_point::kOverflow);
         count(shard().items, std::int64_t{1});
         count(shard().overflows, std::uint64_t{1});
-        return true;
+        return media_ok(media_);
       }
     }
     if (!may_mark) {
@@ -489,7 +490,7 @@ bool CuckooFilter<kBits, M, kPolicy>::erase_place(const Place& place) {
     if (erased) {
       media_.fence(filter_point::kErase);
       count(shard().items, std::int64_t{-1});
-      return true;
+      return media_ok(media_);
     }
     if (far != Reach::kOtherGroup) return false;
   }
@@ -560,7 +561,7 @@ bool CuckooFilter<kBits, M, kPolicy>::erase_beyond_group(const Place& place) {
   if (!erased) return false;
   media_.fence(filter_point::kErase);
   count(shard().items, std::int64_t{-1});
-  return true;
+  return media_ok(media_);
 }
 
 }  // namespace dunnock

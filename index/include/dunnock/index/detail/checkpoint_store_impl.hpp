@@ -214,7 +214,7 @@ auto CheckpointStore<M>::create(Pool& pool, std::string_view name, const Checkpo
   PendingRegions pending(pool);
   auto store = create_in(pending, name, options, std::move(media));
   if (!store) return store;
-  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  if (Status finished = pending.finish(store->status()); !finished) return tl::unexpected(finished.error());
   return store;
 }
 
@@ -254,7 +254,7 @@ auto CheckpointStore<M>::open_or_create(Pool& pool, std::string_view name, const
   if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
   auto made = create_in(pending, name, options, std::move(media));
   if (!made) return made;
-  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  if (Status finished = pending.finish(made->status()); !finished) return tl::unexpected(finished.error());
   return made;
 }
 
@@ -313,6 +313,7 @@ Result<Manifest> CheckpointStore<M>::read_manifest(const CatalogFields& fields) 
 
 template <Media M>
 Result<Manifest> CheckpointStore<M>::manifest_of(std::string_view name, std::uint64_t version) const {
+  if (Status fine = status(); !fine) return tl::unexpected(fine.error());
   std::optional<CatalogFields> fields;
   {
     const std::lock_guard lock(shared_->catalog);
@@ -323,6 +324,7 @@ Result<Manifest> CheckpointStore<M>::manifest_of(std::string_view name, std::uin
                       "no checkpoint '" + std::string(name) + "'" +
                           (version == kLatestVersion ? std::string() : " of version " + std::to_string(version)));
   auto manifest = read_manifest(*fields);
+  if (Status fine = status(); !fine) return tl::unexpected(fine.error());
   if (!manifest)
     return make_error(manifest.error().code, "checkpoint '" + std::string(name) + "' of version " +
                                                  std::to_string(fields->version) + ": " + manifest.error().message);
@@ -377,6 +379,7 @@ Result<SaveReport> CheckpointStore<M>::save(std::string_view name, std::uint64_t
   if (name.empty() || name.size() > 1024 || version == kLatestVersion)
     return make_error(ErrorCode::kInvalidArgument, "a checkpoint needs a name of 1 to 1024 bytes and a version");
   if (Status valid = check_tensors(tensors); !valid) return tl::unexpected(valid.error());
+  if (Status fine = status(); !fine) return tl::unexpected(fine.error());
 
   Save save;
   save.manifest.name = std::string(name);
@@ -408,7 +411,7 @@ Result<SaveReport> CheckpointStore<M>::save(std::string_view name, std::uint64_t
     save.number = shared.saves++;
   }
   Status saved = save_once(save, tensors, options.threads);
-  if (!saved && saved.error().code == ErrorCode::kNoSpace && collect() != 0)
+  if (!saved && saved.error().code == ErrorCode::kNoSpace && status() && collect() != 0)
     saved = save_once(save, tensors, options.threads);  // Goes on where it stopped.
   {
     const std::lock_guard lock(shared.catalog);
@@ -416,6 +419,7 @@ Result<SaveReport> CheckpointStore<M>::save(std::string_view name, std::uint64_t
     shared.lines_taken.erase(save.line);
   }
   give_back_removed();
+  if (Status fine = status(); !fine) return tl::unexpected(fine.error());  // Whatever else it looked like.
   if (!saved) return tl::unexpected(saved.error());
   SaveReport report;
   report.name = title.first;
@@ -540,7 +544,7 @@ bool CheckpointStore<M>::write_manifest(Save& save, CatalogFields& fields) {
   for (std::uint64_t piece = 0; piece < pieces_of(bytes.size()); ++piece) {
     const std::uint64_t from = piece * piece_bytes();
     const auto part = std::span(bytes).subspan(from, std::min<std::uint64_t>(piece_bytes(), bytes.size() - from));
-    if (data_.put(manifest_key(fields.manifest_id, piece), part) == PutResult::kFull) return false;
+    if (data_.put(manifest_key(fields.manifest_id, piece), part) > PutResult::kReplaced) return false;
     save.bytes_written += part.size() + ValueLog<M>::kOverheadBytes;
   }
   return true;
@@ -613,6 +617,7 @@ Result<RestoreReport> CheckpointStore<M>::restore(std::string_view name, std::ui
       if (!failed.exchange(true)) status = std::move(done);
     }
   });
+  if (Status fine = this->status(); !fine) return tl::unexpected(fine.error());
   if (!status) return tl::unexpected(status.error());
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return report;
@@ -645,7 +650,7 @@ std::optional<std::uint64_t> CheckpointStore<M>::latest(std::string_view name) c
   const auto line = find_line(name, kLatestVersion);
   if (!line) return std::nullopt;
   const auto fields = read_line(*line);
-  return fields ? std::optional(fields->version) : std::nullopt;
+  return fields && status() ? std::optional(fields->version) : std::nullopt;
 }
 
 template <Media M>
@@ -656,6 +661,7 @@ Status CheckpointStore<M>::verify(std::string_view name, std::uint64_t version) 
   for (const ManifestTensor& tensor : manifest->tensors) {
     for (std::size_t chunk = 0; chunk < tensor.chunks.size(); ++chunk) {
       const auto found = data_.get(tensor.chunks[chunk]);
+      if (Status fine = status(); !fine) return fine;
       if (!found || !(chunk_digest(found.bytes()).key == tensor.chunks[chunk]))
         return make_error(ErrorCode::kCorrupt, "tensor '" + tensor.spec.name + "' is damaged at byte " +
                                                    std::to_string(chunk * chunk_bytes_));
@@ -711,6 +717,7 @@ void CheckpointStore<M>::clear_line(std::uint64_t line) {
 
 template <Media M>
 Status CheckpointStore<M>::remove(std::string_view name, std::uint64_t version) {
+  if (Status fine = status(); !fine) return fine;
   Shared& shared = *shared_;
   {
     const std::lock_guard lock(shared.catalog);
@@ -722,11 +729,12 @@ Status CheckpointStore<M>::remove(std::string_view name, std::uint64_t version) 
     auto manifest = read_manifest(*fields);
     count_references();
     clear_line(*line);
+    if (Status fine = status(); !fine) return fine;
     // Without its manifest nobody knows what only it needed; collect() finds out.
     if (manifest) shared.removed.emplace_back(*fields, std::move(*manifest));
   }
   give_back_removed();
-  return {};
+  return status();
 }
 
 /// Erases what only removed checkpoints needed, if no save or restore is under way; then the last of them does it.
@@ -734,7 +742,7 @@ template <Media M>
 void CheckpointStore<M>::give_back_removed() {
   Shared& shared = *shared_;
   const std::unique_lock gate(shared.gate, std::try_to_lock);
-  if (!gate.owns_lock()) return;
+  if (!gate.owns_lock() || !status()) return;
   const std::lock_guard lock(shared.catalog);
   std::vector<IndexKey> unneeded;
   for (const auto& [fields, manifest] : shared.removed) {
@@ -802,7 +810,7 @@ std::uint64_t CheckpointStore<M>::forget_damaged() {
     (void)read_line(line, &damaged);
     if (!damaged) continue;
     clear_line(line);
-    ++count;
+    count += status() ? 1 : 0;
   }
   return count;
 }
@@ -832,6 +840,7 @@ std::uint64_t CheckpointStore<M>::collect() {
   Shared& shared = *shared_;
   const std::unique_lock gate(shared.gate);
   const std::lock_guard lock(shared.catalog);
+  if (!status()) return 0;
   std::unordered_set<IndexKey, KeyHash> needed;
   for (std::uint64_t line = 0; line < lines_; ++line) {
     bool damaged = false;
@@ -849,7 +858,8 @@ std::uint64_t CheckpointStore<M>::collect() {
   data_.index().for_each([&](const IndexKey& key, const IndexValue&) {
     if (!needed.contains(key)) garbage.push_back(key);
   });
-  data_.erase_bulk(garbage);
+  const std::size_t erased = data_.erase_bulk(garbage);
+  if (!status()) return erased;
   shared.removed.clear();
   shared.references.reset();  // They still count what was removed.
   shared.references_unsure = false;

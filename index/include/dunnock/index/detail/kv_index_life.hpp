@@ -402,7 +402,7 @@ auto KvIndex<M>::create(Pool& pool, std::string_view name, const IndexOptions& o
   PendingRegions pending(pool);
   auto index = create_in(pending, name, options, std::move(media));
   if (!index) return index;
-  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  if (Status finished = pending.finish(index->status()); !finished) return tl::unexpected(finished.error());
   return index;
 }
 
@@ -419,7 +419,10 @@ auto KvIndex<M>::open_as(Pool& pool, std::string_view name, const IndexOptions* 
     if (Status agrees = check_agreement(header, bounded(*options, pool)); !agrees)
       return make_error(agrees.error().code, about() + ": " + agrees.error().message);
   }
-  return attach(*meta, memory_of(pool, name), std::move(media));
+  auto opened = attach(*meta, memory_of(pool, name), std::move(media));
+  if (!opened) return opened;
+  if (Status fine = opened->index.status(); !fine) return tl::unexpected(fine.error());
+  return opened;
 }
 
 template <Media M>
@@ -436,7 +439,7 @@ auto KvIndex<M>::open_or_create(Pool& pool, std::string_view name, const IndexOp
   if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
   auto made = create_in(pending, name, options, std::move(media));
   if (!made) return tl::unexpected(made.error());
-  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  if (Status finished = pending.finish(made->status()); !finished) return tl::unexpected(finished.error());
   return Opened{std::move(*made), {.clean_shutdown = true}, true};
 }
 

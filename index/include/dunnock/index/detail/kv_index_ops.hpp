@@ -168,6 +168,8 @@ GetResult KvIndex<M>::get_at(const IndexKey& key, const Place& place) const {
       if (is_unsettled(segment, place, reading.far)) [[unlikely]]
         persist_read(segment, place, reading.far);
     }
+    if (!media_ok(media_)) [[unlikely]]
+      return {GetState::kIo, {}};
     return reading.result;
   }
 }
@@ -200,7 +202,7 @@ bool KvIndex<M>::may_contain(const IndexKey& key) const {
       if (is_unsettled(segment, place, far)) [[unlikely]]
         persist_read(segment, place, far);
     }
-    return found;
+    return found || !media_ok(media_);
   }
 }
 
@@ -412,7 +414,7 @@ bool KvIndex<M>::scrub(Writer& writer, const Place& place, const Site& site) {
 template <Media M>
 PutResult KvIndex<M>::put_with(Writer& writer, const IndexKey& key, const Place& place, const IndexValue& value,
                                IndexValue* previous) {
-  for (bool both = false;;) {
+  for (bool both = false; media_ok(media_);) {
     Site site = lock_and_find(writer, key, place, both);
     if (site.slot) {
       if (previous != nullptr) *previous = stored_value(site.slot);
@@ -434,6 +436,7 @@ PutResult KvIndex<M>::put_with(Writer& writer, const IndexKey& key, const Place&
         break;
     }
   }
+  return PutResult::kIo;
 }
 
 template <Media M>
@@ -477,8 +480,12 @@ bool KvIndex<M>::holds_value(const Slot& slot, const IndexValue& expected) const
 
 template <Media M>
 PutResult KvIndex<M>::put(const IndexKey& key, const IndexValue& value, IndexValue* previous) {
-  Writer writer(*this, false);
-  return put_with(writer, key, place_of(key), value, previous);
+  PutResult result;
+  {
+    Writer writer(*this, false);
+    result = put_with(writer, key, place_of(key), value, previous);
+  }
+  return media_ok(media_) ? result : PutResult::kIo;
 }
 
 template <Media M>
@@ -489,7 +496,8 @@ bool KvIndex<M>::erase(const IndexKey& key, IndexValue* previous) {
   if (!site.slot) return false;
   if (previous != nullptr) *previous = stored_value(site.slot);
   remove(writer, place, site);
-  return true;
+  writer.commit();
+  return media_ok(media_);
 }
 
 template <Media M>
@@ -499,7 +507,8 @@ bool KvIndex<M>::erase_if(const IndexKey& key, const IndexValue& expected) {
   const Site site = lock_and_find(writer, key, place, false);
   if (!site.slot || !holds_value(site.slot, expected)) return false;
   remove(writer, place, site);
-  return true;
+  writer.commit();
+  return media_ok(media_);
 }
 
 template <Media M>
@@ -509,7 +518,8 @@ bool KvIndex<M>::replace_if(const IndexKey& key, const IndexValue& expected, con
   const Site site = lock_and_find(writer, key, place, false);
   if (!site.slot || !holds_value(site.slot, expected)) return false;
   update(writer, place, site, key, desired);
-  return true;
+  writer.commit();
+  return media_ok(media_);
 }
 
 template <Media M>
@@ -519,6 +529,7 @@ std::size_t KvIndex<M>::put_bulk(std::span<const Entry> entries, PutResult* resu
   for (std::size_t fenced = 0; fenced < entries.size(); fenced += kFenceBatch) {
     const std::size_t end = std::min<std::size_t>(fenced + kFenceBatch, entries.size());
     Writer writer(*this, true);
+    std::size_t inserted_here = 0;
     for (std::size_t from = fenced; from < end; from += kBatch) {
       const std::size_t many = std::min<std::size_t>(kBatch, end - from);
       for (std::size_t i = 0; i < many; ++i) {
@@ -530,10 +541,16 @@ std::size_t KvIndex<M>::put_bulk(std::span<const Entry> entries, PutResult* resu
         if (writer.full()) writer.commit();
         const PutResult result = put_with(writer, entries[from + i].key, places[i], entries[from + i].value,
                                           previous == nullptr ? nullptr : previous + from + i);
-        inserted += result == PutResult::kInserted ? 1 : 0;
+        inserted_here += result == PutResult::kInserted ? 1 : 0;
         if (results != nullptr) results[from + i] = result;
       }
     }
+    writer.commit();
+    if (!media_ok(media_)) [[unlikely]] {  // Nothing of this group is acknowledged, nor of those that follow.
+      if (results != nullptr) std::fill(results + fenced, results + entries.size(), PutResult::kIo);
+      return inserted;
+    }
+    inserted += inserted_here;
   }
   return inserted;
 }
@@ -557,6 +574,7 @@ std::size_t KvIndex<M>::erase_bulk(std::span<const IndexKey> keys, std::uint8_t*
   for (std::size_t fenced = 0; fenced < keys.size(); fenced += kFenceBatch) {
     const std::size_t end = std::min<std::size_t>(fenced + kFenceBatch, keys.size());
     Writer writer(*this, true);
+    std::size_t gone_here = 0;
     for (std::size_t from = fenced; from < end; from += kBatch) {
       const std::size_t many = std::min<std::size_t>(kBatch, end - from);
       for (std::size_t i = 0; i < many; ++i) {
@@ -569,10 +587,16 @@ std::size_t KvIndex<M>::erase_bulk(std::span<const IndexKey> keys, std::uint8_t*
         const Site site = lock_and_find(writer, keys[from + i], places[i], false);
         if (site.slot && previous != nullptr) previous[from + i] = stored_value(site.slot);
         if (site.slot) remove(writer, places[i], site);
-        gone += site.slot ? 1 : 0;
+        gone_here += site.slot ? 1 : 0;
         if (erased != nullptr) erased[from + i] = site.slot ? 1 : 0;
       }
     }
+    writer.commit();
+    if (!media_ok(media_)) [[unlikely]] {
+      if (erased != nullptr) std::fill(erased + fenced, erased + keys.size(), std::uint8_t{0});
+      return gone;
+    }
+    gone += gone_here;
   }
   return gone;
 }

@@ -49,7 +49,7 @@ auto KvStore<M>::create(Pool& pool, std::string_view name, const StoreOptions& o
   PendingRegions pending(pool);
   auto store = create_in(pending, name, options, std::move(media));
   if (!store) return store;
-  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  if (Status finished = pending.finish(store->status()); !finished) return tl::unexpected(finished.error());
   return store;
 }
 
@@ -76,7 +76,7 @@ auto KvStore<M>::open_or_create(Pool& pool, std::string_view name, const StoreOp
   if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
   auto made = create_in(pending, name, options, std::move(media));
   if (!made) return tl::unexpected(made.error());
-  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  if (Status finished = pending.finish(made->status()); !finished) return tl::unexpected(finished.error());
   return Opened{std::move(*made), {.clean_shutdown = true}, true};
 }
 
@@ -89,11 +89,12 @@ PutResult KvStore<M>::put(const IndexKey& key, std::span<const std::byte> value)
   } else {
     auto ticket = log_.append(key, value);
     while (!ticket) {
+      if (!status()) return PutResult::kIo;
       if (value.size() > log_.value_bytes_max() || !make_room()) return PutResult::kFull;
       ticket = log_.append(key, value);
     }
     result = index_.put(key, IndexValue::of(ticket->locator), &previous);
-    if (result == PutResult::kFull) log_.discard(ticket->locator);
+    if (result == PutResult::kFull || result == PutResult::kIo) log_.discard(ticket->locator);
   }
   if (result == PutResult::kReplaced && previous.is_locator()) log_.discard(previous.locator());
   return result;
@@ -133,7 +134,7 @@ bool KvStore<M>::Batch::add(const Item& item) {
   auto ticket = store_->log_.begin_append(item);
   while (!ticket) {
     // Committed, the batch pins no segment.
-    if (!commit() || !store_->make_room()) return false;
+    if (!store_->status() || !commit() || !store_->make_room()) return false;
     ticket = store_->log_.begin_append(item);
   }
   entries_.push_back({item.key, IndexValue::of(ticket->locator)});
@@ -145,7 +146,7 @@ bool KvStore<M>::Batch::add(const Item& item) {
 template <Media M>
 bool KvStore<M>::Batch::commit() {
   if (entries_.empty()) return true;
-  if (!tickets_.empty()) store_->log_.fence();
+  if (!tickets_.empty() && !store_->log_.fence()) return false;
   std::vector<PutResult> results(entries_.size());
   std::vector<IndexValue> previous(entries_.size());
   store_->index_.put_bulk(entries_, results.data(), previous.data());
@@ -155,7 +156,7 @@ bool KvStore<M>::Batch::commit() {
   bytes_ = 0;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     const bool in_log = entries_[i].value.is_locator();
-    if (results[i] == PutResult::kFull) {
+    if (results[i] == PutResult::kFull || results[i] == PutResult::kIo) {
       refused.push_back(entries_[i]);
       if (in_log) {
         bytes_ += tickets_[next_ticket].locator.length;
@@ -182,6 +183,10 @@ KvValue<M> KvStore<M>::get(const IndexKey& key) const {
     if (!found.value.is_locator()) return value;
     value.in_log = log_.view(found.value.locator(), key);
     if (value.in_log.state == ReadState::kFound) return value;
+    if (value.in_log.state == ReadState::kIo) {
+      value.state = GetState::kIo;
+      return value;
+    }
     // It may have been replaced or moved in between; if not, it is damaged.
     const GetResult again = index_.get(key);
     if (again && again.value == found.value) {
@@ -227,7 +232,7 @@ bool KvStore<M>::compact_one(double live_at_most) {
         if (!index_.replace_if(key, old, IndexValue::of(moved->locator))) log_.discard(moved->locator);
         return true;
       });
-  if (!emptied) {
+  if (!emptied || !status()) {
     log_.keep(*victim);
     return false;
   }

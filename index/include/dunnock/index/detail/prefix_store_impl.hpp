@@ -54,7 +54,7 @@ auto PrefixStore<M>::create(Pool& pool, std::string_view name, const PrefixOptio
   PendingRegions pending(pool);
   auto store = create_in(pending, name, options, std::move(media));
   if (!store) return store;
-  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  if (Status finished = pending.finish(store->status()); !finished) return tl::unexpected(finished.error());
   return store;
 }
 
@@ -77,7 +77,7 @@ auto PrefixStore<M>::open_or_create(Pool& pool, std::string_view name, const Pre
   if (opened.error().code != ErrorCode::kNotFound) return tl::unexpected(opened.error());
   auto made = create_in(pending, name, options, std::move(media));
   if (!made) return made;
-  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  if (Status finished = pending.finish(made->status()); !finished) return tl::unexpected(finished.error());
   return made;
 }
 
@@ -126,6 +126,7 @@ bool PrefixStore<M>::is_block(const IndexKey& key, const IndexKey* parent, std::
 
 template <Media M>
 auto PrefixStore<M>::lookup(std::span<const IndexKey> keys) const -> Match {
+  if (!status()) return {};
   Shared& shared = *shared_;
   std::uint64_t probes = 0, reads = 0;
   // Blocks [0, low) are there, block `high` is not, as far as fingerprints tell. The last one found is then made sure
@@ -163,7 +164,7 @@ auto PrefixStore<M>::lookup(std::span<const IndexKey> keys) const -> Match {
       touch(keys.first(low));
     }
   }
-  match.blocks_ = low;
+  match.blocks_ = status() ? low : 0;
   shared.lookups.fetch_add(1, std::memory_order_relaxed);
   shared.blocks_asked.fetch_add(keys.size(), std::memory_order_relaxed);
   shared.blocks_found.fetch_add(low, std::memory_order_relaxed);
@@ -282,7 +283,7 @@ std::size_t PrefixStore<M>::evict(std::size_t blocks_max) const {
   std::unique_lock lock(shared_->mutex);
   know_tree();
   std::size_t gone = 0;
-  while (gone < blocks_max && evict_one(lock)) ++gone;
+  while (gone < blocks_max && evict_one(lock) && status()) ++gone;
   return gone;
 }
 
@@ -328,6 +329,7 @@ bool PrefixStore<M>::admit(const IndexKey& key) const {
 template <Media M>
 PutBlock PrefixStore<M>::put(std::span<const IndexKey> keys, std::size_t at, std::span<const std::byte> bytes) {
   Shared& shared = *shared_;
+  if (!status()) return PutBlock::kIo;
   const IndexKey key = keys[at];
   const std::uint64_t needed = ValueLog<M>::record_bytes(sizeof(BlockHeader) + bytes.size());
   const auto budget = static_cast<std::uint64_t>(options_.fill_max * static_cast<double>(data_.log().capacity_bytes()));
@@ -371,6 +373,7 @@ PutBlock PrefixStore<M>::put(std::span<const IndexKey> keys, std::size_t at, std
     result = data_.put(key, value);
     lock.lock();
   }
+  if (result == PutResult::kIo) return refuse(PutBlock::kIo);
   const auto node = shared.nodes.find(key);
   if (node == shared.nodes.end()) {  // What it hangs from was thrown away meanwhile.
     data_.erase(key);

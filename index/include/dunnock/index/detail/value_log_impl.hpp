@@ -200,7 +200,7 @@ auto ValueLog<M>::create(Pool& pool, std::string_view name, const LogOptions& op
   PendingRegions pending(pool);
   auto log = create_in(pending, name, options, std::move(media));
   if (!log) return log;
-  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  if (Status finished = pending.finish(log->status()); !finished) return tl::unexpected(finished.error());
   return log;
 }
 
@@ -236,7 +236,7 @@ auto ValueLog<M>::open_or_create(Pool& pool, std::string_view name, const LogOpt
   if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
   auto made = create_in(pending, name, options, std::move(media));
   if (!made) return made;
-  if (Status finished = pending.finish(); !finished) return tl::unexpected(finished.error());
+  if (Status finished = pending.finish(made->status()); !finished) return tl::unexpected(finished.error());
   return made;
 }
 
@@ -275,6 +275,7 @@ bool ValueLog<M>::take_segment(Head& head, std::uint64_t kept_back) {
   media_.store(log_point::kTake, table_at(taken), word);
   media_.flush(log_point::kTake, &table_at(taken));
   media_.fence(log_point::kTake);  // The segment is in use, in a new epoch.
+  if (!media_ok(media_)) return false;
   segment.live_bytes.store(0, std::memory_order_relaxed);
   segment.full.store(0, std::memory_order_relaxed);
   segment.word.store(word, std::memory_order_seq_cst);
@@ -332,15 +333,17 @@ auto ValueLog<M>::begin_append(const Item& item) -> std::optional<Ticket> {
 }
 
 template <Media M>
-void ValueLog<M>::fence() {
+bool ValueLog<M>::fence() {
   media_.fence(log_point::kAppendFence);  // Records may be pointed to.
+  return media_ok(media_);
 }
 
 template <Media M>
 auto ValueLog<M>::append(const IndexKey& key, std::span<const std::byte> bytes) -> std::optional<Ticket> {
   auto ticket = begin_append({key, bytes});
-  if (ticket) fence();
-  return ticket;
+  if (!ticket || fence()) return ticket;
+  discard(ticket->locator);
+  return std::nullopt;
 }
 
 template <Media M>
@@ -351,7 +354,7 @@ auto ValueLog<M>::append_moved(std::uint64_t victim, const IndexKey& key, std::s
   if (!ticket) return std::nullopt;
   ticket->locator.checksum = payload_checksum(bytes);
   write(*ticket, key, bytes, ticket->locator.checksum);
-  media_.fence(log_point::kAppendFence);  // The record may be pointed to.
+  if (!fence()) return std::nullopt;  // The record may be pointed to.
   shared_->compacted_bytes.fetch_add(record_bytes(bytes.size()), std::memory_order_relaxed);
   return ticket;
 }
@@ -432,6 +435,10 @@ auto ValueLog<M>::whole_record(const Locator& locator, const IndexKey& key) cons
 template <Media M>
 auto ValueLog<M>::view(const Locator& locator, const IndexKey& key) const -> View {
   View view = whole_record(locator, key);
+  if (!media_ok(media_)) [[unlikely]] {
+    view.state = ReadState::kIo;
+    view.bytes = {};
+  }
   if (view.state == ReadState::kFound && payload_checksum(view.bytes) != locator.checksum) {
     view.state = ReadState::kDamaged;
     view.bytes = {};
@@ -442,7 +449,7 @@ auto ValueLog<M>::view(const Locator& locator, const IndexKey& key) const -> Vie
 template <Media M>
 bool ValueLog<M>::peek(const Locator& locator, const IndexKey& key, std::span<std::byte> into) const {
   const View view = whole_record(locator, key);
-  if (view.state != ReadState::kFound || view.bytes.size() < into.size()) return false;
+  if (view.state != ReadState::kFound || view.bytes.size() < into.size() || !media_ok(media_)) return false;
   std::memcpy(into.data(), view.bytes.data(), into.size());
   return true;
 }

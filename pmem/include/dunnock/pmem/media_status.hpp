@@ -1,0 +1,17 @@
+// Whether a structure may still acknowledge anything: media_ok() of media.hpp in words.
+#pragma once
+
+#include "dunnock/base/result.hpp"
+#include "dunnock/pmem/media.hpp"
+
+namespace dunnock {
+
+/// Errors: Io: the medium has failed, for good.
+template <Media M>
+[[nodiscard]] Status media_status(const M& media) {
+  if (media_ok(media)) return {};
+  return make_error(ErrorCode::kIo,
+                    "the storage has failed: nothing is acknowledged any more until the pool is opened again");
+}
+
+}  // namespace dunnock
