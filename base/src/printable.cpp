@@ -66,4 +66,11 @@ std::string printable(std::string_view text) {
   return out;
 }
 
+std::string in_quotes(std::string_view text) {
+  std::string out(1, '\'');
+  out += printable(text);
+  out += '\'';
+  return out;
+}
+
 }  // namespace dunnock

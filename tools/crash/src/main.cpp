@@ -13,7 +13,6 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <iterator>
 #include <memory>
 #include <mutex>
@@ -21,6 +20,8 @@
 #include <numeric>
 #include <thread>
 
+#include "dunnock/base/output_file.hpp"
+#include "dunnock/base/standard_streams.hpp"
 #include "structures.hpp"
 
 namespace {
@@ -64,10 +65,8 @@ const Structure* find_structure(const std::string& name) {
 
 int finish(const Options& options, const Json& report, int code) {
   if (!options.json.empty()) {
-    std::ofstream file(options.json);
-    file << report.dump(2) << "\n";
-    if (!file) {
-      std::fprintf(stderr, "can't write %s\n", options.json.c_str());
+    if (dunnock::Status written = dunnock::write_output_file(options.json, report.dump(2) + "\n"); !written) {
+      std::fprintf(stderr, "%s\n", written.error().message.c_str());
       return kEnvironment;
     }
   }
@@ -432,9 +431,7 @@ int corrupt(const Structure& structure, const Options& options) {
   return finish(options, report, fine ? kFine : kViolated);
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   Options options;
   options.jobs = std::max(1U, std::thread::hardware_concurrency());
   options.directory = std::filesystem::temp_directory_path();
@@ -508,4 +505,15 @@ int main(int argc, char** argv) {
   if (*mutants_command) return mutants(*structure, options);
   if (*kill_command) return kill_storm(*structure, options);
   return corrupt(*structure, options);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  dunnock::keep_standard_descriptors();
+  const int status = run(argc, argv);
+  const dunnock::Status printed = dunnock::flush_standard_output();
+  if (printed) return status;
+  std::fprintf(stderr, "dunnock-crash: %s\n", printed.error().message.c_str());
+  return status == kFine ? kEnvironment : status;
 }

@@ -12,4 +12,7 @@ namespace dunnock {
 /// backslashes too, so that printable(printable(text)) == printable(text).
 [[nodiscard]] std::string printable(std::string_view text);
 
+/// The same in quotation marks: 'name'.
+[[nodiscard]] std::string in_quotes(std::string_view text);
+
 }  // namespace dunnock

@@ -293,6 +293,7 @@ class CuckooFilter {
   [[nodiscard]] Place place_of(Key key) const noexcept {
     return L::place(hasher_(key), buckets_);
   }
+  [[nodiscard]] static std::string wrong_with(const FilterHeader& header);
   [[nodiscard]] static Status check_options(const FilterOptions& options);
   [[nodiscard]] static Status check_header(const Region& meta, const Region& table, FilterHeader& header);
   [[nodiscard]] Result<RecoveryReport> recover();
