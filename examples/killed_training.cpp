@@ -170,6 +170,7 @@ Found look_into(const std::string& path) {
   if (!store) give_up(store.error().message);
   found.open_seconds = seconds_since(begin);
   for (const dunnock::CheckpointInfo& info : store->list()) {
+    if (!info.status) give_up(info.status.error().message);
     found.versions.push_back(info.version);
     found.bytes = info.tensor_bytes;
   }

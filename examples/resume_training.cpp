@@ -78,10 +78,12 @@ void update(State& state, const std::vector<float>& by) {
 
 dunnock::Status train(Store& store, std::uint64_t steps, std::uint64_t steps_per_save) {
   State state;
-  if (const std::optional<std::uint64_t> newest = store.latest("run")) {
+  const auto newest = store.latest("run");
+  if (!newest) return tl::unexpected(newest.error());  // Never an older one without a word.
+  if (*newest) {
     const std::vector<dunnock::TensorSink> sinks = {sink("weights", state.weights), sink("momentum", state.momentum),
                                                     sink("embedding", state.embedding)};
-    auto restored = store.restore("run", *newest, sinks);
+    auto restored = store.restore("run", **newest, sinks);
     if (!restored) return tl::unexpected(restored.error());
     state.step = restored->version;
     fmt::print("resumed at step {}\n", state.step);

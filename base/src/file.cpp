@@ -25,19 +25,27 @@ auto uninterrupted(const Call& call) noexcept {
   }
 }
 
-bool write_all(int fd, const void* from, std::size_t bytes, std::uint64_t offset) noexcept {
+/// Calls put(from, bytes) until all is written.
+template <class Put>
+bool write_pieces(const void* from, std::size_t bytes, const Put& put) noexcept {
   const auto* at = static_cast<const std::byte*>(from);
   while (bytes != 0) {
-    const ssize_t put = uninterrupted([&] { return ::pwrite(fd, at, bytes, static_cast<off_t>(offset)); });
-    if (put <= 0) {
-      if (put == 0) errno = EIO;
+    const ssize_t written = uninterrupted([&] { return put(at, std::min<std::size_t>(bytes, 1U << 30)); });
+    if (written <= 0) {
+      if (written == 0) errno = EIO;
       return false;
     }
-    at += put;
-    offset += static_cast<std::uint64_t>(put);
-    bytes -= static_cast<std::size_t>(put);
+    at += written;
+    bytes -= static_cast<std::size_t>(written);
   }
   return true;
+}
+
+bool write_all(int fd, const void* from, std::size_t bytes, std::uint64_t offset) noexcept {
+  return write_pieces(from, bytes, [&](const std::byte* at, std::size_t length) {
+    return ::pwrite(fd, at, length, static_cast<off_t>(offset + static_cast<std::uint64_t>(
+                                        at - static_cast<const std::byte*>(from))));
+  });
 }
 
 /// Writes zeros where the range has holes.
@@ -89,6 +97,10 @@ int FileSystem::open(int directory, const char* path, int flags, mode_t mode) no
 
 bool FileSystem::pwrite(int fd, const void* from, std::size_t bytes, std::uint64_t offset) noexcept {
   return write_all(fd, from, bytes, offset);
+}
+
+bool FileSystem::write(int fd, const void* from, std::size_t bytes) noexcept {
+  return write_pieces(from, bytes, [fd](const std::byte* at, std::size_t length) { return ::write(fd, at, length); });
 }
 
 bool FileSystem::pwrite_durably(int fd, const void* from, std::size_t bytes, std::uint64_t offset) noexcept {
@@ -189,12 +201,6 @@ Result<UniqueFd> open_folder(const std::string& folder) {
 int sync_folder(int directory) noexcept {
   const int status = file_system().fsync(directory);
   return status != 0 && errno == EINVAL ? 0 : status;
-}
-
-bool same_file(int one, int other) noexcept {
-  struct stat a {};
-  struct stat b {};
-  return fstat(one, &a) == 0 && fstat(other, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
 }  // namespace dunnock

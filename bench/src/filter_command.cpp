@@ -9,15 +9,16 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
 #include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <span>
+#include <sstream>
 #include <thread>
 
 #include "commands.hpp"
 #include "counting_media.hpp"
+#include "dunnock/base/output_file.hpp"
 #include "dunnock/filter/cuckoo_filter.hpp"
 #include "dunnock/pmem/emulated_nvm.hpp"
 #include "model.hpp"
@@ -672,15 +673,13 @@ int filter_command(const Options& options) {
                     {"targets", summary}};
   for (const Row& row : results.rows()) out["benchmarks"].push_back(json_of(row));
   if (!options.json.empty()) {
-    std::ofstream file(options.json);
-    file << out.dump(2) << "\n";
-    if (!file) {
-      std::fprintf(stderr, "can't write %s\n", options.json.c_str());
+    if (Status written = write_output_file(options.json, out.dump(2) + "\n"); !written) {
+      std::fprintf(stderr, "%s\n", written.error().message.c_str());
       return 3;
     }
   }
   if (!options.csv.empty()) {
-    std::ofstream file(options.csv);
+    std::ostringstream file;
     file << "structure,media,op,mode,load,threads,ns,mops,flushes_per_op,fences_per_op,lines_per_op,bits_per_item,fpr,"
             "p50_ns,p99_ns,p999_ns\n";
     for (const Row& row : results.rows()) {
@@ -693,7 +692,10 @@ int filter_command(const Options& options) {
       }
       file << '\n';
     }
-    if (!file) return 3;
+    if (Status written = write_output_file(options.csv, file.str()); !written) {
+      std::fprintf(stderr, "%s\n", written.error().message.c_str());
+      return 3;
+    }
   }
   return 0;
 }

@@ -2,9 +2,14 @@
 // Exit codes: 0 fine, 2 usage, 3 environment.
 #include <CLI/CLI.hpp>
 
-#include "commands.hpp"
+#include <cstdio>
 
-int main(int argc, char** argv) {
+#include "commands.hpp"
+#include "dunnock/base/standard_streams.hpp"
+
+namespace {
+
+int measure(int argc, char** argv) {
   CLI::App app("Measures dunnock's structures beside what one would use instead, in one process run.");
   app.require_subcommand(1);
   dunnock::bench::Run run;
@@ -24,4 +29,15 @@ int main(int argc, char** argv) {
     return app.exit(error) == 0 ? 0 : 2;
   }
   return run();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  dunnock::keep_standard_descriptors();
+  const int status = measure(argc, argv);
+  const dunnock::Status printed = dunnock::flush_standard_output();
+  if (printed) return status;
+  std::fprintf(stderr, "dunnock-bench: %s\n", printed.error().message.c_str());
+  return status == 0 ? 3 : status;
 }

@@ -6,11 +6,12 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <thread>
 #include <vector>
+
+#include "dunnock/base/output_file.hpp"
 
 namespace dunnock::bench {
 
@@ -105,11 +106,9 @@ class Report {
                                    {"unit", row.unit},
                                    {"samples", row.values}});
     }
-    std::ofstream file(path);
-    file << out.dump(2) << "\n";
-    file.flush();
-    if (file) return 0;
-    std::fprintf(stderr, "can't write %s\n", path.c_str());
+    const Status written = write_output_file(path, out.dump(2) + "\n");
+    if (written) return 0;
+    std::fprintf(stderr, "%s\n", written.error().message.c_str());
     return 3;
   }
 

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <cstdio>
-#include <cstring>
+
+#include "dunnock/base/output_file.hpp"
 
 namespace dunnock::gpu {
 namespace {
@@ -78,18 +78,7 @@ std::string to_chrome_json(const TaskGraph& graph, const Schedule& schedule, con
 
 Status write_chrome_json(const std::string& path, const TaskGraph& graph, const Schedule& schedule,
                          const Timeline& timeline) {
-  const std::string json = to_chrome_json(graph, schedule, timeline);
-  const auto fail = [&path](int error) {
-    const bool read_only = error == EACCES || error == EROFS || error == EPERM;
-    return make_error(read_only ? ErrorCode::kReadOnly : ErrorCode::kIo, path + ": " + std::strerror(error));
-  };
-  std::FILE* const file = std::fopen(path.c_str(), "w");
-  if (file == nullptr) return fail(errno);
-  const bool written = std::fwrite(json.data(), 1, json.size(), file) == json.size();
-  const int error = errno;
-  if (std::fclose(file) != 0) return fail(errno);
-  if (!written) return fail(error);
-  return {};
+  return write_output_file(path, to_chrome_json(graph, schedule, timeline));
 }
 
 }  // namespace dunnock::gpu

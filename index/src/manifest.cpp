@@ -74,7 +74,7 @@ ManifestTensor read_tensor(Reader& reader, std::uint32_t chunk_bytes) {
   ManifestTensor tensor;
   tensor.spec.name = reader.text();
   tensor.spec.dtype = static_cast<Dtype>(reader.number<std::uint8_t>());
-  if (bytes_of(tensor.spec.dtype) == 0) reader.fail();
+  if (bits_of(tensor.spec.dtype) == 0) reader.fail();
   const auto dimensions = reader.number<std::uint8_t>();
   for (unsigned i = 0; i < dimensions && reader.ok(); ++i) tensor.spec.shape.push_back(reader.number<std::uint64_t>());
   const auto bytes = tensor.spec.bytes();

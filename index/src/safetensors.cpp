@@ -6,6 +6,8 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "dunnock/base/printable.hpp"
+
 namespace dunnock {
 namespace {
 
@@ -20,7 +22,7 @@ tl::unexpected<Error> corrupt(const std::string& what) {
 class Watch {
  public:
   bool operator()(int depth, Json::parse_event_t event, Json& parsed) {
-    if (depth > 4) too_deep_ = true;
+    if (depth > kDepthMost) too_deep_ = true;
     if (event == Json::parse_event_t::object_start) names_.emplace_back();
     if (event == Json::parse_event_t::object_end && !names_.empty()) names_.pop_back();
     if (event == Json::parse_event_t::key && !names_.empty()) {
@@ -32,14 +34,24 @@ class Watch {
   [[nodiscard]] bool too_deep() const { return too_deep_; }
 
  private:
+  static constexpr int kDepthMost = 100;  // Members that we do not know may hold anything.
   std::vector<std::set<std::string>> names_;
   std::string twice_;
   bool too_deep_ = false;
 };
 
+/// Whether its elements can be counted from the left in 64 bits: other readers do so, even where one length is 0.
+bool countable(const std::vector<std::uint64_t>& shape) {
+  std::uint64_t elements = 1;
+  for (const std::uint64_t length : shape) {
+    if (__builtin_mul_overflow(elements, length, &elements)) return false;
+  }
+  return true;
+}
+
 Result<SafetensorsEntry> parse_entry(const std::string& name, const Json& json) {
-  const auto wrong = [&name](const char* what) { return corrupt("tensor '" + name + "' " + what); };
-  if (!json.is_object() || json.size() != 3) return wrong("is not an object of three members");
+  const auto wrong = [&name](const char* what) { return corrupt("tensor '" + printable(name) + "' " + what); };
+  if (!json.is_object()) return wrong("is not an object");
   const auto dtype = json.find("dtype");
   const auto shape = json.find("shape");
   const auto offsets = json.find("data_offsets");
@@ -50,21 +62,22 @@ Result<SafetensorsEntry> parse_entry(const std::string& name, const Json& json) 
   entry.spec.name = name;
   const auto known = dtype_of(dtype->get<std::string>());
   if (!known)
-    return make_error(ErrorCode::kUnsupported,
-                      "tensor '" + name + "' has the unknown dtype '" + dtype->get<std::string>() + "'");
+    return make_error(ErrorCode::kUnsupported, "tensor '" + printable(name) + "' has the unknown dtype '" +
+                                                   printable(dtype->get<std::string>()) + "'");
   entry.spec.dtype = *known;
   if (shape->size() > 255) return wrong("has more than 255 dimensions");
   for (const Json& length : *shape) {
     if (!length.is_number_unsigned()) return wrong("has a shape that is not of whole numbers");
     entry.spec.shape.push_back(length.get<std::uint64_t>());
   }
+  if (!countable(entry.spec.shape)) return wrong("has a shape that is too large");
   for (const Json& offset : *offsets) {
     if (!offset.is_number_unsigned()) return wrong("has offsets that are not whole numbers");
   }
   entry.begin_bytes = (*offsets)[0].get<std::uint64_t>();
   const auto end = (*offsets)[1].get<std::uint64_t>();
   const auto bytes = entry.spec.bytes();
-  if (!bytes) return wrong("has a shape that is too large");
+  if (!bytes) return wrong("is too large, or does not fill whole bytes");
   if (end < entry.begin_bytes || end - entry.begin_bytes != *bytes)
     return wrong("has offsets that do not fit its shape");
   return entry;
@@ -75,6 +88,8 @@ Result<SafetensorsEntry> parse_entry(const std::string& name, const Json& json) 
 Result<SafetensorsHeader> parse_safetensors_header(std::span<const std::byte> json, std::uint64_t data_bytes) {
   if (json.size() > kSafetensorsHeaderBytesMax) return corrupt("it has more than 100 MB");
   if (json.empty() || json[0] != std::byte{'{'}) return corrupt("it does not begin with {");
+  // The parser would take it for the end, and what follows it would be nobody's.
+  if (std::find(json.begin(), json.end(), std::byte{0}) != json.end()) return corrupt("there is a zero byte in it");
   Watch watch;
   const auto* text = reinterpret_cast<const char*>(json.data());
   const Json parsed = Json::parse(
@@ -82,12 +97,13 @@ Result<SafetensorsHeader> parse_safetensors_header(std::span<const std::byte> js
       [&watch](int depth, Json::parse_event_t event, Json& value) { return watch(depth, event, value); }, false);
   if (watch.too_deep()) return corrupt("it is nested too deeply");
   if (parsed.is_discarded() || !parsed.is_object()) return corrupt("it is not JSON");
-  if (!watch.twice().empty()) return corrupt("the name '" + watch.twice() + "' occurs twice");
+  if (!watch.twice().empty()) return corrupt("the name '" + printable(watch.twice()) + "' occurs twice");
 
   SafetensorsHeader header;
   header.data_bytes = data_bytes;
   for (const auto& [name, value] : parsed.items()) {
     if (name == kNotes) {
+      if (value.is_null()) continue;  // Other readers take it for none.
       if (!value.is_object()) return corrupt("__metadata__ is not an object");
       for (const auto& [key, note] : value.items()) {
         if (!note.is_string()) return corrupt("__metadata__ has a value that is not text");
@@ -106,9 +122,9 @@ Result<SafetensorsHeader> parse_safetensors_header(std::span<const std::byte> js
   std::uint64_t at = 0;
   for (const SafetensorsEntry& entry : header.tensors) {
     if (entry.begin_bytes != at)
-      return corrupt("tensor '" + entry.spec.name + "' does not begin where the one before it ends");
+      return corrupt("tensor '" + printable(entry.spec.name) + "' does not begin where the one before it ends");
     at += entry.spec.bytes().value_or(0);
-    if (at > data_bytes) return corrupt("tensor '" + entry.spec.name + "' ends beyond the file");
+    if (at > data_bytes) return corrupt("tensor '" + printable(entry.spec.name) + "' ends beyond the file");
   }
   if (at != data_bytes) return corrupt(std::to_string(data_bytes - at) + " bytes follow the last tensor");
   return header;
@@ -126,9 +142,11 @@ Result<std::string> safetensors_header(std::span<const TensorSpec> tensors,
   std::set<std::string_view> names;
   for (const TensorSpec& spec : tensors) {
     const auto bytes = spec.bytes();
-    if (!bytes || at > ~0ULL / 2 - *bytes) return refuse("the tensors are too large for one file");
+    if (!bytes) return refuse("tensor '" + printable(spec.name) + "' is too large, or does not fill whole bytes");
+    if (at > ~0ULL / 2 - *bytes) return refuse("the tensors are too large for one file");
+    if (!countable(spec.shape)) return refuse("tensor '" + printable(spec.name) + "' has a shape that is too large");
     if (spec.name == kNotes || !names.insert(spec.name).second)
-      return refuse("the tensor name '" + spec.name + "' is reserved or occurs twice");
+      return refuse("the tensor name '" + printable(spec.name) + "' is reserved or occurs twice");
     json[spec.name] = {{"dtype", name_of(spec.dtype)}, {"shape", spec.shape}, {"data_offsets", {at, at + *bytes}}};
     at += *bytes;
   }

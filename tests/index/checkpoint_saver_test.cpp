@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cstring>
 #include <filesystem>
 #include <functional>
 #include <random>
@@ -112,9 +113,9 @@ TEST_P(CheckpointSaverTest, takes_tensors_from_functions) {
   const auto saver = this->saver({.threads = 3});
   const auto read = [](std::uint64_t offset, std::span<std::byte> into) {
     for (std::size_t at = 0; at < into.size(); ++at) into[at] = static_cast<std::byte>((offset + at) / 777);
-    return true;
+    return Status();
   };
-  const auto piece = [read](std::uint64_t offset, std::uint64_t bytes) {
+  const auto piece = [read](std::uint64_t offset, std::uint64_t bytes) -> Result<std::shared_ptr<const std::byte[]>> {
     auto lent = std::make_shared<std::byte[]>(bytes);
     (void)read(offset, {lent.get(), bytes});
     return std::shared_ptr<const std::byte[]>(std::move(lent));
@@ -133,7 +134,7 @@ TEST_P(CheckpointSaverTest, takes_tensors_from_functions) {
                             for (std::size_t at = 0; at < from.size(); ++at) {
                               if (from[at] != static_cast<std::byte>((offset + at) / 777)) same = false;
                             }
-                            return true;
+                            return Status();
                           }};
     ASSERT_TRUE(store_->restore("run", 1, {&sink, 1}, 2));
   }
@@ -165,7 +166,10 @@ TEST_P(CheckpointSaverTest, tells_of_failures_and_goes_on) {
   EXPECT_EQ(saver->save("run", 2, {good, good}).wait().error().code, ErrorCode::kInvalidArgument);
   const TensorSource unreadable{{"u", Dtype::kU8, {weights.size()}},
                                 {},
-                                [](std::uint64_t offset, std::span<std::byte>) { return offset < 20 << 20; },
+                                [](std::uint64_t offset, std::span<std::byte>) -> Status {
+                                  if (offset < 20 << 20) return {};
+                                  return make_error(ErrorCode::kIo, "the rest is gone");
+                                },
                                 {}};
   EXPECT_EQ(saver->save("run", 2, {good, unreadable}).wait().error().code, ErrorCode::kIo);
   // Too much for the store: 40 MiB of its 96 are taken.
@@ -180,13 +184,55 @@ TEST_P(CheckpointSaverTest, tells_of_failures_and_goes_on) {
   EXPECT_TRUE(store_->verify("run", 3));
 }
 
+TEST_P(CheckpointSaverTest, heals_what_has_rotted) {
+  const auto saver = this->saver();
+  std::mt19937_64 random(test::seed());
+  std::vector<std::byte> weights(3 * kChunk);
+  for (std::byte& one : weights) one = static_cast<std::byte>(random());
+  const TensorSource source{{"t", Dtype::kU8, {weights.size()}}, weights, {}, {}};
+  ASSERT_TRUE(saver->save("run", 1, {source}).wait());
+  const auto log = pool_->open_region("c.data.log");
+  ASSERT_TRUE(log);
+  std::uint64_t at = 0;
+  while (at + 64 < log->bytes() && std::memcmp(log->at(at), weights.data() + kChunk, 64) != 0) at += 32;
+  ASSERT_LT(at + 64, log->bytes());
+  *log->at(at + 1000) ^= std::byte{1};
+  ASSERT_FALSE(store_->verify("run", 1));
+  const auto report = saver->save("run", 2, {source}).wait();
+  ASSERT_TRUE(report) << report.error().message;
+  EXPECT_EQ(report->chunks_healed, 1u);
+  EXPECT_TRUE(store_->verify("run", 1));
+  EXPECT_TRUE(store_->verify("run", 2));
+}
+
+TEST_P(CheckpointSaverTest, says_why_a_tensor_cannot_be_read) {
+  const auto saver = this->saver();
+  const TensorSource unreadable{
+      {"u", Dtype::kU8, {8}},
+      {},
+      [](std::uint64_t, std::span<std::byte>) -> Status { return make_error(ErrorCode::kIo, "the disk is gone"); },
+      {}};
+  const auto report = saver->save("run", 1, {unreadable}).wait();
+  ASSERT_FALSE(report);
+  EXPECT_NE(report.error().message.find("the disk is gone"), std::string::npos) << report.error().message;
+}
+
+TEST_P(CheckpointSaverTest, refuses_a_retention_that_would_remove_everything) {
+  const auto refused = CheckpointSaver<ProcessMedia>::create(*store_, {.retention = Retention{.keep_last = 0}});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
+}
+
 TEST_P(CheckpointSaverTest, finds_room_where_a_save_that_failed_left_chunks) {
   const auto saver = this->saver();
   std::mt19937_64 random(test::seed());
   std::vector<std::byte> weights(60 << 20);
   for (std::byte& one : weights) one = static_cast<std::byte>(random());
   const TensorSource unreadable{
-      {"u", Dtype::kU8, {8}}, {}, [](std::uint64_t, std::span<std::byte>) { return false; }, {}};
+      {"u", Dtype::kU8, {8}},
+      {},
+      [](std::uint64_t, std::span<std::byte>) -> Status { return make_error(ErrorCode::kIo, "the disk is gone"); },
+      {}};
   const TensorSource source{{"t", Dtype::kU8, {weights.size()}}, weights, {}, {}};
   ASSERT_FALSE(saver->save("run", 1, {source, unreadable}).wait());
   for (std::byte& one : weights) one = static_cast<std::byte>(random());

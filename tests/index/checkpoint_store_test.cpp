@@ -162,7 +162,7 @@ TEST_F(CheckpointStoreTest, gives_space_back_when_checkpoints_go) {
     auto saved = store_->save("run", version, model.sources());
     ASSERT_TRUE(saved) << version << ": " << saved.error().message;
     EXPECT_TRUE(holds(*store_, "run", version, model));
-    store_->retain("run", {.keep_last = 2});
+    ASSERT_TRUE(store_->retain("run", {.keep_last = 2}));
     if (version % 10 == 5) reopen();
   }
   EXPECT_EQ(store_->list().size(), 2u);
@@ -173,7 +173,7 @@ TEST_F(CheckpointStoreTest, keeps_the_last_and_every_tenth) {
   Model model;
   model.add("w", Dtype::kU8, {100}, 1);
   for (std::uint64_t version = 5; version < 20; ++version) ASSERT_TRUE(store_->save("run", version, model.sources()));
-  EXPECT_EQ(store_->retain("run", {.keep_last = 2, .keep_every = 10}), 12u);
+  EXPECT_EQ(store_->retain("run", {.keep_last = 2, .keep_every = 10})->removed, 12u);
   std::vector<std::uint64_t> left;
   for (const auto& one : store_->list()) left.push_back(one.version);
   EXPECT_EQ(left, (std::vector<std::uint64_t>{10, 18, 19}));
@@ -214,8 +214,12 @@ TEST_F(CheckpointStoreTest, says_what_is_wrong) {
   sources[1].spec.shape = {1ULL << 40, 1ULL << 40};
   EXPECT_EQ(code_of_save("run", 2, sources), ErrorCode::kInvalidArgument);
   sources = model.sources();
-  sources[0].read = [](std::uint64_t, std::span<std::byte>) { return false; };
-  EXPECT_EQ(store_->save("run", 2, sources).error().code, ErrorCode::kIo);
+  sources[0].read = [](std::uint64_t, std::span<std::byte>) -> Status {
+    return make_error(ErrorCode::kIo, "the cable is out");
+  };
+  const auto unreadable = store_->save("run", 2, sources);
+  EXPECT_EQ(unreadable.error().code, ErrorCode::kIo);
+  EXPECT_NE(unreadable.error().message.find("the cable is out"), std::string::npos) << unreadable.error().message;
   EXPECT_EQ(store_->list().size(), 1u);
 
   std::vector<std::byte> room(*model.specs[0].bytes());
@@ -270,10 +274,208 @@ TEST_F(CheckpointStoreTest, finds_damage_and_says_where) {
   auto* line = reinterpret_cast<std::uint64_t*>(catalog->at(kCatalogLinesOffset));
   line[4] ^= 2;
   EXPECT_FALSE(store_->check().ok());
-  EXPECT_EQ(store_->collect(), 0u) << "what a damaged checkpoint needs is not thrown away";
+  EXPECT_EQ(store_->collect().error().code, ErrorCode::kCorrupt)
+      << "what a damaged checkpoint needs is not thrown away";
   line[4] ^= 2;
   EXPECT_TRUE(store_->check().ok());
   EXPECT_TRUE(holds(*store_, "run", 1, model));
+}
+
+/// Where these bytes lie in a region, at a boundary of 8.
+std::byte* find_bytes(const Region& region, std::span<const std::byte> bytes, std::size_t which = 0) {
+  for (std::uint64_t at = 0; at + bytes.size() <= region.bytes(); at += 8) {
+    if (std::memcmp(region.at(at), bytes.data(), bytes.size()) == 0 && which-- == 0) return region.at(at);
+  }
+  return nullptr;
+}
+
+TEST_F(CheckpointStoreTest, heals_what_has_rotted_when_the_same_bytes_are_saved_again) {
+  Model model;
+  model.add("frozen", Dtype::kU8, {16 * 4096 + 100}, 1);
+  ASSERT_TRUE(store_->save("run", 0, model.sources()));
+  const auto log = pool_->open_region("c.data.log");
+  const auto index = pool_->open_region("c.data.s0");
+  ASSERT_TRUE(log && index);
+  std::uint64_t version = 0;
+  const auto chunk = [&](std::size_t n) { return std::span(model.bytes[0]).subspan(n * 4096, 64); };
+  // In the payload, at its beginning and at its end; in each field of the record's header; in the index's record.
+  const auto damages = [&](std::size_t n) -> std::vector<std::byte*> {
+    std::byte* payload = nullptr;  // The last one: those before it are what was healed.
+    for (std::size_t which = 0; std::byte* const one = find_bytes(*log, chunk(n), which); ++which) payload = one;
+    if (payload == nullptr) return {};
+    const IndexKey key = chunk_digest(std::span(model.bytes[0]).subspan(n * 4096, 4096)).key;
+    std::byte* const record = find_bytes(*index, std::as_bytes(std::span(&key, 1)));
+    std::vector<std::byte*> all{payload, payload + 4095, payload - 32, payload - 16, payload - 12, payload - 8};
+    if (record != nullptr) all.insert(all.end(), {record + 16, record + 24, record + 28, record - 8, record - 4});
+    return all;
+  };
+  const std::size_t kinds = damages(3).size();
+  ASSERT_EQ(kinds, 11u);
+  for (std::size_t kind = 0; kind < kinds; ++kind) {
+    const std::vector<std::byte*> places = damages(3);
+    ASSERT_EQ(places.size(), kinds) << kind;
+    *places[kind] ^= std::byte{0x10};
+    ASSERT_FALSE(holds(*store_, "run", version, model)) << kind;
+    const auto saved =
+        store_->save("run", ++version, model.sources(), {.threads = static_cast<unsigned>(kind % 3 + 1)});
+    ASSERT_TRUE(saved) << kind << ": " << saved.error().message;
+    EXPECT_EQ(saved->chunks_written, 1u) << kind;
+    for (std::uint64_t one = 0; one <= version; ++one)
+      EXPECT_TRUE(holds(*store_, "run", one, model)) << "version " << one << " after damage of kind " << kind;
+    EXPECT_TRUE(store_->verify("run", version));
+  }
+  const auto unchanged = store_->save("run", ++version, model.sources());
+  ASSERT_TRUE(unchanged);
+  EXPECT_EQ(unchanged->chunks_written, 0u);
+  EXPECT_EQ(unchanged->chunks_healed, 0u);
+  reopen();
+  for (std::uint64_t one = 0; one <= version; ++one) EXPECT_TRUE(holds(*store_, "run", one, model)) << one;
+}
+
+TEST_F(CheckpointStoreTest, counts_what_it_has_healed) {
+  Model model;
+  model.add("w", Dtype::kU8, {8 * 4096}, 1);
+  ASSERT_TRUE(store_->save("run", 1, model.sources()));
+  const auto log = pool_->open_region("c.data.log");
+  for (const std::size_t n : {1, 5})
+    find_bytes(*log, std::span(model.bytes[0]).subspan(n * 4096, 64))[9] ^= std::byte{1};
+  const auto saved = store_->save("run", 2, model.sources());
+  ASSERT_TRUE(saved);
+  EXPECT_EQ(saved->chunks_healed, 2u);
+  EXPECT_EQ(saved->chunks_written, 2u);
+  EXPECT_TRUE(store_->check().ok());
+}
+
+/// Damages the manifest of the n-th checkpoint that was saved, if nothing was removed.
+void damage_manifest(Pool& pool, std::size_t n) {
+  const auto log = pool.open_region("c.data.log");
+  ASSERT_TRUE(log);
+  constexpr char kMagic[] = "DNNKMAN1";
+  std::byte* const at = find_bytes(*log, std::as_bytes(std::span(kMagic, 8)), n);
+  ASSERT_NE(at, nullptr);
+  at[20] ^= std::byte{1};
+}
+
+TEST_F(CheckpointStoreTest, lists_what_it_cannot_read_and_says_why) {
+  Model model;
+  model.add("w", Dtype::kU8, {20000}, 1);
+  ASSERT_TRUE(store_->save("only", 7, model.sources()));
+  ASSERT_TRUE(store_->save("run", 1, model.sources()));
+  ASSERT_TRUE(store_->save("run", 2, model.sources()));
+  damage_manifest(*pool_, 0);
+  damage_manifest(*pool_, 2);
+  for (int round = 0; round < 2; ++round) {
+    const auto all = store_->list();
+    ASSERT_EQ(all.size(), 3u);
+    EXPECT_EQ(all[0].name, "") << "nothing else says what it was called";
+    EXPECT_EQ(all[0].version, 7u);
+    EXPECT_EQ(all[0].status.error().code, ErrorCode::kCorrupt);
+    EXPECT_EQ(all[1].name, "run");
+    EXPECT_TRUE(all[1].status);
+    EXPECT_EQ(all[2].name, "run") << "as that of another version";
+    EXPECT_EQ(all[2].version, 2u);
+    EXPECT_FALSE(all[2].status);
+    const auto mine = store_->list("only");
+    ASSERT_EQ(mine.size(), 1u);
+    EXPECT_EQ(mine[0].name, "only");
+    EXPECT_FALSE(mine[0].status);
+    EXPECT_EQ(store_->latest("run"), 2u) << "the newest, though it is damaged";
+    EXPECT_EQ(store_->manifest("run").error().code, ErrorCode::kCorrupt) << "never an older one without a word";
+    EXPECT_EQ(store_->verify("only").error().code, ErrorCode::kCorrupt);
+    EXPECT_EQ(store_->collect().error().code, ErrorCode::kCorrupt);
+    const auto again = store_->save("run", 2, model.sources());
+    EXPECT_EQ(again.error().code, ErrorCode::kAlreadyExists);
+    EXPECT_NE(again.error().message.find("damaged"), std::string::npos) << again.error().message;
+    reopen();
+  }
+  EXPECT_EQ(store_->forget_damaged(), 2u);
+  EXPECT_GT(store_->collect().value_or(0), 0u);
+  EXPECT_TRUE(store_->check().ok());
+  EXPECT_EQ(store_->list().size(), 1u);
+  EXPECT_TRUE(holds(*store_, "run", 1, model));
+}
+
+TEST_F(CheckpointStoreTest, lists_lines_of_the_catalog_that_it_cannot_read) {
+  Model model;
+  model.add("w", Dtype::kU8, {20000}, 1);
+  ASSERT_TRUE(store_->save("run", 1, model.sources()));
+  ASSERT_TRUE(store_->save("run", 2, model.sources()));
+  auto catalog = pool_->open_region("c.catalog");
+  *catalog->at(kCatalogLinesOffset + kLineBytes + 32) ^= std::byte{1};
+  for (const auto& all : {store_->list(), store_->list("run"), store_->list("other")}) {
+    const auto damaged = std::ranges::find_if(all, [](const CheckpointInfo& one) { return !one.status; });
+    ASSERT_NE(damaged, all.end());
+    EXPECT_EQ(damaged->version, kLatestVersion);
+    EXPECT_EQ(damaged->name, "");
+    EXPECT_EQ(damaged->line, 1u);
+  }
+  EXPECT_EQ(store_->list().size(), 2u);
+  EXPECT_EQ(store_->latest("run").error().code, ErrorCode::kCorrupt);
+  EXPECT_EQ(store_->verify("run").error().code, ErrorCode::kCorrupt);
+  EXPECT_EQ(store_->remove("run", kLatestVersion).error().code, ErrorCode::kCorrupt);
+  EXPECT_EQ(store_->manifest("run", 2).error().code, ErrorCode::kCorrupt) << "it may be there";
+  EXPECT_TRUE(holds(*store_, "run", 1, model));
+}
+
+TEST_F(CheckpointStoreTest, keeps_sound_versions_beside_damaged_ones) {
+  Model model;
+  model.add("w", Dtype::kU8, {20000}, 1);
+  for (std::uint64_t version = 1; version <= 5; ++version) {
+    model.bytes[0][version] ^= std::byte{1};
+    ASSERT_TRUE(store_->save("run", version, model.sources()));
+  }
+  damage_manifest(*pool_, 4);
+  const auto retained = store_->retain("run", {.keep_last = 2});
+  ASSERT_TRUE(retained);
+  EXPECT_EQ(retained->removed, 2u);
+  EXPECT_EQ(retained->damaged, 1u) << "version 5 is not what can be gone on from";
+  std::vector<std::uint64_t> left;
+  for (const auto& one : store_->list()) left.push_back(one.version);
+  EXPECT_EQ(left, (std::vector<std::uint64_t>{3, 4, 5}));
+  model.bytes[0][5] ^= std::byte{1};
+  EXPECT_TRUE(holds(*store_, "run", 4, model));
+  EXPECT_TRUE(store_->verify("run", 3));
+}
+
+TEST_F(CheckpointStoreTest, refuses_a_retention_that_would_remove_everything) {
+  Model model;
+  model.add("w", Dtype::kU8, {100}, 1);
+  ASSERT_TRUE(store_->save("run", 1, model.sources()));
+  for (const std::uint64_t every : {0, 5})
+    EXPECT_EQ(store_->retain("run", {.keep_last = 0, .keep_every = every}).error().code, ErrorCode::kInvalidArgument);
+  EXPECT_TRUE(holds(*store_, "run", 1, model));
+}
+
+TEST_F(CheckpointStoreTest, names_what_others_have_named_without_acting_on_the_terminal) {
+  Model model;
+  model.add("w\x1b[2J\n", Dtype::kU8, {100}, 1);
+  ASSERT_TRUE(store_->save("r\x1b", 1, model.sources()));
+  auto spec = model.specs[0];
+  spec.shape = {99};
+  std::vector<std::byte> room(99);
+  const TensorSink sink{spec, room, {}};
+  for (const auto& message :
+       {store_->restore("r\x1b", 1, std::span(&sink, 1)).error().message, store_->manifest("r\x1b", 2).error().message,
+        store_->save("r\x1b", 1, model.sources()).error().message}) {
+    EXPECT_EQ(message.find('\x1b'), std::string::npos);
+    EXPECT_NE(message.find("\\x1b"), std::string::npos) << message;
+  }
+}
+
+TEST_F(CheckpointStoreTest, holds_tensors_of_every_dtype) {
+  Model model;
+  for (std::uint8_t number = 1; number <= kDtypeLast; ++number) {
+    const auto dtype = static_cast<Dtype>(number);
+    ASSERT_NE(name_of(dtype), "") << int{number};
+    EXPECT_EQ(dtype_of(name_of(dtype)), dtype);
+    model.add(std::string(name_of(dtype)), dtype, {3, 8}, number);
+    EXPECT_EQ(model.bytes.back().size(), 3 * bits_of(dtype));
+  }
+  ASSERT_TRUE(store_->save("run", 1, model.sources()));
+  reopen();
+  EXPECT_TRUE(holds(*store_, "run", 1, model));
+  const std::vector<TensorSource> half{{{"h", Dtype::kF4, {3}}, model.bytes[0], {}, {}}};
+  EXPECT_EQ(store_->save("run", 2, half).error().code, ErrorCode::kInvalidArgument) << "a byte and a half";
 }
 
 TEST_F(CheckpointStoreTest, forgets_damaged_lines_when_told_to_and_gives_back_their_space) {
@@ -289,12 +491,12 @@ TEST_F(CheckpointStoreTest, forgets_damaged_lines_when_told_to_and_gives_back_th
   auto* second_line = reinterpret_cast<std::uint64_t*>(catalog->at(kCatalogLinesOffset + kLineBytes));
   second_line[4] ^= 2;
   EXPECT_EQ(store_->damaged(), 1u);
-  EXPECT_EQ(store_->latest("run"), 1u) << "which is why damaged() is to be asked";
-  EXPECT_EQ(store_->collect(), 0u);
+  EXPECT_EQ(store_->latest("run").error().code, ErrorCode::kCorrupt) << "a newer one may be in the damaged line";
+  EXPECT_EQ(store_->collect().error().code, ErrorCode::kCorrupt);
   EXPECT_EQ(store_->forget_damaged(), 1u);
   EXPECT_EQ(store_->damaged(), 0u);
   EXPECT_EQ(second_line[0], catalog_free({catalog_name_hash("c"), 1}));
-  EXPECT_GE(store_->collect(), 5u) << "five chunks of the second, and its manifest";
+  EXPECT_GE(store_->collect().value_or(0), 5u) << "five chunks of the second, and its manifest";
   EXPECT_TRUE(store_->check().ok());
   EXPECT_TRUE(holds(*store_, "run", 1, first));
   // Its line and its version are free.
@@ -315,7 +517,7 @@ TEST_F(CheckpointStoreTest, takes_neither_zeros_nor_another_line_for_an_empty_li
   const auto expect_damage = [&](const char* what) {
     EXPECT_EQ(store_->damaged(), 1u) << what;
     EXPECT_FALSE(store_->check().ok()) << what;
-    EXPECT_EQ(store_->collect(), 0u) << what;
+    EXPECT_EQ(store_->collect().error().code, ErrorCode::kCorrupt) << what;
     std::memcpy(line(1), second.data(), kLineBytes);
     EXPECT_TRUE(store_->check().ok()) << what;
   };
@@ -439,16 +641,16 @@ TEST_F(CheckpointStoreTest, saves_and_restores_what_does_not_fit_in_memory) {
   const auto byte_at = [](std::uint64_t i) { return static_cast<std::byte>(i * 7 + (i >> 12) * 3); };
   const TensorSource source{spec, {}, [&](std::uint64_t offset, std::span<std::byte> into) {
                               for (std::size_t i = 0; i < into.size(); ++i) into[i] = byte_at(offset + i);
-                              return true;
+                              return Status();
                             }};
   ASSERT_TRUE(store_->save("run", 1, std::span(&source, 1), {.threads = 2}));
   std::atomic<std::uint64_t> seen{0};
-  const TensorSink sink{spec, {}, [&](std::uint64_t offset, std::span<const std::byte> from) {
+  const TensorSink sink{spec, {}, [&](std::uint64_t offset, std::span<const std::byte> from) -> Status {
                           for (std::size_t i = 0; i < from.size(); ++i) {
-                            if (from[i] != byte_at(offset + i)) return false;
+                            if (from[i] != byte_at(offset + i)) return make_error(ErrorCode::kIo, "other bytes");
                           }
                           seen += from.size();
-                          return true;
+                          return {};
                         }};
   ASSERT_TRUE(store_->restore("run", 1, std::span(&sink, 1), 2));
   EXPECT_EQ(seen.load(), 1000000u);
@@ -467,7 +669,7 @@ TEST_F(CheckpointStoreTest, many_threads_save_restore_and_remove) {
         if (!store_->save(name, version, model.sources(), {.threads = 2})) ++wrong;
         if (!holds(*store_, name, version, model)) ++wrong;
         if (round % 2 == 0 && !store_->remove(name, version)) ++wrong;
-        if (round % 5 == 0) store_->collect();
+        if (round % 5 == 0) (void)store_->collect();
       }
     });
   }

@@ -85,7 +85,8 @@ TYPED_TEST(KvIndexOn, readers_never_see_a_value_go_back_while_segments_split) {
       std::uint64_t least[kWriters];
       for (std::uint64_t w = 0; w < kWriters; ++w) least[w] = acknowledged[w].load(std::memory_order_acquire);
       std::set<std::uint64_t> visited;
-      index.for_each([&](const IndexKey& key, const IndexValue&) { wrong += visited.insert(key.low).second ? 0 : 1; });
+      wrong += index.for_each(
+          [&](const IndexKey& key, const IndexValue&) { wrong += visited.insert(key.low).second ? 0 : 1; });
       for (std::uint64_t w = 0; w < kWriters; ++w) {
         for (std::uint64_t n = 0; n < least[w]; ++n) wrong += visited.contains(n * kWriters + w) ? 0 : 1;
       }

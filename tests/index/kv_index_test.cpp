@@ -133,11 +133,42 @@ TEST(KvIndex, behaves_as_a_map_does_while_it_grows) {
   EXPECT_EQ(report.dead_lanes, 0u) << "splits leave lanes behind";
   EXPECT_EQ(index.size(), model.size());
   std::map<std::uint64_t, std::uint64_t> seen;
-  index.for_each([&](const IndexKey& key, const IndexValue& value) {
+  const std::uint64_t unreadable = index.for_each([&](const IndexKey& key, const IndexValue& value) {
     EXPECT_TRUE(seen.emplace(key.high, value.number()).second) << "visited twice";
   });
+  EXPECT_EQ(unreadable, 0u);
   EXPECT_EQ(seen, model);
   EXPECT_GT(index.stats().splits, 10u);
+}
+
+TEST(KvIndex, says_how_many_entries_it_could_not_visit) {
+  auto meta = VolatileRegion::create(1 << 20);
+  auto memory = VolatileRegion::create(8 << 20);
+  ASSERT_TRUE(meta && memory);
+  const auto chunk = [&](unsigned, std::uint64_t) -> Result<Region> { return memory->region(); };
+  const IndexOptions options{.bytes_max = Index::segment_bytes(4), .segment_groups = 4};
+  auto index = Index::format(meta->region(), {chunk, chunk}, options, {});
+  ASSERT_TRUE(index) << index.error().message;
+  for (std::uint64_t n = 1; n <= 5; ++n) index->put({n * 0x9e3779b97f4a7c15ULL, n}, IndexValue::of(n));
+  const auto visited = [&] {
+    std::uint64_t seen = 0;
+    const std::uint64_t unreadable = index->for_each([&](const IndexKey&, const IndexValue&) { ++seen; });
+    EXPECT_EQ(seen + unreadable, 5u);
+    EXPECT_EQ(index->check().damaged, unreadable);
+    EXPECT_EQ(index->check().ok(), unreadable == 0);
+    return seen;
+  };
+  EXPECT_EQ(visited(), 5u);
+  const IndexKey key{3 * 0x9e3779b97f4a7c15ULL, 3};
+  std::uint64_t at = 0;
+  while (std::memcmp(memory->region().at(at), &key, sizeof key) != 0) at += 8;
+  for (const std::uint64_t offset :
+       {0, 9, 16, -8 + 5}) {  // Its key, whose record says of another; its value; its checksum.
+    *memory->region().at(at + offset) ^= std::byte{1};
+    EXPECT_EQ(visited(), 4u) << offset;
+    *memory->region().at(at + offset) ^= std::byte{1};
+  }
+  EXPECT_EQ(visited(), 5u);
 }
 
 TEST(KvIndex, bulk_calls_do_what_single_calls_do) {

@@ -76,6 +76,33 @@ TEST(KvStore, keeps_values_of_every_size_and_compacts_what_was_replaced) {
   EXPECT_TRUE(store.check().ok());
 }
 
+TEST(KvStore, tells_what_is_stored_from_what_has_rotted) {
+  Volatile<DramMedia> holder(1 << 20, 1 << 14);
+  KvStore<DramMedia>& store = *holder.store;
+  const auto value = bytes_of(1, 500), other = bytes_of(2, 500), small = bytes_of(3, 9);
+  EXPECT_EQ(store.compare({key_of(1), value}), Compared::kMissing);
+  store.put(key_of(1), value);
+  store.put(key_of(2), small);
+  EXPECT_EQ(store.compare({key_of(1), value}), Compared::kSame);
+  EXPECT_EQ(store.compare({key_of(1), value, payload_checksum(value)}), Compared::kSame);
+  EXPECT_EQ(store.compare({key_of(1), other}), Compared::kDifferent);
+  EXPECT_EQ(store.compare({key_of(1), std::span(value).first(499)}), Compared::kDifferent);
+  EXPECT_EQ(store.compare({key_of(1), small}), Compared::kDifferent);
+  EXPECT_EQ(store.compare({key_of(2), small}), Compared::kSame);
+  EXPECT_EQ(store.compare({key_of(2), value}), Compared::kDifferent);
+  const std::uint64_t offset = store.index().get(key_of(1)).value.locator().position & ((1ULL << 48) - 1);
+  for (const std::uint64_t at : {0, 16, 20, 24, 32, 531}) {  // Of the record: key, length, checksum, mark, bytes.
+    *holder.data->region().at(offset + at) ^= std::byte{1};
+    EXPECT_EQ(store.compare({key_of(1), value}), Compared::kDifferent) << at;
+    *holder.data->region().at(offset + at) ^= std::byte{1};
+    EXPECT_EQ(store.compare({key_of(1), value}), Compared::kSame);
+  }
+  *holder.data->region().at(offset + 100) ^= std::byte{1};
+  EXPECT_EQ(store.get(key_of(1)).state, GetState::kDamaged);
+  store.put(key_of(1), value);
+  EXPECT_TRUE(std::ranges::equal(store.get(key_of(1)).bytes(), value)) << "a put heals it";
+}
+
 TEST(KvStore, shows_a_batch_when_it_is_committed_and_needs_the_values_no_longer_than_it_adds_them) {
   Volatile<DramMedia> holder(1 << 20, 1 << 14);
   KvStore<DramMedia>& store = *holder.store;

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstring>
 #include <filesystem>
+#include <limits>
 #include <map>
 #include <random>
 #include <set>
@@ -93,6 +94,76 @@ class PrefixStoreTest : public ::testing::Test {
   std::optional<Store> store_;
   IndexKey root_;
 };
+
+/// Where the bytes of a block lie in the log.
+std::byte* find_block(const Pool& pool, const std::string& name, std::span<const std::byte> bytes) {
+  const auto log = pool.open_region(name + ".log");
+  for (std::uint64_t at = 0; log && at + bytes.size() <= log->bytes(); at += 32) {
+    if (std::memcmp(log->at(at), bytes.data(), bytes.size()) == 0) return log->at(at);
+  }
+  return nullptr;
+}
+
+TEST_F(PrefixStoreTest, heals_a_block_that_has_rotted_when_it_is_put_again) {
+  const Prompt prompt(6 * kTokens, 7);
+  const auto all = keys(prompt);
+  for (std::size_t i = 0; i < all.size(); ++i) ASSERT_EQ(store_->put(all, i, block_of(all[i])), PutBlock::kStored);
+  std::byte* const block = find_block(*pool_, "p0", block_of(all[2]));
+  ASSERT_NE(block, nullptr);
+  // In its bytes; in the parent and the depth before them; in the header of the record.
+  for (const int offset : {10, -32, -16, -40}) {
+    std::byte* const at = find_block(*pool_, "p0", block_of(all[2]));
+    ASSERT_NE(at, nullptr);
+    at[offset] ^= std::byte{4};
+    EXPECT_EQ(store_->put(all, 2, block_of(all[2])), PutBlock::kStored) << offset;
+    at[offset] ^= std::byte{8};  // What is no longer pointed to does not matter.
+    at[0] ^= std::byte{1};
+    EXPECT_EQ(store_->put(all, 2, block_of(all[2])), PutBlock::kThere) << offset;
+    EXPECT_EQ(store_->lookup(all).blocks(), all.size()) << "those behind it stay";
+    for (const IndexKey& key : all) EXPECT_TRUE(std::ranges::equal(store_->get(key).bytes, block_of(key)));
+  }
+  EXPECT_EQ(store_->stats().healed, 4u);
+  EXPECT_EQ(store_->stats().quarantined, 0u);
+  EXPECT_EQ(store_->put(all, 2, block_of(all[3])), PutBlock::kThere) << "other bytes that are sound stay";
+  EXPECT_TRUE(std::ranges::equal(store_->get(all[2]).bytes, block_of(all[2])));
+  reopen();
+  EXPECT_EQ(serve(prompt), all.size());
+  EXPECT_TRUE(store_->check().ok());
+}
+
+TEST_F(PrefixStoreTest, throws_away_what_it_cannot_read_and_what_hangs_from_it) {
+  const Prompt prompt(6 * kTokens, 7);
+  const auto all = keys(prompt);
+  for (std::size_t i = 0; i < all.size(); ++i) ASSERT_EQ(store_->put(all, i, block_of(all[i])), PutBlock::kStored);
+  std::byte* const at = find_block(*pool_, "p0", block_of(all[3]));
+  ASSERT_NE(at, nullptr);
+  at[-40] ^= std::byte{4};  // Its length: nothing of it can be read.
+  reopen();
+  const Prompt other(kTokens, 9);
+  ASSERT_EQ(store_->put(keys(other), 0, block_of(keys(other)[0])), PutBlock::kStored);
+  EXPECT_EQ(store_->stats().quarantined, 3u);
+  EXPECT_EQ(store_->stats().blocks, 4u) << "none stays for ever that is neither found nor evicted";
+  EXPECT_TRUE(store_->check().ok());
+  EXPECT_EQ(serve(prompt), 3u);
+  EXPECT_EQ(serve(prompt), 6u);
+}
+
+TEST_F(PrefixStoreTest, refuses_the_same_options_when_it_is_made_and_when_it_is_opened) {
+  const auto codes = [&](PrefixOptions options) {
+    options.capacity_bytes = 1 << 20;
+    options.segment_bytes = 1 << 15;
+    const auto made = Store::create(*pool_, "q", options, {});
+    const auto opened = Store::open(*pool_, "p0", options, {});
+    EXPECT_EQ(made.has_value(), opened.has_value());
+    for (const char* end : {".log", ".logmeta", ".meta", ".s0"}) (void)pool_->remove_region(std::string("q") + end);
+    return made ? "fine" : to_string(made.error().code);
+  };
+  EXPECT_EQ(codes({.blocks_max = 0}), "InvalidArgument");
+  EXPECT_EQ(codes({.blocks_max = ~0ULL}), "InvalidArgument");
+  for (const double fill : {0.0, -0.5, 1.5, 1e300, std::numeric_limits<double>::quiet_NaN()})
+    EXPECT_EQ(codes({.blocks_max = 1000, .fill_max = fill}), "InvalidArgument") << fill;
+  EXPECT_EQ(codes({.blocks_max = 1000, .fill_max = 1.0}), "fine");
+}
 
 TEST_F(PrefixStoreTest, finds_the_longest_prefix) {
   const Prompt prompt(10 * kTokens + 3, 7);

@@ -1,5 +1,6 @@
 // The tool `dunnock` as a user runs it: what it prints, what it leaves, and its exit status.
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -26,8 +27,9 @@ struct Ran {
   std::string output;  // standard output and error
 };
 
-Ran run(const std::string& arguments) {
-  std::FILE* pipe = popen((std::string(DUNNOCK_TOOL) + " " + arguments + " 2>&1").c_str(), "r");
+/// `redirected`: of the shell, where standard output goes to.
+Ran run(const std::string& arguments, const std::string& redirected = {}) {
+  std::FILE* pipe = popen((std::string(DUNNOCK_TOOL) + " " + arguments + " 2>&1" + redirected).c_str(), "r");
   Ran ran{-1, {}};
   std::array<char, 4096> buffer;
   while (const std::size_t got = std::fread(buffer.data(), 1, buffer.size(), pipe))
@@ -231,7 +233,7 @@ TEST_F(DunnockTool, exports_imports_and_deletes_checkpoints) {
   EXPECT_EQ(run("checkpoint retain --last 1 --every 2 " + at("p") + " model").output, "2 deleted\n");
   EXPECT_EQ(nlohmann::json::parse(run("checkpoint list --json " + at("p")).output).size(), 2u);
   EXPECT_EQ(run("checkpoint collect " + at("p")).output, "0 values given back\n");
-  EXPECT_EQ(run("checkpoint forget " + at("p")).output, "0 damaged lines of the catalog removed\n");
+  EXPECT_EQ(run("checkpoint forget " + at("p")).output, "0 damaged lines and checkpoints removed from the catalog\n");
   EXPECT_EQ(run("check " + at("p")).status, 0);
   write(at("f"), read(at("f")).substr(0, 500));
   EXPECT_EQ(run("checkpoint import " + at("p") + " cut " + at("f")).status, 1);
@@ -267,6 +269,236 @@ TEST_F(DunnockTool, leaves_no_pool_behind_whose_structure_was_refused) {
   EXPECT_EQ(import("--capacity 8m --chunk 64k --store " + long_name).status, 2);
   EXPECT_FALSE(std::filesystem::exists(at("r")));
   EXPECT_EQ(import("--capacity 8m --chunk 64k").status, 0);
+/// Flips a bit behind the n-th place of the file where `text` stands, `offset` bytes on.
+void damage(const std::string& path, std::string_view text, std::size_t which, std::size_t offset) {
+  std::string all;
+  {
+    std::ifstream file(path, std::ios::binary);
+    all.assign(std::istreambuf_iterator<char>(file), {});
+  }
+  std::size_t at = all.find(text);
+  for (; which > 0 && at != std::string::npos; --which) at = all.find(text, at + 1);
+  ASSERT_NE(at, std::string::npos) << text;
+  std::fstream file(path, std::ios::binary | std::ios::in | std::ios::out);
+  file.seekp(static_cast<std::streamoff>(at + offset));
+  file.put(static_cast<char>(all[at + offset] ^ 4));
+}
+
+TEST_F(DunnockTool, lists_and_verifies_checkpoints_that_it_cannot_read_as_damaged) {
+  make_pool(at("p"));
+  damage(at("p"), "DNNKMAN1", 1, 20);
+  const Ran list = run("checkpoint list " + at("p"));
+  EXPECT_EQ(list.status, 1);
+  EXPECT_NE(list.output.find("DAMAGED: a manifest fails its checksum"), std::string::npos) << list.output;
+  const Ran json = run("checkpoint list --json " + at("p"));
+  EXPECT_EQ(json.status, 1);
+  const auto all = nlohmann::json::parse(json.output);
+  ASSERT_EQ(all.size(), 4u);
+  EXPECT_EQ(all[1]["name"], "model");
+  EXPECT_EQ(all[1]["version"], 2);
+  EXPECT_TRUE(all[1].contains("error"));
+  EXPECT_FALSE(all[0].contains("error"));
+  const Ran verify = run("checkpoint verify " + at("p"));
+  EXPECT_EQ(verify.status, 1);
+  EXPECT_NE(verify.output.find("model@1: sound\nmodel@2: DAMAGED"), std::string::npos) << verify.output;
+  EXPECT_EQ(run("checkpoint verify " + at("p") + " model@2").status, 1);
+  EXPECT_EQ(run("checkpoint show " + at("p") + " model@2").status, 1);
+  EXPECT_EQ(run("check " + at("p") + " runs").status, 1);
+  const Ran info = run("info --json " + at("p"));
+  EXPECT_EQ(info.status, 1);
+  EXPECT_EQ(nlohmann::json::parse(info.output)["structures"][1]["checkpoints_damaged"], 1) << info.output;
+  EXPECT_EQ(run("checkpoint collect " + at("p")).status, 1) << "what it needs can't be told";
+  EXPECT_EQ(run("checkpoint retain " + at("p") + " model --last 2").output, "2 deleted\n")
+      << "an old one that is damaged is an old one";
+  EXPECT_EQ(run("checkpoint verify " + at("p")).output, "model@3: sound\nmodel@4: sound\n");
+}
+
+TEST_F(DunnockTool, never_takes_an_older_checkpoint_for_the_newest_without_a_word) {
+  make_pool(at("p"));
+  damage(at("p"), "DNNKMAN1", 3, 20);
+  for (const char* command : {"show", "verify"})
+    EXPECT_EQ(run(std::string("checkpoint ") + command + " " + at("p") + " model").status, 1) << command;
+  EXPECT_EQ(run("checkpoint export " + at("p") + " model " + at("f")).status, 1);
+  EXPECT_FALSE(std::filesystem::exists(at("f")));
+  const Ran retained = run("checkpoint retain " + at("p") + " model --last 1");
+  EXPECT_EQ(retained.status, 1);
+  EXPECT_NE(retained.output.find("2 deleted\n"), std::string::npos) << retained.output;
+  EXPECT_EQ(run("checkpoint verify " + at("p") + " model@3").status, 0) << "the newest that is sound stays";
+  EXPECT_EQ(run("checkpoint forget " + at("p")).output, "1 damaged lines and checkpoints removed from the catalog\n");
+  EXPECT_EQ(run("checkpoint verify " + at("p")).output, "model@3: sound\n");
+}
+
+TEST_F(DunnockTool, dumps_say_what_they_lack) {
+  make_pool(at("p"));
+  ASSERT_EQ(run("dump --name data --output " + at("whole") + " " + at("p")).status, 0);
+  const std::string whole = read(at("whole"));
+  const std::string key =
+      "fffffffffffffff6"
+      "0000000000000009";
+  const std::size_t line = whole.find(key);
+  ASSERT_NE(line, std::string::npos);
+  std::string value;
+  for (std::size_t digit = line + 33; digit < line + 33 + 40; digit += 2)
+    value += static_cast<char>(std::stoi(whole.substr(digit, 2), nullptr, 16));
+  damage(at("p"), value, 0, 3);
+  const Ran dumped = run("dump --name data --output " + at("part") + " " + at("p"));
+  EXPECT_EQ(dumped.status, 1);
+  EXPECT_NE(dumped.output.find("1 damaged entries"), std::string::npos) << dumped.output;
+  EXPECT_NE(read(at("part")).find("# damaged " + key + "\n"), std::string::npos);
+  EXPECT_NE(read(at("part")).find("# damaged entries: 1\nend 499\n"), std::string::npos);
+  const Ran loaded = run("load --create --capacity 16m --input " + at("part") + " " + at("q"));
+  EXPECT_EQ(loaded.status, 1);
+  EXPECT_NE(loaded.output.find("499 entries loaded\n"), std::string::npos) << loaded.output;
+  EXPECT_NE(loaded.output.find("1 entries were damaged when the dump was written"), std::string::npos);
+  // Loading what is whole heals it.
+  EXPECT_EQ(run("load --name data --input " + at("whole") + " " + at("p")).status, 0);
+  EXPECT_EQ(run("check " + at("p") + " data").status, 0);
+}
+
+TEST_F(DunnockTool, says_why_what_it_prints_does_not_arrive) {
+  make_pool(at("p"));
+  ASSERT_EQ(run("checkpoint export " + at("p") + " model@1 " + at("f")).status, 0);
+  for (const char* command :
+       {"info", "info --json", "check", "check --json", "dump --name data", "checkpoint list", "checkpoint list --json",
+        "checkpoint verify", "checkpoint collect", "checkpoint forget"}) {
+    const Ran ran = run(std::string(command) + " " + at("p"), " > /dev/full");
+    EXPECT_EQ(ran.status, 3) << command;
+    EXPECT_NE(ran.output.find("standard output: No space left on device"), std::string::npos) << ran.output;
+    EXPECT_NE(run(std::string(command) + " " + at("p"), " >&-").status, 0) << command << " with standard output closed";
+  }
+  for (const std::string& command :
+       {"checkpoint show " + at("p") + " model", "checkpoint diff " + at("p") + " model@1 model@2",
+        "checkpoint export " + at("p") + " model@1 " + at("f"), "checkpoint import " + at("p") + " new " + at("f"),
+        "checkpoint delete " + at("p") + " new@1", "checkpoint retain " + at("p") + " model --last 9",
+        std::string("--help"), std::string("--version")})
+    EXPECT_EQ(run(command, " > /dev/full").status, 3) << command;
+  EXPECT_EQ(run("check " + at("p")).status, 0);
+}
+
+TEST_F(DunnockTool, writes_through_what_is_no_ordinary_file) {
+  make_pool(at("p"));
+  const auto writes = [&](const std::string& file) {
+    return std::array{"checkpoint export --threads 3 " + at("p") + " model@1 " + file,
+                      "dump --name data --output " + file + " " + at("p")};
+  };
+  std::filesystem::create_symlink("/dev/null", at("null"));
+  for (const std::string& command : writes("/dev/null")) EXPECT_EQ(run(command).status, 0) << command;
+  for (const std::string& command : writes(at("null"))) EXPECT_EQ(run(command).status, 0) << command;
+  EXPECT_TRUE(std::filesystem::is_character_file("/dev/null"));
+  EXPECT_TRUE(std::filesystem::is_symlink(at("null")));
+  for (const std::string& command : writes("/dev/full")) {
+    const Ran full = run(command);
+    EXPECT_EQ(full.status, 3);
+    EXPECT_NE(full.output.find("No space left on device"), std::string::npos) << full.output;
+  }
+  for (const std::string& command : writes(directory_.string())) EXPECT_EQ(run(command).status, 2) << command;
+  for (const int n : {0, 1}) {
+    ASSERT_EQ(run(writes(at("plain"))[static_cast<std::size_t>(n)]).status, 0);
+    const std::string whole = read(at("plain"));
+    ASSERT_EQ(mkfifo(at("pipe").c_str(), 0600), 0);
+    const Ran piped = run(writes(at("pipe"))[static_cast<std::size_t>(n)] + " & cat " + at("pipe") + " > " + at("got") +
+                          "; wait; true");
+    EXPECT_TRUE(read(at("got")) == whole) << piped.output;
+    EXPECT_TRUE(std::filesystem::is_fifo(at("pipe")));
+    std::filesystem::remove(at("pipe"));
+    std::filesystem::create_symlink("plain", at("link"));
+    std::ofstream(at("plain")) << "old";
+    std::filesystem::permissions(at("plain"), std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
+    EXPECT_EQ(run(writes(at("link"))[static_cast<std::size_t>(n)]).status, 0);
+    EXPECT_TRUE(std::filesystem::is_symlink(at("link")));
+    EXPECT_TRUE(read(at("plain")) == whole);
+    EXPECT_EQ(std::filesystem::status(at("plain")).permissions(),
+              std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
+    std::filesystem::remove(at("link"));
+  }
+  // To a pipe that is standard output goes nothing but the checkpoint.
+  ASSERT_EQ(run("checkpoint export " + at("p") + " model@1 " + at("plain")).status, 0);
+  const std::string arguments = "checkpoint export " + at("p") + " model@1 /dev/stdout";
+  EXPECT_EQ(run(arguments, " | cat > " + at("got") + "; true").status, 0);
+  EXPECT_TRUE(read(at("got")) == read(at("plain")));
+  for (const auto& entry : std::filesystem::directory_iterator(directory_))
+    EXPECT_EQ(entry.path().string().find(".part"), std::string::npos) << entry.path();
+}
+
+TEST_F(DunnockTool, keeps_its_hands_off_its_own_pool) {
+  make_pool(at("p"));
+  std::filesystem::create_symlink("p", at("link"));
+  std::filesystem::create_hard_link(at("p"), at("hard"));
+  ASSERT_EQ(run("dump --name data --output " + at("d") + " " + at("p")).status, 0);
+  ASSERT_EQ(run("checkpoint export " + at("p") + " model@1 " + at("f")).status, 0);
+  for (const std::string& name : {at("p"), at("./p"), at("link"), at("hard")}) {
+    for (const std::string& command :
+         {"checkpoint export " + at("p") + " model@1 " + name, "dump --name data --output " + name + " " + at("p"),
+          "load --name data --input " + name + " " + at("p"), "checkpoint import " + at("p") + " x " + name}) {
+      const Ran ran = run(command);
+      EXPECT_EQ(ran.status, 2) << command;
+      EXPECT_NE(ran.output.find("the same file"), std::string::npos) << ran.output;
+    }
+  }
+  EXPECT_EQ(run("checkpoint export " + at("p") + " model@1 " + at("p.journal")).status, 2);
+  EXPECT_EQ(run("load --create --capacity 16m --input " + at("d") + " " + at("d")).status, 2);
+  const std::string before = read(at("p"));
+  EXPECT_EQ(run("info " + at("p"), " >> " + at("p")).status, 2) << "standard output is the pool";
+  EXPECT_TRUE(read(at("p")) == before);
+  EXPECT_EQ(run("dump --name data --output " + at("d") + " " + at("p"), " >> " + at("d")).status, 2);
+  EXPECT_EQ(run("check " + at("p")).status, 0);
+}
+
+TEST_F(DunnockTool, takes_no_value_for_everything) {
+  make_pool(at("p"));
+  for (const char* last :
+       {"0", "-1", "\"\"", "x", "1.5", "18446744073709551616", "99999999999999999999999", "1048577"}) {
+    const Ran ran = run("checkpoint retain " + at("p") + " model --last " + last);
+    EXPECT_EQ(ran.status, 2) << last << ran.output;
+    EXPECT_NE(ran.output.find("--last"), std::string::npos) << ran.output;
+  }
+  for (const char* every : {"-1", "\"\"", "x", "18446744073709551616"})
+    EXPECT_EQ(run("checkpoint retain " + at("p") + " model --every " + every).status, 2) << every;
+  const std::string path = at("p");
+  for (const std::string& command :
+       {"checkpoint verify " + path + " \"\"", "checkpoint retain " + path + " \"\"", "check " + path + " \"\"",
+        "checkpoint delete " + path + " \"\"", "dump --name \"\" " + path, "dump --name data --output \"\" " + path,
+        "checkpoint list --store \"\" " + path, std::string("info \"\"")})
+    EXPECT_EQ(run(command).status, 2) << command;
+  EXPECT_EQ(nlohmann::json::parse(run("checkpoint list --json " + at("p")).output).size(), 4u);
+  for (const char* capacity : {"0", "-1", "1", "x", "18446744073709551616", "17179869184g"}) {
+    EXPECT_NE(run("load --create --capacity " + std::string(capacity) + " " + at("new") + " < /dev/null").status, 0)
+        << capacity;
+  }
+}
+
+TEST_F(DunnockTool, prints_nothing_that_acts_on_a_terminal) {
+  const std::string evil = "w\x1b]0;owned\x07\nmodel@9: sound\xff\u009b2J\u202e";
+  {
+    auto pool = Pool::create(at("p"), {.bytes = 64 << 20});
+    ASSERT_TRUE(pool);
+    auto store = CheckpointStore<ProcessMedia>::create(
+        *pool, "runs", {.capacity_bytes = 4 << 20, .chunk_bytes = 4096, .segment_bytes = 1 << 20}, {});
+    ASSERT_TRUE(store);
+    const std::vector<std::byte> bytes(100);
+    const std::array sources{TensorSource{{evil, Dtype::kU8, {100}}, bytes, {}, {}}};
+    ASSERT_TRUE(store->save(evil, 1, sources, {.notes = {{evil, evil}}}));
+    ASSERT_TRUE(store->save("other", 1, sources));
+    store->close();
+  }
+  write(at("names"), evil + "@1");
+  const std::string title = "\"$(cat " + at("names") + ")\"";
+  for (const std::string& command :
+       {std::string("checkpoint list ") + at("p"), "checkpoint list --json " + at("p"), "checkpoint verify " + at("p"),
+        "checkpoint show " + at("p") + " " + title, "checkpoint show --json " + at("p") + " " + title,
+        "checkpoint diff " + at("p") + " " + title + " other@1",
+        "checkpoint diff --json " + at("p") + " other@1 " + title, "checkpoint verify " + at("p") + " " + title,
+        "checkpoint export " + at("p") + " " + title + " /dev/null",
+        "checkpoint export " + at("p") + " other@1 " + title, "checkpoint show " + at("p") + " " + title + "0",
+        "info " + at("p") + " " + title, "info " + title, "check " + at("p") + " " + title,
+        "checkpoint retain " + at("p") + " " + title, "checkpoint delete " + at("p") + " " + title}) {
+    const Ran ran = run(command);
+    EXPECT_EQ(ran.output.find_first_of("\x1b\x07\xff"), std::string::npos) << command;
+    EXPECT_EQ(ran.output.find("\u009b"), std::string::npos) << command;
+    EXPECT_EQ(ran.output.find("\u202e"), std::string::npos) << command;
+    EXPECT_EQ(ran.output.find("\nmodel@9"), std::string::npos) << "a line of another's making: " << command;
+    EXPECT_FALSE(ran.output.empty()) << command;
+  }
 }
 
 TEST_F(DunnockTool, says_what_is_wrong) {

@@ -607,6 +607,48 @@ TEST(Checkpoints, DamagedOnesAreNeverTakenForSoundOnes) {
   EXPECT_GT(refused, 10U) << "most of what is written is tensors";
 }
 
+TEST(Checkpoints, OneWhoseManifestIsDamagedIsSaidToBeDamagedAndNoOlderOneTakesItsPlace) {
+  const TemporaryFolder folder;
+  const Job job = job_of("cnn", true);
+  const CheckpointsOptions options{
+      .path = folder.path("pool"), .capacity_bytes = 16 << 20, .chunk_bytes = 4096, .media = kFast};
+  const auto trainer = trainer_of(job.options);
+  {
+    Checkpoints checkpoints = open_or_fail(options, *trainer);
+    for (std::uint64_t step = 1; step <= 3; ++step) ASSERT_TRUE(save_now(checkpoints, position_at(step)));
+  }
+  // Steps 2 and 3 are kept, and the manifest of step 3 is the last one in the file.
+  const std::string bytes = file_bytes(options.path);
+  const std::size_t manifest = bytes.rfind("DNNKMAN1");
+  ASSERT_NE(manifest, std::string::npos);
+  {
+    std::fstream file(options.path, std::ios::binary | std::ios::in | std::ios::out);
+    file.seekp(static_cast<std::streamoff>(manifest + 20));
+    file.put(static_cast<char>(bytes[manifest + 20] ^ 1));
+  }
+  Checkpoints checkpoints = open_or_fail(options, *trainer);
+  EXPECT_EQ(checkpoints.versions(), std::vector<std::uint64_t>{2});
+  const auto expect_damage = [](const Error& error) {
+    EXPECT_EQ(error.code, ErrorCode::kCorrupt);
+    EXPECT_EQ(error.message.find("there is no checkpoint"), std::string::npos) << error.message;
+  };
+  const auto of_step = checkpoints.resume_from(3, kSetup);
+  ASSERT_FALSE(of_step);
+  expect_damage(of_step.error());
+  EXPECT_NE(of_step.error().message.find("the checkpoint of step 3 is damaged"), std::string::npos)
+      << of_step.error().message;
+  const auto newest = checkpoints.resume(kSetup);
+  ASSERT_FALSE(newest);
+  expect_damage(newest.error());
+  expect_damage(checkpoints.verify().error());
+  expect_damage(checkpoints.verify(3).error());
+  EXPECT_EQ(checkpoints.resume_from(1, kSetup).error().code, ErrorCode::kNotFound) << "that one was never damaged";
+  const auto older = checkpoints.resume_from(2, kSetup);
+  ASSERT_TRUE(older) << older.error().message;
+  ASSERT_TRUE(checkpoints.remove_newer(2));
+  EXPECT_TRUE(checkpoints.resume(kSetup));
+}
+
 // ----- what is written ----------------------------------------------------------------------------------------------
 
 SaveReport report_or_fail(Result<std::optional<SaveReport>> report) {

@@ -60,18 +60,20 @@ class Checkpoints::Impl {
   class Disk {
    public:
     virtual ~Disk() = default;
-    [[nodiscard]] virtual std::optional<std::uint64_t> latest() const = 0;
     [[nodiscard]] virtual Status restore(std::uint64_t version, std::span<const TensorSink> sinks) const = 0;
     [[nodiscard]] virtual PendingSave save(std::uint64_t version, std::vector<TensorSource> sources) = 0;
-    [[nodiscard]] virtual std::vector<std::uint64_t> versions() const = 0;
+    /// All, ascending, also those that can't be read, of which some may have no version that can be told.
+    [[nodiscard]] virtual std::vector<CheckpointInfo> list() const = 0;
     [[nodiscard]] virtual Status verify(std::uint64_t version) const = 0;
-    [[nodiscard]] virtual std::uint64_t damaged() const = 0;
     /// All newer ones, the newest first, and damaged lines of the catalog.
     [[nodiscard]] virtual Status forget_newer(std::uint64_t version) = 0;
     /// Removes those that the retention does not keep: it may be another one than that of the run before.
     virtual void retain() = 0;
 
-    /// The version itself, or the newest; none: there is none at all.
+    /// Versions that can be read, ascending.
+    [[nodiscard]] std::vector<std::uint64_t> versions() const;
+    /// The version itself, or the newest; none: there is none at all. Errors: NotFound; Corrupt (it is damaged, or it
+    /// may be among what can't be read).
     [[nodiscard]] Result<std::optional<std::uint64_t>> find(std::optional<std::uint64_t> version) const;
   };
 
@@ -122,10 +124,12 @@ class DiskOf final : public Checkpoints::Impl::Disk {
     return {};
   }
   void retain() override {
-    if (retention_ && store_.retain(kRun, *retention_) != 0) store_.collect();
+    if (!retention_) return;
+    const auto retained = store_.retain(kRun, *retention_);
+    if (retained && retained->removed != 0)
+      (void)store_.collect();  // While something is damaged, nothing is given back.
   }
 
-  std::optional<std::uint64_t> latest() const override { return store_.latest(kRun); }
   Status restore(std::uint64_t version, std::span<const TensorSink> sinks) const override {
     const auto restored = store_.restore(kRun, version, sinks);
     if (!restored) return tl::unexpected(restored.error());
@@ -134,21 +138,17 @@ class DiskOf final : public Checkpoints::Impl::Disk {
   PendingSave save(std::uint64_t version, std::vector<TensorSource> sources) override {
     return saver_->save(kRun, version, std::move(sources));
   }
-  std::vector<std::uint64_t> versions() const override {
-    std::vector<std::uint64_t> versions;
-    for (const CheckpointInfo& info : store_.list()) versions.push_back(info.version);
-    std::ranges::sort(versions);
-    return versions;
-  }
+  std::vector<CheckpointInfo> list() const override { return store_.list(kRun); }
   Status verify(std::uint64_t version) const override { return store_.verify(kRun, version); }
-  std::uint64_t damaged() const override { return store_.damaged(); }
   Status forget_newer(std::uint64_t version) override {
-    for (auto newest = store_.latest(kRun); newest && *newest > version; newest = store_.latest(kRun)) {
-      if (Status removed = store_.remove(kRun, *newest); !removed) return removed;
+    const std::vector<CheckpointInfo> all = store_.list(kRun);
+    for (auto newest = all.rbegin(); newest != all.rend(); ++newest) {
+      if (newest->version == kLatestVersion || newest->version <= version) continue;
+      if (Status removed = store_.remove(kRun, newest->version); !removed) return removed;
     }
     store_.forget_damaged();
     retain();
-    store_.collect();
+    (void)store_.collect();  // What can't be read has just gone.
     return {};
   }
 
@@ -172,21 +172,46 @@ std::uint64_t whole_bytes(const Trainer& trainer) {
 
 }  // namespace
 
+std::vector<std::uint64_t> Checkpoints::Impl::Disk::versions() const {
+  std::vector<std::uint64_t> readable;
+  for (const CheckpointInfo& info : list()) {
+    if (info.status) readable.push_back(info.version);
+  }
+  return readable;
+}
+
 Result<std::optional<std::uint64_t>> Checkpoints::Impl::Disk::find(std::optional<std::uint64_t> version) const {
-  const std::vector<std::uint64_t> there = versions();
+  const std::vector<CheckpointInfo> all = list();
+  std::vector<std::uint64_t> there;
+  std::uint64_t lines = 0;  // of the catalog that can't be read
+  std::optional<std::uint64_t> newest;
+  for (const CheckpointInfo& info : all) {
+    if (info.status) there.push_back(info.version);
+    if (info.version == kLatestVersion) {
+      ++lines;
+      continue;
+    }
+    newest = info.version;
+    if (version && info.version == *version) {
+      if (info.status) return version;
+      return make_error(info.status.error().code, "the checkpoint of step " + std::to_string(*version) +
+                                                      " is damaged: " + info.status.error().message);
+    }
+  }
+  const std::string unread = std::to_string(lines) + " of the catalog's lines cannot be read";
   if (version) {
-    if (std::ranges::binary_search(there, *version)) return version;
-    return make_error(ErrorCode::kNotFound,
-                      "there is no checkpoint of step " + std::to_string(*version) +
-                          (there.empty() ? ", nor any other" : "; there are those of " + list_of(there)));
+    const std::string others = there.empty() ? ", nor any other" : "; there are those of " + list_of(there);
+    if (lines == 0)
+      return make_error(ErrorCode::kNotFound, "there is no checkpoint of step " + std::to_string(*version) + others);
+    return make_error(ErrorCode::kCorrupt, "there is no checkpoint of step " + std::to_string(*version) +
+                                               " that can be read" + others + "; " + unread + ", and may be it");
   }
   // One that was saved is not to be passed over without a word.
-  if (const std::uint64_t lines = damaged(); lines != 0)
+  if (lines != 0)
     return make_error(ErrorCode::kCorrupt,
-                      std::to_string(lines) +
-                          " of the catalog's lines cannot be read, so the newest checkpoint may be missing; " +
+                      unread + ", so the newest checkpoint may be missing; " +
                           (there.empty() ? "no other can be read" : "those of these steps can be: " + list_of(there)));
-  return latest();
+  return newest;  // If it is damaged, whoever reads it hears so.
 }
 
 Status Checkpoints::Impl::open(const CheckpointsOptions& options) {

@@ -39,9 +39,15 @@ bool write_all(int descriptor, std::uint64_t at, std::span<const std::byte> from
 
 Status publish(const Descriptor& file, const std::string& temporary, const std::string& path) {
   if (fsync(file.get()) != 0) return system_error("can't write " + temporary, errno);
-  if (std::rename(temporary.c_str(), path.c_str()) != 0)
-    return system_error("can't rename " + temporary + " to " + path, errno);
-  std::string directory = std::filesystem::path(path).parent_path().string();
+  // What a link leads to is replaced, not the link; and what is no ordinary file is not replaced at all.
+  std::error_code unseen;
+  const std::filesystem::path linked = std::filesystem::canonical(path, unseen);
+  const std::string target = unseen ? path : linked.string();
+  if (std::filesystem::exists(target, unseen) && !std::filesystem::is_regular_file(target, unseen))
+    return make_error(ErrorCode::kInvalidArgument, path + " is not an ordinary file");
+  if (std::rename(temporary.c_str(), target.c_str()) != 0)
+    return system_error("can't rename " + temporary + " to " + target, errno);
+  std::string directory = std::filesystem::path(target).parent_path().string();
   if (directory.empty()) directory.push_back('.');
   const Descriptor folder(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (folder.get() < 0) return system_error("can't open " + directory, errno);

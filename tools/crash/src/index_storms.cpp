@@ -357,7 +357,7 @@ class CheckpointStorm final : public StormSystem {
         say(journal, {removed ? Line::What::kDone : Line::What::kWrong, 0, victim, 0});
         versions.erase(victim);
       }
-      if (random() % 8 == 0) opened->collect();
+      if (random() % 8 == 0) (void)opened->collect();
     }
   }
   bool open_only(Pool& pool, Fuse& fuse) override {
@@ -400,7 +400,7 @@ class CheckpointStorm final : public StormSystem {
         return "acknowledged version " + std::to_string(version) + ": " + there.error().message;
     }
     if (opened->list().size() != sure_.size()) return "there are more checkpoints than were saved";
-    if (result.kills % 4 == 0) opened->collect();
+    if (result.kills % 4 == 0) (void)opened->collect();
     return {};
   }
 
@@ -559,7 +559,7 @@ std::vector<CorruptCase> corrupt_checkpoint(const CorruptOptions& options) {
     }
     (void)save_version(*opened, 99);
     (void)opened->remove("run", 1);
-    opened->collect();
+    (void)opened->collect();
     if (!sound) return kFound;
     return right == kVersions ? static_cast<int>(kUnharmed) : static_cast<int>(kLostSilently);
   };

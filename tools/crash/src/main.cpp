@@ -14,7 +14,6 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <iterator>
 #include <limits>
 #include <memory>
@@ -23,6 +22,8 @@
 #include <numeric>
 #include <thread>
 
+#include "dunnock/base/output_file.hpp"
+#include "dunnock/base/standard_streams.hpp"
 #include "structures.hpp"
 
 namespace {
@@ -66,10 +67,8 @@ const Structure* find_structure(const std::string& name) {
 
 int finish(const Options& options, const Json& report, int code) {
   if (!options.json.empty()) {
-    std::ofstream file(options.json);
-    file << report.dump(2) << "\n";
-    if (!file) {
-      std::fprintf(stderr, "can't write %s\n", options.json.c_str());
+    if (dunnock::Status written = dunnock::write_output_file(options.json, report.dump(2) + "\n"); !written) {
+      std::fprintf(stderr, "%s\n", written.error().message.c_str());
       return kEnvironment;
     }
   }
@@ -466,9 +465,7 @@ CLI::Validator whole(std::uint64_t least, std::uint64_t most) {
       "[" + bounds + "]");
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   Options options;
   options.jobs = std::max(1U, std::thread::hardware_concurrency());
   options.directory = std::filesystem::temp_directory_path();
@@ -552,4 +549,15 @@ int main(int argc, char** argv) {
   if (*mutants_command) return mutants(*structure, options);
   if (*kill_command) return kill_storm(*structure, options);
   return corrupt(*structure, options);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  dunnock::keep_standard_descriptors();
+  const int status = run(argc, argv);
+  const dunnock::Status printed = dunnock::flush_standard_output();
+  if (printed) return status;
+  std::fprintf(stderr, "dunnock-crash: %s\n", printed.error().message.c_str());
+  return status == kFine ? kEnvironment : status;
 }

@@ -1,16 +1,22 @@
 // checkpoint list, show, verify, diff, export, import, delete, retain and collect.
 #include <fmt/chrono.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <ctime>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "contents.hpp"
+#include "dunnock/base/output_file.hpp"
+#include "dunnock/base/same_file.hpp"
 #include "dunnock/index/checkpoint_files.hpp"
 #include "dunnock/index/checkpoint_store.hpp"
 #include "options.hpp"
+#include "print.hpp"
 
 namespace dunnock::tool {
 namespace {
@@ -30,7 +36,7 @@ Result<Title> title_of(const std::string& text) {
     const char* const end = text.data() + text.size();
     const auto [after, error] = std::from_chars(text.data() + at + 1, end, title.version);
     if (error != std::errc() || after != end || title.version == kLatestVersion)
-      return make_error(ErrorCode::kInvalidArgument, "'" + text + "' has no number after its @");
+      return make_error(ErrorCode::kInvalidArgument, in_quotes(text) + " has no number after its @");
     title.name.resize(at);
   }
   if (title.name.empty())
@@ -39,6 +45,9 @@ Result<Title> title_of(const std::string& text) {
 }
 
 std::string to_text(const std::string& name, std::uint64_t version) { return fmt::format("{}@{}", name, version); }
+
+/// "?": it can't be told.
+std::string name_of(const CheckpointInfo& info) { return info.name.empty() ? "?" : info.name; }
 
 std::string time_of(std::uint64_t seconds) {
   return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(static_cast<std::time_t>(seconds)));
@@ -68,11 +77,28 @@ Result<int> with_checkpoint(const Options& options, Use&& use) {
   return with_checkpoints(options, [&](auto& store) { return use(store, *title); });
 }
 
+/// Whether writing to the path is writing to standard output, as it is for /dev/stdout.
+bool is_standard_output(const std::string& path) {
+  struct stat file {
+  }, output{};
+  return ::stat(path.c_str(), &file) == 0 && ::fstat(STDOUT_FILENO, &output) == 0 && file.st_dev == output.st_dev &&
+         file.st_ino == output.st_ino;
+}
+
 int print_saved(const SaveReport& report) {
-  fmt::print("{}: {} in {} chunks, {} of them new: {} written in {:.2f} s\n", to_text(report.name, report.version),
-             human_bytes(report.tensor_bytes), report.chunks, report.chunks_written, human_bytes(report.bytes_written),
-             report.seconds);
+  print_line("{}: {} in {} chunks, {} of them new: {} written in {:.2f} s", to_text(report.name, report.version),
+             human_bytes(report.tensor_bytes), report.chunks, report.chunks_written - report.chunks_healed,
+             human_bytes(report.bytes_written), report.seconds);
+  if (report.chunks_healed != 0)
+    print_line("{} chunks were there already and damaged: they are written anew", report.chunks_healed);
   return kFine;
+}
+
+/// What can't be read of the store's catalog, in words, for those who asked for something else.
+template <class Store>
+void complain_of_damage(const Store& store) {
+  if (const std::uint64_t lines = store.damaged(); lines != 0)
+    complain("dunnock: {} of the catalog's lines can't be read: checkpoint list and checkpoint forget", lines);
 }
 
 }  // namespace
@@ -80,19 +106,29 @@ int print_saved(const SaveReport& report) {
 Result<int> checkpoint_list(const Options& options) {
   return with_checkpoints(options, [&](auto& store) -> Result<int> {
     Json json = Json::array();
-    if (!options.json) fmt::print("{:<32} {:>12} {:>8} {:>12}  {}\n", "name", "version", "tensors", "bytes", "created");
+    int status = kFine;
+    if (!options.json) print_line("{:<32} {:>12} {:>8} {:>12}  {}", "name", "version", "tensors", "bytes", "created");
     for (const CheckpointInfo& one : store.list()) {
-      json.push_back({{"name", one.name},
-                      {"version", one.version},
-                      {"tensors", one.tensors},
-                      {"bytes", one.tensor_bytes},
-                      {"created_seconds", one.created_seconds}});
-      if (!options.json)
-        fmt::print("{:<32} {:>12} {:>8} {:>12}  {}\n", one.name, one.version, one.tensors,
-                   human_bytes(one.tensor_bytes), time_of(one.created_seconds));
+      if (!one.status) status = kDamaged;
+      const bool known = one.version != kLatestVersion;
+      Json entry = {{"name", one.name}, {"version", one.version}};
+      if (one.name.empty()) entry["name"] = nullptr;
+      if (!known) entry["version"] = nullptr;
+      if (one.status) entry["tensors"] = one.tensors;
+      if (known) {
+        entry["bytes"] = one.tensor_bytes;
+        entry["created_seconds"] = one.created_seconds;
+      }
+      if (!one.status) entry["error"] = one.status.error().message;
+      json.push_back(std::move(entry));
+      if (options.json) continue;
+      print_line("{:<32} {:>12} {:>8} {:>12}  {}{}", name_of(one), known ? std::to_string(one.version) : "?",
+                 one.status ? std::to_string(one.tensors) : "?", known ? human_bytes(one.tensor_bytes) : "?",
+                 known ? time_of(one.created_seconds) : "?",
+                 one.status ? std::string() : "  DAMAGED: " + one.status.error().message);
     }
-    if (options.json) fmt::print("{}\n", json.dump(2));
-    return kFine;
+    if (options.json) print_json(json);
+    return status;
   });
 }
 
@@ -110,14 +146,14 @@ Result<int> checkpoint_show(const Options& options) {
                                  {"shape", tensor.spec.shape},
                                  {"bytes", tensor.spec.bytes().value_or(0)}});
     if (options.json) {
-      fmt::print("{}\n", json.dump(2, ' ', false, Json::error_handler_t::replace));
+      print_json(json);
       return kFine;
     }
-    fmt::print("{}, {}, {} tensors, {}\n", to_text(manifest->name, manifest->version),
-               time_of(manifest->created_seconds), manifest->tensors.size(), human_bytes(manifest->bytes()));
-    for (const auto& [key, value] : manifest->notes) fmt::print("  {} = {}\n", key, value);
+    print_line("{}, {}, {} tensors, {}", to_text(manifest->name, manifest->version), time_of(manifest->created_seconds),
+               manifest->tensors.size(), human_bytes(manifest->bytes()));
+    for (const auto& [key, value] : manifest->notes) print_line("  {} = {}", key, value);
     for (const ManifestTensor& tensor : manifest->tensors)
-      fmt::print("  {:<48} {:<24} {:>12}\n", tensor.spec.name, dunnock::describe(tensor.spec),
+      print_line("  {:<48} {:<24} {:>12}", tensor.spec.name, dunnock::describe(tensor.spec),
                  human_bytes(tensor.spec.bytes().value_or(0)));
     return kFine;
   });
@@ -125,21 +161,27 @@ Result<int> checkpoint_show(const Options& options) {
 
 Result<int> checkpoint_verify(const Options& options) {
   return with_checkpoints(options, [&](auto& store) -> Result<int> {
-    std::vector<Title> titles;
+    std::vector<CheckpointInfo> all;
     if (!options.checkpoint.empty()) {
-      auto title = title_of(options.checkpoint);
+      const auto title = title_of(options.checkpoint);
       if (!title) return tl::unexpected(title.error());
-      titles.push_back(std::move(*title));
+      CheckpointInfo& one = all.emplace_back();
+      one.name = title->name;
+      one.version = title->version;
+      if (one.version == kLatestVersion) {
+        const auto latest = store.latest(one.name);
+        if (!latest) return tl::unexpected(latest.error());
+        if (*latest) one.version = **latest;
+      }
     } else {
-      for (const CheckpointInfo& one : store.list()) titles.push_back({one.name, one.version});
+      all = store.list();
     }
     int status = kFine;
-    for (const Title& title : titles) {
-      const auto version = title.version == kLatestVersion ? store.latest(title.name) : title.version;
-      const Status sound = store.verify(title.name, title.version);
-      if (!sound && sound.error().code != ErrorCode::kCorrupt) return tl::unexpected(sound.error());
-      fmt::print("{}: {}\n", to_text(title.name, version.value_or(0)),
-                 sound ? "sound" : "DAMAGED: " + sound.error().message);
+    for (const CheckpointInfo& one : all) {
+      const Status sound = one.status ? store.verify(one.name, one.version) : one.status;
+      if (!sound && one.status && sound.error().code != ErrorCode::kCorrupt) return tl::unexpected(sound.error());
+      const std::string title = one.version == kLatestVersion ? name_of(one) : to_text(name_of(one), one.version);
+      print_line("{}: {}", title, sound ? "sound" : "DAMAGED: " + sound.error().message);
       if (!sound) status = kDamaged;
     }
     return status;
@@ -156,14 +198,14 @@ Result<int> checkpoint_diff(const Options& options) {
       const Json json = {{"added", diff->added},       {"removed", diff->removed},
                          {"reshaped", diff->reshaped}, {"changed", diff->changed},
                          {"same", diff->same},         {"changed_bytes", diff->changed_bytes}};
-      fmt::print("{}\n", json.dump(2, ' ', false, Json::error_handler_t::replace));
+      print_json(json);
       return kFine;
     }
     for (const auto& [sign, names] : {std::pair{'+', &diff->added}, std::pair{'-', &diff->removed},
                                       std::pair{'!', &diff->reshaped}, std::pair{'~', &diff->changed}}) {
-      for (const std::string& name : *names) fmt::print("{} {}\n", sign, name);
+      for (const std::string& name : *names) print_line("{} {}", sign, name);
     }
-    fmt::print("{} added, {} removed, {} of another shape, {} changed, {} the same; {} in new chunks\n",
+    print_line("{} added, {} removed, {} of another shape, {} changed, {} the same; {} in new chunks",
                diff->added.size(), diff->removed.size(), diff->reshaped.size(), diff->changed.size(), diff->same.size(),
                human_bytes(diff->changed_bytes));
     return kFine;
@@ -174,7 +216,10 @@ Result<int> checkpoint_export(const Options& options) {
   return with_checkpoint(options, [&](auto& store, const Title& title) -> Result<int> {
     const auto report = export_safetensors(store, title.name, title.version, options.file, options.threads);
     if (!report) return tl::unexpected(report.error());
-    fmt::print("{}: {} in {:.2f} s\n", options.file, human_bytes(report->tensor_bytes), report->seconds);
+    const auto line =
+        fmt::format("{}: {} in {:.2f} s", options.file, human_bytes(report->tensor_bytes), report->seconds);
+    // What reads the checkpoint from a pipe does not expect more.
+    is_standard_output(options.file) ? complain("{}", line) : print_line("{}", line);
     return kFine;
   });
 }
@@ -185,7 +230,8 @@ Result<int> checkpoint_import(const Options& options) {
   const auto import = [&](auto& store) -> Result<int> {
     if (title->version == kLatestVersion) {
       const auto latest = store.latest(title->name);
-      title->version = latest ? *latest + 1 : 1;
+      if (!latest) return tl::unexpected(latest.error());
+      title->version = *latest ? **latest + 1 : 1;
     }
     const auto report = import_safetensors(store, title->name, title->version, options.file, options.threads);
     if (!report) return tl::unexpected(report.error());
@@ -230,34 +276,43 @@ Result<int> checkpoint_import(const Options& options) {
 Result<int> checkpoint_delete(const Options& options) {
   return with_checkpoint(options, [&](auto& store, const Title& title) -> Result<int> {
     if (title.version == kLatestVersion)
-      return make_error(ErrorCode::kInvalidArgument, "say which version to delete: " + title.name + "@VERSION");
+      return make_error(ErrorCode::kInvalidArgument,
+                        "say which version to delete: " + printable(title.name) + "@VERSION");
     if (Status removed = store.remove(title.name, title.version); !removed) return tl::unexpected(removed.error());
-    fmt::print("{} deleted\n", to_text(title.name, title.version));
+    print_line("{} deleted", to_text(title.name, title.version));
     return kFine;
   });
 }
 
 Result<int> checkpoint_retain(const Options& options) {
   return with_checkpoints(options, [&](auto& store) -> Result<int> {
-    if (!store.latest(options.checkpoint))
-      return make_error(ErrorCode::kNotFound, "no checkpoint '" + options.checkpoint + "'");
-    const std::uint64_t removed =
+    const auto all = store.list(options.checkpoint);
+    if (std::none_of(all.begin(), all.end(), [](const CheckpointInfo& one) { return !one.name.empty(); }))
+      return make_error(ErrorCode::kNotFound, "no checkpoint " + in_quotes(options.checkpoint));
+    const auto retained =
         store.retain(options.checkpoint, {.keep_last = options.keep_last, .keep_every = options.keep_every});
-    fmt::print("{} deleted\n", removed);
-    return kFine;
+    if (!retained) return tl::unexpected(retained.error());
+    print_line("{} deleted", retained->removed);
+    if (retained->damaged != 0)
+      complain("dunnock: {} newer versions are damaged: they do not count as kept, and are left alone",
+               retained->damaged);
+    complain_of_damage(store);
+    return retained->damaged == 0 && store.damaged() == 0 ? kFine : kDamaged;
   });
 }
 
 Result<int> checkpoint_collect(const Options& options) {
   return with_checkpoints(options, [&](auto& store) -> Result<int> {
-    fmt::print("{} values given back\n", store.collect());
+    const auto given_back = store.collect();
+    if (!given_back) return tl::unexpected(given_back.error());
+    print_line("{} values given back", *given_back);
     return kFine;
   });
 }
 
 Result<int> checkpoint_forget(const Options& options) {
   return with_checkpoints(options, [&](auto& store) -> Result<int> {
-    fmt::print("{} damaged lines of the catalog removed\n", store.forget_damaged());
+    print_line("{} damaged lines and checkpoints removed from the catalog", store.forget_damaged());
     return kFine;
   });
 }

@@ -3,19 +3,18 @@
 
 #include <cerrno>
 #include <cstdio>
-#include <cstring>
 #include <filesystem>
-#include <functional>
-#include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "contents.hpp"
 #include "dump_text.hpp"
+#include "dunnock/base/output_file.hpp"
 #include "dunnock/filter/cuckoo_filter.hpp"
 #include "dunnock/index/checkpoint_store.hpp"
 #include "dunnock/index/kv_store.hpp"
 #include "options.hpp"
+#include "print.hpp"
 
 namespace dunnock::tool {
 namespace {
@@ -94,7 +93,9 @@ Result<Json> describe(Pool& pool, const Structure& structure, M media) {
       auto store = CheckpointStore<M>::open(pool, structure.name, media);
       if (!store) return tl::unexpected(store.error());
       const StoreStats stats = store->stats();
-      json = {{"checkpoints", store->list().size()}, {"chunk_bytes", store->chunk_bytes()}};
+      std::uint64_t sound = 0, damaged = 0;
+      for (const CheckpointInfo& one : store->list()) ++(one.status ? sound : damaged);
+      json = {{"checkpoints", sound}, {"checkpoints_damaged", damaged}, {"chunk_bytes", store->chunk_bytes()}};
       json.update(json_of(stats.index));
       json.update(json_of(stats.log));
       store->close();
@@ -148,61 +149,54 @@ Result<std::vector<std::string>> violations_of(Pool& pool, const Structure& stru
   return found;
 }
 
-bool is_damage(ErrorCode code) noexcept { return code == ErrorCode::kCorrupt || code == ErrorCode::kNotADunnockPool; }
-
 struct CloseFile {
   void operator()(std::FILE* file) const noexcept { std::fclose(file); }
 };
 using File = std::unique_ptr<std::FILE, CloseFile>;
 
-/// A new file that gets its name when it is whole, or standard output.
+/// A file, or standard output, whose failures main() reports.
 class Output {
  public:
   static Result<Output> create(const std::string& path) {
     Output output;
     if (path.empty() || path == "-") return Result<Output>(std::move(output));
-    output.path_ = path;
-    output.file_.reset(std::fopen((path + ".part").c_str(), "w"));
-    if (!output.file_) return make_error(ErrorCode::kIo, "can't write " + path + ": " + std::strerror(errno));
+    auto file = OutputFile::create(path);
+    if (!file) return tl::unexpected(file.error());
+    output.file_.emplace(std::move(*file));
     return Result<Output>(std::move(output));
   }
-  Output(Output&&) noexcept = default;
-  Output& operator=(Output&&) = delete;
-  /// Removes what is not whole.
-  ~Output() {
-    if (file_) std::remove((path_ + ".part").c_str());
-  }
+  /// What fails is remembered.
   void write(std::string_view text) {
-    std::FILE* const to = file_ ? file_.get() : stdout;
-    failed_ = failed_ || std::fwrite(text.data(), 1, text.size(), to) != text.size();
+    if (!file_) return write_standard_output(text);
+    buffer_ += text;
+    if (buffer_.size() >= kBufferBytes) flush();
   }
   Status commit() {
-    std::FILE* const to = file_ ? file_.get() : stdout;
-    failed_ = std::fflush(to) != 0 || failed_;
-    if (failed_) return make_error(ErrorCode::kIo, "can't write all of the dump: " + std::string(std::strerror(errno)));
     if (!file_) return {};
-    std::error_code error;
-    std::filesystem::rename(path_ + ".part", path_, error);
-    if (error) return make_error(ErrorCode::kIo, "can't name " + path_ + ": " + error.message());
-    file_.reset();
-    return {};
+    flush();
+    return status_ ? file_->commit() : status_;
   }
 
  private:
+  static constexpr std::size_t kBufferBytes = 1 << 20;
   Output() = default;
-  File file_;
-  std::string path_;
-  bool failed_ = false;
+  void flush() {
+    if (status_) status_ = file_->append(buffer_);
+    buffer_.clear();
+  }
+  std::optional<OutputFile> file_;
+  std::string buffer_;
+  Status status_;
 };
 
 /// Calls use(entry) for every entry of a dump, in order, until it fails.
 template <class Use>
-Result<std::uint64_t> for_each_entry(const std::string& path, Use&& use) {
+Result<std::uint64_t> for_each_entry(const std::string& path, Use&& use, std::uint64_t* damaged = nullptr) {
   File file;
   std::FILE* from = stdin;
   if (path != "-") {
     file.reset(std::fopen(path.c_str(), "r"));
-    if (!file) return make_error(ErrorCode::kNotFound, "can't read " + path + ": " + std::strerror(errno));
+    if (!file) return system_error("can't read " + path, errno);
     from = file.get();
   }
   DumpReader reader;
@@ -219,8 +213,9 @@ Result<std::uint64_t> for_each_entry(const std::string& path, Use&& use) {
     if (!*entry) continue;
     if (Status used = use(std::move(**entry)); !used) return tl::unexpected(used.error());
   }
-  if (std::ferror(from) != 0) return make_error(ErrorCode::kIo, "can't read all of " + path);
+  if (std::ferror(from) != 0) return system_error("can't read all of " + path, errno);
   if (Status ended = reader.end(); !ended) return tl::unexpected(ended.error());
+  if (damaged != nullptr) *damaged = reader.damaged();
   return reader.entries();
 }
 
@@ -229,8 +224,13 @@ Result<int> dump_index_entry(Output& output, const IndexKey& key, const IndexVal
   return kFine;
 }
 
+struct Loaded {
+  std::uint64_t entries = 0;
+  std::uint64_t damaged = 0;  // Entries that the dump lacks, as it says itself.
+};
+
 template <class M>
-Result<int> load_store(KvStore<M>& store, const std::string& file, std::uint64_t& loaded) {
+Result<int> load_store(KvStore<M>& store, const std::string& file, Loaded& loaded) {
   std::vector<DumpEntry> entries;
   const auto flush = [&]() -> Status {
     std::vector<typename KvStore<M>::Item> items;
@@ -238,46 +238,53 @@ Result<int> load_store(KvStore<M>& store, const std::string& file, std::uint64_t
     const bool put = store.put_bulk(items);
     if (Status fine = store.status(); !fine) return fine;
     if (!put)
-      return make_error(ErrorCode::kNoSpace, fmt::format("there is no room after {} entries, which are kept", loaded));
-    loaded += entries.size();
+      return make_error(ErrorCode::kNoSpace, fmt::format("there is no room after {} entries, which are kept", loaded.entries));
+    loaded.entries += entries.size();
     entries.clear();
     return {};
   };
-  auto all = for_each_entry(file, [&](DumpEntry entry) -> Status {
-    if (entry.value.index() != 0)
-      return make_error(ErrorCode::kInvalidArgument, "a bare locator can't be loaded into a store");
-    if (std::get<0>(entry.value).size() > store.log().value_bytes_max())
-      return make_error(ErrorCode::kInvalidArgument,
-                        fmt::format("a value of {} bytes is too long; a store's segments of its log bound it",
-                                    std::get<0>(entry.value).size()));
-    // A key that occurs again must win, and a bulk call knows no order.
-    const bool again =
-        std::any_of(entries.begin(), entries.end(), [&](const auto& one) { return one.key == entry.key; });
-    if (again || entries.size() == kLoadBatch) {
-      if (Status done = flush(); !done) return done;
-    }
-    entries.push_back(std::move(entry));
-    return {};
-  });
+  auto all = for_each_entry(
+      file,
+      [&](DumpEntry entry) -> Status {
+        if (entry.value.index() != 0)
+          return make_error(ErrorCode::kInvalidArgument, "a bare locator can't be loaded into a store");
+        if (std::get<0>(entry.value).size() > store.log().value_bytes_max())
+          return make_error(ErrorCode::kInvalidArgument,
+                            fmt::format("a value of {} bytes is too long; a store's segments of its log bound it",
+                                        std::get<0>(entry.value).size()));
+        // A key that occurs again must win, and a bulk call knows no order.
+        const bool again =
+            std::any_of(entries.begin(), entries.end(), [&](const auto& one) { return one.key == entry.key; });
+        if (again || entries.size() == kLoadBatch) {
+          if (Status done = flush(); !done) return done;
+        }
+        entries.push_back(std::move(entry));
+        return {};
+      },
+      &loaded.damaged);
   if (!all) return tl::unexpected(all.error());
   if (Status done = flush(); !done) return tl::unexpected(done.error());
   return kFine;
 }
 
 template <class M>
-Result<int> load_index(KvIndex<M>& index, const std::string& file, std::uint64_t& loaded) {
-  auto all = for_each_entry(file, [&](const DumpEntry& entry) -> Status {
-    const auto* bytes = std::get_if<0>(&entry.value);
-    if (bytes != nullptr && bytes->size() > IndexValue::kInlineBytesMax)
-      return make_error(ErrorCode::kInvalidArgument, "an index holds values of up to 16 bytes; load into a store");
-    const IndexValue value = bytes != nullptr ? IndexValue::of(*bytes) : IndexValue::of(std::get<1>(entry.value));
-    const PutResult put = index.put(entry.key, value);
-    if (put == PutResult::kIo) return index.status();
-    if (put == PutResult::kFull)
-      return make_error(ErrorCode::kNoSpace, fmt::format("there is no room after {} entries, which are kept", loaded));
-    ++loaded;
-    return {};
-  });
+Result<int> load_index(KvIndex<M>& index, const std::string& file, Loaded& loaded) {
+  auto all = for_each_entry(
+      file,
+      [&](const DumpEntry& entry) -> Status {
+        const auto* bytes = std::get_if<0>(&entry.value);
+        if (bytes != nullptr && bytes->size() > IndexValue::kInlineBytesMax)
+          return make_error(ErrorCode::kInvalidArgument, "an index holds values of up to 16 bytes; load into a store");
+        const IndexValue value = bytes != nullptr ? IndexValue::of(*bytes) : IndexValue::of(std::get<1>(entry.value));
+        const PutResult put = index.put(entry.key, value);
+        if (put == PutResult::kIo) return index.status();
+        if (put == PutResult::kFull)
+          return make_error(ErrorCode::kNoSpace,
+                            fmt::format("there is no room after {} entries, which are kept", loaded.entries));
+        ++loaded.entries;
+        return {};
+      },
+      &loaded.damaged);
   if (!all) return tl::unexpected(all.error());
   return kFine;
 }
@@ -291,27 +298,29 @@ Result<int> info(const Options& options) {
   return with_durable_media(*pool, [&](auto media) -> Result<int> {
     int status = kFine;
     Json json = {{"pool", options.pool}, {"bytes", pool->bytes()}, {"structures", Json::array()}};
-    if (!options.json) fmt::print("{}: {}\n", options.pool, human_bytes(pool->bytes()));
+    if (!options.json) print_line("{}: {}", options.pool, human_bytes(pool->bytes()));
     for (const Structure& structure : contents.structures) {
       const auto described = describe(*pool, structure, media);
       Json one = {{"name", structure.name}, {"kind", to_string(structure.kind)}, {"bytes", structure.bytes}};
       if (described) one.update(*described);
       if (!described) one["error"] = described.error().message;
-      if (!described) status = is_damage(described.error().code) ? kDamaged : std::max(status, kDamaged);
+      if (!described || one.value("checkpoints_damaged", 0) != 0) status = kDamaged;
       if (!options.json) {
-        fmt::print("\n{} '{}', {}\n", to_string(structure.kind), structure.name, human_bytes(structure.bytes));
+        print_line("");
+        print_line("{} '{}', {}", to_string(structure.kind), structure.name, human_bytes(structure.bytes));
         for (const auto& [key, value] : one.items()) {
           if (key != "name" && key != "kind" && key != "bytes")
-            fmt::print("  {:<24} {}\n", key, value.is_string() ? value.template get<std::string>() : value.dump());
+            print_line("  {:<24} {}", key, value.is_string() ? value.template get<std::string>() : value.dump());
         }
       }
       json["structures"].push_back(std::move(one));
     }
     for (const RegionInfo& region : contents.unfinished) {
       json["other_regions"].push_back({{"name", region.name}, {"bytes", region.bytes}});
-      if (!options.json) fmt::print("\nregion '{}' of no structure, {}\n", region.name, human_bytes(region.bytes));
+      if (!options.json) print_line("");
+      if (!options.json) print_line("region '{}' of no structure, {}", region.name, human_bytes(region.bytes));
     }
-    if (options.json) fmt::print("{}\n", json.dump(2));
+    if (options.json) print_json(json);
     return status;
   });
 }
@@ -342,10 +351,10 @@ Result<int> check(const Options& options) {
       json["structures"].push_back(
           {{"name", structure.name}, {"kind", to_string(structure.kind)}, {"violations", *found}});
       if (options.json) continue;
-      fmt::print("{} '{}': {}\n", to_string(structure.kind), structure.name, found->empty() ? "sound" : "DAMAGED");
-      for (const std::string& one : *found) fmt::print("  {}\n", one);
+      print_line("{} '{}': {}", to_string(structure.kind), structure.name, found->empty() ? "sound" : "DAMAGED");
+      for (const std::string& one : *found) print_line("  {}", one);
     }
-    if (options.json) fmt::print("{}\n", json.dump(2));
+    if (options.json) print_json(json);
     return status;
   });
 }
@@ -365,33 +374,34 @@ Result<int> dump(const Options& options) {
     if (structure->kind == Kind::kIndex) {
       auto opened = KvIndex<M>::open(*pool, structure->name, media);
       if (!opened) return tl::unexpected(opened.error());
-      opened->index.for_each([&](const IndexKey& key, const IndexValue& value) {
+      damaged = opened->index.for_each([&](const IndexKey& key, const IndexValue& value) {
         (void)dump_index_entry(*output, key, value);
         ++entries;
       });
-      damaged = opened->index.check().damaged;
       opened->index.close();
       return kFine;
     }
     auto opened = KvStore<M>::open(*pool, structure->name, media);
     if (!opened) return tl::unexpected(opened.error());
-    opened->store.index().for_each([&](const IndexKey& key, const IndexValue&) {
+    const std::uint64_t unreadable = opened->store.index().for_each([&](const IndexKey& key, const IndexValue&) {
       const auto value = opened->store.get(key);
       if (!value) {
+        output->write(dump_damaged(key));
         ++damaged;
         return;
       }
       output->write(dump_line(key, value.bytes()));
       ++entries;
     });
-    damaged += opened->store.index().check().damaged;
+    damaged += unreadable;
     opened->store.close();
     return kFine;
   });
   if (!done) return done;
+  if (damaged != 0) output->write(dump_damaged(damaged));
   output->write(dump_end(entries));
   if (Status committed = output->commit(); !committed) return tl::unexpected(committed.error());
-  if (damaged != 0) fmt::print(stderr, "dunnock: {} damaged entries are not in the dump\n", damaged);
+  if (damaged != 0) complain("dunnock: {} damaged entries are not in the dump", damaged);
   return damaged == 0 ? kFine : kDamaged;
 }
 
@@ -424,13 +434,13 @@ Result<int> load(const Options& options) {
   auto pool = fresh ? Pool::create_with(options.pool, {.bytes = Pool::bytes_for(regions)}, make_store)
                     : Pool::open(options.pool);
   if (!pool) return tl::unexpected(pool.error());
-  std::uint64_t loaded = 0;
   auto structure = find_structure(*pool, fresh ? name : options.name, {Kind::kStore, Kind::kIndex});
   if (!structure && options.create && structure.error().code == ErrorCode::kNotFound) {
     if (Status made = make_store(*pool); !made) return tl::unexpected(made.error());
     structure = find_structure(*pool, name, {Kind::kStore});
   }
   if (!structure) return tl::unexpected(structure.error());
+  Loaded loaded;
   const auto done = with_durable_media(*pool, [&](auto media) -> Result<int> {
     using M = decltype(media);
     if (structure->kind == Kind::kStore) {
@@ -446,8 +456,11 @@ Result<int> load(const Options& options) {
     opened->index.close();
     return status;
   });
-  if (done) fmt::print("{} entries loaded\n", loaded);
-  return done;
+  if (!done) return done;
+  print_line("{} entries loaded", loaded.entries);
+  if (loaded.damaged == 0) return kFine;
+  complain("dunnock: {} entries were damaged when the dump was written, and are not in it", loaded.damaged);
+  return kDamaged;
 }
 
 }  // namespace dunnock::tool

@@ -7,6 +7,7 @@ namespace dunnock::tool {
 namespace {
 
 constexpr std::string_view kHeader = "dunnock-dump 1";
+constexpr std::string_view kDamaged = "# damaged entries: ";
 constexpr std::string_view kDigits = "0123456789abcdef";
 
 void append_hex(std::string& text, std::span<const std::byte> bytes) {
@@ -75,6 +76,14 @@ std::string dump_line(const IndexKey& key, const Locator& locator) {
          std::to_string(locator.checksum) + "\n";
 }
 
+std::string dump_damaged(const IndexKey& key) {
+  std::string text = "# damaged ";
+  append_key(text, key);
+  return text + "\n";
+}
+
+std::string dump_damaged(std::uint64_t entries) { return std::string(kDamaged) + std::to_string(entries) + "\n"; }
+
 std::string dump_end(std::uint64_t entries) { return "end " + std::to_string(entries) + "\n"; }
 
 Result<std::optional<DumpEntry>> DumpReader::line(std::string_view text) {
@@ -85,6 +94,12 @@ Result<std::optional<DumpEntry>> DumpReader::line(std::string_view text) {
   if (!text.empty() && text.back() == '\r') text.remove_suffix(1);
   if (lines_ == 1) {
     if (text != kHeader) return wrong("not a dump: it does not start with '" + std::string(kHeader) + "'");
+    return std::nullopt;
+  }
+  if (text.starts_with(kDamaged)) {
+    text.remove_prefix(kDamaged.size());
+    std::uint64_t count = 0;
+    if (take_number(text, '\0', count)) damaged_ = count;  // Else somebody's own comment.
     return std::nullopt;
   }
   if (text.empty() || text.front() == '#') return std::nullopt;

@@ -11,6 +11,7 @@
 #include "benchmarks.hpp"
 #include "budget.hpp"
 #include "checks.hpp"
+#include "dunnock/base/standard_streams.hpp"
 #include "facts.hpp"
 #include "kernel_benchmarks.hpp"
 #include "peers.hpp"
@@ -90,9 +91,11 @@ bool read_options(int argc, char** argv, Options& options) {
 /// Prints the report, and writes it where it is wanted. The exit code.
 int finish(const Options& options, const RunFacts& facts, const Report& report) {
   report.print(facts);
-  if (!options.json.empty() && !report.write_json(options.json, facts)) {
-    std::fprintf(stderr, "%s can't be written\n", options.json.c_str());
-    return 2;
+  if (!options.json.empty()) {
+    if (Status written = report.write_json(options.json, facts); !written) {
+      std::fprintf(stderr, "%s\n", written.error().message.c_str());
+      return 2;
+    }
   }
   return report.all_passed() ? 0 : 1;
 }
@@ -174,4 +177,11 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace dunnock::gpu_check
 
-int main(int argc, char** argv) { return dunnock::gpu_check::run(argc, argv); }
+int main(int argc, char** argv) {
+  dunnock::keep_standard_descriptors();
+  const int status = dunnock::gpu_check::run(argc, argv);
+  const dunnock::Status printed = dunnock::flush_standard_output();
+  if (printed) return status;
+  std::fprintf(stderr, "dunnock-gpu-check: %s\n", printed.error().message.c_str());
+  return status == 0 ? 2 : status;
+}

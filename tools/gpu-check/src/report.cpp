@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <string_view>
 
+#include "dunnock/base/output_file.hpp"
+
 namespace dunnock::gpu_check {
 namespace {
 
@@ -152,12 +154,8 @@ std::string Report::json(const RunFacts& facts) const {
   return out + "\n]\n}\n";
 }
 
-bool Report::write_json(const std::string& path, const RunFacts& facts) const {
-  const std::string text = json(facts);
-  std::FILE* const file = std::fopen(path.c_str(), "w");
-  if (file == nullptr) return false;
-  const bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
-  return std::fclose(file) == 0 && written;
+Status Report::write_json(const std::string& path, const RunFacts& facts) const {
+  return write_output_file(path, json(facts));
 }
 
 }  // namespace dunnock::gpu_check

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "dunnock/base/result.hpp"
 #include "facts.hpp"
 
 namespace dunnock::gpu_check {
@@ -68,7 +69,7 @@ class Report {
   void print(const RunFacts& facts) const;
   [[nodiscard]] std::string json(const RunFacts& facts) const;
   /// False: the file can't be written.
-  [[nodiscard]] bool write_json(const std::string& path, const RunFacts& facts) const;
+  [[nodiscard]] Status write_json(const std::string& path, const RunFacts& facts) const;
 
  private:
   void note(Check check);

@@ -2,12 +2,17 @@
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "config.hpp"
+#include "dunnock/base/printable.hpp"
+#include "dunnock/base/standard_streams.hpp"
 #include "dunnock/gpu/communicator.hpp"
 #include "dunnock/training/schedules.hpp"
 #include "run.hpp"
@@ -20,7 +25,14 @@ constexpr int kFailed = 1;
 constexpr int kInterrupted = 130;
 
 int fail(const Error& error) {
-  fmt::print(stderr, "dunnock-train: {}\n", error.message);
+  // Errors of a config are a line each; what they quote may be anything.
+  std::string_view message = error.message;
+  for (bool first = true; first || !message.empty(); first = false) {
+    const std::size_t end = std::min(message.find('\n'), message.size());
+    const std::string line = (first ? "dunnock-train: " : "") + printable(message.substr(0, end)) + "\n";
+    (void)std::fwrite(line.data(), 1, line.size(), stderr);
+    message.remove_prefix(std::min(end + 1, message.size()));
+  }
   return kFailed;
 }
 
@@ -32,9 +44,7 @@ bool under_mpi() {
   return false;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int train_as_told(int argc, char** argv) {
   CLI::App app{"Trains a model as a TOML file says, by any schedule, with durable checkpoints."};
   std::string config_path;
   std::vector<std::string> overrides;
@@ -63,7 +73,7 @@ int main(int argc, char** argv) {
 
   if (list_schedules) {
     for (const training::ScheduleName& one : training::schedule_names())
-      fmt::print("{:<30} {:<14} {}\n", one.name, training::to_string(one.family), one.what);
+      write_standard_output(fmt::format("{:<30} {:<14} {}\n", one.name, training::to_string(one.family), one.what));
     return 0;
   }
   if (!schedule.empty()) overrides.push_back("run.schedule=" + schedule);
@@ -72,7 +82,7 @@ int main(int argc, char** argv) {
       config_path.empty() ? train::parse_config("", "defaults", overrides) : train::read_config(config_path, overrides);
   if (!loaded) return fail(loaded.error());
   if (show_config) {
-    fmt::print("{}", train::to_toml(loaded->config));
+    write_standard_output(train::to_toml(loaded->config));
     return 0;
   }
   if (const Status ready = train::check_ready(*loaded); !ready) return fail(ready.error());
@@ -92,4 +102,15 @@ int main(int argc, char** argv) {
   }
   if (!result->saved) return kFailed;
   return result->interrupted ? kInterrupted : 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  keep_standard_descriptors();
+  const int status = train_as_told(argc, argv);
+  const Status printed = flush_standard_output();
+  if (printed) return status;
+  const int lost = fail(printed.error());
+  return status == 0 ? lost : status;
 }

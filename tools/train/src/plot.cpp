@@ -1,17 +1,14 @@
 #include "plot.hpp"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <limits>
 #include <string_view>
 
 #include "dunnock/base/check.hpp"
+#include "dunnock/base/output_file.hpp"
 
 namespace dunnock::train {
 namespace {
@@ -284,16 +281,7 @@ std::string loss_svg(std::span<const LossCurve> curves, const PlotOptions& optio
 }
 
 Status write_loss_svg(const std::string& path, std::span<const LossCurve> curves, const PlotOptions& options) {
-  using namespace training::detail;
-  const std::string svg = loss_svg(curves, options);
-  const std::string temporary = path + ".new";
-  const Descriptor file(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
-  if (file.get() < 0) return system_error("can't open " + temporary, errno);
-  Status done;
-  if (!write_all(file.get(), 0, std::as_bytes(std::span(svg)))) done = system_error("can't write " + temporary, errno);
-  if (done) done = publish(file, temporary, path);
-  if (!done) (void)unlink(temporary.c_str());
-  return done;
+  return write_output_file(path, loss_svg(curves, options));
 }
 
 }  // namespace dunnock::train

@@ -75,7 +75,9 @@ class FileSystem {
   virtual int open(int directory, const char* path, int flags, mode_t mode) noexcept;
   /// Writes all `bytes` bytes at `offset`, or fails; an error may leave a part of them written.
   virtual bool pwrite(int fd, const void* from, std::size_t bytes, std::uint64_t offset) noexcept;
-  /// The same, and returns when these bytes are durable. `fd` was opened with O_DSYNC.
+  /// Writes all `bytes` bytes where the descriptor stands (a pipe, a terminal), or fails.
+  virtual bool write(int fd, const void* from, std::size_t bytes) noexcept;
+  /// As pwrite, and returns when these bytes are durable. `fd` was opened with O_DSYNC.
   virtual bool pwrite_durably(int fd, const void* from, std::size_t bytes, std::uint64_t offset) noexcept;
   /// Asks the disk to begin writing a range. Not a sync: nothing is promised, and an error is not looked at.
   virtual void start_write(int fd, std::uint64_t offset, std::uint64_t bytes) noexcept;
@@ -116,8 +118,5 @@ struct PathParts {
 [[nodiscard]] Result<UniqueFd> open_folder(const std::string& folder);
 /// fsync of a directory. A file system that has nothing to sync there (EINVAL) has no error.
 [[nodiscard]] int sync_folder(int directory) noexcept;
-
-/// Are they the same file on the same device?
-[[nodiscard]] bool same_file(int one, int other) noexcept;
 
 }  // namespace dunnock

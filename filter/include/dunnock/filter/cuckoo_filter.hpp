@@ -314,6 +314,7 @@ class CuckooFilter {
   [[nodiscard]] static bool is_unformatted(const Region& meta) noexcept;
   [[nodiscard]] static Status clear_way(Pool& pool, std::string_view name);
   [[nodiscard]] static Result<Opened> open_as(Pool& pool, std::string_view name, const FilterOptions* options, M media);
+  [[nodiscard]] static std::string wrong_with(const FilterHeader& header);
   [[nodiscard]] static Status check_header(const Region& meta, const Region& table, FilterHeader& header);
   [[nodiscard]] Result<RecoveryReport> recover();
   template <class NewWord>

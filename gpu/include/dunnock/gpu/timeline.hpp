@@ -31,7 +31,7 @@ struct Timeline {
 
 /// The trace-event JSON of Chrome (a process a rank, a thread a lane, one complete event an operation; microseconds).
 [[nodiscard]] std::string to_chrome_json(const TaskGraph& graph, const Schedule& schedule, const Timeline& timeline);
-/// Errors: Io, ReadOnly.
+/// Errors: those of OutputFile.
 [[nodiscard]] Status write_chrome_json(const std::string& path, const TaskGraph& graph, const Schedule& schedule,
                                        const Timeline& timeline);
 

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "dunnock/base/output_file.hpp"
 #include "dunnock/base/result.hpp"
 #include "dunnock/index/checkpoint_store.hpp"
 #include "dunnock/index/safetensors.hpp"
@@ -27,39 +28,37 @@ class SafetensorsFile {
   [[nodiscard]] const SafetensorsHeader& header() const noexcept { return header_; }
   /// The tensors, to be saved: read from the file as they are needed. Valid as long as this object stays where it is.
   [[nodiscard]] std::vector<TensorSource> sources() const;
-  /// Reads bytes of the data, from `offset_bytes` after the header. False: they can't be read.
-  [[nodiscard]] bool read(std::uint64_t offset_bytes, std::span<std::byte> into) const noexcept;
+  /// Reads bytes of the data, from `offset_bytes` after the header. Errors: as the system says.
+  [[nodiscard]] Status read(std::uint64_t offset_bytes, std::span<std::byte> into) const;
 
  private:
   SafetensorsFile(int descriptor, std::uint64_t data_at, SafetensorsHeader header) noexcept
       : descriptor_(descriptor), data_at_(data_at), header_(std::move(header)) {}
   int descriptor_;
+  std::string path_;
   std::uint64_t data_at_;
   SafetensorsHeader header_;
 };
 
-/// A file that is being written under another name, and gets its own when it is whole and on disk.
+/// A safetensors file that is being written: an OutputFile, so it is there whole or not at all, and what is no ordinary
+/// file is written through.
 class SafetensorsWriter {
  public:
-  /// Errors: InvalidArgument (names), NotFound (directory), ReadOnly, NoSpace, Io.
+  /// Errors: InvalidArgument (names, a directory), NotFound (folder), ReadOnly, NoSpace, Io.
   [[nodiscard]] static Result<SafetensorsWriter> create(const std::string& path, std::span<const TensorSpec> tensors,
                                                         std::span<const std::pair<std::string, std::string>> notes);
-  SafetensorsWriter(SafetensorsWriter&& other) noexcept;
-  SafetensorsWriter& operator=(SafetensorsWriter&&) = delete;
-  /// Removes what was written if commit() was not called.
-  ~SafetensorsWriter();
-
-  /// Writes bytes of tensor `tensor` (its place in `tensors`). Any number of threads. False: the disk refuses.
-  [[nodiscard]] bool write(std::size_t tensor, std::uint64_t offset_bytes, std::span<const std::byte> from) noexcept;
+  /// Writes bytes of tensor `tensor` (its place in `tensors`). Any number of threads, unless it is a stream: then
+  /// pieces must come in their order. Errors: NoSpace, Io, as the system says; InvalidArgument (a stream, out of
+  /// order).
+  [[nodiscard]] Status write(std::size_t tensor, std::uint64_t offset_bytes, std::span<const std::byte> from);
+  [[nodiscard]] bool is_stream() const noexcept { return output_.is_stream(); }
   /// Errors: NoSpace, Io. A file that was there under the name is replaced in one step.
-  [[nodiscard]] Status commit();
+  [[nodiscard]] Status commit() { return output_.commit(); }
 
  private:
-  SafetensorsWriter(int descriptor, std::string path, std::string temporary, std::vector<std::uint64_t> begins) noexcept
-      : descriptor_(descriptor), path_(std::move(path)), temporary_(std::move(temporary)), begins_(std::move(begins)) {}
-  int descriptor_;
-  std::string path_;
-  std::string temporary_;
+  SafetensorsWriter(OutputFile output, std::vector<std::uint64_t> begins) noexcept
+      : output_(std::move(output)), begins_(std::move(begins)) {}
+  OutputFile output_;
   std::vector<std::uint64_t> begins_;  // of each tensor in the file
 };
 
@@ -80,7 +79,8 @@ template <Media M>
                        return writer->write(i, offset, from);
                      }});
   }
-  auto report = store.restore(name, manifest->version, sinks, threads);
+  // One thread takes the pieces in their order.
+  auto report = store.restore(name, manifest->version, sinks, writer->is_stream() ? 1 : threads);
   if (!report) return report;
   if (Status committed = writer->commit(); !committed) return tl::unexpected(committed.error());
   return report;

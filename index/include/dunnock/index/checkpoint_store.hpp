@@ -62,7 +62,8 @@ struct SaveReport {
   std::uint64_t version = 0;
   std::uint64_t tensor_bytes = 0;
   std::uint64_t chunks = 0;
-  std::uint64_t chunks_written = 0;  ///< The others were there.
+  std::uint64_t chunks_written = 0;  ///< The others were there, byte for byte.
+  std::uint64_t chunks_healed = 0;   ///< Of those written: they were there, but damaged.
   std::uint64_t bytes_written = 0;   ///< To the log, with headers, padding and the manifest.
   double seconds = 0;
 };
@@ -73,12 +74,17 @@ struct RestoreReport {
   double seconds = 0;
 };
 
+inline constexpr std::uint64_t kLatestVersion = ~0ULL;
+
+/// A checkpoint, or what can be told of one that can't be read.
 struct CheckpointInfo {
-  std::string name;
-  std::uint64_t version = 0;
-  std::uint64_t created_seconds = 0;  ///< Since 1970.
+  std::string name;                        ///< Empty: it can't be told.
+  std::uint64_t version = kLatestVersion;  ///< kLatestVersion: it can't be told.
+  std::uint64_t created_seconds = 0;       ///< Since 1970.
   std::uint64_t tensors = 0;
   std::uint64_t tensor_bytes = 0;
+  std::uint64_t line = 0;  ///< Of the catalog.
+  Status status{};         ///< Corrupt, WrongVersion: its line or its manifest can't be read, and why.
 };
 
 /// What distinguishes two checkpoints, by tensor name.
@@ -88,8 +94,13 @@ struct CheckpointDiff {
 };
 
 struct Retention {
-  std::uint64_t keep_last = 1;   ///< The newest versions of each name.
+  std::uint64_t keep_last = 1;   ///< The newest versions of each name: at least one.
   std::uint64_t keep_every = 0;  ///< And those whose version is a multiple of this. 0: no others.
+};
+
+struct RetainReport {
+  std::uint64_t removed = 0;
+  std::uint64_t damaged = 0;  ///< Versions that can't be read and are newer than what had to be kept: left alone.
 };
 
 struct CheckpointCheck {
@@ -99,7 +110,6 @@ struct CheckpointCheck {
   [[nodiscard]] bool ok() const noexcept { return violations.empty(); }
 };
 
-inline constexpr std::uint64_t kLatestVersion = ~0ULL;
 /// Chunks of so many bytes, or so many, share their fences: a disk is written while more are hashed. They are in the
 /// log already; a thread that saves holds one.
 inline constexpr std::uint64_t kSaveBatchBytes = 64 << 20;
@@ -152,9 +162,11 @@ class CheckpointStore {
 
   // ----- saving and restoring -------------------------------------------------------------------------------------
 
-  /// Saves the tensors as `version` of `name`; they must not change meanwhile. Durable when it returns.
-  /// Errors: InvalidArgument (names, sizes), AlreadyExists (the version is there, or is being saved), NoSpace (nothing
-  /// is changed; see collect), Io (a source can't be read).
+  /// Saves the tensors as `version` of `name`; they must not change meanwhile. Durable when it returns. A chunk that is
+  /// there already is read and compared with the bytes at hand: what has rotted is written anew, for this checkpoint
+  /// and all others that have it. So every chunk of this checkpoint was sound when save returned. Errors:
+  /// InvalidArgument (names, sizes), AlreadyExists (the version is there, or is being saved), NoSpace (nothing is
+  /// changed; see collect), Io (a source can't be read).
   [[nodiscard]] Result<SaveReport> save(std::string_view name, std::uint64_t version,
                                         std::span<const TensorSource> tensors, const SaveOptions& options = {});
   /// Brings tensors back; those that the checkpoint has besides are left out. `version`: one, or kLatestVersion.
@@ -167,10 +179,15 @@ class CheckpointStore {
 
   // ----- all of them ----------------------------------------------------------------------------------------------
 
-  /// By name and version. Those whose manifest is damaged are left out; check() tells of them.
+  /// Everything that the catalog has, by name and version: also what can't be read, with the reason in `status`. A name
+  /// in a manifest that can't be read is known only if another checkpoint has it.
   [[nodiscard]] std::vector<CheckpointInfo> list() const;
-  /// The newest version of the name, if there is one.
-  [[nodiscard]] std::optional<std::uint64_t> latest(std::string_view name) const;
+  /// Those of the name, by version, and what may be of it: lines of the catalog that can't be read.
+  [[nodiscard]] std::vector<CheckpointInfo> list(std::string_view name) const;
+  /// The newest version of the name, if there is one; its manifest may be damaged. Errors: Corrupt (a line of the
+  /// catalog can't be read, so which is the newest can't be told; so do all functions that are asked for
+  /// kLatestVersion).
+  [[nodiscard]] Result<std::optional<std::uint64_t>> latest(std::string_view name) const;
   /// Reads every chunk of a checkpoint and compares it with its key. Errors: NotFound, Corrupt.
   [[nodiscard]] Status verify(std::string_view name, std::uint64_t version = kLatestVersion) const;
   /// Errors: NotFound, Corrupt.
@@ -178,16 +195,23 @@ class CheckpointStore {
                                             std::string_view second_name, std::uint64_t second_version) const;
   /// Removes a checkpoint, durably, and gives back the space of what no other needs. Errors: NotFound.
   [[nodiscard]] Status remove(std::string_view name, std::uint64_t version);
-  /// Removes the versions of the name that the policy does not keep. Returns how many.
-  std::uint64_t retain(std::string_view name, const Retention& retention);
+  /// Removes the versions of the name that the policy does not keep. Only versions whose manifest can be read count
+  /// among the newest, so `keep_last` of them stay; their chunks are not read (verify does that). While anything in the
+  /// catalog is damaged, versions go but no space is given back, for what the damaged ones need can't be told.
+  /// Errors: InvalidArgument (keep_last is 0, which would remove everything).
+  [[nodiscard]] Result<RetainReport> retain(std::string_view name, const Retention& retention);
+  /// Errors: InvalidArgument, as retain has it.
+  [[nodiscard]] static Status check_retention(const Retention& retention);
   /// Lines of the catalog that fail their checksum: so many checkpoints, removed ones at most among them, can't be
-  /// told. While there is one, no space is given back, and the newest checkpoint may be older than it was.
+  /// told. While there is one, no space is given back, and which checkpoint is the newest can't be told.
   [[nodiscard]] std::uint64_t damaged() const;
-  /// Removes those lines, durably. Returns how many. collect() gives back the space of what only they needed.
+  /// Removes those lines and the checkpoints whose manifest is damaged, durably. Returns how many. collect() gives back
+  /// the space of what only they needed.
   std::uint64_t forget_damaged();
   /// Gives back the space of everything that no checkpoint needs: what interrupted saves have left. Reads all
-  /// manifests and the whole index. Returns how many values went. Waits for saves that are under way.
-  std::uint64_t collect();
+  /// manifests and the whole index. Returns how many values went. Waits for saves that are under way. Errors: Corrupt,
+  /// WrongVersion (a checkpoint can't be read, and neither what it needs: nothing is given back).
+  [[nodiscard]] Result<std::uint64_t> collect();
 
   [[nodiscard]] StoreStats stats() const { return data_.stats(); }
   /// Everything: the KvStore's check, every catalog line, every manifest, every chunk.
@@ -219,6 +243,7 @@ class CheckpointStore {
   [[nodiscard]] static Result<CheckpointStore> open_as(Pool& pool, std::string_view name,
                                                        const CheckpointOptions* options, M media);
   [[nodiscard]] static CatalogHeader header_for(const CheckpointOptions& options, std::string_view name);
+  [[nodiscard]] static std::string wrong_with(const CatalogHeader& header, std::uint64_t segment_bytes);
 
   [[nodiscard]] CatalogLine& line_at(std::uint64_t line) const noexcept {
     return *reinterpret_cast<CatalogLine*>(catalog_.at(kCatalogLinesOffset + line * kLineBytes));
@@ -229,6 +254,14 @@ class CheckpointStore {
   [[nodiscard]] Result<Manifest> read_manifest(const CatalogFields& fields) const;
   [[nodiscard]] std::optional<std::uint64_t> find_line(std::string_view name, std::uint64_t version) const;
   [[nodiscard]] Result<Manifest> manifest_of(std::string_view name, std::uint64_t version) const;
+  struct Entry {
+    CheckpointInfo info;
+    std::uint64_t name_hash = 0;  // 0: a line that can't be read.
+  };
+  [[nodiscard]] std::vector<Entry> entries(std::optional<std::uint64_t> name_hash) const;
+  [[nodiscard]] static std::vector<CheckpointInfo> sorted(std::vector<Entry> entries);
+  [[nodiscard]] std::uint64_t count_damaged() const;
+  [[nodiscard]] tl::unexpected<Error> no_such(std::string_view name, std::uint64_t version) const;
 
   [[nodiscard]] static Status check_tensors(std::span<const TensorSource> tensors);
   [[nodiscard]] Status save_once(Save& save, std::span<const TensorSource> tensors, unsigned threads);

@@ -27,6 +27,7 @@
 
 #include <array>
 #include <atomic>
+#include <bit>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -216,9 +217,10 @@ class KvIndex {
   // ----- the whole ------------------------------------------------------------------------------------------------
 
   /// Calls visit(key, value) for every entry: once for each that is there all the while, once or not at all for those
-  /// that come or go meanwhile. `visit` may use the index. Damaged records are left out.
+  /// that come or go meanwhile. `visit` may use the index. Returns how many records can't be read: so many entries, or
+  /// what was left of erased ones, were not visited.
   template <class Visit>
-  void for_each(Visit&& visit) const;
+  [[nodiscard]] std::uint64_t for_each(Visit&& visit) const;
   /// Number of entries. Exact when no writer is active. After a crash the first call counts them (writers wait).
   [[nodiscard]] std::uint64_t size() const;
   [[nodiscard]] IndexStats stats() const;
@@ -303,6 +305,11 @@ class KvIndex {
 
   KvIndex(Region meta, IndexMemory memory, const IndexHeader& header, M media);
 
+  /// Numbers of segments may be up to four times the count of them before depth runs out: splits need not be even.
+  [[nodiscard]] static constexpr std::uint64_t directory_depth_for(std::uint64_t segments_max) noexcept {
+    return static_cast<std::uint64_t>(std::bit_width(segments_max - 1)) + 2;
+  }
+  [[nodiscard]] static std::string wrong_with(const IndexHeader& header);
   [[nodiscard]] static IndexHeader header_for(const IndexOptions& options);
   [[nodiscard]] static Status check_header(const Region& meta, IndexHeader& header);
   [[nodiscard]] Result<IndexRecovery> recover();
@@ -402,6 +409,7 @@ class KvIndex {
   void commit_split(std::uint64_t number, Segment from, Segment to, std::uint64_t slot);
   void clean_up(Segment segment, const SplitPlan& plan) const;
   /// Is there an entry in that lane: live, of this segment, and where its key may be? Tells its place if it is live.
+  [[nodiscard]] bool is_damaged(const IndexRecord& record) const;
   [[nodiscard]] bool is_entry(Segment segment, std::uint64_t number, std::uint64_t group, std::uint64_t fingerprint,
                               const IndexRecord& record, Place& place) const;
   template <class Visit>

@@ -47,6 +47,12 @@ class KvValue {
   typename ValueLog<M>::View in_log;
 };
 
+enum class Compared : std::uint8_t {
+  kMissing,
+  kSame,       ///< A get gives these bytes.
+  kDifferent,  ///< Other bytes, or damaged ones.
+};
+
 struct StoreStats {
   IndexStats index;
   LogStats log;
@@ -95,6 +101,10 @@ class KvStore {
   /// been put.
   bool put_bulk(std::span<const Item> items);
   [[nodiscard]] KvValue<M> get(const IndexKey& key) const;
+  /// Reads what is stored under the item's key and compares it with the item, byte by byte: for owners who are about
+  /// to put what may be there already, and have the good bytes at hand. What has rotted is kDifferent, so putting the
+  /// item heals it.
+  [[nodiscard]] Compared compare(const Item& item) const;
   bool erase(const IndexKey& key);
   /// As one erase a key, in some order, with few fences for all. Returns how many were there.
   std::size_t erase_bulk(std::span<const IndexKey> keys);

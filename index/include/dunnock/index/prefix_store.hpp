@@ -56,8 +56,8 @@ enum class Admission : std::uint8_t {
 struct PrefixOptions {
   std::uint64_t capacity_bytes = 0;        ///< Of the log.
   std::uint64_t segment_bytes = 32 << 20;  ///< Of the log; no block is longer than this less 64.
-  std::uint64_t blocks_max = 1 << 20;      ///< Blocks that there may be at a time.
-  double fill_max = 0.85;                  ///< Of the log's bytes; the rest lets compaction work.
+  std::uint64_t blocks_max = 1 << 20;      ///< Blocks that there may be at a time, at least 1.
+  double fill_max = 0.85;                  ///< Of the log's bytes, above 0 and up to 1; the rest lets compaction work.
   Admission admission = Admission::kAlways;
   HashSeed seed = HashSeed::random();  ///< Of the index, and the secret in all keys.
 };
@@ -72,12 +72,13 @@ struct PrefixStats {
   std::uint64_t record_reads = 0;  ///< To be sure of a probe.
   std::uint64_t evicted = 0;
   std::uint64_t not_admitted = 0;
+  std::uint64_t healed = 0;       ///< Blocks that were damaged when they were put again, and written anew.
   std::uint64_t quarantined = 0;  ///< Blocks thrown away because one failed its checksum.
 };
 
 enum class PutBlock : std::uint8_t {
-  kStored,
-  kThere,        ///< It was there already.
+  kStored,       ///< New, or written anew because what was there was damaged.
+  kThere,        ///< It was there already, and is sound.
   kNoParent,     ///< The block before it is not there (any more).
   kNotAdmitted,  ///< By the policy.
   kFull,         ///< Everything is pinned or needed, or the block is too long.
@@ -117,8 +118,10 @@ class PrefixStore {
   /// Errors: those of create and open; WrongLayout also when its log was created with another capacity or segments.
   [[nodiscard]] static Result<PrefixStore> open_or_create(Pool& pool, std::string_view name,
                                                           const PrefixOptions& options, M media);
-  /// Of a KvStore that the caller has made.
+  /// Of a KvStore that the caller has made. The options are in range (check_options).
   PrefixStore(KvStore<M> data, const PrefixOptions& options);
+  /// Errors: InvalidArgument (blocks_max, fill_max). Both create and open ask.
+  [[nodiscard]] static Status check_options(const PrefixOptions& options);
   [[nodiscard]] static StoreOptions store_options(const PrefixOptions& options) noexcept;
   /// A size for a pool that is to hold such a store alone.
   [[nodiscard]] static std::uint64_t pool_bytes(const PrefixOptions& options) noexcept;
@@ -149,7 +152,8 @@ class PrefixStore {
   /// One block of a prefix that was looked up. Damaged: the block and all that follow it are thrown away, and it counts
   /// as missing from now on.
   [[nodiscard]] Block get(const IndexKey& key) const;
-  /// Stores block `at` of `keys`, evicting others if it must. The block before it must be there.
+  /// Stores block `at` of `keys`, evicting others if it must. The block before it must be there. One that is there
+  /// already is read, and written anew if it is damaged.
   PutBlock put(std::span<const IndexKey> keys, std::size_t at, std::span<const std::byte> bytes);
   /// Evicts up to so many blocks. Returns how many.
   std::size_t evict(std::size_t blocks_max) const;
@@ -197,7 +201,7 @@ class PrefixStore {
     std::uint64_t bytes = 0;
     std::optional<CuckooFilter<12, DramMedia>> offered, offered_before;  // keys, for Admission::kSecondTime
     std::atomic<std::uint64_t> lookups{0}, blocks_asked{0}, blocks_found{0}, probes{0}, record_reads{0}, evicted{0},
-        not_admitted{0}, quarantined{0};
+        not_admitted{0}, healed{0}, quarantined{0};
   };
 
   static void unpin(Shared& shared, const IndexKey& key);
@@ -209,6 +213,10 @@ class PrefixStore {
   void add_child(Node& parent, const IndexKey& key) const;
   void drop_child(const IndexKey& parent_key) const;
   void quarantine(const IndexKey& key) const;
+  [[nodiscard]] PutBlock heal(std::unique_lock<std::mutex>& lock, const IndexKey& key, const BlockHeader& header,
+                              std::span<const std::byte> bytes);
+  [[nodiscard]] PutResult write(std::unique_lock<std::mutex>& lock, const IndexKey& key, const BlockHeader& header,
+                           std::span<const std::byte> bytes);
   [[nodiscard]] bool is_block(const IndexKey& key, const IndexKey* parent, std::uint64_t depth) const;
 
   PrefixOptions options_;

@@ -4,8 +4,11 @@
 //   n B   JSON: {"__metadata__": {text: text}, name: {"dtype": "F32", "shape": [..], "data_offsets": [begin, end]}, ..}
 //   ...   the tensors' bytes, without gaps; offsets count from the end of the header
 //
-// The parser believes nothing: lengths, types, names that occur twice, shapes that do not fit their bytes, gaps and
-// overlaps are refused, and so is a header of more than 100 MB, as other readers of the format do.
+// The parser believes nothing: lengths, types, names that occur twice, shapes that do not fit their bytes, gaps,
+// overlaps and bytes behind the JSON other than white space are refused, and so is a header of more than 100 MB. It
+// takes no header that safetensors 0.8 refuses. It is stricter in this: the format forbids names that occur twice and
+// white space before the brace, and tensors written as lists or with more than 255 dimensions are refused. Members that
+// we do not know are passed over, as they are there.
 #pragma once
 
 #include <cstddef>

@@ -11,6 +11,8 @@
 #include <string_view>
 #include <vector>
 
+#include "dunnock/base/result.hpp"
+
 namespace dunnock {
 
 /// Element types, by the names that safetensors gives them. The numbers are in manifests: never change one.
@@ -30,12 +32,23 @@ enum class Dtype : std::uint8_t {
   kF64 = 13,
   kI64 = 14,
   kU64 = 15,
+  kC64 = 16,  ///< Two F32.
+  kF8E8M0 = 17,
+  kF8E4M3Fnuz = 18,
+  kF8E5M2Fnuz = 19,
+  // Those that share bytes: a tensor of them has whole bytes.
+  kF4 = 20,
+  kF6E2M3 = 21,
+  kF6E3M2 = 22,
 };
+inline constexpr std::uint8_t kDtypeLast = 22;
 
 /// "F32" and so on; empty for a number that is none.
 [[nodiscard]] std::string_view name_of(Dtype dtype) noexcept;
 [[nodiscard]] std::optional<Dtype> dtype_of(std::string_view name) noexcept;
-/// Bytes of one element; 0 for a number that is none.
+/// Bits of one element; 0 for a number that is none.
+[[nodiscard]] std::uint64_t bits_of(Dtype dtype) noexcept;
+/// Bytes that one element needs by itself: 1 for those of less than 8 bits; 0 for a number that is none.
 [[nodiscard]] std::uint64_t bytes_of(Dtype dtype) noexcept;
 
 struct TensorSpec {
@@ -43,7 +56,7 @@ struct TensorSpec {
   Dtype dtype = Dtype::kF32;
   std::vector<std::uint64_t> shape;  ///< Outermost first; empty: a scalar.
 
-  /// Bytes of all elements, or none when that is more than 2^63 - 1.
+  /// Bytes of all elements, or none when that is more than 2^63 - 1, or they do not fill whole bytes.
   [[nodiscard]] std::optional<std::uint64_t> bytes() const noexcept;
   friend bool operator==(const TensorSpec&, const TensorSpec&) = default;
 };
@@ -57,18 +70,19 @@ struct TensorSpec {
 struct TensorSource {
   TensorSpec spec;
   std::span<const std::byte> bytes;  ///< All of them, if there is no function.
-  /// Copies a piece. False: it can't be read.
-  std::function<bool(std::uint64_t offset_bytes, std::span<std::byte> into)> read;
-  /// Or lends one, to be held until it is durable. Empty: it can't be read.
-  std::function<std::shared_ptr<const std::byte[]>(std::uint64_t offset_bytes, std::uint64_t bytes)> piece;
+  /// Copies a piece. Errors: why it can't be read.
+  std::function<Status(std::uint64_t offset_bytes, std::span<std::byte> into)> read;
+  /// Or lends one, to be held until it is durable. Errors: why it can't be read.
+  std::function<Result<std::shared_ptr<const std::byte[]>>(std::uint64_t offset_bytes, std::uint64_t bytes)> piece;
 };
 
 /// A tensor to be restored: `spec` is what is expected, and the bytes go to memory, or in pieces to a function, which
 /// is called by several threads at once, for pieces of their own.
 struct TensorSink {
   TensorSpec spec;
-  std::span<std::byte> bytes;                                                              ///< If write is empty.
-  std::function<bool(std::uint64_t offset_bytes, std::span<const std::byte> from)> write;  ///< False: it can't be.
+  std::span<std::byte> bytes;  ///< If write is empty.
+  /// Errors: why it can't be written.
+  std::function<Status(std::uint64_t offset_bytes, std::span<const std::byte> from)> write;
 };
 
 }  // namespace dunnock

@@ -43,7 +43,7 @@ namespace dunnock {
 struct LogOptions {
   /// Bytes of all segments together; rounded down to whole ones, at least three.
   std::uint64_t capacity_bytes = 0;
-  /// A power of two, 4096 .. 2^30. No value is longer than this less 32.
+  /// A power of two, 1024 .. 2^30. No value is longer than this less 32.
   std::uint64_t segment_bytes = 8 << 20;
 };
 
@@ -150,6 +150,9 @@ class ValueLog {
   bool fence();
   /// The value at `locator`, checked. `key`: whose it must be.
   [[nodiscard]] View view(const Locator& locator, const IndexKey& key) const;
+  /// Reads the value at `locator` and compares it with these bytes, which must have the locator's checksum. Found: they
+  /// are the same, and so is what a view() would give. Damaged: they are not, or the record's header is damaged.
+  [[nodiscard]] ReadState compare(const Locator& locator, const IndexKey& key, std::span<const std::byte> bytes) const;
   /// The first bytes of the value at `locator`; its header is verified, its bytes are not. False: it is stale, damaged,
   /// or shorter than `into`.
   [[nodiscard]] bool peek(const Locator& locator, const IndexKey& key, std::span<std::byte> into) const;
@@ -232,6 +235,9 @@ class ValueLog {
 
   template <Media Other>
   friend class KvStore;
+  static constexpr std::uint64_t kSegmentBytesMin = 1024;
+  static constexpr std::uint64_t kSegmentBytesMax = 1ULL << 30;
+  [[nodiscard]] static std::string wrong_with(const LogHeader& header);
   ValueLog(Region meta, Region data, const LogHeader& header, M media);
   [[nodiscard]] static std::array<std::string, 2> region_names(std::string_view name) {
     return {std::string(name) + ".logmeta", std::string(name) + ".log"};

@@ -66,7 +66,8 @@ class Checkpoints {
   /// InvalidArgument: it is of another setup or has other tensors; Corrupt: it is damaged, or the store can't tell
   /// which was the newest; NotFound (a tensor).
   [[nodiscard]] Result<std::optional<Position>> resume(std::uint64_t setup);
-  /// The same with the checkpoint of `step`. Errors besides: NotFound (none of that step). A run that goes on from it
+  /// The same with the checkpoint of `step`. Errors besides: NotFound (none of that step); Corrupt, too, where what
+  /// can't be read may be the one of that step. A run that goes on from it
   /// calls remove_newer() first, for steps are saved once.
   [[nodiscard]] Result<Position> resume_from(std::uint64_t step, std::uint64_t setup);
   /// Removes the checkpoints behind `step`, the newest first, then what can't be read of the catalog. A crash leaves
@@ -79,7 +80,7 @@ class Checkpoints {
   [[nodiscard]] Result<std::optional<SaveReport>> save(const Position& position);
   /// Waits for the save under way, if there is one.
   [[nodiscard]] Result<std::optional<SaveReport>> wait();
-  /// Versions (steps) that there are, ascending. On rank 0.
+  /// Versions (steps) that there are and whose manifest can be read, ascending. On rank 0.
   [[nodiscard]] std::vector<std::uint64_t> versions() const;
   /// Reads all of a checkpoint, the newest or that of `step`, and compares it with its checksums. Errors:
   /// NotFound, Corrupt (which for the newest includes that the store can't tell which it was).

@@ -24,10 +24,25 @@ CuckooFilter<kBits, M, kPolicy>::CuckooFilter(Region meta, Region table, std::ui
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 Status CuckooFilter<kBits, M, kPolicy>::check_options(const FilterOptions& options) {
-  if (options.slots == 0 || options.slots > kSlotsMax) {
-    return make_error(ErrorCode::kInvalidArgument,
-                      "a filter has 1 to 2^36 slots, not " + std::to_string(options.slots));
-  }
+  FilterHeader header{};
+  header.slots = options.slots;
+  header.groups = options.slots == 0 ? 0 : groups_for(options.slots);
+  header.log_lines = kLogLines;
+  if (std::string wrong = wrong_with(header); !wrong.empty())
+    return make_error(ErrorCode::kInvalidArgument, std::move(wrong));
+  return {};
+}
+
+/// What create() refuses to write, attach() refuses to believe: one check for both. Empty: nothing is wrong.
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+std::string CuckooFilter<kBits, M, kPolicy>::wrong_with(const FilterHeader& header) {
+  if (header.slots == 0 || header.slots > kSlotsMax)
+    return "a filter has 1 to 2^36 slots, not " + std::to_string(header.slots);
+  if (header.groups != groups_for(header.slots))
+    return std::to_string(header.groups) + " groups do not fit " + std::to_string(header.slots) + " slots";
+  if (header.log_lines != kLogLines)
+    return "a log of " + std::to_string(header.log_lines) + " lines, expected " + std::to_string(kLogLines);
+  if (header.zero != decltype(header.zero){}) return "fields that are not used are not zero";
   return {};
 }
 
@@ -73,10 +88,9 @@ Status CuckooFilter<kBits, M, kPolicy>::check_header(const Region& meta, const R
     return wrong(ErrorCode::kWrongLayout,
                  "groups of " + std::to_string(header.group_words) + " words, expected " + std::to_string(kGroupWords));
   }
-  if (header.slots == 0 || header.slots > kSlotsMax || header.groups != groups_for(header.slots) ||
-      header.log_lines != kLogLines || table.bytes() != table_bytes(header.slots)) {
-    return wrong(ErrorCode::kCorrupt, "its sizes contradict each other");
-  }
+  if (std::string what = wrong_with(header); !what.empty()) return wrong(ErrorCode::kCorrupt, std::move(what));
+  if (table.bytes() != table_bytes(header.slots))
+    return wrong(ErrorCode::kCorrupt, "its table has " + std::to_string(table.bytes()) + " bytes");
   return {};
 }
 

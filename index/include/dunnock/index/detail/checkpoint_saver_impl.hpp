@@ -27,7 +27,7 @@ struct PendingSave::State {
   struct Piece {
     std::size_t tensor;
     std::uint64_t offset_bytes;
-    std::shared_ptr<const std::byte[]> bytes;  // Empty: it can't be read.
+    Result<std::shared_ptr<const std::byte[]>> bytes;  // Or why it can't be read.
   };
   std::deque<Piece> pieces;
 };
@@ -96,6 +96,10 @@ auto CheckpointSaver<M>::create(CheckpointStore<M>& store, const SaverOptions& o
                                                        std::to_string(least));
   if (options.pending_max == 0)
     return make_error(ErrorCode::kInvalidArgument, "at least one save must be allowed to be under way");
+  if (options.retention) {
+    if (Status valid = CheckpointStore<M>::check_retention(*options.retention); !valid)
+      return tl::unexpected(valid.error());
+  }
   return std::unique_ptr<CheckpointSaver>(new CheckpointSaver(store, options));
 }
 
@@ -201,11 +205,14 @@ void CheckpointSaver<M>::capture(PendingSave::State& save) {
         }
       }
       if (!copy) copy = std::make_unique_for_overwrite<std::byte[]>(length);
-      bool readable = true;
+      Status readable;
       if (source.piece) {
         const auto lent = source.piece(offset, length);
-        readable = lent != nullptr;
-        if (readable) std::memcpy(copy.get(), lent.get(), length);
+        if (lent) {
+          std::memcpy(copy.get(), lent->get(), length);
+        } else {
+          readable = tl::unexpected(lent.error());
+        }
       } else if (source.read) {
         readable = source.read(offset, {copy.get(), length});
       } else {
@@ -217,9 +224,10 @@ void CheckpointSaver<M>::capture(PendingSave::State& save) {
           copy.release(), [shared = shared_, length, whole](const std::byte* held) {
             shared->give_back(std::unique_ptr<std::byte[]>(const_cast<std::byte*>(held)), length, whole);
           });
-      if (!readable) piece.reset();
+      Result<std::shared_ptr<const std::byte[]>> copied = std::move(piece);
+      if (!readable) copied = tl::unexpected(readable.error());
       const std::lock_guard lock(save.mutex);
-      save.pieces.push_back({tensor, offset, std::move(piece)});
+      save.pieces.push_back({tensor, offset, std::move(copied)});
       save.changed.notify_all();
     }
   }
@@ -242,7 +250,7 @@ std::vector<TensorSource> CheckpointSaver<M>::staged_sources(const StatePointer&
           });
           return found != state->pieces.end();
         });
-        std::shared_ptr<const std::byte[]> bytes = std::move(found->bytes);
+        Result<std::shared_ptr<const std::byte[]>> bytes = std::move(found->bytes);
         state->pieces.erase(found);
         return bytes;
       };

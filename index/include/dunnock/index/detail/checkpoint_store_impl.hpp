@@ -8,6 +8,7 @@
 #include <map>
 #include <unordered_set>
 
+#include "dunnock/base/printable.hpp"
 #include "dunnock/index/checkpoint_store.hpp"
 #include "dunnock/index/detail/run_on_threads.hpp"
 #include "dunnock/pmem/header.hpp"
@@ -31,6 +32,7 @@ struct CheckpointStore<M>::Save {
   std::vector<std::uint64_t> first_chunk;  // of each tensor, in the count of all; and one more
   std::atomic<std::uint64_t> next_chunk{0};
   std::atomic<std::uint64_t> chunks_written{0};
+  std::atomic<std::uint64_t> chunks_healed{0};
   std::atomic<std::uint64_t> bytes_written{0};
   std::atomic<bool> failed{false};
   std::mutex mutex;                               // of what follows
@@ -63,14 +65,22 @@ CheckpointStore<M>::CheckpointStore(Region catalog, KvStore<M> data, const Catal
       catalog_(std::move(catalog)),
       data_(std::move(data)) {}
 
+/// What create() refuses to write, attach() refuses to believe: one check for both. Empty: nothing is wrong.
+template <Media M>
+std::string CheckpointStore<M>::wrong_with(const CatalogHeader& header, std::uint64_t segment_bytes) {
+  if (header.chunk_bytes < 64 || header.chunk_bytes > segment_bytes / 2)
+    return "a chunk has 64 bytes to half a segment of " + std::to_string(segment_bytes) + " bytes, not " +
+           std::to_string(header.chunk_bytes);
+  if (header.lines == 0 || header.lines > 1U << 20)
+    return "a store has 1 to 2^20 checkpoints, not " + std::to_string(header.lines);
+  if (header.zero != decltype(header.zero){}) return "fields that are not used are not zero";
+  return {};
+}
+
 template <Media M>
 Status CheckpointStore<M>::check_options(const CheckpointOptions& options) {
-  if (options.chunk_bytes < 64 || options.chunk_bytes > options.segment_bytes / 2)
-    return make_error(ErrorCode::kInvalidArgument,
-                      "a chunk has 64 bytes to half a segment, not " + std::to_string(options.chunk_bytes));
-  if (options.checkpoints_max == 0 || options.checkpoints_max > 1U << 20)
-    return make_error(ErrorCode::kInvalidArgument,
-                      "a store has 1 to 2^20 checkpoints, not " + std::to_string(options.checkpoints_max));
+  if (std::string wrong = wrong_with(header_for(options, {}), options.segment_bytes); !wrong.empty())
+    return make_error(ErrorCode::kInvalidArgument, std::move(wrong));
   return KvStore<M>::check_options(store_options(options));
 }
 
@@ -141,8 +151,11 @@ auto CheckpointStore<M>::attach(Region catalog, KvStore<M> data, M media) -> Res
     return wrong(ErrorCode::kWrongVersion, "format version " + std::to_string(header.format_version) + ", expected " +
                                                std::to_string(kCatalogFormatVersion));
   if (header.checksum != checksum_of(header)) return wrong(ErrorCode::kCorrupt, "the catalog's checksum fails");
-  if (header.chunk_bytes == 0 || (catalog.bytes() - kCatalogLinesOffset) / kLineBytes < header.lines)
-    return wrong(ErrorCode::kCorrupt, "its sizes contradict each other");
+  const std::uint64_t segment_bytes = data.log().value_bytes_max() + ValueLog<M>::kOverheadBytes;
+  if (std::string what = wrong_with(header, segment_bytes); !what.empty())
+    return wrong(ErrorCode::kCorrupt, std::move(what));
+  if ((catalog.bytes() - kCatalogLinesOffset) / kLineBytes < header.lines)
+    return wrong(ErrorCode::kCorrupt, "its lines do not fit its catalog");
   return CheckpointStore(std::move(catalog), std::move(data), header, std::move(media));
 }
 
@@ -168,7 +181,7 @@ Result<std::vector<std::string>> CheckpointStore<M>::left_over(Pool& pool, std::
   if (!catalog) return std::vector<std::string>();
   if (!is_unformatted(*catalog, name))
     return make_error(ErrorCode::kAlreadyExists,
-                      "there is a checkpoint store '" + std::string(name) + "' in " + pool.path());
+                      "there is a checkpoint store " + in_quotes(name) + " in " + pool.path());
   auto left = KvStore<M>::left_over(pool, data_name, true);
   if (left) left->push_back(catalog_name);
   return left;
@@ -317,18 +330,30 @@ Result<Manifest> CheckpointStore<M>::manifest_of(std::string_view name, std::uin
   std::optional<CatalogFields> fields;
   {
     const std::lock_guard lock(shared_->catalog);
-    if (const auto line = find_line(name, version)) fields = read_line(*line);
+    // A newer one may be in a line that can't be read: nothing older is given for it without a word.
+    const bool unsure = version == kLatestVersion && count_damaged() != 0;
+    if (const auto line = find_line(name, version); line && !unsure) fields = read_line(*line);
   }
-  if (!fields)
-    return make_error(ErrorCode::kNotFound,
-                      "no checkpoint '" + std::string(name) + "'" +
-                          (version == kLatestVersion ? std::string() : " of version " + std::to_string(version)));
+  if (!fields) return no_such(name, version);
   auto manifest = read_manifest(*fields);
   if (Status fine = status(); !fine) return tl::unexpected(fine.error());
   if (!manifest)
-    return make_error(manifest.error().code, "checkpoint '" + std::string(name) + "' of version " +
+    return make_error(manifest.error().code, "checkpoint " + in_quotes(name) + " of version " +
                                                  std::to_string(fields->version) + ": " + manifest.error().message);
   return manifest;
+}
+
+/// That it is not there, as far as the catalog can be read.
+template <Media M>
+tl::unexpected<Error> CheckpointStore<M>::no_such(std::string_view name, std::uint64_t version) const {
+  const std::uint64_t lines = damaged();
+  const std::string what =
+      in_quotes(name) + (version == kLatestVersion ? std::string() : " of version " + std::to_string(version));
+  if (lines == 0) return make_error(ErrorCode::kNotFound, "no checkpoint " + what);
+  return make_error(ErrorCode::kCorrupt,
+                    std::to_string(lines) + " of the catalog's lines can't be read, so " +
+                        (version == kLatestVersion ? "which checkpoint " + what + " is the newest can't be told"
+                                                   : "whether there is a checkpoint " + what + " can't be told"));
 }
 
 template <Media M>
@@ -358,14 +383,14 @@ Status CheckpointStore<M>::check_tensors(std::span<const TensorSource> tensors) 
   std::unordered_set<std::string_view> names;
   for (const TensorSource& tensor : tensors) {
     const auto refuse = [&tensor](const char* what) {
-      return make_error(ErrorCode::kInvalidArgument, "tensor '" + tensor.spec.name + "' " + what);
+      return make_error(ErrorCode::kInvalidArgument, "tensor " + in_quotes(tensor.spec.name) + " " + what);
     };
     const auto bytes = tensor.spec.bytes();
     if (tensor.spec.name.empty() || tensor.spec.name.size() > 65535) return refuse("needs a name of 1 to 65535 bytes");
     if (!names.insert(tensor.spec.name).second) return refuse("occurs twice");
-    if (bytes_of(tensor.spec.dtype) == 0) return refuse("has no known dtype");
+    if (bits_of(tensor.spec.dtype) == 0) return refuse("has no known dtype");
     if (tensor.spec.shape.size() > 255) return refuse("has more than 255 dimensions");
-    if (!bytes) return refuse("is too large");
+    if (!bytes) return refuse("is too large, or does not fill whole bytes");
     if (!tensor.read && !tensor.piece && tensor.bytes.size() != *bytes)
       return refuse("has bytes that do not fit its shape");
   }
@@ -398,9 +423,14 @@ Result<SaveReport> CheckpointStore<M>::save(std::string_view name, std::uint64_t
   const std::pair<std::string, std::uint64_t> title(name, version);
   {
     const std::lock_guard lock(shared.catalog);
-    if (find_line(name, version) || shared.saving.contains(title))
-      return make_error(ErrorCode::kAlreadyExists, "checkpoint '" + title.first + "' of version " +
-                                                       std::to_string(version) + " is there, or is being saved");
+    const auto there = find_line(name, version);
+    if (there || shared.saving.contains(title)) {
+      const auto fields = there ? read_line(*there) : std::nullopt;
+      return make_error(ErrorCode::kAlreadyExists,
+                        "checkpoint " + in_quotes(name) + " of version " + std::to_string(version) +
+                            (fields && !read_manifest(*fields) ? " is there, but it is damaged: remove it first"
+                                                               : " is there, or is being saved"));
+    }
     while (save.line < lines_ && (media_.load(line_at(save.line).state) != catalog_free(place_of(save.line)) ||
                                   shared.lines_taken.contains(save.line)))
       ++save.line;
@@ -411,7 +441,7 @@ Result<SaveReport> CheckpointStore<M>::save(std::string_view name, std::uint64_t
     save.number = shared.saves++;
   }
   Status saved = save_once(save, tensors, options.threads);
-  if (!saved && saved.error().code == ErrorCode::kNoSpace && status() && collect() != 0)
+  if (!saved && saved.error().code == ErrorCode::kNoSpace && status() && collect().value_or(0) != 0)
     saved = save_once(save, tensors, options.threads);  // Goes on where it stopped.
   {
     const std::lock_guard lock(shared.catalog);
@@ -427,6 +457,7 @@ Result<SaveReport> CheckpointStore<M>::save(std::string_view name, std::uint64_t
   report.tensor_bytes = save.manifest.bytes();
   report.chunks = save.first_chunk.back();
   report.chunks_written = save.chunks_written.load();
+  report.chunks_healed = save.chunks_healed.load();
   report.bytes_written = save.bytes_written.load();
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return report;
@@ -497,11 +528,15 @@ void CheckpointStore<M>::save_chunk(Save& save, const TensorSource& source, std:
   const std::uint64_t length = std::min<std::uint64_t>(chunk_bytes_, target.spec.bytes().value_or(0) - offset);
   typename Save::Memory memory;
   const std::byte* bytes = nullptr;
-  bool readable = true;
+  Status readable;
   if (source.piece) {
-    memory = source.piece(offset, length);
-    bytes = memory.get();
-    readable = bytes != nullptr;
+    auto lent = source.piece(offset, length);
+    if (lent) {
+      memory = std::move(*lent);
+      bytes = memory.get();
+    } else {
+      readable = tl::unexpected(lent.error());
+    }
   } else if (source.read) {
     if (!buffer) buffer = std::shared_ptr<std::byte[]>(new std::byte[chunk_bytes_]);
     readable = source.read(offset, std::span(buffer.get(), length));
@@ -511,7 +546,8 @@ void CheckpointStore<M>::save_chunk(Save& save, const TensorSource& source, std:
     bytes = source.bytes.data() + offset;
   }
   if (!readable) {
-    save.fail(ErrorCode::kIo, "tensor '" + source.spec.name + "' can't be read at " + std::to_string(offset));
+    save.fail(readable.error().code, "tensor " + in_quotes(source.spec.name) + " can't be read at " +
+                                         std::to_string(offset) + ": " + readable.error().message);
     return;
   }
   const ChunkDigest digest = chunk_digest({bytes, length});
@@ -520,8 +556,12 @@ void CheckpointStore<M>::save_chunk(Save& save, const TensorSource& source, std:
     const std::lock_guard lock(save.mutex);
     if (!save.writing.insert(digest.key).second) return;  // This save has it already.
   }
-  if (data_.index().get(digest.key)) return;  // Durable, for a get never tells of what is not.
   const typename KvStore<M>::Item item{digest.key, {bytes, length}, digest.checksum};
+  // That a key is there says nothing of its bytes, and the good ones are at hand. What is the same is durable, for a
+  // get never tells of what is not.
+  const Compared compared = data_.compare(item);
+  if (compared == Compared::kSame) return;
+  if (compared == Compared::kDifferent) ++save.chunks_healed;
   if (batch.add(item)) {
     save.count(length);
     return;
@@ -559,12 +599,13 @@ Status CheckpointStore<M>::restore_chunk(const ManifestTensor& from, const Tenso
   const auto found = data_.get(from.chunks[chunk]);
   if (!found || found.bytes().size() != length)
     return make_error(ErrorCode::kCorrupt,
-                      "tensor '" + from.spec.name + "' is damaged at byte " + std::to_string(offset) + ": its chunk " +
-                          (found.state == GetState::kMissing ? "is missing" : "fails its checksum"));
+                      "tensor " + in_quotes(from.spec.name) + " is damaged at byte " + std::to_string(offset) +
+                          ": its chunk " + (found.state == GetState::kMissing ? "is missing" : "fails its checksum"));
   if (!to.write) {
     if (length != 0) std::memcpy(to.bytes.data() + offset, found.bytes().data(), length);
-  } else if (!to.write(offset, found.bytes())) {
-    return make_error(ErrorCode::kIo, "tensor '" + from.spec.name + "' can't be written at " + std::to_string(offset));
+  } else if (Status written = to.write(offset, found.bytes()); !written) {
+    return make_error(written.error().code, "tensor " + in_quotes(from.spec.name) + " can't be written at " +
+                                                std::to_string(offset) + ": " + written.error().message);
   }
   return {};
 }
@@ -585,17 +626,18 @@ Result<RestoreReport> CheckpointStore<M>::restore(std::string_view name, std::ui
   for (const TensorSink& sink : tensors) {
     const auto found = by_name.find(sink.spec.name);
     if (found == by_name.end())
-      return make_error(ErrorCode::kNotFound, "checkpoint '" + std::string(name) + "' of version " +
-                                                  std::to_string(manifest->version) + " has no tensor '" +
-                                                  sink.spec.name + "'");
+      return make_error(ErrorCode::kNotFound, "checkpoint " + in_quotes(name) + " of version " +
+                                                  std::to_string(manifest->version) + " has no tensor " +
+                                                  in_quotes(sink.spec.name));
     const ManifestTensor& source = *found->second;
     if (!(source.spec == sink.spec))
-      return make_error(ErrorCode::kInvalidArgument, "tensor '" + sink.spec.name + "' is " + describe(source.spec) +
-                                                         " in the checkpoint, expected " + describe(sink.spec));
+      return make_error(ErrorCode::kInvalidArgument, "tensor " + in_quotes(sink.spec.name) + " is " +
+                                                         describe(source.spec) + " in the checkpoint, expected " +
+                                                         describe(sink.spec));
     const std::uint64_t bytes = source.spec.bytes().value_or(0);
     if (!sink.write && sink.bytes.size() != bytes)
-      return make_error(ErrorCode::kInvalidArgument, "tensor '" + sink.spec.name + "' has " + std::to_string(bytes) +
-                                                         " bytes, and there is room for " +
+      return make_error(ErrorCode::kInvalidArgument, "tensor " + in_quotes(sink.spec.name) + " has " +
+                                                         std::to_string(bytes) + " bytes, and there is room for " +
                                                          std::to_string(sink.bytes.size()));
     sources.push_back(&source);
     first_chunk.push_back(first_chunk.back() + source.chunks.size());
@@ -625,27 +667,71 @@ Result<RestoreReport> CheckpointStore<M>::restore(std::string_view name, std::ui
 
 // ----- all of them ------------------------------------------------------------------------------------------------
 
+/// What the catalog has, line by line: of one name (by its hash) and what may be of it, or of all.
 template <Media M>
-std::vector<CheckpointInfo> CheckpointStore<M>::list() const {
+auto CheckpointStore<M>::entries(std::optional<std::uint64_t> name_hash) const -> std::vector<Entry> {
   const std::shared_lock gate(shared_->gate);
-  std::vector<CheckpointInfo> all;
   const std::lock_guard lock(shared_->catalog);
+  std::vector<Entry> all;
   for (std::uint64_t line = 0; line < lines_; ++line) {
-    const auto fields = read_line(line);
-    if (!fields) continue;
-    const auto manifest = read_manifest(*fields);
-    if (!manifest) continue;
-    all.push_back(
-        {manifest->name, manifest->version, manifest->created_seconds, manifest->tensors.size(), fields->tensor_bytes});
+    bool damaged = false;
+    const auto fields = read_line(line, &damaged);
+    if (!damaged && (!fields || (name_hash && fields->name_hash != *name_hash))) continue;
+    CheckpointInfo& info = all.emplace_back().info;
+    info.line = line;
+    if (!fields) {
+      info.status = make_error(ErrorCode::kCorrupt, "catalog line " + std::to_string(line) + " fails its checksum");
+      continue;
+    }
+    all.back().name_hash = fields->name_hash;
+    info.version = fields->version;
+    info.created_seconds = fields->created_seconds;
+    info.tensor_bytes = fields->tensor_bytes;
+    if (const auto manifest = read_manifest(*fields)) {
+      info.name = manifest->name;
+      info.tensors = manifest->tensors.size();
+    } else {
+      info.status = tl::unexpected(manifest.error());
+    }
+  }
+  return all;
+}
+
+template <Media M>
+std::vector<CheckpointInfo> CheckpointStore<M>::sorted(std::vector<Entry> entries) {
+  std::map<std::uint64_t, std::string> names;  // by their hash: one whose manifest can't be read may be another's too
+  for (const Entry& entry : entries) {
+    if (!entry.info.name.empty()) names[entry.name_hash] = entry.info.name;
+  }
+  std::vector<CheckpointInfo> all;
+  for (Entry& entry : entries) {
+    if (const auto name = names.find(entry.name_hash); name != names.end()) entry.info.name = name->second;
+    all.push_back(std::move(entry.info));
   }
   std::sort(all.begin(), all.end(), [](const CheckpointInfo& a, const CheckpointInfo& b) {
-    return std::tie(a.name, a.version) < std::tie(b.name, b.version);
+    return std::tie(a.name, a.version, a.line) < std::tie(b.name, b.version, b.line);
   });
   return all;
 }
 
 template <Media M>
-std::optional<std::uint64_t> CheckpointStore<M>::latest(std::string_view name) const {
+std::vector<CheckpointInfo> CheckpointStore<M>::list() const {
+  return sorted(entries({}));
+}
+
+template <Media M>
+std::vector<CheckpointInfo> CheckpointStore<M>::list(std::string_view name) const {
+  const std::uint64_t hash = catalog_name_hash(name);
+  std::vector<Entry> found = entries(hash);
+  for (Entry& entry : found) {
+    if (entry.name_hash == hash) entry.info.name = std::string(name);
+  }
+  return sorted(std::move(found));
+}
+
+template <Media M>
+Result<std::optional<std::uint64_t>> CheckpointStore<M>::latest(std::string_view name) const {
+  if (damaged() != 0) return no_such(name, kLatestVersion);
   const std::lock_guard lock(shared_->catalog);
   const auto line = find_line(name, kLatestVersion);
   if (!line) return std::nullopt;
@@ -663,7 +749,7 @@ Status CheckpointStore<M>::verify(std::string_view name, std::uint64_t version) 
       const auto found = data_.get(tensor.chunks[chunk]);
       if (Status fine = status(); !fine) return fine;
       if (!found || !(chunk_digest(found.bytes()).key == tensor.chunks[chunk]))
-        return make_error(ErrorCode::kCorrupt, "tensor '" + tensor.spec.name + "' is damaged at byte " +
+        return make_error(ErrorCode::kCorrupt, "tensor " + in_quotes(tensor.spec.name) + " is damaged at byte " +
                                                    std::to_string(chunk * chunk_bytes_));
     }
   }
@@ -719,13 +805,18 @@ template <Media M>
 Status CheckpointStore<M>::remove(std::string_view name, std::uint64_t version) {
   if (Status fine = status(); !fine) return fine;
   Shared& shared = *shared_;
+  bool missing = false;
+  {
+    const std::lock_guard lock(shared.catalog);
+    const auto line = find_line(name, version);
+    missing = !line || (version == kLatestVersion && count_damaged() != 0);
+  }
+  if (missing) return no_such(name, version);
   {
     const std::lock_guard lock(shared.catalog);
     const auto line = find_line(name, version);
     const auto fields = line ? read_line(*line) : std::nullopt;
-    if (!fields)
-      return make_error(ErrorCode::kNotFound,
-                        "no checkpoint '" + std::string(name) + "' of version " + std::to_string(version));
+    if (!fields) return make_error(ErrorCode::kNotFound, "checkpoint " + in_quotes(name) + " has just been removed");
     auto manifest = read_manifest(*fields);
     count_references();
     clear_line(*line);
@@ -792,6 +883,12 @@ void CheckpointStore<M>::note_references(const Manifest& manifest) {
 template <Media M>
 std::uint64_t CheckpointStore<M>::damaged() const {
   const std::lock_guard lock(shared_->catalog);
+  return count_damaged();
+}
+
+/// Under the mutex of the catalog.
+template <Media M>
+std::uint64_t CheckpointStore<M>::count_damaged() const {
   std::uint64_t count = 0;
   for (std::uint64_t line = 0; line < lines_; ++line) {
     bool damaged = false;
@@ -807,7 +904,11 @@ std::uint64_t CheckpointStore<M>::forget_damaged() {
   std::uint64_t count = 0;
   for (std::uint64_t line = 0; line < lines_; ++line) {
     bool damaged = false;
-    (void)read_line(line, &damaged);
+    const auto fields = read_line(line, &damaged);
+    if (fields) {
+      const auto manifest = read_manifest(*fields);
+      damaged = !manifest && manifest.error().code == ErrorCode::kCorrupt;  // Not one that a later release has written.
+    }
     if (!damaged) continue;
     clear_line(line);
     count += status() ? 1 : 0;
@@ -816,7 +917,15 @@ std::uint64_t CheckpointStore<M>::forget_damaged() {
 }
 
 template <Media M>
-std::uint64_t CheckpointStore<M>::retain(std::string_view name, const Retention& retention) {
+Status CheckpointStore<M>::check_retention(const Retention& retention) {
+  if (retention.keep_last == 0)
+    return make_error(ErrorCode::kInvalidArgument, "at least the newest version is to be kept: 0 would remove all");
+  return {};
+}
+
+template <Media M>
+Result<RetainReport> CheckpointStore<M>::retain(std::string_view name, const Retention& retention) {
+  if (Status valid = check_retention(retention); !valid) return tl::unexpected(valid.error());
   std::vector<std::uint64_t> versions;
   {
     const std::lock_guard lock(shared_->catalog);
@@ -827,16 +936,22 @@ std::uint64_t CheckpointStore<M>::retain(std::string_view name, const Retention&
     }
   }
   std::sort(versions.rbegin(), versions.rend());
-  std::uint64_t removed = 0;
-  for (std::size_t i = retention.keep_last; i < versions.size(); ++i) {
-    if (retention.keep_every != 0 && versions[i] % retention.keep_every == 0) continue;
-    removed += remove(name, versions[i]) ? 1 : 0;
+  RetainReport report;
+  std::uint64_t kept = 0;
+  for (const std::uint64_t version : versions) {
+    if (kept < retention.keep_last) {
+      // One that can't be read is no checkpoint to fall back on.
+      ++(manifest(name, version) ? kept : report.damaged);
+      continue;
+    }
+    if (retention.keep_every != 0 && version % retention.keep_every == 0) continue;
+    report.removed += remove(name, version) ? 1 : 0;
   }
-  return removed;
+  return report;
 }
 
 template <Media M>
-std::uint64_t CheckpointStore<M>::collect() {
+Result<std::uint64_t> CheckpointStore<M>::collect() {
   Shared& shared = *shared_;
   const std::unique_lock gate(shared.gate);
   const std::lock_guard lock(shared.catalog);
@@ -845,17 +960,23 @@ std::uint64_t CheckpointStore<M>::collect() {
   for (std::uint64_t line = 0; line < lines_; ++line) {
     bool damaged = false;
     const auto fields = read_line(line, &damaged);
-    if (damaged) return 0;  // What it needs can't be told, so nothing is thrown away.
+    // What a damaged one needs can't be told, so nothing is thrown away.
+    const auto refuse = [line](ErrorCode code, const std::string& why) {
+      return make_error(code, "no space is given back while a checkpoint can't be read: catalog line " +
+                                  std::to_string(line) + ": " + why);
+    };
+    if (damaged) return refuse(ErrorCode::kCorrupt, "it fails its checksum");
     if (!fields) continue;
     const auto manifest = read_manifest(*fields);
-    if (!manifest) return 0;
+    if (!manifest) return refuse(manifest.error().code, manifest.error().message);
     for (const ManifestTensor& tensor : manifest->tensors) needed.insert(tensor.chunks.begin(), tensor.chunks.end());
     for (std::uint64_t piece = 0; piece < pieces_of(fields->manifest_bytes); ++piece)
       needed.insert(manifest_key(fields->manifest_id, piece));
   }
   for (const auto& [title, save] : shared.saving) needed.insert(save->writing.begin(), save->writing.end());
   std::vector<IndexKey> garbage;
-  data_.index().for_each([&](const IndexKey& key, const IndexValue&) {
+  // What the index can't read stays.
+  (void)data_.index().for_each([&](const IndexKey& key, const IndexValue&) {
     if (!needed.contains(key)) garbage.push_back(key);
   });
   const std::size_t erased = data_.erase_bulk(garbage);
@@ -888,8 +1009,9 @@ CheckpointCheck CheckpointStore<M>::check() const {
       for (std::size_t chunk = 0; chunk < tensor.chunks.size(); ++chunk, ++report.chunks_read) {
         const auto found = data_.get(tensor.chunks[chunk]);
         if (!found || !(chunk_digest(found.bytes()).key == tensor.chunks[chunk]))
-          violated("checkpoint '" + manifest->name + "' of version " + std::to_string(manifest->version) +
-                   ": tensor '" + tensor.spec.name + "' is damaged at byte " + std::to_string(chunk * chunk_bytes_));
+          violated("checkpoint " + in_quotes(manifest->name) + " of version " + std::to_string(manifest->version) +
+                   ": tensor " + in_quotes(tensor.spec.name) + " is damaged at byte " +
+                   std::to_string(chunk * chunk_bytes_));
       }
     }
   }

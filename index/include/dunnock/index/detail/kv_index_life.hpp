@@ -54,25 +54,42 @@ KvIndex<M>::KvIndex(Region meta, IndexMemory memory, const IndexHeader& header, 
   shared_->chunk_starts.push_back(0);
 }
 
+/// What create() refuses to write, attach() refuses to believe: one check for both. Empty: nothing is wrong.
+template <Media M>
+std::string KvIndex<M>::wrong_with(const IndexHeader& header) {
+  if (header.segment_groups < 2 || header.segment_groups > 4096 || !std::has_single_bit(header.segment_groups))
+    return "a segment has 2 to 4096 groups, a power of two, not " + std::to_string(header.segment_groups);
+  if (header.segments_max == 0)
+    return "an index needs at least one segment of " + std::to_string(segment_bytes(header.segment_groups)) + " bytes";
+  if (header.segments_max > 1ULL << (kIndexDepthMax - 2))
+    return "an index of more than 2^" + std::to_string(kIndexDepthMax - 2) + " segments; make the segments larger";
+  if (header.directory_depth != directory_depth_for(header.segments_max))
+    return "a directory of 2^" + std::to_string(header.directory_depth) + " words does not fit " +
+           std::to_string(header.segments_max) + " segments";
+  if (!std::has_single_bit(header.initial_segments) || header.initial_segments > header.segments_max)
+    return "it begins with " + std::to_string(header.initial_segments) + " segments of " +
+           std::to_string(segment_bytes(header.segment_groups)) + " bytes, and there may be " +
+           std::to_string(header.segments_max);
+  if (header.zero != decltype(header.zero){}) return "fields that are not used are not zero";
+  return {};
+}
+
 template <Media M>
 Status KvIndex<M>::check_options(const IndexOptions& options) {
-  const auto refuse = [](const std::string& why) { return make_error(ErrorCode::kInvalidArgument, why); };
-  if (options.segment_groups < 2 || options.segment_groups > 4096 || !std::has_single_bit(options.segment_groups))
-    return refuse("a segment has 2 to 4096 groups, a power of two, not " + std::to_string(options.segment_groups));
+  const auto refuse = [](std::string why) { return make_error(ErrorCode::kInvalidArgument, std::move(why)); };
+  IndexHeader header{};
+  header.segment_groups = options.segment_groups;
+  header.segments_max = header.initial_segments = 1;
+  header.directory_depth = directory_depth_for(1);
+  if (std::string wrong = wrong_with(header); !wrong.empty()) return refuse(std::move(wrong));
   if (options.bytes_max < segment_bytes(options.segment_groups))
     return refuse("an index needs at least one segment of " + std::to_string(segment_bytes(options.segment_groups)) +
                   " bytes, not " + std::to_string(options.bytes_max));
   if (options.entries / kGroupLanes > options.bytes_max / segment_bytes(1))
     return refuse(std::to_string(options.entries) + " entries do not fit in " + std::to_string(options.bytes_max) +
                   " bytes");
-  const IndexHeader header = header_for(options);
-  if (header.directory_depth > kIndexDepthMax)
-    return refuse("an index of more than 2^" + std::to_string(kIndexDepthMax - 2) +
-                  " segments; make the segments larger");
-  if (header.initial_segments > header.segments_max)
-    return refuse(std::to_string(options.entries) + " entries need " + std::to_string(header.initial_segments) +
-                  " segments of " + std::to_string(segment_bytes(options.segment_groups)) +
-                  " bytes, and there may be " + std::to_string(header.segments_max));
+  if (std::string wrong = wrong_with(header_for(options)); !wrong.empty())
+    return refuse("for " + std::to_string(options.entries) + " entries: " + wrong);
   return {};
 }
 
@@ -87,8 +104,7 @@ IndexHeader KvIndex<M>::header_for(const IndexOptions& options) {
   header.initial_segments =
       std::bit_ceil(std::max<std::uint64_t>(1, (options.entries + per_segment - 1) / per_segment));
   header.segments_max = options.bytes_max / segment_bytes(options.segment_groups);
-  // Numbers of segments may be up to four times the count of them before depth runs out: splits need not be even.
-  header.directory_depth = static_cast<std::uint64_t>(std::bit_width(header.segments_max - 1)) + 2;
+  header.directory_depth = directory_depth_for(header.segments_max);
   header.seed = options.seed;
   header.checksum = checksum_of(header);
   return header;
@@ -148,11 +164,9 @@ Status KvIndex<M>::check_header(const Region& meta, IndexHeader& header) {
     return wrong(ErrorCode::kWrongVersion, "format version " + std::to_string(header.format_version) + ", expected " +
                                                std::to_string(kIndexFormatVersion));
   if (header.checksum != checksum_of(header)) return wrong(ErrorCode::kCorrupt, "the header's checksum fails");
-  if (header.segment_groups < 2 || header.segment_groups > 4096 || !std::has_single_bit(header.segment_groups) ||
-      !std::has_single_bit(header.initial_segments) || header.initial_segments > header.segments_max ||
-      header.directory_depth > kIndexDepthMax || header.segments_max > 1ULL << header.directory_depth ||
-      meta.bytes() < kIndexDirectoryOffset + (sizeof(Word) << header.directory_depth))
-    return wrong(ErrorCode::kCorrupt, "its sizes contradict each other");
+  if (std::string what = wrong_with(header); !what.empty()) return wrong(ErrorCode::kCorrupt, std::move(what));
+  if (meta.bytes() < kIndexDirectoryOffset + (sizeof(Word) << header.directory_depth))
+    return wrong(ErrorCode::kCorrupt, "its directory does not fit its meta region");
   return {};
 }
 
@@ -525,21 +539,44 @@ bool KvIndex<M>::is_entry(Segment segment, std::uint64_t number, std::uint64_t g
          (place.group == group || place.other == group);
 }
 
+/// Does a live record fail its checksum? No crash leaves such: what it says of itself can't be believed, its key
+/// neither.
+template <Media M>
+bool KvIndex<M>::is_damaged(const IndexRecord& record) const {
+  using detail::Control;
+  std::uint64_t control = media_.load(record.control);
+  while (Control::live(control)) {
+    const std::uint64_t low = control & Control::kLowMask;
+    const std::uint64_t sum = Control::sum(key_of(record), value_of(record, Control::slot(control)), low) | low;
+    const std::uint64_t again = media_.load(record.control);
+    if (again == control) return sum != control || !Control::sound_tag(control);
+    control = again;  // Somebody writes it.
+  }
+  return false;
+}
+
 template <Media M>
 template <class Visit>
-void KvIndex<M>::for_each(Visit&& visit) const {
+std::uint64_t KvIndex<M>::for_each(Visit&& visit) const {
   std::vector<Entry> entries;
+  std::uint64_t damaged = 0;
   std::uint64_t cursor = 0;
   do {
     Place at{};
     at.segment = cursor;
     Segment segment;
+    std::uint64_t damaged_here = 0;
     do {  // Until it was not split meanwhile: then none has moved away before it was seen.
       segment = segment_of(at);
       entries.clear();
+      damaged_here = 0;
       for_each_lane(segment,
                     [&](std::uint64_t group, unsigned, std::uint64_t value, unsigned lane, const IndexRecord& record) {
                       Place place;
+                      if (is_damaged(record)) {
+                        ++damaged_here;
+                        return;
+                      }
                       if (!is_entry(segment, segment.number(cursor), group, L::lane(value, lane), record, place))
                         return;
                       const IndexKey key = key_of(record);
@@ -548,8 +585,10 @@ void KvIndex<M>::for_each(Visit&& visit) const {
                     });
     } while (!(segment_of(at) == segment));
     for (const Entry& entry : entries) visit(entry.key, entry.value);
+    damaged += damaged_here;
     cursor = next_cursor(cursor, segment.depth());
   } while (cursor != 0);
+  return damaged;
 }
 
 template <Media M>
@@ -654,19 +693,16 @@ IndexCheck KvIndex<M>::check() const {
                   [&](std::uint64_t group, unsigned v, std::uint64_t value, unsigned lane, const IndexRecord& record) {
                     Place place;
                     const std::uint64_t fingerprint = L::lane(value, lane);
+                    if (is_damaged(record)) {  // Before its key is believed.
+                      ++report.damaged;
+                      violated(where(group, v) + " lane " + std::to_string(lane) + ": the record fails its checksum");
+                      return;
+                    }
                     if (!is_entry(segment, number, group, fingerprint, record, place)) {
                       ++report.dead_lanes;
                       return;
                     }
                     const IndexKey key = key_of(record);
-                    const std::uint64_t control = media_.load(record.control);
-                    const auto sum = detail::Control::sum(key, value_of(record, detail::Control::slot(control)),
-                                                          control & detail::Control::kLowMask);
-                    if (sum >> 32 != control >> 32 || !detail::Control::sound_tag(control)) {
-                      ++report.damaged;
-                      violated(where(group, v) + " lane " + std::to_string(lane) + ": the record fails its checksum");
-                      return;
-                    }
                     ++report.entries;
                     if (++seen[{key.low, key.high}] == 2) violated(where(group, v) + " has a key for the second time");
                     const std::uint64_t home = media_.load(words_of(segment, place.group)[place.word]);

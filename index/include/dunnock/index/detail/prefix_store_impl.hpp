@@ -13,6 +13,17 @@ namespace dunnock {
 // -----------------------------------------------------------------------------------------------------------
 
 template <Media M>
+Status PrefixStore<M>::check_options(const PrefixOptions& options) {
+  if (options.blocks_max == 0 || options.blocks_max > 1ULL << 32)
+    return make_error(ErrorCode::kInvalidArgument,
+                      "a prefix store has 1 to 2^32 blocks, not " + std::to_string(options.blocks_max));
+  if (!(options.fill_max > 0) || options.fill_max > 1)  // NaN, too.
+    return make_error(ErrorCode::kInvalidArgument,
+                      "fill_max is a share of the log, above 0 and up to 1, not " + std::to_string(options.fill_max));
+  return {};
+}
+
+template <Media M>
 StoreOptions PrefixStore<M>::store_options(const PrefixOptions& options) noexcept {
   StoreOptions store;
   store.log = {.capacity_bytes = options.capacity_bytes, .segment_bytes = options.segment_bytes};
@@ -34,6 +45,7 @@ std::uint64_t PrefixStore<M>::pool_bytes(const PrefixOptions& options) noexcept 
 
 template <Media M>
 PrefixStore<M>::PrefixStore(KvStore<M> data, const PrefixOptions& options) : options_(options), data_(std::move(data)) {
+  DUNNOCK_CHECK(check_options(options).has_value(), "the options of a prefix store are out of range");
   if (options.admission != Admission::kSecondTime) return;
   const FilterOptions filter{.slots = std::max<std::uint64_t>(1024, options.blocks_max), .seed = options.seed};
   shared_->offered.emplace(std::move(*CuckooFilter<12, DramMedia>::create_volatile(filter)));
@@ -61,6 +73,7 @@ auto PrefixStore<M>::create(Pool& pool, std::string_view name, const PrefixOptio
 template <Media M>
 auto PrefixStore<M>::open(Pool& pool, std::string_view name, const PrefixOptions& options, M media)
     -> Result<PrefixStore> {
+  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
   auto opened = KvStore<M>::open(pool, name, std::move(media));
   if (!opened) return tl::unexpected(opened.error());
   return PrefixStore(std::move(opened->store), options);
@@ -212,23 +225,42 @@ auto PrefixStore<M>::get(const IndexKey& key) const -> Block {
 // ----- the tree
 // -------------------------------------------------------------------------------------------------------
 
-/// Reads every block's header, once after opening. Under the mutex.
+/// Reads every block's header, once after opening. Under the mutex. What can't be read, and what hangs from it, would
+/// neither be found nor ever be evicted: it is thrown away here. (Records that the index itself can't read have no key
+/// any more; check() tells of them.)
 template <Media M>
 void PrefixStore<M>::know_tree() const {
   Shared& shared = *shared_;
   if (shared.tree_known) return;
   shared.tree_known = true;
-  data_.index().for_each([&](const IndexKey& key, const IndexValue& value) {
+  std::vector<IndexKey> doomed;
+  std::vector<std::pair<std::uint64_t, IndexKey>> by_depth;
+  (void)data_.index().for_each([&](const IndexKey& key, const IndexValue& value) {
     BlockHeader header;
-    if (!value.is_locator() || !data_.peek(key, value.locator(), std::as_writable_bytes(std::span(&header, 1)))) return;
+    if (!value.is_locator() || !data_.peek(key, value.locator(), std::as_writable_bytes(std::span(&header, 1)))) {
+      doomed.push_back(key);
+      return;
+    }
     const std::uint64_t bytes = ValueLog<M>::record_bytes(value.locator().length);
     shared.nodes[key] = {header.parent, header.depth, header.age, bytes, 0, false};
-    shared.bytes += bytes;
-    shared.clock = std::max(shared.clock, header.age + 1);
+    by_depth.emplace_back(header.depth, key);
   });
-  for (const auto& [key, node] : shared.nodes) {
-    if (node.depth == 0) continue;
-    if (const auto parent = shared.nodes.find(node.parent); parent != shared.nodes.end()) ++parent->second.children;
+  std::sort(by_depth.begin(), by_depth.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  for (const auto& [depth, key] : by_depth) {
+    const auto node = shared.nodes.find(key);
+    const auto parent = depth == 0 ? shared.nodes.end() : shared.nodes.find(node->second.parent);
+    if (depth != 0 && (parent == shared.nodes.end() || parent->second.depth != depth - 1)) {
+      doomed.push_back(key);
+      shared.nodes.erase(node);
+      continue;
+    }
+    if (depth != 0) ++parent->second.children;
+    shared.bytes += node->second.bytes;
+    shared.clock = std::max(shared.clock, node->second.used + 1);
+  }
+  // Those that hang from others come last.
+  for (auto one = doomed.rbegin(); one != doomed.rend(); ++one) {
+    if (data_.erase(*one)) shared.quarantined.fetch_add(1, std::memory_order_relaxed);
   }
   for (const auto& [key, node] : shared.nodes) {
     if (node.children == 0) shared.leaves.insert({node.used, key});
@@ -336,7 +368,8 @@ PutBlock PrefixStore<M>::put(std::span<const IndexKey> keys, std::size_t at, std
   std::unique_lock lock(shared.mutex);
   know_tree();
   if (const auto node = shared.nodes.find(key); node != shared.nodes.end()) {
-    return node->second.leaving ? PutBlock::kNoParent : PutBlock::kThere;
+    if (node->second.leaving) return PutBlock::kNoParent;
+    return heal(lock, key, {at > 0 ? keys[at - 1] : IndexKey{}, at, shared.clock++}, bytes);
   }
   if (at > 0) {
     const auto parent = shared.nodes.find(keys[at - 1]);
@@ -361,19 +394,8 @@ PutBlock PrefixStore<M>::put(std::span<const IndexKey> keys, std::size_t at, std
   }
   lock.unlock();
 
-  const BlockHeader header{at > 0 ? keys[at - 1] : IndexKey{}, at, now};
-  std::vector<std::byte> value(sizeof header + bytes.size());
-  std::memcpy(value.data(), &header, sizeof header);
-  if (!bytes.empty()) std::memcpy(value.data() + sizeof header, bytes.data(), bytes.size());
-  PutResult result = data_.put(key, value);
-  lock.lock();
-  while (result == PutResult::kFull) {
-    if (!evict_one(lock)) return refuse(PutBlock::kFull);
-    lock.unlock();
-    result = data_.put(key, value);
-    lock.lock();
-  }
-  if (result == PutResult::kIo) return refuse(PutBlock::kIo);
+  const PutResult result = write(lock, key, {at > 0 ? keys[at - 1] : IndexKey{}, at, now}, bytes);
+  if (result > PutResult::kReplaced) return refuse(result == PutResult::kIo ? PutBlock::kIo : PutBlock::kFull);
   const auto node = shared.nodes.find(key);
   if (node == shared.nodes.end()) {  // What it hangs from was thrown away meanwhile.
     data_.erase(key);
@@ -382,6 +404,55 @@ PutBlock PrefixStore<M>::put(std::span<const IndexKey> keys, std::size_t at, std
   node->second.leaving = false;
   if (node->second.children == 0) shared.leaves.insert({node->second.used, key});
   return PutBlock::kStored;
+}
+
+/// A block that is there, and is put again: what has rotted is written anew, for the good bytes are at hand. Sound
+/// bytes stay, whatever they are: who computes a block again may get others by rounding.
+template <Media M>
+PutBlock PrefixStore<M>::heal(std::unique_lock<std::mutex>& lock, const IndexKey& key, const BlockHeader& header,
+                              std::span<const std::byte> bytes) {
+  Shared& shared = *shared_;
+  ++shared.pins[key];  // Not evicted meanwhile.
+  lock.unlock();
+  const auto is_sound = [&] {
+    const KvValue<M> there = data_.get(key);
+    if (!there || there.bytes().size() < sizeof(BlockHeader)) return false;
+    BlockHeader stored;
+    std::memcpy(&stored, there.bytes().data(), sizeof stored);
+    return stored.parent == header.parent && stored.depth == header.depth;
+  };
+  PutBlock result = PutBlock::kThere;
+  if (!is_sound()) {
+    const PutResult written = write(lock, key, header, bytes);
+    result = written == PutResult::kIo     ? PutBlock::kIo
+             : written == PutResult::kFull ? PutBlock::kFull
+                                           : PutBlock::kStored;
+    shared.healed.fetch_add(result == PutBlock::kStored ? 1 : 0, std::memory_order_relaxed);
+  } else {
+    lock.lock();
+  }
+  if (const auto pin = shared.pins.find(key); pin != shared.pins.end() && --pin->second == 0) shared.pins.erase(pin);
+  if (shared.nodes.contains(key)) return result;
+  data_.erase(key);  // What it hangs from was thrown away meanwhile.
+  return PutBlock::kNoParent;
+}
+
+/// Writes the block's record, evicting others if it must. Comes without the lock, and leaves with it. False: full.
+template <Media M>
+PutResult PrefixStore<M>::write(std::unique_lock<std::mutex>& lock, const IndexKey& key, const BlockHeader& header,
+                           std::span<const std::byte> bytes) {
+  std::vector<std::byte> value(sizeof header + bytes.size());
+  std::memcpy(value.data(), &header, sizeof header);
+  if (!bytes.empty()) std::memcpy(value.data() + sizeof header, bytes.data(), bytes.size());
+  PutResult result = data_.put(key, value);
+  lock.lock();
+  while (result == PutResult::kFull) {
+    if (!evict_one(lock)) return result;
+    lock.unlock();
+    result = data_.put(key, value);
+    lock.lock();
+  }
+  return result;
 }
 
 // ----- the whole
@@ -401,6 +472,7 @@ PrefixStats PrefixStore<M>::stats() const {
   stats.record_reads = shared.record_reads.load(std::memory_order_relaxed);
   stats.evicted = shared.evicted.load(std::memory_order_relaxed);
   stats.not_admitted = shared.not_admitted.load(std::memory_order_relaxed);
+  stats.healed = shared.healed.load(std::memory_order_relaxed);
   stats.quarantined = shared.quarantined.load(std::memory_order_relaxed);
   return stats;
 }
@@ -408,7 +480,7 @@ PrefixStats PrefixStore<M>::stats() const {
 template <Media M>
 IndexCheck PrefixStore<M>::check() const {
   IndexCheck report = data_.check();
-  data_.index().for_each([&](const IndexKey& key, const IndexValue& value) {
+  (void)data_.index().for_each([&](const IndexKey& key, const IndexValue& value) {
     BlockHeader header;
     if (!value.is_locator() || !data_.peek(key, value.locator(), std::as_writable_bytes(std::span(&header, 1)))) {
       report.violations.push_back("an entry of the prefix store is no block");

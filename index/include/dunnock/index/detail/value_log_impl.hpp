@@ -61,16 +61,26 @@ std::uint64_t ValueLog<M>::data_bytes(const LogOptions& options) noexcept {
   return header_for(options).segments * options.segment_bytes;
 }
 
+/// What create() refuses to write, attach() refuses to believe: one check for both. Empty: nothing is wrong.
+template <Media M>
+std::string ValueLog<M>::wrong_with(const LogHeader& header) {
+  if (header.segment_bytes < kSegmentBytesMin || header.segment_bytes > kSegmentBytesMax ||
+      !std::has_single_bit(header.segment_bytes))
+    return "a segment of the log has 1024 bytes to 1 GiB, a power of two, not " + std::to_string(header.segment_bytes);
+  if (header.segments < 3 || header.segments > ((1ULL << 48) - 1) / header.segment_bytes)
+    return "a log has three segments to 2^48 bytes, not " + std::to_string(header.segments) + " segments of " +
+           std::to_string(header.segment_bytes) + " bytes";
+  if (header.zero32 != 0 || header.zero != decltype(header.zero){}) return "fields that are not used are not zero";
+  return {};
+}
+
 template <Media M>
 Status ValueLog<M>::check_options(const LogOptions& options) {
-  if (options.segment_bytes < 1024 || options.segment_bytes > 1ULL << 30 || !std::has_single_bit(options.segment_bytes))
-    return make_error(
-        ErrorCode::kInvalidArgument,
-        "a segment of the log has 1024 bytes to 1 GiB, a power of two, not " + std::to_string(options.segment_bytes));
-  if (options.capacity_bytes / options.segment_bytes < 3 || options.capacity_bytes >= 1ULL << 48)
-    return make_error(ErrorCode::kInvalidArgument, "a log has at least three segments of " +
-                                                       std::to_string(options.segment_bytes) + " bytes, not " +
-                                                       std::to_string(options.capacity_bytes) + " bytes in all");
+  LogHeader header{};
+  header.segment_bytes = options.segment_bytes;
+  header.segments = options.segment_bytes == 0 ? 0 : options.capacity_bytes / options.segment_bytes;
+  if (std::string wrong = wrong_with(header); !wrong.empty())
+    return make_error(ErrorCode::kInvalidArgument, std::move(wrong));
   return {};
 }
 
@@ -104,8 +114,8 @@ auto ValueLog<M>::attach(Region meta, Region data, M media) -> Result<ValueLog> 
     return wrong(ErrorCode::kWrongVersion, "format version " + std::to_string(header.format_version) + ", expected " +
                                                std::to_string(kLogFormatVersion));
   if (header.checksum != checksum_of(header)) return wrong(ErrorCode::kCorrupt, "the header's checksum fails");
-  if (!std::has_single_bit(header.segment_bytes) || header.segments < 3 ||
-      data.bytes() / header.segment_bytes < header.segments || data.extent_bytes() % header.segment_bytes != 0 ||
+  if (std::string what = wrong_with(header); !what.empty()) return wrong(ErrorCode::kCorrupt, std::move(what));
+  if (data.bytes() / header.segment_bytes < header.segments || data.extent_bytes() % header.segment_bytes != 0 ||
       (meta.bytes() - kLogTableOffset) / sizeof(Word) < header.segments)
     return wrong(ErrorCode::kCorrupt, "its sizes contradict each other");
   ValueLog log(std::move(meta), std::move(data), header, std::move(media));
@@ -444,6 +454,15 @@ auto ValueLog<M>::view(const Locator& locator, const IndexKey& key) const -> Vie
     view.bytes = {};
   }
   return view;
+}
+
+template <Media M>
+ReadState ValueLog<M>::compare(const Locator& locator, const IndexKey& key, std::span<const std::byte> bytes) const {
+  const View view = whole_record(locator, key);
+  if (view.state != ReadState::kFound) return view.state;
+  const bool same = view.bytes.size() == bytes.size() &&
+                    (bytes.empty() || std::memcmp(view.bytes.data(), bytes.data(), bytes.size()) == 0);
+  return same ? ReadState::kFound : ReadState::kDamaged;
 }
 
 template <Media M>
