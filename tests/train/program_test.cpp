@@ -721,17 +721,24 @@ TEST_F(Processes, AllStopWithASaveWhenOneGetsASignal) {
   EXPECT_NE(events.find("\"stopped\""), std::string::npos) << ended.output;
 }
 
-/// A model whose steps take about a second, which mpirun does not wait for.
+/// Steps of about a second, which mpirun does not wait for, of a small state.
 class LongSteps : public Processes {
  protected:
+  LongSteps() {
+    (void)folder_.write("text.txt", file_bytes(std::string(DUNNOCK_SOURCE_DIR) + "/examples/data/shakespeare.txt"));
+  }
   [[nodiscard]] Words with_long_steps(const std::string& name, Words more = {}) const {
-    for (const char* value :
-         {"model.width=256", "model.layers=4", "model.context=128", "run.batch=16", "run.log_every=1", "run.steps=7",
-          "run.data_parallel=2", "run.schedule=overlap", "run.evaluate_batches=1", "optimizer.schedule=constant"})
+    for (const char* value : {"run.batch=16384", "run.micro_batches=8", "run.window=1", "run.log_every=1",
+                              "run.evaluate_batches=1", "optimizer.schedule=constant"})
       more.insert(more.end(), {"--set", value});
     more = with_pool(name, more);
     more.insert(more.end(), {"--set", "checkpoint.every=0"});
     return more;
+  }
+  [[nodiscard]] Words side_by_side(const std::string& name, Words more = {}) const {
+    for (const char* value : {"run.data_parallel=2", "run.schedule=overlap", "run.steps=6"})
+      more.insert(more.end(), {"--set", value});
+    return with_long_steps(name, more);
   }
   [[nodiscard]] std::size_t rows_of(const std::string& name) const {
     const auto rows = read_log(path(name + ".log"));
@@ -740,12 +747,11 @@ class LongSteps : public Processes {
 };
 
 TEST_F(LongSteps, AnInterruptedLauncherLosesNothingButTheStepUnderWay) {
-  Child job(folder_, ranks(2, with_long_steps("long", {"--events", path("events")})));
-  while (rows_of("long") < 4) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  Child job(folder_, ranks(2, side_by_side("long", {"--events", path("events")})));
+  while (rows_of("long") < 3) std::this_thread::sleep_for(std::chrono::milliseconds(5));
   const auto before = read_log(path("long.log"));
-  // In the middle of a step.
-  const double a_step = before->back().seconds - (*before)[2].seconds;
-  std::this_thread::sleep_for(std::chrono::duration<double>(a_step / 2));
+  const double a_step = before->at(2).seconds - before->at(1).seconds;
+  std::this_thread::sleep_for(std::chrono::duration<double>(a_step / 4));  // In the middle of the fourth.
   job.signal(SIGINT);
   const Ended ended = job.wait();
   EXPECT_NE(ended.status, 0) << ended.output;
@@ -753,23 +759,22 @@ TEST_F(LongSteps, AnInterruptedLauncherLosesNothingButTheStepUnderWay) {
   ASSERT_NE(events.find("\"saved\""), std::string::npos)
       << "a step takes " << a_step << " s: " << events << ended.output;
   // It goes on to the weights of a run that nobody disturbs.
-  const Ended resumed = run_ranks(2, with_long_steps("long", {"--resume", "--verify", "--events", path("again")}));
+  const Ended resumed = run_ranks(2, side_by_side("long", {"--resume", "--verify", "--events", path("again")}));
   ASSERT_EQ(resumed.status, 0) << resumed.output;
-  const auto event = nlohmann::json::parse(file_bytes(path("again")).substr(0, file_bytes(path("again")).find('\n')));
+  const std::string again = file_bytes(path("again"));
+  const auto event = nlohmann::json::parse(again.substr(0, again.find('\n')));
   EXPECT_EQ(event.at("event"), "resumed");
-  EXPECT_GE(event.at("step").get<int>(), 4) << "a step takes " << a_step << " s";
-  const Ended whole = run_ranks(2, with_long_steps("whole"));
+  EXPECT_GE(event.at("step").get<int>(), 3) << "a step takes " << a_step << " s";
+  const Ended whole = run_ranks(2, side_by_side("whole"));
   ASSERT_EQ(whole.status, 0) << whole.output;
   EXPECT_EQ(file_bytes(path("long.safetensors")), file_bytes(path("whole.safetensors")));
 }
 
-TEST_F(Processes, StagesWithLongStepsSayHowToLaunchThem) {
-  Words words{DUNNOCK_MPIEXEC, "-n", "2", DUNNOCK_TRAIN, "--config", path("config.toml")};
-  for (const char* value :
-       {"model.width=256", "model.layers=4", "model.context=128", "run.batch=24", "run.window=1", "run.steps=3",
-        "run.micro_batches=2", "run.pipeline=2", "run.schedule=1f1b", "run.evaluate_batches=1"})
-    words.insert(words.end(), {"--set", value});
-  words.insert(words.end(), {"--set", "checkpoint.pool=" + path("stages.pool")});
+TEST_F(LongSteps, OfStagesSayHowToLaunchThem) {
+  Words words =
+      with_long_steps("stages", {"--set", "run.pipeline=2", "--set", "run.schedule=1f1b", "--set", "run.steps=3"});
+  words = ranks(2, words);
+  std::erase(words, "--quiet");
   const Ended ended = Child(folder_, words).wait();
   ASSERT_EQ(ended.status, 0) << ended.output;
   EXPECT_NE(ended.output.find("mpirun --mca odls_base_sigkill_timeout"), std::string::npos) << ended.output;

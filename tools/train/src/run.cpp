@@ -218,7 +218,7 @@ std::vector<NamedPath> side_files_of(const TrainConfig& config, const RunOptions
   add("log.csv", config.log.csv, {".old", ".resumed"});
   add("log.json", config.log.json, {".old", ".resumed"});
   add("log.plot", config.log.plot, {".new"});
-  add("--save-weights", options.save_weights, {".new"});
+  add("--save-weights", options.save_weights, {".part"});
   return files;
 }
 
@@ -580,13 +580,14 @@ class Runner {
     long_steps_ = true;
     const bool holds = trainer_->hold_updates([this] { return door_.pass(); }).has_value();
     if (holds && first()) watch_ = std::thread([this] { save_when_signalled(); });
-    if (!holds) say_how_to_launch(fmt::format("a window of steps takes {:.1f} s", seconds_of_run_));
+    say_how_to_launch(fmt::format("a window of steps takes {:.1f} s{}", seconds_of_run_,
+                                  holds ? ", of which a signal saves what it began with" : ""));
   }
   void say_how_to_launch(const std::string& why) {
     if (std::exchange(told_of_launcher_, true) || std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr) return;
     say(
-        fmt::format("{}, and mpirun kills its processes {:.0f} s behind a Ctrl-C: start it with mpirun --mca "
-                    "odls_base_sigkill_timeout {:.0f}, so that they can save",
+        fmt::format("{}; mpirun kills its processes {:.0f} s behind a Ctrl-C: started with mpirun --mca "
+                    "odls_base_sigkill_timeout {:.0f}, they can end the step and save it",
                     why, seconds_until_killed(), 10 * std::ceil(seconds_of_run_ + save_seconds_) + 10));
   }
   /// In a thread of its own, of the first rank.
@@ -600,6 +601,7 @@ class Runner {
         door_.open();
         return;
       }
+      event_at("saving", position->step, {});
       const auto saved = checkpoints_->save_held(*position, resolved_.notes(), [this] { door_.open(); });
       door_.open();
       if (!saved) return;  // What comes behind the step tries again, and says why.
