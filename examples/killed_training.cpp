@@ -206,7 +206,11 @@ int main(int argc, char** argv) {
   app.add_option("--train", options.train, "The program dunnock-train");
   app.add_option("--config", options.config, "What is trained");
   app.add_flag("--small", options.small, "A model of 0.1 million parameters");
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
   const bool keeps = !options.folder.empty();
   if (keeps) {
     fs::create_directories(options.folder);

@@ -61,6 +61,10 @@ inline constexpr std::array<std::string_view, 6> kPrinting = {"std::cout",  "std
                                                               "fmt::print", "printf(",   "puts("};
 inline constexpr std::string_view kMayPrint = "base/src/check.cpp";
 
+/// Ends a program with a status of CLI11's own; mistakes on a command line are 2, of every program.
+inline constexpr std::string_view kStatusOfAnother = "CLI11_PARSE";
+inline constexpr std::string_view kMayNameIt = "tests/tidy/";
+
 /// Instructions and calls that make stores durable. Elsewhere than in pmem the crash harness would not see them.
 inline constexpr std::array<std::string_view, 8> kPersisting = {"clwb",       "clflush", "sfence",     "mfence",
                                                                 "_mm_stream", "msync(",  "fdatasync(", "pmem_persist"};
@@ -236,6 +240,8 @@ enum class Strings { kKept, kBlanked };
     for (const std::string_view word : kPrinting) {
       if (in_layer && path != kMayPrint && has_word(code[i], word)) find("a library prints: " + std::string(word));
     }
+    if (!path.starts_with(kMayNameIt) && has_word(code[i], kStatusOfAnother))
+      find("a mistake on the command line ends with a status of CLI11's own, not with 2");
     for (const std::string_view word : kPersisting) {
       // In a string it is an instruction only when assembly stands around it; elsewhere it is a word for people.
       const std::string_view line = code[i].find("asm") == std::string_view::npos ? bare[i] : code[i];

@@ -172,6 +172,11 @@ TEST(Libraries, do_not_throw) {
   EXPECT_TRUE(accepts(kFilter, "void overthrow();"));
 }
 
+TEST(Programs, end_with_2_when_their_command_line_is_wrong) {
+  EXPECT_TRUE(complains("tools/a.hpp", "int main() { CLI11_PARSE(app, argc, argv); }"));
+  EXPECT_TRUE(accepts("tools/a.hpp", "// CLI11_PARSE would end with 109"));
+}
+
 // ----- what documents and comments name -----------------------------------------------------------------------------
 
 /// A tree with one of everything.

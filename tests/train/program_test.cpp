@@ -2,6 +2,7 @@
 // wrong is said, with the last checkpoint intact.
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -18,6 +19,7 @@
 #include <thread>
 #include <vector>
 
+#include "dunnock/index/checkpoint_store.hpp"
 #include "log.hpp"
 #include "support/seed.hpp"
 #include "training/temporary_folder.hpp"
@@ -196,6 +198,259 @@ TEST_F(Program, LossThatIsNoNumberStopsWithTheLastCheckpointIntact) {
   EXPECT_NE(ended.output.find("the loss is"), std::string::npos) << ended.output;
   EXPECT_NE(ended.output.find("is intact"), std::string::npos) << ended.output;
   EXPECT_NE(ended.output.find("optimizer.learning_rate"), std::string::npos) << ended.output;
+}
+
+/// The line behind the one that says "goes on with".
+std::string command_in(const std::string& output) {
+  const std::string mark = "goes on with\n";
+  const std::size_t at = output.find(mark);
+  if (at == std::string::npos) return {};
+  return output.substr(at + mark.size(), output.find('\n', at + mark.size()) - at - mark.size());
+}
+
+TEST_F(Program, ARunThatHasGoneAstrayGoesOnWithTheCommandThatItGives) {
+  const Ended ended =
+      run(with_pool("astray", {"--set", "optimizer.learning_rate=1000", "--set", "optimizer.kind=sgd", "--set",
+                               "optimizer.momentum=0.99", "--set", "optimizer.weight_decay=100", "--set",
+                               "checkpoint.every=1", "--set", "run.window=1", "--set", "sample.prompt=it's"}));
+  ASSERT_EQ(ended.status, 1) << ended.output;
+  const std::string command = command_in(ended.output);
+  ASSERT_NE(command.find("--change optimizer.learning_rate=100 --change optimizer.clip=1"), std::string::npos)
+      << ended.output;
+  // A decay of 100 at a tenth of this rate goes astray again; with a change that fits, the command goes on.
+  const Words fits{"/bin/sh", "-c",
+                   command + " --change optimizer.learning_rate=1e-6 --change optimizer.weight_decay=0"};
+  const Ended resumed = Child(folder_, fits).wait();
+  EXPECT_EQ(resumed.status, 0) << command << "\n" << resumed.output;
+  const Ended again =
+      run(with_pool("astray", {"--resume", "--set", "optimizer.learning_rate=1000", "--set", "optimizer.kind=sgd",
+                               "--set", "optimizer.momentum=0.99", "--set", "optimizer.weight_decay=100"}));
+  EXPECT_EQ(again.status, 0) << "the next --resume knows the changed values: " << again.output;
+}
+
+TEST_F(Program, AResumedRunKeepsItsChanges) {
+  const Words often{"--set", "checkpoint.keep_last=100"};
+  const auto with = [&](Words more) {
+    more.insert(more.end(), often.begin(), often.end());
+    return with_pool("changed", more);
+  };
+  ASSERT_EQ(run(with({})).status, 0);
+  const Words change{"--resume-step", "20", "--change", "optimizer.learning_rate=1e-3", "--change", "optimizer.clip=1"};
+  Words first_half = change;
+  first_half.insert(first_half.end(), {"--max-seconds", "1e-9"});
+  const Ended stopped = run(with(first_half));
+  ASSERT_EQ(stopped.status, 130) << stopped.output;
+  // Nothing was trained, so there is no checkpoint with the changes yet: the same words again.
+  const Ended changed = run(with(change));
+  ASSERT_EQ(changed.status, 0) << changed.output;
+  const std::string weights = file_bytes(path("changed.safetensors"));
+  const auto rows = read_log(path("changed.log"));
+  ASSERT_TRUE(rows);
+  EXPECT_TRUE(rows->back().gradient_norm) << "it is clipped";
+  // Back to the middle, with the old words: the same weights, and so the same rates.
+  const Ended again = run(with({"--resume-step", "40"}));
+  ASSERT_EQ(again.status, 0) << again.output;
+  EXPECT_EQ(file_bytes(path("changed.safetensors")), weights);
+  const Ended other = run(with({"--resume", "--set", "optimizer.learning_rate=2e-3"}));
+  EXPECT_EQ(other.status, 1);
+  EXPECT_NE(other.output.find("optimizer.learning_rate is 0.002 here and 0.001 there"), std::string::npos)
+      << other.output;
+  const Ended before = run(with({"--resume-step", "16"}));
+  EXPECT_EQ(before.status, 0) << "the run before the change: " << before.output;
+}
+
+TEST_F(Program, ChangesThatMakeAnotherRunAreRefusedByName) {
+  ASSERT_EQ(run(with_pool("run")).status, 0);
+  for (const char* change : {"model.width=64", "run.seed=2", "data.order=sequential", "optimizer.kind=sgd",
+                             "checkpoint.pool=other.pool", "run.threads=2"}) {
+    const Ended ended = run(with_pool("run", {"--resume", "--change", change}));
+    EXPECT_EQ(ended.status, 1) << ended.output;
+    const std::string text = change;
+    EXPECT_NE(ended.output.find(text.substr(0, text.find('=')) + " can't be changed"), std::string::npos)
+        << ended.output;
+  }
+}
+
+/// Saves the newest checkpoint of a pool once more, as the version behind it and without its notes: as those were
+/// before there were notes.
+void save_without_notes(const std::string& path) {
+  auto pool = Pool::open(path);
+  ASSERT_TRUE(pool) << pool.error().message;
+  auto store = CheckpointStore<FileMedia>::open(*pool, "training", pool->file_media());
+  ASSERT_TRUE(store) << store.error().message;
+  const auto manifest = store->manifest("run");
+  ASSERT_TRUE(manifest);
+  ASSERT_FALSE(manifest->notes.empty());
+  std::vector<std::vector<std::byte>> bytes;
+  std::vector<TensorSink> sinks;
+  std::vector<TensorSource> sources;
+  bytes.reserve(manifest->tensors.size());
+  for (const ManifestTensor& tensor : manifest->tensors) {
+    bytes.emplace_back(tensor.spec.bytes().value());
+    sinks.push_back({tensor.spec, bytes.back(), {}});
+    TensorSource source;
+    source.spec = tensor.spec;
+    source.bytes = bytes.back();
+    sources.push_back(std::move(source));
+  }
+  ASSERT_TRUE(store->restore("run", kLatestVersion, sinks));
+  ASSERT_TRUE(store->save("run", manifest->version + 1, sources));
+  store->close();
+}
+
+TEST_F(Program, OfAnOldCheckpointOnlyTheHashIsCompared) {
+  ASSERT_EQ(run(with_pool("old", {"--steps", "8"})).status, 0);
+  save_without_notes(path("old.pool"));
+  const Ended other = run(with_pool("old", {"--steps", "8", "--resume", "--set", "model.width=64"}));
+  EXPECT_EQ(other.status, 1);
+  EXPECT_NE(other.output.find("it keeps a hash of its config only"), std::string::npos) << other.output;
+  EXPECT_EQ(run(with_pool("old", {"--steps", "8", "--resume"})).status, 0);
+}
+
+TEST_F(Program, MistakesOnTheCommandLineEndWithStatus2) {
+  const auto misused = [&](const Words& more, const std::string& what) {
+    const Ended ended = run(more);
+    EXPECT_EQ(ended.status, 2) << what << ": " << ended.output;
+    EXPECT_NE(ended.output.find(what), std::string::npos) << ended.output;
+  };
+  misused({"--no-such-option"}, "--no-such-option");
+  misused({"--save-weights"}, "--save-weights");
+  misused({"--save-weights", ""}, "--save-weights");
+  misused({"stray"}, "stray");
+  misused({"--change", "optimizer.clip=1"}, "--resume");
+  for (const char* number : {"0", "-3", "1.5", "1e3", "99999999999999999999", "1099511627777", "abc", ""})
+    misused({"--steps", number},
+            "--steps: expected a whole number from 1 to 1099511627776, got " + std::string(number));
+  for (const char* number : {"-1", "18446744073709551616", "0x10", "+5"})
+    misused({"--resume-step", number}, "--resume-step: expected a whole number from 0");
+  for (const char* number : {"0", "-2", "nan", "inf", "1e999", "soon"})
+    misused({"--max-seconds", number}, "--max-seconds: expected a number above 0, got " + std::string(number));
+  const Ended help = Child(folder_, {DUNNOCK_TRAIN, "--help"}).wait();
+  EXPECT_EQ(help.status, 0) << help.output;
+}
+
+TEST_F(Program, OutputsThatCannotBeWrittenAreFoundBeforeTheFirstStep) {
+  std::filesystem::create_directory(path("folder"));
+  const std::vector<std::pair<std::string, Words>> outputs{{"--save-weights", {"--save-weights", ""}},
+                                                           {"--trace", {"--trace", ""}},
+                                                           {"--events", {"--events", ""}},
+                                                           {"log.plot", {"--set", "log.plot="}},
+                                                           {"log.csv", {"--set", "log.csv="}},
+                                                           {"log.json", {"--set", "log.json="}}};
+  for (const auto& [what, option] : outputs) {
+    for (const std::string& bad : {path("no/such/folder/file"), path("folder"), path("config.toml/below")}) {
+      Words more = option;
+      more.back() += bad;
+      more.insert(more.end(), {"--set", "checkpoint.pool=" + path("unused.pool")});
+      const Ended ended = run(more);
+      EXPECT_EQ(ended.status, 1) << what << ": " << ended.output;
+      EXPECT_NE(ended.output.find(what + ": " + bad + " can't be written"), std::string::npos) << ended.output;
+      EXPECT_FALSE(std::filesystem::exists(path("unused.pool"))) << what;
+    }
+  }
+  // What is there stays as it is when another output can't be written.
+  (void)folder_.write("old.csv", "old\n");
+  (void)folder_.write("old.svg", "old\n");
+  const Ended ended = run({"--set", "log.csv=" + path("old.csv"), "--set", "log.plot=" + path("old.svg"),
+                           "--save-weights", path("no/such/file")});
+  EXPECT_EQ(ended.status, 1);
+  EXPECT_EQ(file_bytes(path("old.csv")), "old\n");
+  EXPECT_EQ(file_bytes(path("old.svg")), "old\n");
+  const Ended device = run({"--save-weights", "/dev/null", "--set", "log.csv=/dev/null", "--trace", "/dev/null"});
+  EXPECT_EQ(device.status, 1) << "a device would be replaced by a file";
+  EXPECT_TRUE(std::filesystem::is_character_file("/dev/null"));
+}
+
+TEST_F(Program, TwoPathsOfARunAreNeverOneFile) {
+  const std::string text = file_bytes(path("text.txt"));
+  const std::string config = file_bytes(path("config.toml"));
+  std::filesystem::create_symlink("text.txt", path("link"));
+  std::filesystem::create_hard_link(path("text.txt"), path("second"));
+  std::filesystem::create_symlink("new.pool", path("link_to_pool"));
+  (void)folder_.write("weights", "any");
+  const auto refused = [&](const Words& more, const std::string& what, const std::string& other) {
+    Words all = more;
+    all.insert(all.end(), {"--set", "checkpoint.pool=" + path("new.pool")});
+    const Ended ended = run(all);
+    EXPECT_EQ(ended.status, 1) << what << ": " << ended.output;
+    EXPECT_NE(ended.output.find(what), std::string::npos) << ended.output;
+    EXPECT_NE(ended.output.find("is the same file as " + other), std::string::npos) << ended.output;
+    EXPECT_EQ(file_bytes(path("text.txt")), text) << what;
+    EXPECT_EQ(file_bytes(path("config.toml")), config) << what;
+    EXPECT_FALSE(std::filesystem::exists(path("new.pool"))) << what;
+    for (const char* old : {"text.txt.old", "config.toml.old", "new.pool.old"})
+      EXPECT_FALSE(std::filesystem::exists(path(old))) << what;
+  };
+  for (const char* output : {"log.csv", "log.json", "log.plot"}) {
+    const auto set = [&](const std::string& name) { return Words{"--set", output + ("=" + path(name))}; };
+    for (const char* name : {"text.txt", "./text.txt", "link", "second"}) refused(set(name), output, "data.text");
+    refused(set("config.toml"), output, "--config");
+    refused(set("new.pool"), output, "checkpoint.pool");
+    refused(set("link_to_pool"), output, "checkpoint.pool");
+    refused(set("new.pool.journal"), "the .journal file of checkpoint.pool", output);
+  }
+  for (const char* option : {"--save-weights", "--trace", "--events"}) {
+    refused({option, path("link")}, option, "data.text");
+    refused({option, path("config.toml")}, option, "--config");
+    refused({option, path("new.pool")}, option, "checkpoint.pool");
+    refused({option, path("a"), "--set", "log.csv=" + path("./a")}, option, "log.csv");
+  }
+  refused({"--save-weights", path("weights"), "--weights", path("weights")}, "--save-weights", "--weights");
+  refused({"--save-weights", path("a"), "--trace", path("a")}, "--trace", "--save-weights");
+  // The names that a log takes besides: its old file would take the data's place.
+  refused({"--set", "log.csv=" + path("log"), "--set", "data.text=" + folder_.write("log.old", text)},
+          "the .old file of log.csv", "data.text");
+  // The pool itself.
+  Words pool{"--set", "checkpoint.pool=" + path("link")};
+  EXPECT_NE(run(pool).output.find("is the same file as data.text"), std::string::npos);
+  // Devices are nobody's file.
+  const Ended devices = run({"--set", "log.csv=/dev/null", "--events", "/dev/null"});
+  EXPECT_EQ(devices.status, 0) << devices.output;
+}
+
+TEST_F(Program, ASignalIsHeardInAnEvaluation) {
+  // A step of milliseconds, and an evaluation of many seconds.
+  Words more = with_pool("evaluated", {"--steps", "1", "--events", path("events"), "--set", "model.width=256", "--set",
+                                       "model.layers=6", "--set", "model.context=64", "--set", "run.batch=2", "--set",
+                                       "data.validation_share=0.9", "--set", "run.evaluate_batches=0"});
+  Child child(folder_, words(more));
+  while (file_bytes(path("events")).find("started") == std::string::npos)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+  const auto begin = std::chrono::steady_clock::now();
+  child.signal(SIGINT);
+  const Ended ended = child.wait();
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  EXPECT_EQ(ended.status, 130) << ended.output;
+  const std::string events = file_bytes(path("events"));
+  EXPECT_NE(events.find("\"saved\", \"step\": 1"), std::string::npos) << events;
+  EXPECT_NE(events.find("\"stopped\", \"step\": 1"), std::string::npos) << events;
+  RecordProperty("seconds", std::to_string(seconds));
+}
+
+TEST_F(Program, ASignalIsHeardWhileTextIsGenerated) {
+  Child child(
+      folder_,
+      words(with_pool("sampled", {"--steps", "4", "--events", path("events"), "--set", "sample.tokens=10000000"})));
+  while (file_bytes(path("events")).find("\"done\"") == std::string::npos)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  child.signal(SIGINT);
+  const Ended ended = child.wait();
+  EXPECT_EQ(ended.status, 130) << ended.output;
+  EXPECT_NE(file_bytes(path("events")).find("\"saved\", \"step\": 4"), std::string::npos);
+}
+
+TEST_F(Program, ASignalBeforeTheFirstStepEndsAtOnce) {
+  // A log that is a pipe waits for its reader.
+  ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
+  for (const int number : {SIGINT, SIGTERM}) {
+    Child child(folder_, words({"--set", "log.csv=" + path("pipe")}));
+    std::this_thread::sleep_for(std::chrono::milliseconds(700));
+    child.signal(number);
+    const Ended ended = child.wait();
+    EXPECT_EQ(ended.status, 130) << ended.output;
+    EXPECT_NE(ended.output.find("stopped before the first step"), std::string::npos) << ended.output;
+  }
 }
 
 TEST_F(Program, FullDisksAndLostFoldersAreNoCrash) {
@@ -464,6 +719,90 @@ TEST_F(Processes, AllStopWithASaveWhenOneGetsASignal) {
   const std::string events = file_bytes(path("events"));
   EXPECT_NE(events.find("\"saved\""), std::string::npos) << ended.output;
   EXPECT_NE(events.find("\"stopped\""), std::string::npos) << ended.output;
+}
+
+/// Steps of about a second, which mpirun does not wait for, of a small state.
+class LongSteps : public Processes {
+ protected:
+  LongSteps() {
+    (void)folder_.write("text.txt", file_bytes(std::string(DUNNOCK_SOURCE_DIR) + "/examples/data/shakespeare.txt"));
+  }
+  [[nodiscard]] Words with_long_steps(const std::string& name, Words more = {}) const {
+    for (const char* value : {"run.batch=16384", "run.micro_batches=8", "run.window=1", "run.log_every=1",
+                              "run.evaluate_batches=1", "optimizer.schedule=constant"})
+      more.insert(more.end(), {"--set", value});
+    more = with_pool(name, more);
+    more.insert(more.end(), {"--set", "checkpoint.every=0"});
+    return more;
+  }
+  [[nodiscard]] Words side_by_side(const std::string& name, Words more = {}) const {
+    for (const char* value : {"run.data_parallel=2", "run.schedule=overlap", "run.steps=6"})
+      more.insert(more.end(), {"--set", value});
+    return with_long_steps(name, more);
+  }
+  [[nodiscard]] std::size_t rows_of(const std::string& name) const {
+    const auto rows = read_log(path(name + ".log"));
+    return rows ? rows->size() : 0;
+  }
+};
+
+TEST_F(LongSteps, AnInterruptedLauncherLosesNothingButTheStepUnderWay) {
+  Child job(folder_, ranks(2, side_by_side("long", {"--events", path("events")})));
+  while (rows_of("long") < 3) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  const auto before = read_log(path("long.log"));
+  const double a_step = before->at(2).seconds - before->at(1).seconds;
+  std::this_thread::sleep_for(std::chrono::duration<double>(a_step / 4));  // In the middle of the fourth.
+  job.signal(SIGINT);
+  const Ended ended = job.wait();
+  EXPECT_NE(ended.status, 0) << ended.output;
+  const std::string events = file_bytes(path("events"));
+  ASSERT_NE(events.find("\"saved\""), std::string::npos)
+      << "a step takes " << a_step << " s: " << events << ended.output;
+  // It goes on to the weights of a run that nobody disturbs.
+  const Ended resumed = run_ranks(2, side_by_side("long", {"--resume", "--verify", "--events", path("again")}));
+  ASSERT_EQ(resumed.status, 0) << resumed.output;
+  const std::string again = file_bytes(path("again"));
+  const auto event = nlohmann::json::parse(again.substr(0, again.find('\n')));
+  EXPECT_EQ(event.at("event"), "resumed");
+  EXPECT_GE(event.at("step").get<int>(), 3) << "a step takes " << a_step << " s";
+  const Ended whole = run_ranks(2, side_by_side("whole"));
+  ASSERT_EQ(whole.status, 0) << whole.output;
+  EXPECT_EQ(file_bytes(path("long.safetensors")), file_bytes(path("whole.safetensors")));
+}
+
+TEST_F(LongSteps, OfStagesSayHowToLaunchThem) {
+  Words words =
+      with_long_steps("stages", {"--set", "run.pipeline=2", "--set", "run.schedule=1f1b", "--set", "run.steps=3"});
+  words = ranks(2, words);
+  std::erase(words, "--quiet");
+  const Ended ended = Child(folder_, words).wait();
+  ASSERT_EQ(ended.status, 0) << ended.output;
+  EXPECT_NE(ended.output.find("mpirun --mca odls_base_sigkill_timeout"), std::string::npos) << ended.output;
+}
+
+TEST_F(Processes, ASignalIsHeardByAllRanksInAnEvaluation) {
+  Words more = with_pool("ranks", {"--steps",  "1",
+                                   "--events", path("events"),
+                                   "--set",    "run.data_parallel=2",
+                                   "--set",    "run.schedule=overlap",
+                                   "--set",    "model.width=128",
+                                   "--set",    "model.layers=4",
+                                   "--set",    "run.batch=2",
+                                   "--set",    "data.validation_share=0.9",
+                                   "--set",    "run.evaluate_batches=0",
+                                   "--set",    "run.peer_timeout_s=20"});
+  Child job(folder_, ranks(2, more));
+  while (file_bytes(path("events")).find("started") == std::string::npos)
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  const auto one = process_of(path("config.toml"));
+  ASSERT_TRUE(one);
+  kill(*one, SIGTERM);
+  const Ended ended = job.wait();
+  EXPECT_NE(ended.status, 0);
+  const std::string events = file_bytes(path("events"));
+  EXPECT_NE(events.find("\"saved\", \"step\": 1"), std::string::npos) << events << ended.output;
+  EXPECT_NE(events.find("\"stopped\", \"step\": 1"), std::string::npos) << events << ended.output;
 }
 
 TEST_F(Processes, LossThatIsNoNumberStopsAllWithTheLastCheckpointIntact) {

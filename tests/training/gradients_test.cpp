@@ -6,14 +6,17 @@
 // tensors' gradients are 0 in truth (biases before a batch norm, of keys) and what is found is rounding of others.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <string>
+#include <type_traits>
 #include <variant>
 #include <vector>
 
 #include "dunnock/gpu/bf16.hpp"
 #include "dunnock/training/network.hpp"
+#include "dunnock/training/trainer.hpp"
 #include "network_inputs.hpp"
 #include "support/seed.hpp"
 #include "training/runs.hpp"
@@ -79,11 +82,10 @@ Found gradients_of(const ModelOptions& model, const DoubleWeights& weights, cons
   for (const float loss : losses) found.loss += static_cast<double>(loss) / static_cast<double>(losses.size());
   for (std::size_t i = 0; i < parameters.tensors().size(); ++i) {
     const training::ParameterSpec& spec = parameters.tensors()[i].spec;
-    std::vector<T> gradient(parameters.tensors()[i].size);
+    std::vector<float> gradient(parameters.tensors()[i].size);
     gpu::download(std::span(gradient), parameters.gradient(i), stream);
     EXPECT_TRUE(stream.synchronize());
-    const std::vector<float> wide(gradient.begin(), gradient.end());
-    const std::vector<float> seen = to_seen(spec, wide);
+    const std::vector<float> seen = to_seen(spec, gradient);
     std::vector<double>& sum = found.gradients[spec.name];
     sum.resize(seen.size());
     for (std::size_t j = 0; j < seen.size(); ++j) sum[j] += static_cast<double>(seen[j]);
@@ -237,6 +239,90 @@ TEST(Gradients, InBf16AreThoseOfF32UpToItsRounding) {
     const bool norms = has_batch_norm(at.model);
     expect_bf16_near(at.model, formula_weights(at.model), formula_batch(at.model, at.rows, 0), norms ? 0.7 : 0.1,
                      norms ? 0.2 : 0.03);
+  }
+}
+
+// ----- many micro-batches in bf16 -----------------------------------------------------------------------------------
+
+double norm_of(const std::map<std::string, std::vector<double>>& gradients) {
+  double squares = 0;
+  for (const auto& [name, values] : gradients) squares += root_of_squares(values) * root_of_squares(values);
+  return std::sqrt(squares);
+}
+
+struct Many {
+  std::string name;
+  ModelOptions model;
+};
+std::vector<Many> models_of_many() {
+  return {{"gpt", training::GptOptions{.vocabulary = 48, .context = 8, .layers = 2, .heads = 2, .width = 16}},
+          {"mlp", training::MlpOptions{.inputs = 24, .hidden = {32}, .classes = 8}},
+          {"cnn", training::CnnOptions{.image = {6, 6, 2}, .stages = {{4, 4}}, .hidden = {16}, .classes = 8}}};
+}
+
+/// The sum of 512 micro-batches is as near to f32's as one of them: bf16's 8 bits are those of the values, not of the
+/// sum. The same sums in bf16, made here by hand, show that there is something to lose.
+TEST(Gradients, OfHundredsOfMicroBatchesInBf16KeepTheirNorm) {
+  constexpr unsigned kMicroBatches = 512;
+  auto random = generator(7);
+  double most_lost = 0;
+  for (const auto& [name, model] : models_of_many()) {
+    SCOPED_TRACE(name);
+    const DoubleWeights weights = random_weights(model, random);
+    const DoubleBatch batch = random_batch(model, kMicroBatches, random);
+    const Found wide = gradients_of<float>(model, weights, batch, {.micro_batches = kMicroBatches});
+    const Found narrow = gradients_of<gpu::Bf16>(model, weights, batch, {.micro_batches = kMicroBatches});
+    EXPECT_NEAR(norm_of(narrow.gradients) / norm_of(wide.gradients), 1, 0.005);
+
+    std::map<std::string, std::vector<gpu::Bf16>> sums;
+    for (std::size_t m = 0; m < kMicroBatches; ++m) {
+      const auto part = [&](const auto& values) {
+        const auto a_row = static_cast<std::ptrdiff_t>(values.size() / kMicroBatches);
+        const auto first = values.begin() + static_cast<std::ptrdiff_t>(m) * a_row;
+        return std::remove_cvref_t<decltype(values)>(first, first + a_row);
+      };
+      DoubleBatch one = batch;
+      one.rows = 1;
+      one.images = part(batch.images);
+      one.labels = part(batch.labels);
+      one.tokens = part(batch.tokens);
+      one.targets = part(batch.targets);
+      for (const auto& [tensor, values] : gradients_of<gpu::Bf16>(model, weights, one).gradients) {
+        std::vector<gpu::Bf16>& sum = sums[tensor];
+        sum.resize(values.size(), gpu::Bf16(0.0F));
+        for (std::size_t i = 0; i < values.size(); ++i)
+          sum[i] = gpu::Bf16(static_cast<float>(sum[i]) + static_cast<float>(values[i] / kMicroBatches));
+      }
+    }
+    std::map<std::string, std::vector<double>> rounded;
+    for (const auto& [tensor, sum] : sums) {
+      for (const gpu::Bf16 value : sum) rounded[tensor].push_back(static_cast<double>(static_cast<float>(value)));
+    }
+    most_lost = std::max(most_lost, std::abs(norm_of(rounded) / norm_of(wide.gradients) - 1));
+  }
+  EXPECT_GT(most_lost, 0.02) << "sums in bf16 would have passed";
+}
+
+/// What a run reports and clips by.
+TEST(Gradients, OfHundredsOfMicroBatchesHaveTheSameNormInRunsOfBothTypes) {
+  for (const auto& [name, model] : models_of_many()) {
+    SCOPED_TRACE(name);
+    auto random = generator(8);
+    const DoubleBatch batch = random_batch(model, 512, random);
+    const Inputs values(batch);
+    double norms[2] = {};
+    for (const training::DataType type : {training::DataType::kF32, training::DataType::kBf16}) {
+      auto trainer = training::Trainer::create(
+          gpu::Device::cpu(),
+          {.model = model, .type = type, .micro_batches = 512, .optimizer = {.clip = 1}, .threads = 1});
+      ASSERT_TRUE(trainer) << trainer.error().message;
+      const std::vector<training::StepInput> steps{values.part(0, 1, 0.001F)};
+      const auto results = (*trainer)->run(steps);
+      ASSERT_TRUE(results) << results.error().message;
+      ASSERT_TRUE(results->front().gradient_norm);
+      norms[type == training::DataType::kBf16 ? 1 : 0] = *results->front().gradient_norm;
+    }
+    EXPECT_NEAR(norms[1] / norms[0], 1, 0.01);
   }
 }
 

@@ -50,6 +50,58 @@ bool all_finite(std::span<const float> values) {
   return found == 0;
 }
 
+/// Rank 0 does the work, and all return what it returns. The others hear from it meanwhile, for ranks that wait for
+/// another for long would call it lost.
+Status on_first(gpu::Communicator* world, const std::function<Status()>& work) {
+  constexpr std::chrono::milliseconds kRound{20};
+  if (world == nullptr) return work();
+  const bool works = world->rank() == 0;
+  auto stream = gpu::Stream::create(gpu::Device::cpu());
+  if (!stream) return tl::unexpected(stream.error());
+  std::future<Status> result;
+  if (works) result = std::async(std::launch::async, work);
+  Status status;
+  struct Words {
+    std::uint64_t done = 0;
+    std::uint64_t failed = 0;
+    std::uint64_t code = 0;
+    char message[240] = {};
+  } words;
+  while (words.done == 0) {
+    if (works && result.wait_for(kRound) == std::future_status::ready) {
+      words.done = 1;
+      status = result.get();
+      if (!status) {
+        words.failed = 1;
+        words.code = static_cast<std::uint64_t>(status.error().code);
+        status.error().message.copy(words.message, sizeof(words.message) - 1);
+      }
+    }
+    world->broadcast<std::byte>({reinterpret_cast<std::byte*>(&words), sizeof(words)}, 0, *stream);
+    if (Status told = stream->synchronize(); !told) return told;
+  }
+  if (words.failed != 0 && !works) return make_error(static_cast<ErrorCode>(words.code), words.message);
+  return status;
+}
+
+/// Bytes of rank 0 to all; the others have room for as many.
+Status tell(gpu::Communicator* world, std::span<std::byte> bytes) {
+  if (world == nullptr) return {};
+  auto stream = gpu::Stream::create(gpu::Device::cpu());
+  if (!stream) return tl::unexpected(stream.error());
+  world->broadcast<std::byte>({bytes.data(), bytes.size()}, 0, *stream);
+  return stream->synchronize();
+}
+Status tell(gpu::Communicator* world, std::uint64_t& word) {
+  return tell(world, std::as_writable_bytes(std::span(&word, 1)));
+}
+Status tell(gpu::Communicator* world, std::string& text) {
+  std::uint64_t size = text.size();
+  if (Status told = tell(world, size); !told) return told;
+  text.resize(size);
+  return size == 0 ? Status() : tell(world, std::as_writable_bytes(std::span(text)));
+}
+
 TensorSpec position_spec() { return {"training.position", Dtype::kU8, {sizeof(Position)}}; }
 
 }  // namespace
@@ -61,7 +113,8 @@ class Checkpoints::Impl {
    public:
     virtual ~Disk() = default;
     [[nodiscard]] virtual Status restore(std::uint64_t version, std::span<const TensorSink> sinks) const = 0;
-    [[nodiscard]] virtual PendingSave save(std::uint64_t version, std::vector<TensorSource> sources) = 0;
+    [[nodiscard]] virtual PendingSave save(std::uint64_t version, std::vector<TensorSource> sources,
+                                           CheckpointNotes notes) = 0;
     /// All, ascending, also those that can't be read, of which some may have no version that can be told.
     [[nodiscard]] virtual std::vector<CheckpointInfo> list() const = 0;
     [[nodiscard]] virtual Status verify(std::uint64_t version) const = 0;
@@ -86,14 +139,20 @@ class Checkpoints::Impl {
   Result<std::optional<Position>> resume(std::optional<std::uint64_t> step, std::uint64_t setup);
   Status remove_newer(std::uint64_t step);
   Status verify(std::optional<std::uint64_t> step);
-  Result<std::optional<SaveReport>> save(const Position& position);
+  Result<std::optional<SaveReport>> save(const Position& position, CheckpointNotes notes);
   Result<std::optional<SaveReport>> wait();
+  Result<std::optional<std::uint64_t>> newest_sound(std::uint64_t below);
+  Result<SaveReport> save_held(const Position& position, CheckpointNotes notes, const std::function<void()>& captured);
   [[nodiscard]] const Disk* disk() const { return disk_.get(); }
 
  private:
   [[nodiscard]] bool works() const { return world_ == nullptr || world_->rank() == 0; }
+  [[nodiscard]] bool in_place() const;
+  /// `position` must stay as long as the sources. Errors: InvalidArgument: values that are no numbers.
+  [[nodiscard]] Result<std::vector<TensorSource>> sources_of(const Position& position,
+                                                             const std::vector<StateTensor>& mine) const;
   Status wait_for_save();
-  Status together(const std::function<Status()>& work);
+  [[nodiscard]] Status together(const std::function<Status()>& work) const;
   Result<std::optional<Position>> read(std::optional<std::uint64_t> step, std::uint64_t setup,
                                        std::vector<std::vector<float>>& whole) const;
 
@@ -102,7 +161,8 @@ class Checkpoints::Impl {
   std::optional<Pool> pool_;
   std::unique_ptr<Disk> disk_;
   std::optional<PendingSave> pending_;
-  Position saved_;  // Read by the save under way, as is the next.
+  Position saved_;  // Read by the save under way, as are the next.
+  Position held_;
   std::vector<std::vector<float>> gathered_;
 };
 
@@ -135,8 +195,8 @@ class DiskOf final : public Checkpoints::Impl::Disk {
     if (!restored) return tl::unexpected(restored.error());
     return {};
   }
-  PendingSave save(std::uint64_t version, std::vector<TensorSource> sources) override {
-    return saver_->save(kRun, version, std::move(sources));
+  PendingSave save(std::uint64_t version, std::vector<TensorSource> sources, CheckpointNotes notes) override {
+    return saver_->save(kRun, version, std::move(sources), std::move(notes));
   }
   std::vector<CheckpointInfo> list() const override { return store_.list(kRun); }
   Status verify(std::uint64_t version) const override { return store_.verify(kRun, version); }
@@ -360,37 +420,22 @@ Status Checkpoints::Impl::wait_for_save() {
   });
 }
 
-/// Rank 0 does the work, and all return what it returns. The others hear from it meanwhile, for ranks that wait for
-/// another for long would call it lost.
-Status Checkpoints::Impl::together(const std::function<Status()>& work) {
-  constexpr std::chrono::milliseconds kRound{20};
-  if (world_ == nullptr) return work();
-  auto stream = gpu::Stream::create(gpu::Device::cpu());
-  if (!stream) return tl::unexpected(stream.error());
-  std::future<Status> result;
-  if (works()) result = std::async(std::launch::async, work);
-  Status status;
-  struct Words {
-    std::uint64_t done = 0;
-    std::uint64_t failed = 0;
-    std::uint64_t code = 0;
-    char message[240] = {};
-  } words;
-  while (words.done == 0) {
-    if (works() && result.wait_for(kRound) == std::future_status::ready) {
-      words.done = 1;
-      status = result.get();
-      if (!status) {
-        words.failed = 1;
-        words.code = static_cast<std::uint64_t>(status.error().code);
-        status.error().message.copy(words.message, sizeof(words.message) - 1);
-      }
+Status Checkpoints::Impl::together(const std::function<Status()>& work) const { return on_first(world_, work); }
+
+Result<std::optional<std::uint64_t>> Checkpoints::Impl::newest_sound(std::uint64_t below) {
+  std::uint64_t found[2] = {};  // Whether there is one, and which.
+  const Status looked = together([&]() -> Status {
+    const std::vector<std::uint64_t> there = disk_->versions();
+    for (std::size_t i = there.size(); i-- > 0 && found[0] == 0;) {
+      if (there[i] < below && disk_->verify(there[i])) found[0] = 1, found[1] = there[i];
     }
-    world_->broadcast<std::byte>({reinterpret_cast<std::byte*>(&words), sizeof(words)}, 0, *stream);
-    if (Status told = stream->synchronize(); !told) return told;
+    return {};
+  });
+  if (!looked) return tl::unexpected(looked.error());
+  for (std::uint64_t& word : found) {
+    if (Status told = tell(world_, word); !told) return tl::unexpected(told.error());
   }
-  if (words.failed != 0 && !works()) return make_error(static_cast<ErrorCode>(words.code), words.message);
-  return status;
+  return found[0] != 0 ? std::optional(found[1]) : std::nullopt;
 }
 
 Result<std::optional<SaveReport>> Checkpoints::Impl::wait() {
@@ -402,21 +447,15 @@ Result<std::optional<SaveReport>> Checkpoints::Impl::wait() {
   return *report;
 }
 
-Result<std::optional<SaveReport>> Checkpoints::Impl::save(const Position& position) {
-  Result<std::optional<SaveReport>> before = wait();
-  const std::vector<StateTensor> tensors = trainer_.whole_state();
-  // Where kernels write elsewhere than the host reads, or on several stages, a copy is made first. All stages must say
-  // the same: the last one may have as many tensors as there are, one of them a copy of the first one's.
+bool Checkpoints::Impl::in_place() const {
   const bool one_stage =
       std::ranges::all_of(trainer_.plan().chunk_devices, [](unsigned device) { return device == 0; });
-  const bool in_place = trainer_.device().backend() == gpu::Backend::kCpu && one_stage;
-  if (!in_place && trainer_.data_rank() == 0) {
-    auto gathered = trainer_.gather();
-    if (!gathered) return tl::unexpected(gathered.error());
-    gathered_ = std::move(*gathered);
-  }
-  if (!works()) return before;
-  saved_ = position;
+  return trainer_.device().backend() == gpu::Backend::kCpu && one_stage;
+}
+
+Result<std::vector<TensorSource>> Checkpoints::Impl::sources_of(const Position& position,
+                                                                const std::vector<StateTensor>& mine) const {
+  const std::vector<StateTensor> tensors = trainer_.whole_state();
   std::vector<TensorSource> sources;
   const auto add = [&sources](TensorSpec spec, std::span<const std::byte> bytes) {
     TensorSource source;
@@ -424,11 +463,10 @@ Result<std::optional<SaveReport>> Checkpoints::Impl::save(const Position& positi
     source.bytes = bytes;
     sources.push_back(std::move(source));
   };
-  add(position_spec(), std::as_bytes(std::span(&saved_, 1)));
-  const std::vector<StateTensor> mine = trainer_.state();
+  add(position_spec(), std::as_bytes(std::span(&position, 1)));
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     std::span<const float> values;
-    if (in_place) {
+    if (in_place()) {
       const auto here = std::ranges::find_if(
           mine, [&](const StateTensor& one) { return one.what == tensors[i].what && one.name == tensors[i].name; });
       values = {here->values.device_data(), here->values.size()};
@@ -436,20 +474,49 @@ Result<std::optional<SaveReport>> Checkpoints::Impl::save(const Position& positi
       values = gathered_[i];
     }
     // The loss tells only a step later; and the newest checkpoint is the one that a run goes on from.
-    if (tensors[i].what == StateTensor::What::kWeight && !all_finite(values))
-      return make_error(ErrorCode::kInvalidArgument, "tensor '" + tensors[i].name +
+    if (!all_finite(values))
+      return make_error(ErrorCode::kInvalidArgument, "tensor '" + tensor_name(tensors[i]) +
                                                          "' has values that are no numbers behind step " +
                                                          std::to_string(position.step));
     add(spec_of(tensors[i]), std::as_bytes(values));
   }
-  pending_.emplace(disk_->save(position.step, std::move(sources)));
-  if (in_place) {
+  return sources;
+}
+
+Result<std::optional<SaveReport>> Checkpoints::Impl::save(const Position& position, CheckpointNotes notes) {
+  Result<std::optional<SaveReport>> before = wait();
+  // Where kernels write elsewhere than the host reads, or on several stages, a copy is made first. All stages must say
+  // the same: the last one may have as many tensors as there are, one of them a copy of the first one's.
+  if (!in_place() && trainer_.data_rank() == 0) {
+    auto gathered = trainer_.gather();
+    if (!gathered) return tl::unexpected(gathered.error());
+    gathered_ = std::move(*gathered);
+  }
+  if (!works()) return before;
+  saved_ = position;
+  auto sources = sources_of(saved_, trainer_.state());
+  if (!sources) return tl::unexpected(sources.error());
+  pending_.emplace(disk_->save(position.step, std::move(*sources), std::move(notes)));
+  if (in_place()) {
     trainer_.before_next_update([pending = *pending_]() -> Status {
       pending.wait_captured();
       return {};
     });
   }
   return before;
+}
+
+Result<SaveReport> Checkpoints::Impl::save_held(const Position& position, CheckpointNotes notes,
+                                                const std::function<void()>& captured) {
+  if (!in_place() || !works())
+    return make_error(ErrorCode::kUnsupported, "only the first rank saves alone, and what lies in its own memory");
+  held_ = position;
+  auto sources = sources_of(held_, trainer_.held_state());
+  if (!sources) return tl::unexpected(sources.error());
+  const PendingSave pending = disk_->save(position.step, std::move(*sources), std::move(notes));
+  pending.wait_captured();
+  captured();
+  return pending.wait();
 }
 
 Checkpoints::Checkpoints(std::unique_ptr<Impl> impl) noexcept : impl_(std::move(impl)) {}
@@ -470,11 +537,65 @@ Result<Position> Checkpoints::resume_from(std::uint64_t step, std::uint64_t setu
   if (!position) return tl::unexpected(position.error());
   return **position;
 }
-Result<std::optional<SaveReport>> Checkpoints::save(const Position& position) { return impl_->save(position); }
+Result<std::optional<SaveReport>> Checkpoints::save(const Position& position, CheckpointNotes notes) {
+  return impl_->save(position, std::move(notes));
+}
 Result<std::optional<SaveReport>> Checkpoints::wait() { return impl_->wait(); }
 std::vector<std::uint64_t> Checkpoints::versions() const {
   return impl_->disk() == nullptr ? std::vector<std::uint64_t>{} : impl_->disk()->versions();
 }
 Status Checkpoints::verify(std::optional<std::uint64_t> step) const { return impl_->verify(step); }
+Result<std::optional<std::uint64_t>> Checkpoints::newest_sound(std::uint64_t below) const {
+  return impl_->newest_sound(below);
+}
+Result<SaveReport> Checkpoints::save_held(const Position& position, CheckpointNotes notes,
+                                          const std::function<void()>& captured) {
+  return impl_->save_held(position, std::move(notes), captured);
+}
+
+Result<std::optional<CheckpointLabel>> Checkpoints::label(const std::string& path, std::optional<MediaKind> media,
+                                                          std::optional<std::uint64_t> step, gpu::Communicator* world) {
+  CheckpointLabel label;
+  std::uint64_t there = 0;
+  const auto read = [&](Pool& pool, MediaKind kind) -> Status {
+    return with_media(pool, kind, [&]<class M>(M media_of_pool) -> Status {
+      auto store = CheckpointStore<M>::open(pool, kStore, media_of_pool);
+      if (!store) return {};
+      const auto version = step ? step : store->latest(kRun).value_or(std::nullopt);
+      if (version) {
+        if (auto manifest = store->manifest(kRun, *version)) {
+          label = {*version, std::move(manifest->notes)};
+          there = 1;
+        }
+      }
+      store->close();
+      return {};
+    });
+  };
+  const Status looked = on_first(world, [&]() -> Status {
+    std::error_code unseen;
+    if (!std::filesystem::exists(path, unseen)) return {};
+    auto pool = Pool::open(path);
+    if (!pool) return {};
+    if (!media) {
+      const auto detected = detect_media(path);
+      if (!detected) return {};
+      media = detected->kind;
+    }
+    (void)read(*pool, *media);
+    return {};
+  });
+  if (!looked) return tl::unexpected(looked.error());
+  std::uint64_t count = label.notes.size();
+  for (std::uint64_t* word : {&there, &label.step, &count}) {
+    if (Status told = tell(world, *word); !told) return tl::unexpected(told.error());
+  }
+  label.notes.resize(count);
+  for (auto& [name, text] : label.notes) {
+    if (Status told = tell(world, name); !told) return tl::unexpected(told.error());
+    if (Status told = tell(world, text); !told) return tl::unexpected(told.error());
+  }
+  return there != 0 ? std::optional(std::move(label)) : std::nullopt;
+}
 
 }  // namespace dunnock::training

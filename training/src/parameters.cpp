@@ -212,7 +212,7 @@ gpu::DeviceSpan<T> Parameters<T>::weight(std::size_t tensor) const {
   return weights().subspan(tensors_.at(tensor).begin, tensors_[tensor].size);
 }
 template <class T>
-gpu::DeviceSpan<T> Parameters<T>::gradient(std::size_t tensor) const {
+gpu::DeviceSpan<float> Parameters<T>::gradient(std::size_t tensor) const {
   return gradients_.span().subspan(tensors_.at(tensor).gradient_begin, tensors_[tensor].size);
 }
 template <class T>
@@ -228,7 +228,7 @@ gpu::DeviceSpan<float> Parameters<T>::state(std::size_t state) const {
   return state_values_.span().subspan(states_.at(state).begin, states_[state].spec.size);
 }
 template <class T>
-gpu::DeviceSpan<T> Parameters<T>::layer_gradients(unsigned first, unsigned last) const {
+gpu::DeviceSpan<float> Parameters<T>::layer_gradients(unsigned first, unsigned last) const {
   const std::size_t begin = gradient_begin_.at(first);
   return gradients_.span().subspan(begin, gradient_begin_.at(last + 1) - begin);
 }

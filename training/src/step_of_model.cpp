@@ -105,19 +105,19 @@ class Profiler {
   /// Updates move bytes: measured for all weights.
   Status make_table() {
     const Parameters<T>& parameters = network_.parameters();
-    std::vector<gpu::OptimizerTensor<T>> table;
+    std::vector<gpu::OptimizerTensor<float>> table;
     for (std::size_t i = 0; i < parameters.tensors().size(); ++i) {
       if (parameters.tensors()[i].owner) continue;
-      gpu::OptimizerTensor<T> entry{.weights = parameters.master(i).device_data(),
-                                    .first_moment = parameters.first_moment(i).device_data(),
-                                    .second_moment = parameters.second_moment(i).device_data(),
-                                    .gradient = parameters.gradient(i).device_data(),
-                                    .size = parameters.tensors()[i].size};
+      gpu::OptimizerTensor<float> entry{.weights = parameters.master(i).device_data(),
+                                        .first_moment = parameters.first_moment(i).device_data(),
+                                        .second_moment = parameters.second_moment(i).device_data(),
+                                        .gradient = parameters.gradient(i).device_data(),
+                                        .size = parameters.tensors()[i].size};
       if constexpr (!std::is_same_v<T, float>) entry.copy = parameters.weight(i).device_data();
       table.push_back(entry);
     }
-    chunks_ = gpu::lay_out<T>(std::span(table));
-    auto on_device = gpu::Buffer<gpu::OptimizerTensor<T>>::create(table.size(), streams_[0]);
+    chunks_ = gpu::lay_out<float>(std::span(table));
+    auto on_device = gpu::Buffer<gpu::OptimizerTensor<float>>::create(table.size(), streams_[0]);
     if (!on_device) return tl::unexpected(on_device.error());
     table_ = std::move(*on_device);
     gpu::upload(table_.span(), table, streams_[0]);
@@ -135,11 +135,11 @@ class Profiler {
     return inputs_.batch(micro_batch, rows_, 1.0F / static_cast<float>(rows_));
   }
   void update() {
-    const gpu::OptimizerTable<T> all{table_.span(), chunks_};
+    const gpu::OptimizerTable<float> all{table_.span(), chunks_};
     if (optimizer_.kind == OptimizerKind::kAdamw) {
-      gpu::adamw<T>(all, gpu::AdamwStep{.learning_rate = 0}, {}, streams_[0]);
+      gpu::adamw<float>(all, gpu::AdamwStep{.learning_rate = 0}, {}, streams_[0]);
     } else {
-      gpu::sgd<T>(all, gpu::SgdStep{.learning_rate = 0, .momentum = optimizer_.momentum}, {}, streams_[0]);
+      gpu::sgd<float>(all, gpu::SgdStep{.learning_rate = 0, .momentum = optimizer_.momentum}, {}, streams_[0]);
     }
   }
 
@@ -243,7 +243,7 @@ class Profiler {
   NetworkInputs<T> inputs_;
   std::vector<gpu::Buffer<std::byte>> workspaces_;  // [stream]
   std::vector<Span> spans_;
-  gpu::Buffer<gpu::OptimizerTensor<T>> table_;
+  gpu::Buffer<gpu::OptimizerTensor<float>> table_;
   std::size_t chunks_ = 0;
 };
 
@@ -263,7 +263,7 @@ Step step_of_model(const ModelOptions& model, std::size_t rows, bool clips) {
                 .kept_for_weights_bytes = bytes.kept_for_weights,
                 .weights_behind_output = layers[i]->weights_behind_output()};
     for (const ParameterSpec& spec : layers[i]->parameters()) {
-      layer.gradient_bytes += aligned_values(spec.size()) * sizeof(T);
+      layer.gradient_bytes += aligned_values(spec.size()) * sizeof(float);
       if (spec.tied) {
         layer.tied_to = owners.at(spec.name);
         continue;

@@ -69,8 +69,9 @@ class TrainerOf final : public Trainer {
       if (Status fits = check_input(step, step_rows()); !fits) return tl::unexpected(fits.error());
     }
     std::vector<StepResult> results;
-    for (std::size_t done = 0; done < steps.size(); done += window()) {
-      const auto part = steps.subspan(done, std::min<std::size_t>(window(), steps.size() - done));
+    const std::size_t at_once = gate_ ? 1 : window();
+    for (std::size_t done = 0; done < steps.size(); done += at_once) {
+      const auto part = steps.subspan(done, std::min(at_once, steps.size() - done));
       if (Status ran = run_window(part, results); !ran) return tl::unexpected(ran.error());
     }
     return results;
@@ -215,6 +216,23 @@ class TrainerOf final : public Trainer {
     };
   }
 
+  Status hold_updates(std::function<Status()> gate) override {
+    if (is_pipeline() || options_.as_graph || main_.device().backend() != gpu::Backend::kCpu)
+      return make_error(ErrorCode::kUnsupported, "updates are held of data-parallel ranks of the CPU");
+    gate_ = std::move(gate);
+    return {};
+  }
+  std::vector<StateTensor> held_state() const override {
+    std::vector<StateTensor> held = state();
+    std::size_t begin = 0;
+    for (StateTensor& tensor : held) {
+      if (tensor.what != StateTensor::What::kStatistic || held_statistics_.empty()) continue;
+      tensor.values = gpu::DeviceSpan<float>(held_statistics_.data() + begin, tensor.values.size());
+      begin += tensor.values.size();
+    }
+    return held;
+  }
+
   Result<gpu::Timeline> last_run() const override {
     if (last_ == nullptr) return invalid("nothing has run yet");
     return last_->executor->last_run();
@@ -234,7 +252,7 @@ class TrainerOf final : public Trainer {
   };
   /// What updates a layer's tensors at once.
   struct Table {
-    gpu::Buffer<gpu::OptimizerTensor<T>> tensors;
+    gpu::Buffer<gpu::OptimizerTensor<float>> tensors;
     std::size_t chunks = 0;
   };
 
@@ -340,13 +358,16 @@ class TrainerOf final : public Trainer {
     return {};
   }
 
-  Result<std::unique_ptr<Program>> make_program(unsigned iterations) {
+  /// `holds`: all updates come behind all gradients, as where they are clipped.
+  Result<std::unique_ptr<Program>> make_program(unsigned iterations, bool holds = false) {
     PlanOptions plan_options = options_.plan;
     plan_options.devices = is_pipeline() ? size_of(ranks_.pipeline) : size_of(ranks_.data);
     plan_options.data_parallel = is_pipeline() ? size_of(ranks_.data) : 1;
     plan_options.micro_batches = is_pipeline() ? options_.micro_batches : 1;
     plan_options.iterations = iterations;
-    auto plan = make_plan(options_.schedule, costs_, plan_options);
+    Step costs = costs_;
+    costs.clips = costs.clips || holds;
+    auto plan = make_plan(options_.schedule, costs, plan_options);
     if (!plan) return tl::unexpected(plan.error());
     auto program = std::make_unique<Program>();
     program->plan = std::move(*plan);
@@ -396,28 +417,28 @@ class TrainerOf final : public Trainer {
 
   Status make_tables() {
     const Parameters<T>& parameters = network_.parameters();
-    std::vector<gpu::ReduceTensor<T>> counted;
+    std::vector<gpu::ReduceTensor<float>> counted;
     tables_.resize(network_.layers());
     std::size_t largest_tie = 0;
     for (unsigned l = 0; l < network_.layers(); ++l) {
-      std::vector<gpu::OptimizerTensor<T>> table;
+      std::vector<gpu::OptimizerTensor<float>> table;
       const auto [first, last] = parameters.of_layer(l);
       for (std::size_t i = first; i < last; ++i) {
         const auto& tensor = parameters.tensors()[i];
         if (tensor.far_tie) largest_tie = std::max(largest_tie, tensor.size);
         if (tensor.owner) continue;
-        gpu::OptimizerTensor<T> entry{.weights = parameters.master(i).device_data(),
-                                      .first_moment = parameters.first_moment(i).device_data(),
-                                      .second_moment = parameters.second_moment(i).device_data(),
-                                      .gradient = parameters.gradient(i).device_data(),
-                                      .size = tensor.size,
-                                      .decay = tensor.spec.decays ? options_.optimizer.weight_decay : 0};
+        gpu::OptimizerTensor<float> entry{.weights = parameters.master(i).device_data(),
+                                          .first_moment = parameters.first_moment(i).device_data(),
+                                          .second_moment = parameters.second_moment(i).device_data(),
+                                          .gradient = parameters.gradient(i).device_data(),
+                                          .size = tensor.size,
+                                          .decay = tensor.spec.decays ? options_.optimizer.weight_decay : 0};
         if constexpr (!std::is_same_v<T, float>) entry.copy = parameters.weight(i).device_data();
         table.push_back(entry);
         // What is tied to another stage's counts there.
         if (!tensor.spec.tied) counted.push_back({parameters.gradient(i).device_data(), tensor.size});
       }
-      tables_[l].chunks = gpu::lay_out<T>(std::span(table));
+      tables_[l].chunks = gpu::lay_out<float>(std::span(table));
       if (table.empty()) continue;
       if (Status done = make_buffer(tables_[l].tensors, table.size(), main_); !done) return done;
       gpu::upload(tables_[l].tensors.span(), table, main_);
@@ -426,7 +447,7 @@ class TrainerOf final : public Trainer {
     if (largest_tie > 0) {
       if (Status done = make_buffer(other_end_, largest_tie, main_); !done) return done;
     }
-    norm_chunks_ = gpu::lay_out<T>(std::span(counted));
+    norm_chunks_ = gpu::lay_out<float>(std::span(counted));
     if (Status done = make_buffer(norm_table_, counted.size(), main_); !done) return done;
     gpu::upload(norm_table_.span(), counted, main_);
     std::vector<gpu::ReduceTensor<float>> stages{{stage_norms_.span().device_data(), stage_norms_.size()}};
@@ -501,7 +522,11 @@ class TrainerOf final : public Trainer {
             network_.weight_gradient(l, run_of(batch, slot, adds, program, lane, stream));
         };
       case Part::kUpdate: return [=, this](gpu::Stream& stream) { update(tag.iteration, begin, end, stream); };
-      case Part::kNorm: return [=, this](gpu::Stream& stream) { norm(tag.iteration, stream); };
+      case Part::kNorm:
+        return [=, this](gpu::Stream& stream) {
+          if (clips()) norm(tag.iteration, stream);
+          if (gate_) stream.run("waits to update", gate_);
+        };
       case Part::kAllReduce:
         return [=, this, &program](gpu::Stream& stream) { all_reduce(program.plan, tag, begin, end, stream); };
       case Part::kSendActivation:
@@ -541,14 +566,16 @@ class TrainerOf final : public Trainer {
   void all_reduce(const Plan& plan, const OpTag& tag, unsigned begin, unsigned end, gpu::Stream& stream) {
     if (size_of(ranks_.data) == 1) return;
     if (is_pipeline()) {
-      ranks_.data->all_reduce<T>(network_.parameters().layer_gradients(begin, end - 1), gpu::Reduction::kMean, stream);
+      ranks_.data->all_reduce<float>(network_.parameters().layer_gradients(begin, end - 1), gpu::Reduction::kMean,
+                                     stream);
       return;
     }
     const Message& message = plan.messages[tag.message];
     const auto [first, last] = std::ranges::minmax(message.layers);
-    const gpu::DeviceSpan<T> gradients = network_.parameters().layer_gradients(first, last);
-    ranks_.data->all_reduce<T>(gradients.subspan(message.first_byte / sizeof(T), message.bytes / sizeof(T)),
-                               gpu::Reduction::kMean, stream);
+    const gpu::DeviceSpan<float> gradients = network_.parameters().layer_gradients(first, last);
+    const std::size_t first_value = message.first_byte / sizeof(float);
+    ranks_.data->all_reduce<float>(gradients.subspan(first_value, message.bytes / sizeof(float)), gpu::Reduction::kMean,
+                                   stream);
   }
 
   /// The gradients of tied tensors become the sum of both ends', on both.
@@ -558,18 +585,18 @@ class TrainerOf final : public Trainer {
       const auto [first, last] = parameters.of_layer(l);
       for (std::size_t i = first; i < last; ++i) {
         const auto& tensor = parameters.tensors()[i];
-        const gpu::DeviceSpan<T> mine = parameters.gradient(i);
-        if (tensor.tied) gpu::add_scaled<T>(mine, parameters.gradient(*tensor.tied), 1, mine, stream);
+        const gpu::DeviceSpan<float> mine = parameters.gradient(i);
+        if (tensor.tied) gpu::add_scaled<float>(mine, parameters.gradient(*tensor.tied), 1, mine, stream);
         if (!tensor.far_tie) continue;
-        const gpu::DeviceSpan<T> theirs = other_end_.span().subspan(0, tensor.size);
+        const gpu::DeviceSpan<float> theirs = other_end_.span().subspan(0, tensor.size);
         const unsigned me = rank_of(ranks_.pipeline);
         // GPT's table, which the first layer owns and the last uses.
         const unsigned peer = tensor.spec.tied ? first_stage() : last_stage();
         gpu::Communicator& sums = *ranks_.pipeline_sums;
-        if (me < peer) sums.send<T>(mine, peer, stream);
-        sums.receive<T>(theirs, peer, stream);
-        if (me > peer) sums.send<T>(mine, peer, stream);
-        gpu::add_scaled<T>(mine, theirs, 1, mine, stream);
+        if (me < peer) sums.send<float>(mine, peer, stream);
+        sums.receive<float>(theirs, peer, stream);
+        if (me > peer) sums.send<float>(mine, peer, stream);
+        gpu::add_scaled<float>(mine, theirs, 1, mine, stream);
       }
     }
   }
@@ -579,7 +606,7 @@ class TrainerOf final : public Trainer {
   void norm(unsigned iteration, gpu::Stream& stream) {
     add_ties(0, network_.layers(), stream);
     const gpu::DeviceSpan<float> result = norms_.span().subspan(iteration, 1);
-    gpu::gradient_norm<T>({norm_table_.span(), norm_chunks_}, result, norm_workspace_.span(), stream);
+    gpu::gradient_norm<float>({norm_table_.span(), norm_chunks_}, result, norm_workspace_.span(), stream);
     if (size_of(ranks_.pipeline) > 1) {
       ranks_.pipeline_sums->all_gather<float>(result, stage_norms_.span(), stream);
       gpu::gradient_norm<float>({stage_norm_table_.span(), stage_norm_chunks_}, result, norm_workspace_.span(), stream);
@@ -595,11 +622,11 @@ class TrainerOf final : public Trainer {
         clips() ? factors_.span().subspan(iteration, 1) : gpu::DeviceSpan<float>();
     for (unsigned l = begin; l < end; ++l) {
       if (tables_[l].tensors.size() == 0) continue;
-      const gpu::OptimizerTable<T> table{tables_[l].tensors.span(), tables_[l].chunks};
+      const gpu::OptimizerTable<float> table{tables_[l].tensors.span(), tables_[l].chunks};
       if (options_.optimizer.kind == OptimizerKind::kAdamw) {
-        gpu::adamw<T>(table, adamw_steps_.span().subspan(iteration, 1), factor, stream);
+        gpu::adamw<float>(table, adamw_steps_.span().subspan(iteration, 1), factor, stream);
       } else {
-        gpu::sgd<T>(table, sgd_steps_.span().subspan(iteration, 1), factor, stream);
+        gpu::sgd<float>(table, sgd_steps_.span().subspan(iteration, 1), factor, stream);
       }
     }
   }
@@ -638,14 +665,25 @@ class TrainerOf final : public Trainer {
 
   Status run_window(std::span<const StepInput> steps, std::vector<StepResult>& results) {
     const auto count = static_cast<unsigned>(steps.size());
-    auto& program = programs_[count];
+    auto& program = gate_ ? held_program_ : programs_[count];
     if (program == nullptr) {
-      auto made = make_program(count);
+      auto made = make_program(count, gate_ != nullptr);
       if (!made) return tl::unexpected(made.error());
+      const auto is_gate = [](const RankOp& op) { return op.tag.part == Part::kNorm; };
+      DUNNOCK_CHECK(!gate_ || std::ranges::any_of((*made)->rank.ops, is_gate), "held updates have a gate");
       if (Status bound = bind(**made); !bound) return bound;
       program = std::move(*made);
     }
     last_ = program.get();
+    if (gate_) {
+      // What forward passes change already.
+      held_statistics_.clear();
+      for (const StateTensor& tensor : state()) {
+        const float* const values = tensor.values.device_data();
+        if (tensor.what == StateTensor::What::kStatistic)
+          held_statistics_.insert(held_statistics_.end(), values, values + tensor.values.size());
+      }
+    }
     // Running statistics change in forward passes already, and a recorded graph has no place for it.
     if (before_next_update_ && (options_.as_graph || network_.parameters().state_values().size() > 0))
       main_.run("waits for the snapshot", std::exchange(before_next_update_, nullptr));
@@ -790,13 +828,16 @@ class TrainerOf final : public Trainer {
   gpu::Buffer<std::int32_t> guesses_;     // (rows * targets of a row)
   std::vector<Table> tables_;             // [layer]
   std::vector<unsigned> stage_of_layer_;  // Of a pipeline.
-  gpu::Buffer<gpu::ReduceTensor<T>> norm_table_;
+  gpu::Buffer<gpu::ReduceTensor<float>> norm_table_;
   std::size_t norm_chunks_ = 0;
   gpu::Buffer<gpu::ReduceTensor<float>> stage_norm_table_;
   std::size_t stage_norm_chunks_ = 0;
   gpu::Buffer<float> norm_workspace_;
-  gpu::Buffer<T> other_end_;                               // Of a tie to another stage: its gradient.
+  gpu::Buffer<float> other_end_;                           // Of a tie to another stage: its gradient.
   std::map<unsigned, std::unique_ptr<Program>> programs_;  // by steps
+  std::unique_ptr<Program> held_program_;                  // Of one step, whose updates are held.
+  std::function<Status()> gate_;
+  mutable std::vector<float> held_statistics_;
   const Program* last_ = nullptr;
   std::uint64_t steps_done_ = 0;
   std::function<Status()> before_next_update_;

@@ -530,7 +530,7 @@ class Parser {
  public:
   Parser(std::string_view text, std::string name) : text_(text), name_(std::move(name)) {}
 
-  Result<LoadedConfig> parse(std::span<const std::string> overrides) {
+  Result<LoadedConfig> parse(std::span<const Override> overrides) {
     if (const auto stray = stray_character(text_)) {
       const std::string_view before = text_.substr(0, *stray);
       const auto lines = std::ranges::count(before, '\n');
@@ -545,13 +545,15 @@ class Parser {
       return make_error(ErrorCode::kInvalidArgument, at(error.source()) + ": " + std::string(error.description()));
     }
     collect(file_.table());
-    for (const std::string& one : overrides) override_by(one);
+    for (const Override& one : overrides) override_by(one);
     // What an override takes the place of.
     if (is_overridden("run.epochs") && !is_overridden("run.steps")) given_.erase("run.steps");
     if (is_overridden("run.steps") && !is_overridden("run.epochs")) given_.erase("run.epochs");
 
     LoadedConfig loaded;
     loaded.name = name_;
+    loaded.text = text_;
+    loaded.overrides.assign(overrides.begin(), overrides.end());
     loaded.folder = std::filesystem::path(name_).parent_path().string();
     TrainConfig& config = loaded.config;
     // Defaults depend on the kind, and on the preset; then each key that is given has its say.
@@ -628,8 +630,9 @@ class Parser {
     }
   }
 
-  void override_by(const std::string& text) {
-    const std::string place = "--set " + text;
+  void override_by(const Override& one) {
+    const std::string& text = one.text;
+    const std::string place = one.by + " " + text;
     const Position where = {std::numeric_limits<std::uint64_t>::max(), ++overrides_};
     const auto trim = [](std::string_view part) {
       const std::size_t first = part.find_first_not_of(" \t");
@@ -645,13 +648,13 @@ class Parser {
     std::string value(trim(std::string_view(text).substr(equals + 1)));
     bool known = false;
     TrainConfig defaults;
-    each_key(defaults, [&](const Key& one, auto& member) {
-      if (one.name != key) return;
+    each_key(defaults, [&](const Key& of, auto& member) {
+      if (of.name != key) return;
       known = true;
       using T = std::remove_reference_t<decltype(member)>;
       const bool plain = kIsText<T> && !value.starts_with('"') && !value.starts_with('\'');
       const auto refuse = [&] {
-        problem(where, place + ": " + key + ": expected " + expected<T>(one) + ", got " + value);
+        problem(where, place + ": " + key + ": expected " + expected<T>(of) + ", got " + value);
       };
       const std::string document = "value = " + (plain ? in_quotes(value) : value);
       if (stray_character(document)) return refuse();
@@ -794,6 +797,22 @@ class Parser {
 
 std::string file_name(const std::string& path) { return std::filesystem::path(path).filename().string(); }
 
+/// What identity_of() is of: keys and values, files by their names.
+std::vector<std::pair<std::string, std::string>> identity_values(const TrainConfig& config) {
+  std::vector<std::pair<std::string, std::string>> values;
+  each_key(config, [&](const Key& key, const auto& member) {
+    if (!key.applies || !key.written || !key.identity) return;
+    std::string value;
+    if constexpr (std::is_same_v<decltype(member), const std::string&>) {
+      value = written(key.path ? file_name(member) : member);
+    } else {
+      value = written(member);
+    }
+    values.emplace_back(key.name, std::move(value));
+  });
+  return values;
+}
+
 }  // namespace
 
 // ----- public -------------------------------------------------------------------------------------------------------
@@ -824,12 +843,24 @@ Result<LoadedConfig> read_config(const std::string& path, std::span<const std::s
   if (bytes.size() > kBytesMax)
     return make_error(ErrorCode::kInvalidArgument, path + " has more than 1 MiB: not a config file");
   const std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-  return parse_config(text, path, overrides);
+  auto loaded = parse_config(text, path, overrides);
+  if (loaded) loaded->has_file = true;
+  return loaded;
 }
 
 Result<LoadedConfig> parse_config(std::string_view text, const std::string& name,
                                   std::span<const std::string> overrides) {
-  return Parser(text, name).parse(overrides);
+  std::vector<Override> given;
+  for (const std::string& one : overrides) given.push_back({one});
+  return Parser(text, name).parse(given);
+}
+
+Result<LoadedConfig> with_overrides(const LoadedConfig& loaded, std::span<const Override> more) {
+  std::vector<Override> all = loaded.overrides;
+  all.insert(all.end(), more.begin(), more.end());
+  auto again = Parser(loaded.text, loaded.name).parse(all);
+  if (again) again->has_file = loaded.has_file;
+  return again;
 }
 
 Status check_ready(const LoadedConfig& loaded) {
@@ -869,17 +900,33 @@ std::string to_toml(const TrainConfig& config) {
 
 std::uint64_t identity_of(const TrainConfig& config) {
   std::string text;
-  each_key(config, [&](const Key& key, const auto& member) {
-    if (!key.applies || !key.written || !key.identity) return;
-    text.append(key.name).append(" = ");
-    if constexpr (std::is_same_v<decltype(member), const std::string&>) {
-      text.append(written(key.path ? file_name(member) : member));
-    } else {
-      text.append(written(member));
-    }
-    text.append("\n");
-  });
+  for (const auto& [key, value] : identity_values(config)) text.append(key).append(" = ").append(value).append("\n");
   return XXH3_64bits(text.data(), text.size());
+}
+
+std::optional<std::string> value_of(const TrainConfig& config, std::string_view name) {
+  std::optional<std::string> value;
+  each_key(config, [&](const Key& key, const auto& member) {
+    if (key.name == name && key.applies && key.written) value = written(member);
+  });
+  return value;
+}
+
+std::vector<ConfigDifference> differences(const TrainConfig& here, const TrainConfig& there) {
+  const auto mine = identity_values(here);
+  const auto theirs = identity_values(there);
+  const auto find = [](const auto& values, const std::string& key) {
+    const auto at = std::ranges::find(values, key, [](const auto& one) -> const std::string& { return one.first; });
+    return at == values.end() ? std::string("none") : at->second;
+  };
+  std::vector<ConfigDifference> found;
+  for (const auto& [key, value] : mine) {
+    if (const std::string other = find(theirs, key); other != value) found.push_back({key, value, other});
+  }
+  for (const auto& [key, value] : theirs) {
+    if (find(mine, key) == "none") found.push_back({key, "none", value});
+  }
+  return found;
 }
 
 training::LearningRate learning_rate_of(const TrainConfig& config, std::uint64_t steps) {

@@ -13,6 +13,7 @@
 #include <chrono>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -177,12 +178,21 @@ struct TrainConfig {
   friend bool operator==(const TrainConfig&, const TrainConfig&) = default;
 };
 
+/// "section.key=value", and what errors call it by.
+struct Override {
+  std::string text;
+  std::string by = "--set";
+};
+
 /// A config, and where it came from.
 struct LoadedConfig {
   TrainConfig config;
   std::string name;                           ///< Of the file, as errors say it.
   std::string folder;                         ///< Of the file; "" is the working directory.
   std::map<std::string, std::string> places;  ///< Of each key that was given: "FILE:LINE:COLUMN" or "--set KEY=VALUE".
+  std::string text;                           ///< Of the file.
+  bool has_file = false;                      ///< `name` is the path of a file.
+  std::vector<Override> overrides;            ///< That were given with it.
 
   /// What of [data] is opened: `path`, from the file's folder on unless it is absolute.
   [[nodiscard]] std::string path_of(const std::string& path) const;
@@ -200,6 +210,9 @@ struct LoadedConfig {
 [[nodiscard]] Result<LoadedConfig> parse_config(std::string_view text, const std::string& name,
                                                 std::span<const std::string> overrides = {});
 
+/// Another time, with more overrides behind those that it had.
+[[nodiscard]] Result<LoadedConfig> with_overrides(const LoadedConfig& loaded, std::span<const Override> more);
+
 /// What a run needs beyond a sound config: the data of its kind of model, and the files of its tokeniser.
 /// Errors: InvalidArgument, naming the keys. Opens nothing.
 [[nodiscard]] Status check_ready(const LoadedConfig& loaded);
@@ -213,6 +226,18 @@ struct LoadedConfig {
 /// order, and what batch norm sees at once), device, checkpoints, logs, samples. The data's content is the loader's to
 /// compare (LoaderPosition::setup). Stable between builds and machines.
 [[nodiscard]] std::uint64_t identity_of(const TrainConfig& config);
+
+/// The value of a key, as in TOML; none: it does not apply, or is not used (steps beside epochs), or there is no such
+/// key.
+[[nodiscard]] std::optional<std::string> value_of(const TrainConfig& config, std::string_view key);
+
+/// A key that identity_of() takes in, with its values in two configs, as in TOML; "none" where it does not apply.
+struct ConfigDifference {
+  std::string key, here, there;
+  friend bool operator==(const ConfigDifference&, const ConfigDifference&) = default;
+};
+/// Why identity_of() of the two is not the same.
+[[nodiscard]] std::vector<ConfigDifference> differences(const TrainConfig& here, const TrainConfig& there);
 
 /// The learning rate of a run of `steps` steps.
 [[nodiscard]] training::LearningRate learning_rate_of(const TrainConfig& config, std::uint64_t steps);

@@ -375,16 +375,29 @@ Result<std::vector<StepInput>> TrainingData::next(std::size_t count) {
   return inputs;
 }
 
-Result<std::optional<training::Evaluation>> TrainingData::evaluate(training::Trainer& trainer, std::uint64_t batches) {
+Result<std::optional<training::Evaluation>> TrainingData::evaluate(training::Trainer& trainer, std::uint64_t batches,
+                                                                   const std::function<Result<bool>()>& stops) {
   State& state = *state_;
   training::Evaluation sum;
-  const auto add = [&](const StepInput& input) -> Status {
-    const auto part = trainer.evaluate(input);
-    if (!part) return tl::unexpected(part.error());
-    sum.loss += part->loss;
-    sum.correct += part->correct;
-    sum.targets += part->targets;
-    return {};
+  // One micro-batch after the other: whoever wants to stop is heard behind each. Whether it was to stop.
+  const auto add = [&](const StepInput& input, std::size_t rows) -> Result<bool> {
+    const std::size_t at_once = trainer.options().rows;
+    for (std::size_t first = 0; first < rows; first += at_once) {
+      const std::size_t some = std::min(at_once, rows - first);
+      const auto part = [&](auto values) {
+        const std::size_t a_row = values.size() / rows;
+        return values.subspan(first * a_row, some * a_row);
+      };
+      const auto made = trainer.evaluate(
+          {.images = part(input.images), .tokens = part(input.tokens), .targets = part(input.targets)});
+      if (!made) return tl::unexpected(made.error());
+      sum.loss += made->loss;
+      sum.correct += made->correct;
+      sum.targets += made->targets;
+      auto stopped = stops();
+      if (!stopped || *stopped) return stopped;
+    }
+    return false;
   };
   if (state.has_tokens()) {
     auto loader = state.token_loader(state.split.validation, training::Order::kSequential, 3, nullptr);
@@ -393,8 +406,9 @@ Result<std::optional<training::Evaluation>> TrainingData::evaluate(training::Tra
     for (std::uint64_t i = 0; i < (batches == 0 ? all : std::min(all, batches)); ++i) {
       const auto batch = loader->next();
       if (!batch) return tl::unexpected(batch.error());
-      if (Status added = add({.tokens = batch->inputs(), .targets = batch->targets()}); !added)
-        return tl::unexpected(added.error());
+      const auto stopped = add({.tokens = batch->inputs(), .targets = batch->targets()}, batch->rows());
+      if (!stopped) return tl::unexpected(stopped.error());
+      if (*stopped) break;
     }
     return sum;
   }
@@ -406,8 +420,9 @@ Result<std::optional<training::Evaluation>> TrainingData::evaluate(training::Tra
   for (std::uint64_t i = 0; i < (batches == 0 ? all : std::min(all, batches)); ++i) {
     const auto batch = loader->next();
     if (!batch) return tl::unexpected(batch.error());
-    if (Status added = add({.images = state.turn(*batch, turned), .targets = batch->labels()}); !added)
-      return tl::unexpected(added.error());
+    const auto stopped = add({.images = state.turn(*batch, turned), .targets = batch->labels()}, batch->rows());
+    if (!stopped) return tl::unexpected(stopped.error());
+    if (*stopped) break;
   }
   return sum;
 }

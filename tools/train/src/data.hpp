@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -44,8 +45,10 @@ class TrainingData {
   [[nodiscard]] Result<std::vector<training::StepInput>> next(std::size_t count);
 
   /// Evaluates this rank's part of at most `batches` validation batches (0: all). None: there is nothing to validate
-  /// with. Errors: those of Trainer::evaluate().
-  [[nodiscard]] Result<std::optional<training::Evaluation>> evaluate(training::Trainer& trainer, std::uint64_t batches);
+  /// with. Asks `stops` behind each micro-batch, and gives what it has then when it says so; all ranks must be told the
+  /// same. Errors: those of Trainer::evaluate() and of `stops`.
+  [[nodiscard]] Result<std::optional<training::Evaluation>> evaluate(training::Trainer& trainer, std::uint64_t batches,
+                                                                     const std::function<Result<bool>()>& stops);
 
   /// Tokens that texts have; the model may have room for more. Of tokens only.
   [[nodiscard]] std::size_t vocabulary() const;

@@ -3,11 +3,14 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <charconv>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <vector>
 
 #include "config.hpp"
@@ -22,7 +25,34 @@ namespace {
 using namespace dunnock;
 
 constexpr int kFailed = 1;
-constexpr int kInterrupted = 130;
+constexpr int kUsage = 2;
+constexpr std::uint64_t kStepsMax = std::uint64_t{1} << 40;  // As in config.cpp.
+
+// The conversions of CLI11 take "-3" for 18446744073709551613, and the like.
+CLI::Validator whole_number(std::uint64_t least, std::uint64_t most) {
+  const std::string wanted = "a whole number from " + std::to_string(least) + " to " + std::to_string(most);
+  return {[least, most, wanted](std::string& text) {
+            std::uint64_t value = 0;
+            const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+            const bool is_one = !text.empty() && error == std::errc{} && end == text.data() + text.size();
+            return is_one && value >= least && value <= most ? std::string() : "expected " + wanted + ", got " + text;
+          },
+          wanted, "whole number"};
+}
+CLI::Validator number_above_zero() {
+  return {[](std::string& text) {
+            double value = 0;
+            const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+            const bool is_one = !text.empty() && error == std::errc{} && end == text.data() + text.size();
+            return is_one && std::isfinite(value) && value > 0 ? std::string()
+                                                               : "expected a number above 0, got " + text;
+          },
+          "a number above 0", "number above 0"};
+}
+CLI::Validator a_path() {
+  return {[](std::string& text) { return text.empty() ? std::string("expected a path, got none") : std::string(); }, "",
+          "path"};
+}
 
 int fail(const Error& error) {
   // Errors of a config are a line each; what they quote may be anything.
@@ -34,6 +64,11 @@ int fail(const Error& error) {
     message.remove_prefix(std::min(end + 1, message.size()));
   }
   return kFailed;
+}
+
+int misused(const char* what) {
+  fmt::print(stderr, "dunnock-train: {}\n", what);
+  return kUsage;
 }
 
 /// Whether a launcher of MPI has started this process.
@@ -49,27 +84,42 @@ int train_as_told(int argc, char** argv) {
   std::string config_path;
   std::vector<std::string> overrides;
   std::string schedule;
-  std::uint64_t steps = 0;
+  std::optional<std::uint64_t> steps;
   bool list_schedules = false;
   bool show_config = false;
   train::RunOptions options;
-  app.add_option("--config", config_path, "TOML file; without one the defaults");
+  app.add_option("--config", config_path, "TOML file; without one the defaults")->check(a_path());
   app.add_option("--set", overrides, "SECTION.KEY=VALUE, over the file's; may come often")->allow_extra_args(false);
   app.add_option("--schedule", schedule, "The same as --set run.schedule=NAME; --list-schedules names them");
-  app.add_option("--steps", steps, "The same as --set run.steps=N");
+  app.add_option("--steps", steps, "The same as --set run.steps=N")->check(whole_number(1, kStepsMax));
   app.add_flag("--resume", options.resume, "Goes on from the newest checkpoint of checkpoint.pool, if there is one");
   app.add_option("--resume-step", options.resume_step,
-                 "Goes on from the checkpoint of this step; newer ones are removed");
+                 "Goes on from the checkpoint of this step; newer ones are removed")
+      ->check(whole_number(0, kStepsMax));
+  app.add_option("--change", options.changes,
+                 "SECTION.KEY=VALUE, of a run that goes on: kept with its checkpoints from then on; may come often")
+      ->allow_extra_args(false);
   app.add_flag("--verify", options.verify, "Compares every byte of the checkpoint with its checksum first");
-  app.add_option("--trace", options.trace, "Writes when each operation of the last window ran (Chrome, Perfetto)");
-  app.add_option("--weights", options.weights, "Begins with the weights of a safetensors file");
-  app.add_option("--save-weights", options.save_weights, "Writes the weights to a safetensors file at the end");
-  app.add_option("--events", options.events, "Appends a JSON line as each save begins and ends, for what watches it");
-  app.add_option("--max-seconds", options.seconds_max, "Stops then, saving");
+  app.add_option("--trace", options.trace, "Writes when each operation of the last window ran (Chrome, Perfetto)")
+      ->check(a_path());
+  app.add_option("--weights", options.weights, "Begins with the weights of a safetensors file")->check(a_path());
+  app.add_option("--save-weights", options.save_weights, "Writes the weights to a safetensors file at the end")
+      ->check(a_path());
+  app.add_option("--events", options.events, "Appends a JSON line as each save begins and ends, for what watches it")
+      ->check(a_path());
+  app.add_option("--max-seconds", options.seconds_max, "Stops then, saving")->check(number_above_zero());
   app.add_flag("--quiet", options.quiet, "No progress");
   app.add_flag("--list-schedules", list_schedules, "Prints the schedules and ends");
   app.add_flag("--show-config", show_config, "Prints the whole config and ends");
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : kUsage;
+  }
+  const bool resumes = options.resume || options.resume_step.has_value();
+  if (!options.changes.empty() && !resumes)
+    return misused("--change is for a run that goes on: it needs --resume-step or --resume; a new run has --set");
+  options.command.assign(argv, argv + argc);
 
   if (list_schedules) {
     for (const training::ScheduleName& one : training::schedule_names())
@@ -77,7 +127,7 @@ int train_as_told(int argc, char** argv) {
     return 0;
   }
   if (!schedule.empty()) overrides.push_back("run.schedule=" + schedule);
-  if (steps != 0) overrides.push_back("run.steps=" + std::to_string(steps));
+  if (steps) overrides.push_back("run.steps=" + std::to_string(*steps));
   const auto loaded =
       config_path.empty() ? train::parse_config("", "defaults", overrides) : train::read_config(config_path, overrides);
   if (!loaded) return fail(loaded.error());
@@ -101,7 +151,7 @@ int train_as_told(int argc, char** argv) {
     return kFailed;
   }
   if (!result->saved) return kFailed;
-  return result->interrupted ? kInterrupted : 0;
+  return result->interrupted ? train::kInterrupted : 0;
 }
 
 }  // namespace

@@ -6,15 +6,26 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
+#include <condition_variable>
 #include <csignal>
+#include <cstdlib>
+#include <cstring>
 #include <filesystem>
+#include <mutex>
 #include <optional>
+#include <string_view>
+#include <thread>
 #include <utility>
 #include <vector>
 
+#include "changes.hpp"
 #include "data.hpp"
+#include "dunnock/base/paths.hpp"
 #include "dunnock/gpu/kernels/matmul.hpp"
 #include "dunnock/training/checkpoints.hpp"
 #include "dunnock/training/trainer.hpp"
@@ -31,8 +42,14 @@ using Clock = std::chrono::steady_clock;
 using training::StepInput;
 
 volatile std::sig_atomic_t g_signal = 0;
+volatile std::sig_atomic_t g_trains = 0;  // Before, there is nothing to save, and nothing to wait for.
 
 void on_signal(int number) {
+  if (g_trains == 0) {
+    constexpr std::string_view kLine = "dunnock-train: stopped before the first step\n";
+    (void)!write(STDERR_FILENO, kLine.data(), kLine.size());
+    _exit(kInterrupted);
+  }
   if (g_signal != 0) {
     std::signal(number, SIG_DFL);
     std::raise(number);
@@ -109,6 +126,10 @@ training::TrainerOptions trainer_options(const TrainConfig& config, const traini
   return made;
 }
 
+std::string trace_path(const std::string& path, unsigned rank) {
+  return rank == 0 ? path : path + ".rank" + std::to_string(rank);
+}
+
 /// The groups of a rank: rank = stage * data_parallel + data rank.
 struct Groups {
   std::optional<gpu::Communicator> data;
@@ -138,32 +159,188 @@ struct Groups {
   }
 };
 
+/// A file that a run reads or writes.
+struct NamedPath {
+  std::string what;  // The key or the option.
+  std::string path;
+};
+
+std::vector<NamedPath> inputs_of(const LoadedConfig& loaded, const RunOptions& options) {
+  const DataConfig& data = loaded.config.data;
+  std::vector<NamedPath> inputs;
+  if (loaded.has_file) inputs.push_back({"--config", loaded.name});
+  const auto add = [&](const char* what, const std::string& path) {
+    if (!path.empty()) inputs.push_back({what, loaded.path_of(path)});
+  };
+  add("data.text", data.text);
+  add("data.tokens", data.tokens);
+  add("data.vocabulary", data.vocabulary);
+  add("data.merges", data.merges);
+  add("data.tokeniser_file", data.tokeniser_file);
+  add("data.images", data.images);
+  add("data.labels", data.labels);
+  add("data.test_images", data.test_images);
+  add("data.test_labels", data.test_labels);
+  if (!options.weights.empty()) inputs.push_back({"--weights", options.weights});
+  return inputs;
+}
+
+struct Output {
+  NamedPath at;
+  OutputKind kind = OutputKind::kInPlace;
+};
+
+/// What a run writes, and what it makes beside that. `ranks`: processes.
+std::vector<Output> outputs_of(const TrainConfig& config, const RunOptions& options, unsigned ranks) {
+  std::vector<Output> outputs;
+  const auto add = [&](const std::string& what, const std::string& path, OutputKind kind) {
+    if (!path.empty()) outputs.push_back({{what, path}, kind});
+  };
+  add("log.csv", config.log.csv, OutputKind::kInPlace);
+  add("log.json", config.log.json, OutputKind::kInPlace);
+  add("log.plot", config.log.plot, OutputKind::kReplaced);
+  add("--save-weights", options.save_weights, OutputKind::kReplaced);
+  add("--events", options.events, OutputKind::kInPlace);
+  add("--trace", options.trace, OutputKind::kInPlace);
+  for (unsigned rank = 1; rank < ranks && !options.trace.empty(); ++rank)
+    add("--trace of rank " + std::to_string(rank), trace_path(options.trace, rank), OutputKind::kInPlace);
+  return outputs;
+}
+
+/// Names that a run takes besides.
+std::vector<NamedPath> side_files_of(const TrainConfig& config, const RunOptions& options) {
+  std::vector<NamedPath> files;
+  const auto add = [&](const std::string& what, const std::string& path, std::initializer_list<const char*> ends) {
+    if (path.empty()) return;
+    for (const char* end : ends) files.push_back({"the " + std::string(end) + " file of " + what, path + end});
+  };
+  add("checkpoint.pool", config.checkpoint.pool, {".journal", ".new"});
+  add("log.csv", config.log.csv, {".old", ".resumed"});
+  add("log.json", config.log.json, {".old", ".resumed"});
+  add("log.plot", config.log.plot, {".new"});
+  add("--save-weights", options.save_weights, {".part"});
+  return files;
+}
+
+/// Every output can be written, and none is another file of the run.
+Status check_paths(const LoadedConfig& loaded, const RunOptions& options, unsigned ranks) {
+  const std::vector<Output> outputs = outputs_of(loaded.config, options, ranks);
+  std::vector<NamedPath> others = inputs_of(loaded, options);
+  const auto differs = [](const NamedPath& output, const NamedPath& other) -> Status {
+    std::error_code unseen;
+    const auto status = std::filesystem::status(output.path, unseen);
+    const bool is_device = std::filesystem::exists(status) && !std::filesystem::is_regular_file(status);
+    if (is_device || !same_file(output.path, other.path)) return {};
+    return invalid(output.what + ": " + output.path + " is the same file as " + other.what +
+                   (output.path == other.path ? "" : ", " + other.path));
+  };
+  const std::string& pool = loaded.config.checkpoint.pool;
+  // The pool is opened by its own rules, and is nobody else's file.
+  if (!pool.empty()) {
+    for (const NamedPath& input : others) {
+      if (Status apart = differs({"checkpoint.pool", pool}, input); !apart) return apart;
+    }
+    others.push_back({"checkpoint.pool", pool});
+  }
+  for (const Output& output : outputs) {
+    for (const NamedPath& other : others) {
+      if (Status apart = differs(output.at, other); !apart) return apart;
+    }
+    others.push_back(output.at);
+  }
+  const std::vector<NamedPath> side_files = side_files_of(loaded.config, options);
+  for (std::size_t i = 0; i < side_files.size(); ++i) {
+    for (const NamedPath& other : others) {
+      if (Status apart = differs(side_files[i], other); !apart) return apart;
+    }
+    for (std::size_t other = 0; other < i; ++other) {
+      if (Status apart = differs(side_files[i], side_files[other]); !apart) return apart;
+    }
+  }
+  for (const Output& output : outputs) {
+    if (Status can = check_output(output.at.path, output.kind); !can)
+      return make_error(can.error().code, output.at.what + ": " + can.error().message);
+  }
+  return {};
+}
+
+/// What mpirun does with a signal: it ends the ranks, and kills those that are there a moment later.
+double seconds_until_killed() {
+  const char* const set = std::getenv("OMPI_MCA_odls_base_sigkill_timeout");
+  const double seconds = set == nullptr ? 1 : std::atof(set);
+  return seconds > 0 ? seconds : 1;
+}
+
+/// Where a save can begin while a step is under way: a door that its updates must pass. Between two passages the state
+/// is that of the last step, and who closes the door keeps it so.
+class Door {
+ public:
+  /// For the trainer: the gate of hold_updates().
+  Status pass() {
+    std::unique_lock lock(mutex_);
+    opened_.wait(lock, [this] { return !closed_; });
+    armed_.reset();
+    return {};
+  }
+  /// A run of a step begins, from here. None: it has ended.
+  void arm(std::optional<training::Position> position) {
+    std::unique_lock lock(mutex_);
+    opened_.wait(lock, [this] { return !closed_; });
+    armed_ = position;
+  }
+  /// Closes it, if a step is under way whose updates have not begun. Where that step began.
+  std::optional<training::Position> close() {
+    const std::lock_guard lock(mutex_);
+    closed_ = armed_.has_value();
+    return armed_;
+  }
+  void open() {
+    {
+      const std::lock_guard lock(mutex_);
+      closed_ = false;
+    }
+    opened_.notify_all();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable opened_;
+  bool closed_ = false;
+  std::optional<training::Position> armed_;
+};
+
 class Runner {
  public:
-  Runner(const LoadedConfig& loaded, const RunOptions& options, gpu::Communicator* world)
-      : loaded_(loaded),
-        config_(loaded.config),
+  Runner(const Resolved& resolved, const RunOptions& options, gpu::Communicator* world)
+      : loaded_(resolved.loaded),
+        config_(resolved.loaded.config),
+        resolved_(resolved),
         options_(options),
         world_(world),
         progress_(stderr, progress_options(options, world)) {}
 
   ~Runner() {
+    ends_ = true;
+    if (watch_.joinable()) watch_.join();
     if (events_ != nullptr) std::fclose(events_);
   }
   Runner(const Runner&) = delete;
   Runner& operator=(const Runner&) = delete;
 
   Result<RunResult> go() {
+    if (Status done = set_up(); !done) return tl::unexpected(done.error());
     if (first() && !options_.events.empty()) {
       events_ = std::fopen(options_.events.c_str(), "ae");
-      if (events_ == nullptr) return make_error(ErrorCode::kIo, options_.events + " can't be written");
+      if (events_ == nullptr)
+        return make_error(ErrorCode::kIo, options_.events + " can't be written: " + std::strerror(errno));
     }
-    if (Status done = set_up(); !done) return tl::unexpected(done.error());
+    g_trains = 1;
     event(resumed_ ? "resumed" : "started");
     auto result = train();
     if (!result) return result;
     event(result->interrupted ? "stopped" : "done", fmt::format(", \"seconds\": {:.3f}", seconds_since(begun_)));
     if (Status done = finish(*result); !done) return tl::unexpected(done.error());
+    result->interrupted = result->interrupted || broken_off_;
     return result;
   }
 
@@ -183,6 +360,7 @@ class Runner {
     if (events_ == nullptr) return;
     // Who watches may be gone, or his disk full: training goes on.
     const std::string line = fmt::format("{{\"event\": \"{}\", \"step\": {}{}}}\n", name, step, more);
+    const std::lock_guard lock(events_mutex_);
     std::fwrite(line.data(), 1, line.size(), events_);
     std::fflush(events_);
   }
@@ -200,6 +378,9 @@ class Runner {
       return invalid(loaded_.where("run.batch") + ": " + std::to_string(run.batch) + " rows can't be divided among " +
                      std::to_string(run.data_parallel) + " ranks x " + std::to_string(run.micro_batches) +
                      " micro-batches");
+    if (first()) {
+      if (Status paths = check_paths(loaded_, options_, ranks); !paths) return paths;
+    }
     if (world_ != nullptr) {
       auto groups = Groups::split(*world_, run);
       if (!groups) return tl::unexpected(groups.error());
@@ -213,6 +394,10 @@ class Runner {
       if (const auto prompt = data_->encode(config_.sample.prompt); !prompt)
         return make_error(prompt.error().code, loaded_.where("sample.tokens") + ": " + prompt.error().message);
     }
+    constexpr std::uint64_t kStepsMax = std::uint64_t{1} << 62;
+    if (run.steps == 0 && run.epochs > kStepsMax / std::max<std::uint64_t>(1, data_->batches_per_epoch()))
+      return invalid(loaded_.where("run.epochs") + ": " + std::to_string(run.epochs) + " epochs of " +
+                     std::to_string(data_->batches_per_epoch()) + " batches are more steps than can be counted");
     steps_ = run.steps != 0 ? run.steps : run.epochs * data_->batches_per_epoch();
 
     gpu::Device device = gpu::Device::cpu();
@@ -229,6 +414,11 @@ class Runner {
         training::Trainer::create(device, trainer_options(config_, data_->model(), options_), groups_.ranks());
     if (!trainer) return tl::unexpected(trainer.error());
     trainer_ = std::move(*trainer);
+    if (first() && !options_.save_weights.empty()) {
+      const std::uint64_t bytes = training::parameter_count(data_->model()) * sizeof(float);
+      if (Status room = check_output(options_.save_weights, OutputKind::kReplaced, bytes); !room)
+        return make_error(room.error().code, "--save-weights: " + room.error().message);
+    }
     say(fmt::format("{}; {} parameters, {}, schedule {}{}", to_string(data_->model()),
                     rate_text(static_cast<double>(training::parameter_count(data_->model()))),
                     to_string(config_.model.dtype), run.schedule,
@@ -287,7 +477,12 @@ class Runner {
           if (!sound && sound.error().code != ErrorCode::kNotFound) return about_checkpoint(sound.error());
         }
         auto position = resume();
-        if (!position) return about_checkpoint(position.error());
+        if (!position) {
+          // Its config would have told otherwise.
+          if (position.error().code == ErrorCode::kInvalidArgument && resolved_.hash_only)
+            position.error().message += ": which key differs can't be told, for it keeps a hash of its config only";
+          return about_checkpoint(position.error());
+        }
         if (!*position) {
           say(fmt::format("{} holds no checkpoint yet: from the beginning", checkpoint.pool));
         } else {
@@ -332,7 +527,7 @@ class Runner {
   }
   [[nodiscard]] bool resumes() const { return options_.resume || options_.resume_step; }
   Result<std::optional<training::Position>> resume() {
-    const std::uint64_t setup = identity_of(config_);
+    const std::uint64_t setup = resolved_.setup;
     if (!options_.resume_step) return checkpoints_->resume(setup);
     auto position = checkpoints_->resume_from(*options_.resume_step, setup);
     if (!position) return tl::unexpected(position.error());
@@ -356,19 +551,65 @@ class Runner {
     for (const std::uint64_t every : {config_.run.evaluate_every, config_.checkpoint.every, config_.run.log_every}) {
       if (every != 0) until = std::min(until, every - step_ % every);
     }
-    return static_cast<std::size_t>(std::min<std::uint64_t>(until, config_.run.window));
+    return static_cast<std::size_t>(std::min<std::uint64_t>(until, long_steps_ ? 1 : config_.run.window));
   }
 
   /// Whether all ranks stop here. One that has got a signal tells the others.
   Result<bool> stops() {
-    const bool wants = g_signal != 0 || (options_.seconds_max > 0 && seconds_since(begun_) > options_.seconds_max);
+    const bool wants = g_signal != 0 || (options_.seconds_max && seconds_since(begun_) > *options_.seconds_max);
     if (world_ == nullptr) return wants;
     auto stream = gpu::Stream::create(gpu::Device::cpu());
     if (!stream) return tl::unexpected(stream.error());
-    float flag = wants ? 1 : 0;
-    world_->all_reduce<float>({&flag, 1}, gpu::Reduction::kMax, *stream);
+    std::array<float, 2> most{wants ? 1.0F : 0.0F, static_cast<float>(seconds_of_run_)};
+    world_->all_reduce<float>({most.data(), most.size()}, gpu::Reduction::kMax, *stream);
     if (Status done = stream->synchronize(); !done) return tl::unexpected(done.error());
-    return flag != 0;
+    seconds_of_run_ = static_cast<double>(most[1]);
+    return most[0] != 0;
+  }
+
+  /// Where a launcher kills a second behind its signal, steps that take as long are made one by one, and the first rank
+  /// saves at once: the state before the step. All ranks come here with the same `seconds_of_run_`.
+  void take_care_of_long_steps() {
+    if (world_ == nullptr || !checkpoints_ || long_steps_) return;
+    // Two in a row: the first makes its plans, and another may have been in the way once.
+    const bool are_long = seconds_of_run_ > seconds_until_killed() / 2;
+    if (!are_long || !std::exchange(was_long_, are_long)) {
+      was_long_ = are_long;
+      return;
+    }
+    long_steps_ = true;
+    const bool holds = trainer_->hold_updates([this] { return door_.pass(); }).has_value();
+    if (holds && first()) watch_ = std::thread([this] { save_when_signalled(); });
+    say_how_to_launch(fmt::format("a window of steps takes {:.1f} s{}", seconds_of_run_,
+                                  holds ? ", of which a signal saves what it began with" : ""));
+  }
+  void say_how_to_launch(const std::string& why) {
+    if (std::exchange(told_of_launcher_, true) || std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr) return;
+    say(
+        fmt::format("{}; mpirun kills its processes {:.0f} s behind a Ctrl-C: started with mpirun --mca "
+                    "odls_base_sigkill_timeout {:.0f}, they can end the step and save it",
+                    why, seconds_until_killed(), 10 * std::ceil(seconds_of_run_ + save_seconds_) + 10));
+  }
+  /// In a thread of its own, of the first rank.
+  void save_when_signalled() {
+    while (!ends_) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      if (g_signal == 0) continue;
+      const auto position = door_.close();
+      if (!position) continue;  // Its end is near.
+      if (position->step == kept_step_) {
+        door_.open();
+        return;
+      }
+      event_at("saving", position->step, {});
+      const auto saved = checkpoints_->save_held(*position, resolved_.notes(), [this] { door_.open(); });
+      door_.open();
+      if (!saved) return;  // What comes behind the step tries again, and says why.
+      event_at("saved", position->step, fmt::format(", \"seconds\": {:.4f}", saved->seconds));
+      if (!options_.quiet)
+        fmt::print(stderr, "stopping: the state behind step {} is saved, --resume goes on\n", position->step);
+      return;
+    }
   }
 
   Result<RunResult> train() {
@@ -380,15 +621,28 @@ class Runner {
     std::optional<double> norm;
     auto row_begun = Clock::now();
     std::uint64_t row_step = step_;
-    while (step_ < steps_) {
+    if (step_ >= steps_) {
+      say(fmt::format("{} steps are done already, and the run has {}", step_, steps_));
+      // The last evaluation may have been broken off.
+      LogRow row{.step = step_};
+      if (Status done = evaluate(row); !done) return tl::unexpected(done.error());
+    }
+    while (step_ < steps_ && !broken_off_) {
       const auto stopped = stops();
       if (!stopped) return tl::unexpected(stopped.error());
       if (*stopped) break;
+      take_care_of_long_steps();
+      const training::Position before = position();
       auto inputs = data_->next(next_steps());
       if (!inputs) return tl::unexpected(inputs.error());
       for (std::size_t i = 0; i < inputs->size(); ++i)
         (*inputs)[i].learning_rate = static_cast<float>(training::learning_rate_at(rate, step_ + i));
+      kept_step_ = tried_step_.value_or(~std::uint64_t{0});
+      const auto run_begun = Clock::now();
+      if (long_steps_) door_.arm(before);
       const auto results = trainer_->run(*inputs);
+      if (long_steps_) door_.arm(std::nullopt);
+      seconds_of_run_ = seconds_since(run_begun);
       if (!results) return tl::unexpected(results.error());
       for (std::size_t i = 0; i < results->size(); ++i) {
         const training::StepResult& result = (*results)[i];
@@ -426,7 +680,7 @@ class Runner {
       show(row);
       if (checkpoints_ && config_.checkpoint.every != 0 && step_ % config_.checkpoint.every == 0) save();
     }
-    RunResult result{step_, step_ < steps_};
+    RunResult result{step_, step_ < steps_ || broken_off_};
     // What was interrupted goes on from here.
     if (checkpoints_) {
       if (tried_step_ != step_) save();
@@ -438,22 +692,54 @@ class Runner {
   }
 
   tl::unexpected<Error> not_a_number(std::uint64_t step, const training::StepResult& result) {
-    std::string what = fmt::format("step {}: the loss is {}", step, result.loss);
+    std::string what = fmt::format("step {}: the loss is {}", step, std::isnan(result.loss) ? NAN : result.loss);
     if (result.gradient_norm) what += fmt::format(", the gradients' norm {}", *result.gradient_norm);
     what += ". A smaller optimizer.learning_rate, a longer optimizer.warmup or optimizer.clip may help";
     if (checkpoints_) {
       take(checkpoints_->wait());
-      // What was saved the first rank knows; and who ends before it has told would take it along.
-      if (Status told = share_saved_step(); !told) return tl::unexpected(told.error());
-      what += saved_step_ ? fmt::format("; the checkpoint of step {} is intact", *saved_step_)
-                          : std::string("; there is no checkpoint yet");
+      // Who ends before the first rank has told would take it along.
+      // Behind step - 1 the weights are those that this loss, or this gradient, is of.
+      const auto sound = checkpoints_->newest_sound(step - 1);
+      if (!sound) return tl::unexpected(sound.error());
+      const auto last = *sound ? *sound : checkpoints_->newest_sound(step);
+      if (!last) return tl::unexpected(last.error());
+      if (*sound) {
+        what += fmt::format("; the checkpoint of step {} is intact, and goes on with\n  {}", **sound,
+                            command_with_less(**sound));
+      } else if (*last) {
+        what += fmt::format(
+            "; the checkpoint of step {} is intact, but its weights lead here at once, and there is none "
+            "before it",
+            **last);
+      } else {
+        what += "; there is no checkpoint yet";
+      }
     }
     return make_error(ErrorCode::kInvalidArgument, what);
   }
+  /// The command of this run, going on from `step` with a tenth of the learning rate, and clipped.
+  [[nodiscard]] std::string command_with_less(std::uint64_t step) const {
+    std::vector<std::string> changes{
+        fmt::format("optimizer.learning_rate={:.3g}", config_.optimizer.learning_rate / 10)};
+    if (config_.optimizer.clip == 0) changes.emplace_back("optimizer.clip=1");
+    std::vector<std::string> words = options_.command;
+    if (words.empty()) words.emplace_back("dunnock-train");
+    words = resuming_command(words, step, changes);
+    if (world_ != nullptr) words.insert(words.begin(), {"mpirun", "-n", std::to_string(world_->size())});
+    return command_line(words);
+  }
 
   Status evaluate(LogRow& row) {
-    auto evaluation = data_->evaluate(*trainer_, config_.run.evaluate_batches);
+    auto evaluation = data_->evaluate(*trainer_, config_.run.evaluate_batches, [this]() -> Result<bool> {
+      auto stopped = stops();
+      if (stopped && *stopped) broken_off_ = true;
+      return stopped;
+    });
     if (!evaluation) return tl::unexpected(evaluation.error());
+    if (broken_off_) {
+      say(fmt::format("step {}: the evaluation was broken off", step_));
+      return {};
+    }
     if (!*evaluation) {
       if (!std::exchange(told_of_validation_, true))
         say("no validation loss: data.validation_share is 0, or too little for a batch");
@@ -506,24 +792,15 @@ class Runner {
     }
   }
 
-  Status share_saved_step() {
-    if (world_ == nullptr) return {};
-    auto stream = gpu::Stream::create(gpu::Device::cpu());
-    if (!stream) return tl::unexpected(stream.error());
-    std::uint64_t words[2] = {saved_step_ ? 1U : 0U, saved_step_.value_or(0)};
-    world_->broadcast<std::byte>({reinterpret_cast<std::byte*>(words), sizeof(words)}, 0, *stream);
-    if (Status done = stream->synchronize(); !done) return done;
-    saved_step_ = words[0] != 0 ? std::optional(words[1]) : std::nullopt;
-    return {};
-  }
-
   /// A save that fails is told, and training goes on: what was saved before is there.
   void save() {
-    const training::Position position{.step = step_, .setup = identity_of(config_), .next_batch = data_->position()};
     take(checkpoints_->wait());
     event("saving");
     pending_step_ = tried_step_ = step_;
-    take(checkpoints_->save(position));
+    take(checkpoints_->save(position(), resolved_.notes()));
+  }
+  [[nodiscard]] training::Position position() const {
+    return {.step = step_, .setup = identity_of(config_), .next_batch = data_->position()};
   }
   void take(const Result<std::optional<SaveReport>>& report) {
     if (!report) {
@@ -538,6 +815,9 @@ class Runner {
     }
     if (!*report) return;
     saved_step_ = (*report)->version;
+    save_seconds_ = (*report)->seconds;
+    if (world_ != nullptr && save_seconds_ > seconds_until_killed() / 2)
+      say_how_to_launch(fmt::format("a save takes {:.1f} s", save_seconds_));
     save_failed_ = false;
     pending_step_.reset();
     event_at("saved", *saved_step_,
@@ -586,7 +866,7 @@ class Runner {
   Status write_trace() {
     const auto timeline = trainer_->last_run();
     if (!timeline) return tl::unexpected(timeline.error());
-    const std::string path = first() ? options_.trace : options_.trace + ".rank" + std::to_string(world_->rank());
+    const std::string path = trace_path(options_.trace, world_ == nullptr ? 0 : world_->rank());
     return gpu::write_chrome_json(path, trainer_->rank_graph(), trainer_->rank_schedule(), *timeline);
   }
 
@@ -602,6 +882,10 @@ class Runner {
     Sampler sampler({config_.sample.temperature, config_.sample.top_k, config_.run.seed});
     const std::size_t begin = tokens.size();
     for (unsigned i = 0; i < config_.sample.tokens; ++i) {
+      if (g_signal != 0) {
+        broken_off_ = true;
+        break;
+      }
       // The last tokens, as many as it sees; what is behind them is not looked at, for attention is causal.
       const std::size_t seen = std::min(tokens.size(), gpt.context);
       std::vector<std::int32_t> row(tokens.end() - static_cast<std::ptrdiff_t>(seen), tokens.end());
@@ -618,11 +902,13 @@ class Runner {
     const std::string line = *text + "\n";
     if (std::fwrite(line.data(), 1, line.size(), stdout) != line.size() || std::fflush(stdout) != 0)
       return make_error(ErrorCode::kIo, "the text can't be written");
+    if (broken_off_) say(fmt::format("stopped behind {} of {} tokens", tokens.size() - begin, config_.sample.tokens));
     return {};
   }
 
   const LoadedConfig& loaded_;
   const TrainConfig& config_;
+  const Resolved& resolved_;
   const RunOptions& options_;
   gpu::Communicator* world_;
   Groups groups_;
@@ -642,7 +928,19 @@ class Runner {
   std::optional<std::uint64_t> tried_step_;    // Of the last one; the same on all ranks.
   bool save_failed_ = false;
   bool resumed_ = false;
+  // Steps that take long under a launcher.
+  bool long_steps_ = false;
+  bool was_long_ = false;
+  bool told_of_launcher_ = false;
+  double seconds_of_run_ = 0;  // Of the last window: the longest of all ranks.
+  double save_seconds_ = 0;
+  Door door_;
+  std::atomic<std::uint64_t> kept_step_ = ~std::uint64_t{0};  // That was saved, or tried to be.
+  std::atomic<bool> ends_ = false;
+  std::thread watch_;
+  bool broken_off_ = false;  // By a signal, with no step missing: an evaluation, or a text.
   std::FILE* events_ = nullptr;
+  std::mutex events_mutex_;
   std::uint64_t written_bytes_ = 0;
   std::optional<double> validation_loss_;
   bool told_of_validation_ = false;
@@ -653,7 +951,26 @@ class Runner {
 }  // namespace
 
 Result<RunResult> run(const LoadedConfig& loaded, const RunOptions& options, gpu::Communicator* world) {
-  return Runner(loaded, options, world).go();
+  const CheckpointConfig& checkpoint = loaded.config.checkpoint;
+  std::optional<SavedRun> saved;
+  if ((options.resume || options.resume_step) && !checkpoint.pool.empty()) {
+    std::optional<MediaKind> media;
+    if (checkpoint.media != "auto") {
+      const auto kind = media_kind(checkpoint.media);
+      if (!kind) return tl::unexpected(kind.error());
+      media = *kind;
+    }
+    auto label = training::Checkpoints::label(checkpoint.pool, media, options.resume_step, world);
+    if (!label) return tl::unexpected(label.error());
+    if (*label) saved = {(*label)->step, std::move((*label)->notes)};
+  }
+  const auto resolved = resolve(loaded, options.changes, saved);
+  if (!resolved) {
+    const bool about_pool = saved && !resolved.error().message.starts_with("--change");
+    return make_error(resolved.error().code,
+                      (about_pool ? checkpoint.pool + ": " : std::string()) + resolved.error().message);
+  }
+  return Runner(*resolved, options, world).go();
 }
 
 void stop_on_signals() {

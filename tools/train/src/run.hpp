@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "config.hpp"
 #include "dunnock/base/result.hpp"
@@ -20,14 +21,16 @@ struct RunOptions {
   bool resume = false;                       ///< From the newest checkpoint; from the beginning if there is none.
   std::optional<std::uint64_t> resume_step;  ///< From that of this step; newer ones are removed.
   bool verify = false;                       ///< Before resuming, every byte of it.
+  std::vector<std::string> changes;          ///< "section.key=value", of a run that is resumed (changes.hpp).
+  std::vector<std::string> command;          ///< The program's words, for messages that give a command.
   std::string trace;         ///< Chrome/Perfetto JSON of a window; "": none. Ranks but the first add ".rankN".
   std::string weights;       ///< Initial weights, a safetensors file; "": drawn by the seed.
   std::string save_weights;  ///< Written at the end; "": no.
   /// JSON lines, one as each thing happens, for what watches a run: {"event": EVENT, "step": N, ...}, EVENT being
   /// "started", "resumed", "saving", "saved", "save failed", "stopped" or "done"; appended. "": none.
   std::string events;
-  double seconds_max = 0;  ///< Stops, saving, when so much time is over; 0: does not.
-  bool quiet = false;      ///< Results only.
+  std::optional<double> seconds_max;  ///< Stops, saving, when so much time is over.
+  bool quiet = false;                 ///< Results only.
 };
 
 /// How it ended.
@@ -37,10 +40,14 @@ struct RunResult {
   bool saved = true;         ///< On the first rank: false: there is a pool, and the last state did not get into it.
 };
 
-/// `world`: null for one process. Errors: with words for people; the last checkpoint is intact.
+/// `world`: null for one process. Looks at all paths before it opens any: an output that can't be written, or that is
+/// another output or an input, is an error, and everything is as it was. Errors: with words for people; the last
+/// checkpoint is intact.
 [[nodiscard]] Result<RunResult> run(const LoadedConfig& loaded, const RunOptions& options, gpu::Communicator* world);
 
-/// SIGINT and SIGTERM end runs behind the window under way, with a save. A second one kills.
+/// From here on SIGINT and SIGTERM end the process with kInterrupted at once, until a run trains; from then on they end
+/// the run behind the window, the batch of an evaluation or the token under way, with a save. A second one kills.
 void stop_on_signals();
+inline constexpr int kInterrupted = 130;  ///< Exit status.
 
 }  // namespace dunnock::train

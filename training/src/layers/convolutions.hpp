@@ -90,9 +90,11 @@ class Convolution {
   [[nodiscard]] std::size_t workspace_bytes(std::size_t rows, gpu::Device device) const {
     using enum gpu::ConvolutionPass;
     std::size_t bytes = 0;
-    for (const gpu::ConvolutionPass pass : {kForward, kInputGradient, kWeightGradient})
+    for (const gpu::ConvolutionPass pass : {kForward, kInputGradient})
       bytes = std::max(bytes, gpu::convolution_workspace<T>(pass, shape(rows), device));
-    return bytes;
+    const std::size_t weights = options_.out * options_.kernel * options_.kernel * options_.image.channels;
+    return std::max(bytes, MadeGradient<T>::room(weights) + MadeGradient<T>::room(options_.out) +
+                               gpu::convolution_workspace<T>(kWeightGradient, shape(rows), device));
   }
 
   void forward(gpu::DeviceSpan<const T> x, gpu::DeviceSpan<const T> weight, gpu::DeviceSpan<const T> bias,
@@ -103,10 +105,15 @@ class Convolution {
                       const Workspace& workspace, const LayerRun<T>& run) const {
     gpu::convolution_input_gradient<T>(dy, weight, dx, shape(run.batch.rows), workspace.rest(), run.stream);
   }
-  void weight_gradient(gpu::DeviceSpan<const T> dy, gpu::DeviceSpan<const T> x, gpu::DeviceSpan<T> dweight,
-                       gpu::DeviceSpan<T> dbias, const LayerRun<T>& run) const {
-    gpu::convolution_weight_gradient<T>(dy, x, dweight, dbias, run.adds, shape(run.batch.rows), run.workspace,
-                                        run.stream);
+  void weight_gradient(gpu::DeviceSpan<const T> dy, gpu::DeviceSpan<const T> x, gpu::DeviceSpan<float> dweight,
+                       gpu::DeviceSpan<float> dbias, const LayerRun<T>& run) const {
+    Workspace workspace(run.workspace);
+    const MadeGradient<T> of_weight(dweight, run.adds, workspace);
+    const MadeGradient<T> of_bias(dbias, run.adds, workspace);
+    gpu::convolution_weight_gradient<T>(dy, x, of_weight.target(), of_bias.target(), of_weight.kernel_adds(),
+                                        shape(run.batch.rows), workspace.rest(), run.stream);
+    of_weight.add(run.stream);
+    of_bias.add(run.stream);
   }
 
  private:
@@ -118,8 +125,8 @@ template <class T>
 struct NormParameters {
   gpu::DeviceSpan<const T> weight;
   gpu::DeviceSpan<const T> bias;
-  gpu::DeviceSpan<T> dweight;
-  gpu::DeviceSpan<T> dbias;
+  gpu::DeviceSpan<float> dweight;
+  gpu::DeviceSpan<float> dbias;
   gpu::DeviceSpan<float> running_mean;
   gpu::DeviceSpan<float> running_variance;
 };
@@ -131,7 +138,7 @@ class Norm {
   Norm(const ImageShape& image, bool relu) : image_(image), relu_(relu) {}
 
   [[nodiscard]] std::size_t workspace_bytes(std::size_t rows, gpu::Device device) const {
-    return room_for<float>(gpu::batch_norm_workspace(shape(rows), device));
+    return 2 * MadeGradient<T>::room(image_.channels) + room_for<float>(gpu::batch_norm_workspace(shape(rows), device));
   }
   /// Of what is kept besides its input.
   [[nodiscard]] std::uint64_t bytes() const { return 2 * image_.channels * sizeof(float); }
@@ -154,9 +161,13 @@ class Norm {
   /// dx may be dy or x.
   void backward(gpu::DeviceSpan<const T> dy, gpu::DeviceSpan<const T> x, gpu::DeviceSpan<T> dx,
                 const NormParameters<T>& parameters, Workspace workspace, const LayerRun<T>& run) const {
+    const MadeGradient<T> of_weight(parameters.dweight, run.adds, workspace);
+    const MadeGradient<T> of_bias(parameters.dbias, run.adds, workspace);
     gpu::batch_norm_backward<T>(dy, x, parameters.weight, parameters.bias, mean_.all(run.slot), r_.all(run.slot), dx,
-                                parameters.dweight, parameters.dbias, run.adds, shape(run.batch.rows),
+                                of_weight.target(), of_bias.target(), of_weight.kernel_adds(), shape(run.batch.rows),
                                 floats(workspace, run), run.stream);
+    of_weight.add(run.stream);
+    of_bias.add(run.stream);
   }
 
  private:
@@ -297,7 +308,7 @@ class ConvolutionUnit final : public NormedLayer<T> {
   }
 
   void weight_gradient(const LayerValues<T>& values, const LayerRun<T>& run) override {
-    const gpu::DeviceSpan<T> dbias = options_.bias ? this->gradient(1) : gpu::DeviceSpan<T>();
+    const gpu::DeviceSpan<float> dbias = options_.bias ? this->gradient(1) : gpu::DeviceSpan<float>();
     convolution_.weight_gradient(dz(values, run), values.x, this->gradient(0), dbias, run);
   }
 

@@ -68,7 +68,7 @@ class InputNorm {
 
   [[nodiscard]] gpu::NormShape shape(std::size_t tokens) const { return {.rows = tokens, .columns = width_}; }
   [[nodiscard]] std::size_t workspace_bytes(std::size_t tokens, gpu::Device device) const {
-    return room_for<float>(gpu::norm_backward_workspace(shape(tokens), device));
+    return 2 * MadeGradient<T>::room(width_) + room_for<float>(gpu::norm_backward_workspace(shape(tokens), device));
   }
   [[nodiscard]] std::uint64_t bytes(std::size_t tokens) const { return tokens * (width_ * sizeof(T) + 8); }
   [[nodiscard]] Status reserve(unsigned slots, std::size_t tokens, gpu::Stream& stream) {
@@ -85,12 +85,16 @@ class InputNorm {
   }
   /// dx (tokens, width) = backward of dn, which may be dx.
   void backward(DeviceSpan<const T> dn, DeviceSpan<const T> x, DeviceSpan<const T> weight, DeviceSpan<T> dx,
-                DeviceSpan<T> dweight, DeviceSpan<T> dbias, std::size_t tokens, Workspace workspace,
+                DeviceSpan<float> dweight, DeviceSpan<float> dbias, std::size_t tokens, Workspace workspace,
                 const LayerRun<T>& run) {
-    gpu::layer_norm_backward<T>(dn, x, weight, mean_.get(run.slot, tokens), r_.get(run.slot, tokens), dx, dweight,
-                                dbias, run.adds, shape(tokens),
+    const MadeGradient<T> of_weight(dweight, run.adds, workspace);
+    const MadeGradient<T> of_bias(dbias, run.adds, workspace);
+    gpu::layer_norm_backward<T>(dn, x, weight, mean_.get(run.slot, tokens), r_.get(run.slot, tokens), dx,
+                                of_weight.target(), of_bias.target(), of_weight.kernel_adds(), shape(tokens),
                                 workspace.take<float>(gpu::norm_backward_workspace(shape(tokens), run.stream.device())),
                                 run.stream);
+    of_weight.add(run.stream);
+    of_bias.add(run.stream);
   }
 
  private:
@@ -121,7 +125,7 @@ class EmbeddingLayer final : public NetworkLayer<T> {
   [[nodiscard]] std::size_t workspace_bytes(std::size_t rows, gpu::Device device) const override {
     return std::max(
         room_for<std::uint32_t>(gpu::embedding_backward_workspace(rows * options_.context, shape(), device)),
-        room_for<float>(gpu::column_sums_workspace({rows, outputs()}, device)));
+        MadeGradient<T>::room(outputs()) + room_for<float>(gpu::column_sums_workspace({rows, outputs()}, device)));
   }
   [[nodiscard]] Status reserve(unsigned /*slots*/, std::size_t /*rows*/, gpu::Stream& /*stream*/) override {
     return {};
@@ -134,13 +138,15 @@ class EmbeddingLayer final : public NetworkLayer<T> {
   void output_gradient(const LayerValues<T>& /*values*/, const LayerRun<T>& /*run*/) override {}
   void weight_gradient(const LayerValues<T>& values, const LayerRun<T>& run) override {
     const std::size_t words = gpu::embedding_backward_workspace(run.batch.tokens.size(), shape(), run.stream.device());
-    gpu::embedding_backward<T, T>(values.dy, run.batch.tokens, this->gradient(0), run.adds, shape(),
-                                  Workspace(run.workspace).take<std::uint32_t>(words), run.stream);
+    gpu::embedding_backward<T, float>(values.dy, run.batch.tokens, this->gradient(0), run.adds, shape(),
+                                      Workspace(run.workspace).take<std::uint32_t>(words), run.stream);
     if (!learned()) return;
     const gpu::RowMatrix rows{run.batch.rows, outputs()};
-    gpu::column_sums<T>(values.dy, this->gradient(1), run.adds, rows,
-                        Workspace(run.workspace).take<float>(gpu::column_sums_workspace(rows, run.stream.device())),
-                        run.stream);
+    Workspace workspace(run.workspace);
+    const MadeGradient<T> of_positions(this->gradient(1), run.adds, workspace);
+    gpu::column_sums<T>(values.dy, of_positions.target(), of_positions.kernel_adds(), rows,
+                        workspace.take<float>(gpu::column_sums_workspace(rows, run.stream.device())), run.stream);
+    of_positions.add(run.stream);
   }
 
  private:
@@ -244,15 +250,15 @@ class AttentionLayer final : public NetworkLayer<T> {
   void weight_gradient(const LayerValues<T>& values, const LayerRun<T>& run) override {
     const std::size_t n = tokens(run.batch.rows);
     const std::size_t c = options_.width;
-    MatmulEpilogue<T> epilogue;
+    MatmulEpilogue<float> epilogue;
     epilogue.beta = run.adds ? 1.0F : 0.0F;
     epilogue.adds_sums = run.adds;
     epilogue.b_sums = this->gradient(5);
-    gpu::matmul<T, T>(o_.get(run.slot, n * c), values.dy, this->gradient(4), dw_shape(n, c, c), epilogue, run.workspace,
-                      run.stream);
+    gpu::matmul<T, float>(o_.get(run.slot, n * c), values.dy, this->gradient(4), dw_shape(n, c, c), epilogue,
+                          run.workspace, run.stream);
     epilogue.b_sums = this->gradient(3);
-    gpu::matmul<T, T>(norm_.result(run.slot, n), dqkv_.get(run.slot, 3 * n * c), this->gradient(2),
-                      dw_shape(n, c, 3 * c), epilogue, run.workspace, run.stream);
+    gpu::matmul<T, float>(norm_.result(run.slot, n), dqkv_.get(run.slot, 3 * n * c), this->gradient(2),
+                          dw_shape(n, c, 3 * c), epilogue, run.workspace, run.stream);
   }
 
  private:
@@ -389,15 +395,15 @@ class MlpLayer final : public NetworkLayer<T> {
   void weight_gradient(const LayerValues<T>& values, const LayerRun<T>& run) override {
     const std::size_t n = tokens(run.batch.rows);
     const std::size_t c = options_.width;
-    MatmulEpilogue<T> epilogue;
+    MatmulEpilogue<float> epilogue;
     epilogue.beta = run.adds ? 1.0F : 0.0F;
     epilogue.adds_sums = run.adds;
     epilogue.b_sums = this->gradient(5);
-    gpu::matmul<T, T>(g_.get(run.slot, n * inner()), values.dy, this->gradient(4), dw_shape(n, inner(), c), epilogue,
-                      run.workspace, run.stream);
+    gpu::matmul<T, float>(g_.get(run.slot, n * inner()), values.dy, this->gradient(4), dw_shape(n, inner(), c),
+                          epilogue, run.workspace, run.stream);
     epilogue.b_sums = this->gradient(3);
-    gpu::matmul<T, T>(norm_.result(run.slot, n), dv_.get(run.slot, n * inner()), this->gradient(2),
-                      dw_shape(n, c, inner()), epilogue, run.workspace, run.stream);
+    gpu::matmul<T, float>(norm_.result(run.slot, n), dv_.get(run.slot, n * inner()), this->gradient(2),
+                          dw_shape(n, c, inner()), epilogue, run.workspace, run.stream);
   }
 
  private:
@@ -470,10 +476,10 @@ class HeadLayer final : public NetworkLayer<T> {
 
   void weight_gradient(const LayerValues<T>& /*values*/, const LayerRun<T>& run) override {
     const std::size_t n = tokens(run.batch.rows);
-    MatmulEpilogue<T> epilogue;
+    MatmulEpilogue<float> epilogue;
     epilogue.beta = run.adds ? 1.0F : 0.0F;
-    gpu::matmul<T, T>(logits_.get(run.slot, n * options_.vocabulary), norm_.result(run.slot, n), this->gradient(2),
-                      dtable_shape(n), epilogue, run.workspace, run.stream);
+    gpu::matmul<T, float>(logits_.get(run.slot, n * options_.vocabulary), norm_.result(run.slot, n), this->gradient(2),
+                          dtable_shape(n), epilogue, run.workspace, run.stream);
   }
 
   [[nodiscard]] DeviceSpan<const T> logits(unsigned slot) const override { return logits_.all(slot); }

@@ -58,7 +58,8 @@ class LinearLayer final : public NetworkLayer<T> {
     return 2.0 * static_cast<double>(rows) * static_cast<double>(options_.in) * static_cast<double>(options_.out);
   }
   [[nodiscard]] std::size_t workspace_bytes(std::size_t rows, gpu::Device device) const override {
-    std::size_t bytes = room_for<float>(gpu::column_sums_workspace({rows, options_.out}, device));
+    std::size_t bytes =
+        MadeGradient<T>::room(options_.out) + room_for<float>(gpu::column_sums_workspace({rows, options_.out}, device));
     for (const gpu::MatmulShape& shape : {forward_shape(rows), dx_shape(rows), dw_shape(rows)})
       bytes = std::max(bytes, gpu::matmul_workspace_bytes(shape, device));
     return bytes;
@@ -93,14 +94,16 @@ class LinearLayer final : public NetworkLayer<T> {
 
   void weight_gradient(const LayerValues<T>& values, const LayerRun<T>& run) override {
     const std::size_t rows = run.batch.rows;
-    gpu::MatmulEpilogue<T> epilogue;
+    gpu::MatmulEpilogue<float> epilogue;
     epilogue.beta = run.adds ? 1.0F : 0.0F;
-    gpu::matmul<T, T>(dy(values, run), values.x, this->gradient(0), dw_shape(rows), epilogue, run.workspace,
-                      run.stream);
+    gpu::matmul<T, float>(dy(values, run), values.x, this->gradient(0), dw_shape(rows), epilogue, run.workspace,
+                          run.stream);
     Workspace workspace(run.workspace);
     const gpu::RowMatrix shape{rows, options_.out};
-    gpu::column_sums<T>(dy(values, run), this->gradient(1), run.adds, shape,
+    const MadeGradient<T> of_bias(this->gradient(1), run.adds, workspace);
+    gpu::column_sums<T>(dy(values, run), of_bias.target(), of_bias.kernel_adds(), shape,
                         workspace.take<float>(gpu::column_sums_workspace(shape, run.stream.device())), run.stream);
+    of_bias.add(run.stream);
   }
 
   [[nodiscard]] gpu::DeviceSpan<const T> logits(unsigned slot) const override {

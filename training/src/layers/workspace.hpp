@@ -3,11 +3,13 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "dunnock/base/check.hpp"
 #include "dunnock/base/result.hpp"
+#include "dunnock/gpu/kernels/elementwise.hpp"
 #include "dunnock/gpu/memory.hpp"
 
 namespace dunnock::training {
@@ -34,6 +36,44 @@ class Workspace {
 
  private:
   gpu::DeviceSpan<std::byte> left_;
+};
+
+/// The gradient of a weight, as a kernel makes it that knows no sums in f32: in T and in the workspace, from where
+/// add() brings it to the sum. Where T is float, the kernel works on the sum itself, and this is nothing.
+template <class T>
+class MadeGradient {
+ public:
+  static constexpr bool kIsSum = std::is_same_v<T, float>;
+
+  [[nodiscard]] static constexpr std::size_t room(std::size_t count) noexcept {
+    return kIsSum ? 0 : room_for<T>(count) + room_for<float>(count);
+  }
+  /// `adds`: to what is in the sum. An empty sum is no gradient.
+  MadeGradient(gpu::DeviceSpan<float> sum, bool adds, Workspace& workspace) : sum_(sum), adds_(adds) {
+    if constexpr (kIsSum) {
+      made_ = sum;
+    } else if (!sum.empty()) {
+      made_ = workspace.take<T>(sum.size());
+      wide_ = workspace.take<float>(sum.size());
+    }
+  }
+  /// For the kernel.
+  [[nodiscard]] gpu::DeviceSpan<T> target() const noexcept { return made_; }
+  [[nodiscard]] bool kernel_adds() const noexcept { return kIsSum && adds_; }
+  /// Behind the kernel.
+  void add(gpu::Stream& stream) const {
+    if constexpr (!kIsSum) {
+      if (sum_.empty()) return;
+      gpu::cast<float, T>(made_, adds_ ? wide_ : sum_, stream);
+      if (adds_) gpu::add_scaled<float>(sum_, wide_, 1, sum_, stream);
+    }
+  }
+
+ private:
+  gpu::DeviceSpan<float> sum_;
+  bool adds_;
+  gpu::DeviceSpan<T> made_;
+  gpu::DeviceSpan<float> wide_;
 };
 
 /// A buffer for each slot.

@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -39,6 +40,15 @@ struct Position {
 };
 static_assert(sizeof(Position) == 64);
 
+/// Words that are kept with a checkpoint, by name, and come out as safetensors' __metadata__.
+using CheckpointNotes = std::vector<std::pair<std::string, std::string>>;
+
+/// What a checkpoint says of itself.
+struct CheckpointLabel {
+  std::uint64_t step = 0;
+  CheckpointNotes notes;
+};
+
 struct CheckpointsOptions {
   std::string path;                  ///< Of the pool; made if it is not there.
   std::uint64_t capacity_bytes = 0;  ///< 0: room for six whole states.
@@ -56,6 +66,13 @@ class Checkpoints {
   /// ranks.
   [[nodiscard]] static Result<Checkpoints> open(const CheckpointsOptions& options, Trainer& trainer,
                                                 gpu::Communicator* world = nullptr);
+  /// The notes of the newest checkpoint, or of that of `step`, before there is a trainer, which they may decide about;
+  /// the pool is closed again. None: there is no such pool or checkpoint, or it can't be read; resume() says which. All
+  /// ranks of `world` must call it. Errors: PeerLost, Device.
+  [[nodiscard]] static Result<std::optional<CheckpointLabel>> label(const std::string& path,
+                                                                    std::optional<MediaKind> media,
+                                                                    std::optional<std::uint64_t> step,
+                                                                    gpu::Communicator* world = nullptr);
   Checkpoints(Checkpoints&&) noexcept;
   Checkpoints& operator=(Checkpoints&&) noexcept;
   /// Waits for the save under way.
@@ -74,10 +91,10 @@ class Checkpoints {
   /// some of them. Errors: none but that others are lost.
   [[nodiscard]] Status remove_newer(std::uint64_t step);
   /// Starts to save what the trainer has now; its next run waits where it must. A save that is still under way is
-  /// waited for first, and its report is given. Errors: of the save before, or of gathering; InvalidArgument: a weight
+  /// waited for first, and its report is given. Errors: of the save before, or of gathering; InvalidArgument: a value
   /// is no number, and no run could go on from it. The checkpoints that are there stay as they are, and training may go
   /// on.
-  [[nodiscard]] Result<std::optional<SaveReport>> save(const Position& position);
+  [[nodiscard]] Result<std::optional<SaveReport>> save(const Position& position, CheckpointNotes notes = {});
   /// Waits for the save under way, if there is one.
   [[nodiscard]] Result<std::optional<SaveReport>> wait();
   /// Versions (steps) that there are and whose manifest can be read, ascending. On rank 0.
@@ -85,6 +102,15 @@ class Checkpoints {
   /// Reads all of a checkpoint, the newest or that of `step`, and compares it with its checksums. Errors:
   /// NotFound, Corrupt (which for the newest includes that the store can't tell which it was).
   [[nodiscard]] Status verify(std::optional<std::uint64_t> step = {}) const;
+
+  /// The newest checkpoint of a step before `below` that verify() finds sound; none: there is none. Errors: PeerLost,
+  /// Device.
+  [[nodiscard]] Result<std::optional<std::uint64_t>> newest_sound(std::uint64_t below) const;
+  /// For a launcher that kills: saves on this rank alone, the first, from any thread, while Trainer::run() is held
+  /// (hold_updates()) and nobody else calls anything here. Calls `captured` when the run may go on, and returns when
+  /// the checkpoint is durable. Errors: those of save(); Unsupported: what is saved does not lie here.
+  [[nodiscard]] Result<SaveReport> save_held(const Position& position, CheckpointNotes notes,
+                                             const std::function<void()>& captured);
 
   class Impl;  ///< For the layer itself.
 

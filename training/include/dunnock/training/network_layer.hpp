@@ -100,7 +100,7 @@ class NetworkLayer {
 
  protected:
   [[nodiscard]] gpu::DeviceSpan<const T> weight(std::size_t i) const { return parameters_.weights[i]; }
-  [[nodiscard]] gpu::DeviceSpan<T> gradient(std::size_t i) const { return parameters_.gradients[i]; }
+  [[nodiscard]] gpu::DeviceSpan<float> gradient(std::size_t i) const { return parameters_.gradients[i]; }
   [[nodiscard]] gpu::DeviceSpan<float> state(std::size_t i) const { return parameters_.states[i]; }
 
  private:

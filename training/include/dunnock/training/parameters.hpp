@@ -4,11 +4,14 @@
 //                   | table    |     | w | b | w | b | ...
 //   masters  f32    [..............................................]   what is trained, and saved
 //   weights  T      [..............................................]   what kernels read: the masters, where T is float
-//   gradients T     [..............................................]   of one step; ranks add them up
+//   gradients f32   [..............................................]   of one step: micro-batches and ranks add them up
 //   moments  f32    [..............................................]   two
 //
 // The tensors of a layer are neighbours, and so are layers: a run of layers is one span. Each tensor begins at a
 // multiple of 64 values; what lies between is zero, and stays so.
+//
+// Gradients are sums, of micro-batches, of ranks, of both ends of a tie: in bf16, of 8 bits, what is added to a sum of
+// 256 times its size changes nothing, and hundreds of micro-batches lose some percent of the norm.
 //
 // A tied tensor (the head's table, which is the embedding's) has a gradient of its own and the weights of its owner,
 // where the owner's layer is held here: so neither gradient waits for the other, and what an update does is one sum in
@@ -61,7 +64,7 @@ struct StateSpec {
 template <class T>
 struct LayerParameters {
   std::vector<gpu::DeviceSpan<const T>> weights;
-  std::vector<gpu::DeviceSpan<T>> gradients;
+  std::vector<gpu::DeviceSpan<float>> gradients;
   std::vector<gpu::DeviceSpan<float>> states;
 };
 
@@ -109,19 +112,19 @@ class Parameters {
 
   [[nodiscard]] gpu::DeviceSpan<float> masters() const noexcept { return masters_; }
   [[nodiscard]] gpu::DeviceSpan<T> weights() const noexcept;
-  [[nodiscard]] gpu::DeviceSpan<T> gradients() const noexcept { return gradients_; }
+  [[nodiscard]] gpu::DeviceSpan<float> gradients() const noexcept { return gradients_; }
   [[nodiscard]] gpu::DeviceSpan<float> first_moments() const noexcept { return first_moments_; }
   [[nodiscard]] gpu::DeviceSpan<float> second_moments() const noexcept { return second_moments_; }
   [[nodiscard]] gpu::DeviceSpan<float> state_values() const noexcept { return state_values_; }
 
   [[nodiscard]] gpu::DeviceSpan<float> master(std::size_t tensor) const;
   [[nodiscard]] gpu::DeviceSpan<T> weight(std::size_t tensor) const;
-  [[nodiscard]] gpu::DeviceSpan<T> gradient(std::size_t tensor) const;
+  [[nodiscard]] gpu::DeviceSpan<float> gradient(std::size_t tensor) const;
   [[nodiscard]] gpu::DeviceSpan<float> first_moment(std::size_t tensor) const;
   [[nodiscard]] gpu::DeviceSpan<float> second_moment(std::size_t tensor) const;
   [[nodiscard]] gpu::DeviceSpan<float> state(std::size_t state) const;
   /// All gradients of the layers first .. last, which are held, as one span.
-  [[nodiscard]] gpu::DeviceSpan<T> layer_gradients(unsigned first, unsigned last) const;
+  [[nodiscard]] gpu::DeviceSpan<float> layer_gradients(unsigned first, unsigned last) const;
 
   /// After the masters were changed: the weights are theirs again.
   void refresh_weights(gpu::Stream& stream);
@@ -134,7 +137,7 @@ class Parameters {
   std::vector<std::size_t> first_state_;
   gpu::Buffer<float> masters_;
   gpu::Buffer<T> copies_;  // None where T is float.
-  gpu::Buffer<T> gradients_;
+  gpu::Buffer<float> gradients_;
   gpu::Buffer<float> first_moments_;
   gpu::Buffer<float> second_moments_;
   gpu::Buffer<float> state_values_;

@@ -38,7 +38,7 @@ namespace dunnock::training {
 
 enum class DataType : std::uint8_t {
   kF32,
-  kBf16,  ///< Weights, values and gradients in bf16; masters and moments in f32.
+  kBf16,  ///< Weights, values and their gradients in bf16; masters, moments and the gradients of weights in f32.
 };
 
 struct TrainerOptions {
@@ -148,6 +148,12 @@ class Trainer {
   /// The next run calls this before it changes anything that state() shows, on threads of its own, once or more often;
   /// it may wait.
   virtual void before_next_update(std::function<Status()> wait) = 0;
+  /// From the next run on one step at a time, and all its updates behind `gate`, which is called when all gradients are
+  /// there, on a thread of the trainer's, and may wait: until it returns, held_state() is what state() was before the
+  /// run, for any thread. Data-parallel ranks of the CPU must all ask for it alike, or none; the weights are the same.
+  /// Errors: Unsupported: a pipeline (its stages are not at the same step), another device, a recorded graph.
+  [[nodiscard]] virtual Status hold_updates(std::function<Status()> gate) = 0;
+  [[nodiscard]] virtual std::vector<StateTensor> held_state() const = 0;
   /// When the operations of the last run ran, by the names of the plan; microseconds. Errors: InvalidArgument (it does
   /// not measure).
   [[nodiscard]] virtual Result<gpu::Timeline> last_run() const = 0;
