@@ -1,10 +1,12 @@
 // dunnock-bench: what the structures do, on what, against what. See docs/benchmarking.md for the method.
 // Exit codes: 0 fine, 2 usage, 3 environment.
 #include <CLI/CLI.hpp>
+#include <cstdio>
 
 #include "commands.hpp"
+#include "dunnock/base/last_catch.hpp"
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   CLI::App app("Measures dunnock's structures beside what one would use instead, in one process run.");
   app.require_subcommand(1);
   dunnock::bench::Run run;
@@ -24,4 +26,7 @@ int main(int argc, char** argv) {
     return app.exit(error) == 0 ? 0 : 2;
   }
   return run();
+} catch (...) {
+  std::fprintf(stderr, "dunnock-bench: %s\n", dunnock::words_of_exception().c_str());
+  return 3;
 }

@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "dunnock/base/last_catch.hpp"
 #include "options.hpp"
 
 namespace {
@@ -12,7 +13,7 @@ using Command = dunnock::Result<int> (*)(const Options&);
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   namespace tool = dunnock::tool;
   Options options;
   Command chosen = nullptr;
@@ -110,4 +111,7 @@ int main(int argc, char** argv) {
     case dunnock::ErrorCode::kInvalidArgument: return tool::kUsage;
     default: return tool::kCannot;
   }
+} catch (...) {
+  fmt::print(stderr, "dunnock: {}\n", dunnock::words_of_exception());
+  return dunnock::tool::kCannot;
 }

@@ -11,6 +11,7 @@
 #include "benchmarks.hpp"
 #include "budget.hpp"
 #include "checks.hpp"
+#include "dunnock/base/last_catch.hpp"
 #include "facts.hpp"
 #include "kernel_benchmarks.hpp"
 #include "peers.hpp"
@@ -174,4 +175,7 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace dunnock::gpu_check
 
-int main(int argc, char** argv) { return dunnock::gpu_check::run(argc, argv); }
+int main(int argc, char** argv) try { return dunnock::gpu_check::run(argc, argv); } catch (...) {
+  std::fprintf(stderr, "dunnock-gpu-check: %s\n", dunnock::words_of_exception().c_str());
+  return 3;
+}

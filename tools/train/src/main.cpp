@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "config.hpp"
+#include "dunnock/base/last_catch.hpp"
 #include "dunnock/gpu/communicator.hpp"
 #include "dunnock/training/schedules.hpp"
 #include "run.hpp"
@@ -32,9 +33,19 @@ bool under_mpi() {
   return false;
 }
 
+/// An exception of others is an error here: the ranks that wait for this one need its end, and no unwinding.
+Result<train::RunResult> run_and_catch(const train::LoadedConfig& loaded, const train::RunOptions& options,
+                                       gpu::Communicator* world) {
+  try {
+    return train::run(loaded, options, world);
+  } catch (...) {
+    return make_error(ErrorCode::kIo, words_of_exception());
+  }
+}
+
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   CLI::App app{"Trains a model as a TOML file says, by any schedule, with durable checkpoints."};
   std::string config_path;
   std::vector<std::string> overrides;
@@ -83,7 +94,7 @@ int main(int argc, char** argv) {
     if (made->size() > 1) world.emplace(std::move(*made));
   }
   train::stop_on_signals();
-  const auto result = train::run(*loaded, options, world ? &*world : nullptr);
+  const auto result = run_and_catch(*loaded, options, world ? &*world : nullptr);
   if (!result) {
     fail(result.error());
     // Other ranks may be waiting for this one: the launcher ends them when it goes without MPI's leave.
@@ -92,4 +103,7 @@ int main(int argc, char** argv) {
   }
   if (!result->saved) return kFailed;
   return result->interrupted ? kInterrupted : 0;
+} catch (...) {
+  fmt::print(stderr, "dunnock-train: {}\n", dunnock::words_of_exception());
+  return kFailed;
 }
