@@ -87,8 +87,8 @@ class TokenFile {
   /// Errors: NotFound, ReadOnly, Io; InvalidArgument: not a file, or no vocabulary for a format that needs one;
   /// WrongVersion; Corrupt: torn, foreign, of another size than its header says, damaged, or with a token that is not
   /// below the vocabulary, whose position is named.
-  /// Takes a time that grows with the file only where it is verified: a second of a processor for each 3.7 GB of what the
-  /// system has in memory (an EPYC in a virtual machine), else as long as the disk takes to read it.
+  /// Takes a time that grows with the file only where it is verified: a second of a processor for each 3.7 GB of what
+  /// the system has in memory (an EPYC in a virtual machine), else as long as the disk takes to read it.
   [[nodiscard]] static Result<TokenFile> open(const std::string& path, const Options& options);
   [[nodiscard]] static Result<TokenFile> open(const std::string& path) { return open(path, Options{}); }
 
