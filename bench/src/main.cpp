@@ -1,15 +1,17 @@
 // dunnock-bench: what the structures do, on what, against what. See docs/benchmarking.md for the method.
 // Exit codes: 0 fine, 2 usage, 3 environment.
 #include <CLI/CLI.hpp>
+#include <cstdio>
 
 #include <cstdio>
 
 #include "commands.hpp"
+#include "dunnock/base/last_catch.hpp"
 #include "dunnock/base/standard_streams.hpp"
 
 namespace {
 
-int measure(int argc, char** argv) {
+int measure(int argc, char** argv) try {
   CLI::App app("Measures dunnock's structures beside what one would use instead, in one process run.");
   app.require_subcommand(1);
   dunnock::bench::Run run;
@@ -29,6 +31,9 @@ int measure(int argc, char** argv) {
     return app.exit(error) == 0 ? 0 : 2;
   }
   return run();
+} catch (...) {
+  std::fprintf(stderr, "dunnock-bench: %s\n", dunnock::words_of_exception().c_str());
+  return 3;
 }
 
 }  // namespace

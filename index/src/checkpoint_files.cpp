@@ -28,11 +28,13 @@ bool read_all(int descriptor, std::uint64_t at, std::span<std::byte> into) noexc
 }  // namespace
 
 Result<SafetensorsFile> SafetensorsFile::open(const std::string& path) {
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // Without O_NONBLOCK, opening a FIFO would wait for whoever writes into it.
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor < 0) return system_error("can't open " + path, errno);
   SafetensorsFile file(descriptor, 0, {});  // Closes it from here on.
   struct stat info {};
   if (fstat(descriptor, &info) != 0) return system_error("can't open " + path, errno);
+  if (!S_ISREG(info.st_mode)) return make_error(ErrorCode::kInvalidArgument, path + " is not an ordinary file");
   const auto corrupt = [&path](const std::string& what) { return make_error(ErrorCode::kCorrupt, path + ": " + what); };
   const auto size = static_cast<std::uint64_t>(info.st_size);
   std::uint64_t length = 0;

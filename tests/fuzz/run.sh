@@ -40,7 +40,9 @@ fuzz headers headers_seeds 60 "$source"/{base,filter,index}/src/*.cpp "$source"/
 fuzz dump dump_seeds 300 "$source"/tools/dunnock/src/dump_text.cpp "$source"/base/src/*.cpp
 fuzz journal journal_seeds 1000 "$source"/pmem/src/journal.cpp "$source"/base/src/*.cpp
 fuzz data data_seeds 1200 "$source"/training/src/{idx,token_file,llama2c_tokeniser,files}.cpp "$source"/base/src/*.cpp
-fuzz bpe bpe_seeds 400 "$source"/training/src/{bpe,pieces,files}.cpp "$source"/base/src/*.cpp
+fuzz bpe bpe_seeds 400 "$source"/training/src/{bpe,pieces,json,files}.cpp "$source"/base/src/*.cpp
+fuzz tokenizer_json tokenizer_json_seeds 1200 "$source"/training/src/{bpe,pieces,json,files}.cpp \
+  "$source"/base/src/*.cpp
 if [ -e /usr/include/toml++/toml.h ]; then
   fuzz config config_seeds 1500 "$source"/tools/train/src/config.cpp "$source"/training/src/{files,learning_rate}.cpp \
     "$source"/base/src/*.cpp

@@ -270,7 +270,7 @@ TEST(ConfigErrors, refuse_keys_of_other_kinds) {
   EXPECT_EQ(reasons("[data]\nmerges = \"a\"\n"),
             "runs/a.toml:2:10: data.merges: expected only with data.tokeniser = \"gpt2\"");
   EXPECT_EQ(reasons("[data]\ntokeniser_file = \"a\"\n"),
-            "runs/a.toml:2:18: data.tokeniser_file: expected only with data.tokeniser = \"llama2c\"");
+            "runs/a.toml:2:18: data.tokeniser_file: expected only with data.tokeniser = \"gpt2\" or \"llama2c\"");
   EXPECT_EQ(reasons("[optimizer]\nmomentum = 0.5\n"),
             "runs/a.toml:2:12: optimizer.momentum: expected only with optimizer.kind = \"sgd\"");
   EXPECT_EQ(reasons("[optimizer]\nkind = \"sgd\"\nbeta2 = 0.5\n"),
@@ -376,7 +376,9 @@ TEST(ConfigReadiness, asks_for_the_data_of_the_kind) {
   EXPECT_EQ(why({"data.text=a"}), "ready");
   EXPECT_EQ(why({"data.tokens=a"}), "ready");
   EXPECT_EQ(why({"data.text=a", "data.tokeniser=gpt2"}),
-            "a.toml: data.vocabulary: expected a path, got none: data.tokeniser = \"gpt2\" needs it");
+            "a.toml: data.vocabulary: expected a path, got none: data.tokeniser = \"gpt2\" needs it, or "
+            "data.tokeniser_file");
+  EXPECT_EQ(why({"data.text=a", "data.tokeniser=gpt2", "data.tokeniser_file=b"}), "ready");
   EXPECT_EQ(why({"data.text=a", "data.tokeniser=gpt2", "data.vocabulary=b"}),
             "a.toml: data.merges: expected a path, got none: data.tokeniser = \"gpt2\" needs it");
   EXPECT_EQ(why({"data.text=a", "data.tokeniser=llama2c"}),

@@ -176,7 +176,7 @@ TEST_F(Program, ErrorsNameTheirCause) {
   fails({"--set", "run.stepz=3"}, "run.steps");
   fails({"--schedule", "one-forward-no-backward"}, "1f1b");
   fails({"--schedule", "overlap", "--set", "run.data_parallel=2"}, "mpirun -n 2");
-  fails({"--set", "data.text=" + path("nowhere.txt")}, "nowhere.txt is not there");
+  fails({"--set", "data.text=" + path("nowhere.txt")}, "nowhere.txt: No such file");
   fails({"--set", "data.text=" + folder_.write("short.txt", "to be")}, "data.text");
   fails({"--set", "run.device=cuda"}, "");
   fails({"--set", "run.batch=7", "--set", "run.micro_batches=2"}, "7");

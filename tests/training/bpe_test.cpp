@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -273,7 +274,9 @@ TEST(Bpe, refuses_files_that_are_not_sound_and_says_why) {
   EXPECT_TRUE(says(vocabulary("{\"a\": [0]}"), "'a' has no number"));
   EXPECT_TRUE(says(vocabulary("{\"a\": null}"), "'a' has no number"));
   EXPECT_TRUE(says(vocabulary("{\"a\": true}"), "'a' has no number"));
-  EXPECT_TRUE(says(vocabulary("{\"a\": 1}"), "token 1 of 1"));
+  EXPECT_TRUE(says(vocabulary("{\"a\": 1048576}"), "'a' is token 1048576, and there are 1"));
+  EXPECT_TRUE(says(vocabulary("{\"a\": 18446744073709551615}"), "'a' is token 18446744073709551615"));
+  EXPECT_TRUE(says(vocabulary(std::string("{}\0", 3)), "NUL"));
   EXPECT_TRUE(says(vocabulary("{\"a\": 0, \"b\": 0}"), "two tokens are number 0"));
   EXPECT_TRUE(says(vocabulary("{\"a\": 0, \"a\": 1}"), "'a' occurs twice"));
   EXPECT_TRUE(says(vocabulary("{\"\": 0}"), "no bytes"));
@@ -283,13 +286,238 @@ TEST(Bpe, refuses_files_that_are_not_sound_and_says_why) {
   const auto merges = [&](std::string text) { return Files{good.vocabulary, std::move(text)}; };
   EXPECT_TRUE(says(merges(""), nullptr));
   EXPECT_TRUE(says(merges("a b"), nullptr));
-  EXPECT_TRUE(says(merges("a b\n\n"), "line 2 is not two words"));
+  EXPECT_TRUE(says(merges("a b\n \n"), "line 2 merges what is no token"));
+  EXPECT_TRUE(says(merges("a b\n#a b\n"), "line 2 merges what is no token"));
   EXPECT_TRUE(says(merges("ab\n"), "line 1 is not two words"));
   EXPECT_TRUE(says(merges("a b c\n"), "two words"));
-  EXPECT_TRUE(says(merges("a b\r\n"), "stands for no byte"));
+  EXPECT_TRUE(says(merges("a b\r\r\n"), "stands for no byte"));
   EXPECT_TRUE(says(merges("ac b\n"), "merges what is no token"));
   EXPECT_TRUE(says(merges("b a\n"), "makes what is no token"));
   EXPECT_TRUE(says(merges("#version: 0.2\na b\na b\n"), "line 3 is there twice"));
+}
+
+TEST(Bpe, reads_merges_that_other_programs_and_systems_have_written) {
+  // "# #" is a pair of GPT-2's.
+  const Files plain = files_of({"ab", "##", "abc"}, {{"a", "b"}, {"#", "#"}, {"ab", "c"}});
+  const auto expected = Bpe::parse({.vocabulary = plain.vocabulary, .merges = plain.merges});
+  ASSERT_TRUE(expected) << expected.error().message;
+  std::string crlf;
+  for (const char c : plain.merges) crlf += c == '\n' ? std::string("\r\n") : std::string(1, c);
+  for (const std::string& merges : {
+           crlf, "\xEF\xBB\xBF" + plain.merges, "\xEF\xBB\xBF" + crlf + "\r\n\r\n", plain.merges + "\n\n\n",
+           "\n# made by hand, for a test\n# twowords\n" + plain.merges + "# the end of it\n",
+           plain.merges.substr(plain.merges.find('\n') + 1),  // Without the version.
+           plain.merges.substr(0, plain.merges.size() - 1),   // Without the last line's end.
+       }) {
+    const auto bpe = Bpe::parse({.vocabulary = plain.vocabulary, .merges = merges});
+    ASSERT_TRUE(bpe) << merges << ": " << bpe.error().message;
+    EXPECT_EQ(bpe->merges_text(), expected->merges_text()) << merges;
+  }
+  const auto bpe = Bpe::parse({.vocabulary = "\xEF\xBB\xBF" + plain.vocabulary, .merges = plain.merges});
+  ASSERT_TRUE(bpe) << bpe.error().message;
+  EXPECT_EQ(bpe->vocabulary_json(), expected->vocabulary_json());
+}
+
+TEST(Bpe, reads_vocabularies_with_holes) {
+  Files files = files_of({}, {});
+  files.vocabulary.insert(files.vocabulary.size() - 1, ", \"ab\": 300, \"<|endoftext|>\": 1000");
+  const auto bpe = Bpe::parse({.vocabulary = files.vocabulary, .merges = "a b\n"});
+  ASSERT_TRUE(bpe) << bpe.error().message;
+  EXPECT_EQ(bpe->vocabulary(), 1001);
+  EXPECT_EQ(bpe->end_of_text(), 1000);
+  EXPECT_EQ(bpe->encode("ab"), std::vector<std::int32_t>{300});
+  EXPECT_EQ(bpe->decode(std::vector{300, 299, 1000}), "ab<|endoftext|>") << "no token, no text";
+  EXPECT_EQ(bpe->bytes_of(299), "");
+  const auto again = Bpe::parse({.vocabulary = bpe->vocabulary_json(), .merges = bpe->merges_text()});
+  ASSERT_TRUE(again) << again.error().message;
+  EXPECT_EQ(again->vocabulary_json(), bpe->vocabulary_json());
+}
+
+// ----- tokenizer.json -----------------------------------------------------------------------------------------------
+
+using Json = nlohmann::json;
+
+/// Of the 256 bytes, "ab" and "abc", as tokenizers writes it.
+Json small_tokenizer() {
+  const Files files = files_of({"ab", "abc"}, {});
+  return {{"version", "1.0"},
+          {"truncation", nullptr},
+          {"padding", nullptr},
+          {"added_tokens",
+           {{{"id", 258},
+             {"content", "<|endoftext|>"},
+             {"single_word", false},
+             {"lstrip", false},
+             {"rstrip", false},
+             {"normalized", true},
+             {"special", true}}}},
+          {"normalizer", nullptr},
+          {"pre_tokenizer",
+           {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}}},
+          {"post_processor",
+           {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", false}, {"use_regex", true}}},
+          {"decoder", {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}}},
+          {"model",
+           {{"type", "BPE"},
+            {"dropout", nullptr},
+            {"unk_token", nullptr},
+            {"continuing_subword_prefix", ""},
+            {"end_of_word_suffix", ""},
+            {"fuse_unk", false},
+            {"byte_fallback", false},
+            {"ignore_merges", false},
+            {"vocab", Json::parse(files.vocabulary)},
+            {"merges", Json::array({"a b", Json::array({"ab", "c"})})}}}};
+}
+
+TEST(TokenizerJson, gives_the_tokens_that_tokenizers_gives) {
+  const auto fixture = Json::parse(file_bytes(source("tests/training/data/tokenizers.json")));
+  ASSERT_EQ(fixture.size(), 16U);
+  for (const auto& one : fixture) {
+    const auto bpe = Bpe::parse_json(one["tokenizer"].dump());
+    ASSERT_TRUE(bpe) << bpe.error().message;
+    for (const auto& [text, tokens] : one["cases"].items()) {
+      EXPECT_EQ(bpe->encode(text), tokens.get<std::vector<std::int32_t>>()) << text << "\n" << one["what"];
+      if (bpe->gives_back()) {
+        EXPECT_EQ(bpe->decode(bpe->encode(text)), text);
+      }
+    }
+  }
+}
+
+TEST(TokenizerJson, is_read_with_pairs_as_texts_or_lists_and_finds_added_tokens_in_texts) {
+  const auto bpe = Bpe::parse_json(small_tokenizer().dump());
+  ASSERT_TRUE(bpe) << bpe.error().message;
+  EXPECT_EQ(bpe->vocabulary(), 259);
+  EXPECT_EQ(bpe->end_of_text(), 258);
+  EXPECT_EQ(bpe->encode("abc<|endoftext|>ab"), (std::vector<std::int32_t>{257, 258, 256}));
+  EXPECT_EQ(bpe->decode(std::vector{257, 258, 256}), "abc<|endoftext|>ab");
+  TemporaryFolder folder;
+  const auto loaded = Bpe::load_json(folder.write("tokenizer.json", small_tokenizer().dump(2)));
+  ASSERT_TRUE(loaded) << loaded.error().message;
+  EXPECT_EQ(loaded->encode("abcab"), (std::vector<std::int32_t>{257, 256}));
+  EXPECT_EQ(Bpe::load_json(folder.path("none")).error().code, ErrorCode::kNotFound);
+  const auto bad = Bpe::load_json(folder.write("bad.json", "{}"));
+  ASSERT_FALSE(bad);
+  EXPECT_TRUE(bad.error().message.starts_with(folder.path("bad.json: "))) << bad.error().message;
+}
+
+TEST(TokenizerJson, merges_in_any_order_as_tokenizers_does) {
+  // "b c" comes before "a b", and "ab c" before both: of "abc" only "b c" is there at first, and takes its letters.
+  Json json = small_tokenizer();
+  json["model"]["vocab"]["bc"] = 258;
+  json["added_tokens"][0]["id"] = 259;
+  json["model"]["merges"] = {"ab c", "b c", "a b"};
+  const auto bpe = Bpe::parse_json(json.dump());
+  ASSERT_TRUE(bpe) << bpe.error().message;
+  EXPECT_EQ(bpe->encode("abc abcabc"), (std::vector<std::int32_t>{64, 258, 220, 64, 258, 64, 258}));
+}
+
+TEST(TokenizerJson, refuses_by_name_what_it_does_not_do) {
+  const auto why = [](const std::function<void(Json&)>& change, ErrorCode code = ErrorCode::kUnsupported) {
+    Json json = small_tokenizer();
+    change(json);
+    const auto bpe = Bpe::parse_json(json.dump());
+    if (bpe) return std::string("accepted");
+    EXPECT_EQ(bpe.error().code, code) << bpe.error().message;
+    return bpe.error().message;
+  };
+  const auto names = [&](const std::string& name, const std::function<void(Json&)>& change) {
+    const std::string message = why(change);
+    EXPECT_NE(message.find(name), std::string::npos) << message;
+  };
+  EXPECT_EQ(why([](Json&) {}), "accepted");
+  names("\"version\" is \"2.0\"", [](Json& j) { j["version"] = "2.0"; });
+  names("\"truncation\"", [](Json& j) { j["truncation"] = {{"max_length", 5}}; });
+  names("\"padding\"", [](Json& j) { j["padding"] = {{"strategy", "BatchLongest"}}; });
+  names("\"normalizer\" is {\"type\":\"NFC\"}", [](Json& j) { j["normalizer"] = {{"type", "NFC"}}; });
+  names("\"pre_tokenizer\"", [](Json& j) { j["pre_tokenizer"] = nullptr; });
+  names("Whitespace", [](Json& j) { j["pre_tokenizer"] = {{"type", "Whitespace"}}; });
+  names("Digits", [](Json& j) {
+    const Json part = j["pre_tokenizer"];
+    j["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", {{{"type", "Digits"}}, part}}};
+  });
+  names("pre_tokenizer.what", [](Json& j) { j["pre_tokenizer"]["what"] = 1; });
+  names("pre_tokenizer.use_regex", [](Json& j) { j["pre_tokenizer"]["use_regex"] = "yes"; });
+  names("\"post_processor\"", [](Json& j) {
+    j["post_processor"] = {{"type", "TemplateProcessing"},
+                           {"single", {{{"SpecialToken", {{"id", "<s>"}}}}, {{"Sequence", {{"id", "A"}}}}}}};
+  });
+  names("\"decoder\"", [](Json& j) { j["decoder"] = {{"type", "WordPiece"}}; });
+  names("\"model.type\" is \"Unigram\"", [](Json& j) { j["model"]["type"] = "Unigram"; });
+  names("\"model.dropout\" is 0.1", [](Json& j) { j["model"]["dropout"] = 0.1; });
+  names("model.continuing_subword_prefix", [](Json& j) { j["model"]["continuing_subword_prefix"] = "##"; });
+  names("model.end_of_word_suffix", [](Json& j) { j["model"]["end_of_word_suffix"] = "</w>"; });
+  names("model.new", [](Json& j) { j["model"]["new"] = 1; });
+  names("\"new\"", [](Json& j) { j["new"] = 1; });
+  names("\"model\"", [](Json& j) { j.erase("model"); });
+  names("single_word", [](Json& j) { j["added_tokens"][0]["single_word"] = true; });
+  names("added_tokens.new", [](Json& j) { j["added_tokens"][0]["new"] = true; });
+  names("white space at an end", [](Json& j) {
+    j["added_tokens"][0]["content"] = " <e>";
+    j["added_tokens"][0]["rstrip"] = true;
+  });
+  // What does nothing is no reason to refuse.
+  EXPECT_EQ(why([](Json& j) {
+              for (const char* name : {"version", "truncation", "padding", "normalizer", "post_processor", "decoder"})
+                j.erase(name);
+              j["model"].erase("type");
+              j["model"]["dropout"] = 0.0;
+              j["model"]["unk_token"] = "<|endoftext|>";
+              j["model"]["byte_fallback"] = true;
+              j["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", Json::array({j["pre_tokenizer"]})}};
+            }),
+            "accepted");
+}
+
+TEST(TokenizerJson, refuses_what_is_damaged_or_contradicts_itself) {
+  const auto says = [](const std::string& text, const char* word) {
+    const auto bpe = Bpe::parse_json(text);
+    ASSERT_FALSE(bpe) << word;
+    EXPECT_EQ(bpe.error().code, ErrorCode::kCorrupt) << bpe.error().message;
+    EXPECT_NE(bpe.error().message.find(word), std::string::npos) << bpe.error().message;
+  };
+  const auto changed = [&](const char* word, const std::function<void(Json&)>& change) {
+    Json json = small_tokenizer();
+    change(json);
+    says(json.dump(), word);
+  };
+  says("", "not JSON");
+  says("[]", "not an object");
+  says("{\"model\": {}, \"model\": {}}", "'model' occurs twice");
+  says(small_tokenizer().dump() + std::string(1, '\0'), "NUL");
+  says(std::string(1000, '[') + std::string(1000, ']'), "64 deep");
+  changed("vocab", [](Json& j) { j["model"].erase("vocab"); });
+  changed("merges", [](Json& j) { j["model"]["merges"] = "a b"; });
+  changed("'a' no number", [](Json& j) { j["model"]["vocab"]["a"] = -1; });
+  changed("two tokens are number 0", [](Json& j) { j["model"]["vocab"]["a"] = 0; });
+  changed("no token for the byte 97", [](Json& j) { j["model"]["vocab"].erase("a"); });
+  changed("is token 99999999", [](Json& j) { j["model"]["vocab"]["zz"] = 99999999; });
+  changed("stands for no bytes", [](Json& j) {
+    j["model"]["vocab"]["\u4e2d"] = 300;
+    j["added_tokens"][0]["id"] = 259;
+  });
+  changed("merge 2 makes what is no token", [](Json& j) { j["model"]["merges"].push_back("b a"); });
+  changed("merge 2 is there twice", [](Json& j) { j["model"]["merges"].push_back("a b"); });
+  changed("merge 2 is not two words", [](Json& j) { j["model"]["merges"].push_back("a b c"); });
+  changed("merge 2 is no pair", [](Json& j) { j["model"]["merges"].push_back({"a", "b", "c"}); });
+  changed("others that read the file make it number 258", [](Json& j) { j["added_tokens"][0]["id"] = 300; });
+  changed("is there twice", [](Json& j) {
+    j["added_tokens"].push_back(j["added_tokens"][0]);
+    j["added_tokens"][1]["id"] = 259;
+  });
+  changed("no content", [](Json& j) { j["added_tokens"][0]["content"] = ""; });
+  changed("no number", [](Json& j) { j["added_tokens"][0]["id"] = "258"; });
+  changed("stands for other bytes", [](Json& j) {
+    j["added_tokens"][0] = {{"id", j["model"]["vocab"]["\u0120"]}, {"content", "\u0120"}};
+  });
+  changed("number of another token", [](Json& j) {
+    j["model"]["vocab"].erase("abc");
+    j["model"]["merges"] = {"a b"};
+    j["model"]["vocab"]["bc"] = 257;
+    j["model"]["vocab"]["ab"] = 258;  // A hole at 256: 257 tokens, and 257 is taken.
+    j["added_tokens"][0]["id"] = 258;
+  });
 }
 
 TEST(Tokenisers, refuse_to_decode_what_is_no_token) {

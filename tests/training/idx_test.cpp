@@ -110,6 +110,28 @@ TEST(Idx, reads_files_that_are_several_compressed_ones) {
   EXPECT_EQ(array->as<std::uint8_t>()[99], 99);
 }
 
+TEST(Idx, reads_compressed_files_that_were_filled_up_with_zeros) {
+  const std::string file = file_of(0x08, {100}, 100);
+  const std::string first = gzip(file.substr(0, 6)), second = gzip(file.substr(6));
+  for (const std::size_t zeros : {1U, 511U, 512U, 5000U}) {
+    const std::string padding(zeros, '\0');
+    for (const std::string& form : {gzip(file) + padding, first + second + padding, first + padding + second,
+                                    first + padding + second + padding, gzip(file) + padding + gzip("") + padding}) {
+      const auto array = parse(form);
+      ASSERT_TRUE(array) << zeros << ": " << array.error().message;
+      EXPECT_EQ(array->as<std::uint8_t>()[99], 99);
+    }
+    for (const std::string& rest : {std::string("x"), std::string("\x1f"), padding + "x", std::string("x") + padding}) {
+      const std::string why = reason(gzip(file) + rest);
+      EXPECT_TRUE(says(why, "neither compressed data nor padding")) << why;
+    }
+    // Zeros are no data: behind what is not compressed they are refused as ever.
+    EXPECT_TRUE(says(reason(file + padding), "bytes follow"));
+  }
+  EXPECT_TRUE(says(reason(gzip(file) + gzip("more")), "bytes follow")) << "a member with more than was promised";
+  EXPECT_TRUE(says(reason(gzip(file) + gzip("more").substr(0, 10)), "cut off"));
+}
+
 TEST(Idx, random_arrays_come_back_as_they_were) {
   auto generator = test::generator(1);
   constexpr std::array kTypes = {IdxType::kU8,  IdxType::kI8,  IdxType::kI16,
@@ -167,7 +189,10 @@ TEST(ImageSet, is_of_images_and_labels_that_belong_together) {
   };
   EXPECT_TRUE(says(refused(*parse(file_of(0x0C, {1, 1, 1}, 4)), images_of({1}), 10), "bytes"));
   EXPECT_TRUE(says(refused(images_of({3, 2}), images_of({3}), 10), "dimensions"));
-  EXPECT_TRUE(says(refused(images_of({3, 2, 2}), images_of({3, 1}), 10), "one row"));
+  EXPECT_EQ(refused(images_of({3, 2, 2}), images_of({3, 1}), 10), "accepted");
+  EXPECT_TRUE(says(refused(images_of({3, 2, 2}), images_of({3, 2}), 10), "a row of whole numbers"));
+  EXPECT_TRUE(says(refused(images_of({3, 2, 2}), images_of({3, 8}), 100), "this is u8 [3, 8]"));
+  EXPECT_TRUE(says(refused(images_of({3, 2, 2}), *parse(file_of(0x0D, {3}, 12)), 10), "this is f32 [3]"));
   EXPECT_TRUE(says(refused(images_of({3, 2, 2}), images_of({4}), 10), "3 images, but 4 labels"));
   EXPECT_TRUE(says(refused(images_of({3, 2, 0}), images_of({3}), 10), "pixels"));
   EXPECT_TRUE(says(refused(images_of({3, 2, 2}), images_of({3}), 0), "classes"));
@@ -175,6 +200,58 @@ TEST(ImageSet, is_of_images_and_labels_that_belong_together) {
   const auto label = ImageSet::create(images_of({3, 2, 2}), images_of({3}), 2);
   EXPECT_EQ(label.error().code, ErrorCode::kCorrupt);
   EXPECT_TRUE(says(label.error().message, "label 2 is 2, of 2 classes"));
+}
+
+/// Labels of any type, big endian: the first number of each row, and others behind it.
+IdxArray labels_of(unsigned type, std::size_t columns, const std::vector<int>& labels) {
+  IdxArray array{static_cast<IdxType>(type), {static_cast<std::uint32_t>(labels.size())}, {}};
+  if (columns > 1) array.shape.push_back(static_cast<std::uint32_t>(columns));
+  const std::size_t bytes = bytes_of(array.type);
+  for (const int label : labels) {
+    for (std::size_t column = 0; column < columns; ++column) {
+      const std::int64_t value = column == 0 ? label : 4'000 + static_cast<int>(column);
+      for (std::size_t i = 0; i < bytes; ++i) array.data.push_back(static_cast<std::byte>(value >> 8 * i));
+    }
+  }
+  return *parse_idx(encode_idx(array));
+}
+
+TEST(ImageSet, takes_labels_of_every_whole_type_and_those_of_qmnist) {
+  const std::vector<int> labels{7, 0, 9};
+  for (const unsigned type : {0x08U, 0x09U, 0x0BU, 0x0CU}) {
+    const auto set = ImageSet::create(images_of({3, 2, 2}), labels_of(type, 1, labels), 10);
+    ASSERT_TRUE(set) << type << ": " << set.error().message;
+    for (std::size_t i = 0; i < 3; ++i) EXPECT_EQ(set->label(i), labels[i]) << type;
+    EXPECT_EQ(set->checksum(), ImageSet::create(images_of({3, 2, 2}), labels_of(0x08, 1, labels), 10)->checksum());
+  }
+  const auto qmnist = ImageSet::create(images_of({3, 2, 2}), labels_of(0x0C, 8, labels), 10);
+  ASSERT_TRUE(qmnist) << qmnist.error().message;
+  for (std::size_t i = 0; i < 3; ++i) EXPECT_EQ(qmnist->label(i), labels[i]);
+  for (const int wrong : {-1, 10, 256, 65536 + 3}) {
+    const auto set = ImageSet::create(images_of({3, 2, 2}), labels_of(0x0C, 1, {1, 2, wrong}), 10);
+    ASSERT_FALSE(set);
+    EXPECT_EQ(set.error().code, ErrorCode::kCorrupt);
+    EXPECT_EQ(set.error().message, "label 2 is " + std::to_string(wrong) + ", of 10 classes");
+  }
+}
+
+TEST(ImageSet, errors_name_the_file_that_is_wrong) {
+  TemporaryFolder folder;
+  const std::string images = folder.write("images", file_of(0x08, {3, 2, 2}, 12));
+  const std::string labels = folder.write("labels", file_of(0x08, {3}, 3));
+  const auto why = [&](const std::string& some, const std::string& others) {
+    const auto set = ImageSet::open({.images = some, .labels = others}, 3);
+    return set ? "accepted" : set.error().message;
+  };
+  EXPECT_EQ(why(images, labels), "accepted");
+  EXPECT_TRUE(why(images, folder.write("bad", "no labels")).starts_with(folder.path("bad: ")));
+  EXPECT_TRUE(why(images, folder.write("bad", file_of(0x08, {3, 3}, 9))).starts_with(folder.path("bad: ")));
+  EXPECT_TRUE(
+      why(images, folder.write("bad", file_of(0x08, {3}, 2) + '\x05')).starts_with(folder.path("bad: label 2")));
+  EXPECT_TRUE(why(folder.write("bad", "no images"), labels).starts_with(folder.path("bad: ")));
+  EXPECT_TRUE(why(folder.write("bad", file_of(0x08, {3}, 3)), labels).starts_with(folder.path("bad: ")));
+  EXPECT_TRUE(says(why(images, folder.path("nowhere")), "nowhere"));
+  EXPECT_TRUE(says(why(images, folder.path("")), "is a folder"));
 }
 
 TEST(ImageSet, opens_the_digits_that_are_shipped) {
@@ -200,7 +277,7 @@ TEST(ImageSet, opens_the_digits_that_are_shipped) {
       ErrorCode::kNotFound);
   const auto mixed = ImageSet::open(
       {.images = folder + "train-images-idx3-ubyte.gz", .labels = folder + "t10k-labels-idx1-ubyte.gz"}, 10);
-  EXPECT_TRUE(says(mixed.error().message, "train-images-idx3-ubyte.gz: 500 images, but 100 labels"));
+  EXPECT_TRUE(says(mixed.error().message, "t10k-labels-idx1-ubyte.gz: 500 images, but 100 labels"));
 }
 
 }  // namespace

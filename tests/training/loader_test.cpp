@@ -293,13 +293,49 @@ TEST(TokenLoader, refuses_options_out_of_range_and_says_why) {
   EXPECT_TRUE(says(options, file.all(), "not one of this loader's", &beyond));
 }
 
+TEST(TokenLoader, a_position_in_other_tokens_of_the_same_count_is_refused_in_every_format) {
+  TemporaryFolder folder;
+  const auto opened = [&](std::uint16_t token, TokenFile::Format format, bool verify) {
+    std::vector<std::uint32_t> header;
+    if (format == TokenFile::Format::kLlmC) {
+      header.resize(256);
+      header[0] = 20240520;
+      header[1] = 1;
+      header[2] = 200;
+    }
+    std::vector<std::uint16_t> tokens(200, 1);
+    tokens[117] = token;
+    return *TokenFile::open(
+        folder.write("raw", std::string(reinterpret_cast<const char*>(header.data()), header.size() * 4) +
+                                std::string(reinterpret_cast<const char*>(tokens.data()), tokens.size() * 2)),
+        {.format = format, .vocabulary = 1 << 20, .verify = verify});
+  };
+  const TokenLoaderOptions options{.batch = 2, .tokens = 5};
+  using Format = TokenFile::Format;
+  for (const Format format : {Format::kRaw16, Format::kRaw32, Format::kLlmC}) {
+    const TokenFile file = opened(3, format, true);
+    const LoaderPosition position = loader_of(file, options).position();
+    EXPECT_FALSE(loader_of(file, options, &position).start_lacks_checksum());
+    const TokenFile other = opened(4, format, true);
+    const auto refused = TokenLoader::create(other, other.all(), options, kDevice, &position);
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
+    // A position from when there was no checksum of such files: it goes on, that can be said, and the next one has it.
+    const LoaderPosition old = loader_of(opened(3, format, false), options).position();
+    EXPECT_NE(old.setup, position.setup);
+    const TokenLoader loader = loader_of(file, options, &old);
+    EXPECT_TRUE(loader.start_lacks_checksum());
+    EXPECT_EQ(loader.position().setup, position.setup);
+  }
+}
+
 TEST(TokenLoader, errors_of_the_thread_come_to_the_caller_after_the_batches_before_them) {
   TemporaryFolder folder;
   std::vector<std::uint16_t> tokens(100, 1);
   tokens[50] = 999;
   const std::string path =
       folder.write("raw", {reinterpret_cast<const char*>(tokens.data()), tokens.size() * sizeof tokens[0]});
-  const auto file = TokenFile::open(path, {.format = TokenFile::Format::kRaw16, .vocabulary = 10});
+  const auto file = TokenFile::open(path, {.format = TokenFile::Format::kRaw16, .vocabulary = 10, .verify = false});
   ASSERT_TRUE(file);
   auto loader =
       TokenLoader::create(*file, file->all(), {.batch = 1, .tokens = 10, .order = Order::kSequential}, kDevice);

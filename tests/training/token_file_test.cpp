@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <xxhash.h>
 
 #include <csignal>
@@ -206,7 +207,7 @@ TEST(TokenFile, reads_the_files_of_nanogpt) {
   EXPECT_EQ(TokenFile::open(path, {.format = Format::kRaw16}).error().code, ErrorCode::kInvalidArgument);
   EXPECT_EQ(TokenFile::open(path, {.format = Format::kRaw16, .vocabulary = 1ULL << 32}).error().code,
             ErrorCode::kInvalidArgument);
-  const auto smaller = TokenFile::open(path, {.format = Format::kRaw16, .vocabulary = 50256});
+  const auto smaller = TokenFile::open(path, {.format = Format::kRaw16, .vocabulary = 50256, .verify = false});
   ASSERT_TRUE(smaller);
   std::vector<std::int32_t> all(4);
   EXPECT_EQ(smaller->copy(0, all).error().code, ErrorCode::kCorrupt);
@@ -216,8 +217,8 @@ TEST(TokenFile, reads_the_files_of_nanogpt) {
   EXPECT_FALSE(TokenFile::open(path)) << "no format is guessed";
 
   const std::vector<std::uint32_t> wide{70000, 1U << 31};
-  const auto wide_file =
-      TokenFile::open(folder.write("wide", bytes_of(wide)), {.format = Format::kRaw32, .vocabulary = 1U << 31});
+  const auto wide_file = TokenFile::open(folder.write("wide", bytes_of(wide)),
+                                         {.format = Format::kRaw32, .vocabulary = 1U << 31, .verify = false});
   ASSERT_TRUE(wide_file);
   std::vector<std::int32_t> two(2);
   EXPECT_EQ(wide_file->copy(0, two).error().code, ErrorCode::kCorrupt);
@@ -248,10 +249,69 @@ TEST(TokenFile, reads_the_files_of_llm_c) {
                    "no header of llm.c"));
 }
 
+TEST(TokenFile, refuses_a_token_that_is_not_below_the_vocabulary_and_says_where_it_stands) {
+  auto generator = test::generator(2);
+  TemporaryFolder folder;
+  // Some blocks of the scan and the border of one.
+  for (const std::size_t position :
+       {std::size_t{0}, std::size_t{131'071}, std::size_t{131'072}, std::size_t{400'000}}) {
+    auto tokens = random_tokens(generator, 400'001, 50257);
+    tokens[position] = 50257;
+    if (position < 300'000) tokens[position + 100'000] = 60000;  // The first is named.
+    const std::vector<std::uint16_t> narrow(tokens.begin(), tokens.end());
+    const std::vector<std::uint32_t> wide(tokens.begin(), tokens.end());
+    std::vector<std::uint32_t> header(256, 0);
+    header[0] = 20240520;
+    header[1] = 1;
+    header[2] = 400'001;
+    const auto refused = [&](const std::string& bytes, Format format) {
+      const std::string path = folder.write("bad.bin", bytes);
+      const auto file = TokenFile::open(path, {.format = format, .vocabulary = 50257});
+      ASSERT_FALSE(file);
+      EXPECT_EQ(file.error().code, ErrorCode::kCorrupt);
+      EXPECT_EQ(file.error().message,
+                path + ": token number " + std::to_string(position) + " is 50257, of a vocabulary of 50257");
+    };
+    refused(bytes_of(narrow), Format::kRaw16);
+    refused(bytes_of(wide), Format::kRaw32);
+    refused(bytes_of(header) + bytes_of(narrow), Format::kLlmC);
+  }
+}
+
+TEST(TokenFile, knows_the_largest_token_and_a_checksum_of_every_format) {
+  TemporaryFolder folder;
+  const auto opened = [&](const std::vector<std::uint16_t>& tokens) {
+    return *TokenFile::open(folder.write("train.bin", bytes_of(tokens)), {.format = Format::kRaw16, .vocabulary = 100});
+  };
+  const std::vector<std::uint16_t> tokens{3, 99, 7};
+  EXPECT_EQ(opened(tokens).largest(), 99U);
+  EXPECT_EQ(opened(tokens).checksum(), XXH3_64bits(tokens.data(), 6));
+  EXPECT_NE(opened({3, 98, 7}).checksum(), opened(tokens).checksum());
+  EXPECT_EQ(opened({}).largest(), std::nullopt);
+  const auto ours = TokenFile::open(written(folder, {3, 99, 7}, 100));
+  EXPECT_EQ(ours->largest(), 99U);
+  EXPECT_EQ(ours->checksum(), XXH3_64bits(tokens.data(), 6));
+}
+
+TEST(TokenFile, of_our_own_format_with_a_token_above_its_vocabulary_is_refused_although_all_checksums_hold) {
+  TemporaryFolder folder;
+  std::string whole = test::file_bytes(written(folder, {1, 2, 3, 4, 5}, 10));
+  TokenFileHeader header;
+  std::memcpy(&header, whole.data(), sizeof header);
+  header.vocabulary = 5;
+  header.checksum = XXH3_64bits(&header, offsetof(TokenFileHeader, checksum));
+  std::memcpy(whole.data(), &header, sizeof header);
+  EXPECT_TRUE(says(reason(TokenFile::open(folder.write("lie", whole))), "token number 4 is 5, of a vocabulary of 5"));
+}
+
 TEST(TokenFile, says_when_it_can_t_be_opened) {
   TemporaryFolder folder;
   EXPECT_EQ(TokenFile::open(folder.path("none")).error().code, ErrorCode::kNotFound);
   EXPECT_EQ(TokenFile::open(folder.path("")).error().code, ErrorCode::kInvalidArgument);
+  EXPECT_TRUE(says(reason(TokenFile::open(folder.path(""))), "is a folder"));
+  ASSERT_EQ(mkfifo(folder.path("fifo").c_str(), 0600), 0);
+  EXPECT_TRUE(says(reason(TokenFile::open(folder.path("fifo"))), "is a FIFO")) << "and nobody waits for a writer";
+  EXPECT_TRUE(says(reason(TokenFile::open("/dev/zero")), "is a device"));
 }
 
 TEST(TokenFile, notices_that_it_was_cut_off_while_it_was_open) {

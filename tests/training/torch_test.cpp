@@ -297,7 +297,7 @@ TEST(Torch, TrainsRandomModelsToTheSameWeightsAndReadsAndWritesTheSameFiles) {
     if (!std::holds_alternative<training::GptOptions>(job.model)) continue;
     for (const std::string dtype : {"F32", "F16", "BF16"}) {
       const std::string path = folder.path(job.name + ".hf." + dtype);
-      const Status loaded = training::load_weights(*job.trainer, path);
+      const auto loaded = training::load_weights(*job.trainer, path);
       ASSERT_TRUE(loaded) << loaded.error().message;
       expect_near(logits_of(*job.trainer, job.batches.front()), logits_file(path + ".logits"), kOfLogits,
                   "logits of " + dtype);

@@ -16,6 +16,7 @@
 #include "dunnock/base/check.hpp"
 #include "dunnock/training/pieces.hpp"
 #include "files.hpp"
+#include "json.hpp"
 #include "permutation.hpp"
 
 namespace dunnock::training {
@@ -141,16 +142,30 @@ class VocabularyReader : public nlohmann::json_sax<Json> {
   std::vector<std::pair<std::string, std::uint64_t>> entries_;
 };
 
-Result<std::vector<std::string>> parse_vocabulary(std::string_view json) {
+/// The largest number and one. There may be numbers without a token, but no file makes us take memory for more of them
+/// than that.
+Result<std::size_t> vocabulary_size(const std::vector<std::pair<std::string, std::uint64_t>>& entries) {
+  const std::uint64_t limit = std::max<std::uint64_t>(std::uint64_t{1} << 20, 8 * entries.size());
+  std::uint64_t size = 0;
+  for (const auto& [text, number] : entries) {
+    if (number >= limit)
+      return corrupt("not a vocabulary: '" + text + "' is token " + std::to_string(number) + ", and there are " +
+                     std::to_string(entries.size()));
+    size = std::max(size, number + 1);
+  }
+  return static_cast<std::size_t>(size);
+}
+
+Result<std::vector<std::string>> read_vocabulary(std::string_view json) {
+  if (json.find('\0') != std::string_view::npos) return corrupt("not a vocabulary: it has a NUL byte");
   VocabularyReader reader;
   if (!Json::sax_parse(json.begin(), json.end(), &reader))
     return corrupt("not a vocabulary: " + reader.what_is_wrong());
   auto& entries = reader.entries();
-  std::vector<std::string> bytes(entries.size());
+  const auto size = vocabulary_size(entries);
+  if (!size) return tl::unexpected(size.error());
+  std::vector<std::string> bytes(*size);
   for (const auto& [text, number] : entries) {
-    if (number >= bytes.size())
-      return corrupt("not a vocabulary: '" + text + "' is token " + std::to_string(number) + " of " +
-                     std::to_string(bytes.size()));
     if (!bytes[number].empty()) return corrupt("not a vocabulary: two tokens are number " + std::to_string(number));
     auto decoded = from_visible(text);
     if (!decoded || decoded->empty())
@@ -172,10 +187,6 @@ Status write_file(const std::string& path, std::string_view text) {
   return done;
 }
 
-std::string_view text_of(const detail::MappedFile& file) {
-  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
-}
-
 constexpr std::uint64_t pair_key(std::int32_t left, std::int32_t right) {
   return static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32 | static_cast<std::uint32_t>(right);
 }
@@ -186,6 +197,7 @@ Result<Bpe> Bpe::of_vocabulary(std::vector<std::string> bytes) {
   Bpe bpe;
   bpe.bytes_ = std::move(bytes);
   for (std::size_t token = 0; token < bpe.bytes_.size(); ++token) {
+    if (bpe.bytes_[token].empty()) continue;
     if (!bpe.tokens_.emplace(bpe.bytes_[token], static_cast<std::int32_t>(token)).second)
       return corrupt("not a vocabulary: '" + to_visible(bpe.bytes_[token]) + "' occurs twice");
   }
@@ -197,52 +209,78 @@ Result<Bpe> Bpe::of_vocabulary(std::vector<std::string> bytes) {
   return bpe;
 }
 
-Result<Bpe> Bpe::parse(const Texts& texts) {
-  auto bytes = parse_vocabulary(texts.vocabulary);
+Result<Bpe> Bpe::parse_vocabulary(std::string_view json) {
+  auto bytes = read_vocabulary(json);
   if (!bytes) return tl::unexpected(bytes.error());
-  if (bytes->size() > std::size_t{1} << 31) return corrupt("not a vocabulary: more than 2^31 tokens");
   auto bpe = of_vocabulary(std::move(*bytes));
-  if (!bpe) return bpe;
+  if (bpe) bpe->index_merges();
+  return bpe;
+}
+
+Status Bpe::add_merges(std::string_view text) {
+  constexpr std::string_view kMark = "\xEF\xBB\xBF";
+  if (text.starts_with(kMark)) text.remove_prefix(kMark.size());
   std::unordered_map<std::uint64_t, std::size_t> seen;
-  std::string_view rest = texts.merges;
-  for (std::size_t number = 1; !rest.empty(); ++number) {
-    const std::size_t end = rest.find('\n');
-    const std::string_view line = rest.substr(0, end);
-    rest.remove_prefix(end == std::string_view::npos ? rest.size() : end + 1);
-    if (number == 1 && line.starts_with("#version")) continue;
+  for (std::size_t number = 1; !text.empty(); ++number) {
+    const std::size_t end = text.find('\n');
+    std::string_view line = text.substr(0, end);
+    text.remove_prefix(end == std::string_view::npos ? text.size() : end + 1);
+    if (line.ends_with('\r')) line.remove_suffix(1);
+    if (line.empty() || (number == 1 && line.starts_with("#version"))) continue;
     const auto wrong = [number](const std::string& what) {
       return corrupt("not a list of merges: line " + std::to_string(number) + " " + what);
     };
     const std::size_t space = line.find(' ');
-    if (space == std::string_view::npos || line.find(' ', space + 1) != std::string_view::npos)
-      return wrong("is not two words with a space between them");
-    const auto left = from_visible(line.substr(0, space)), right = from_visible(line.substr(space + 1));
-    if (!left || !right) return wrong("has a character that stands for no byte");
-    const auto left_token = bpe->token_of(*left), right_token = bpe->token_of(*right);
-    if (!left_token || !right_token) return wrong("merges what is no token");
-    const auto merged = bpe->token_of(*left + *right);
-    if (!merged) return wrong("makes what is no token");
-    if (!seen.emplace(pair_key(*left_token, *right_token), number).second) return wrong("is there twice");
-    bpe->merges_.push_back({*left_token, *right_token, *merged});
+    const bool is_pair = space != std::string_view::npos && line.find(' ', space + 1) == std::string_view::npos;
+    // "# #" may well be a pair. What begins so and can't be one is a comment: anywhere if it is not two words, and
+    // before the first pair if these are no tokens.
+    const bool may_be_comment = line[0] == '#' && (!is_pair || merges_.empty());
+    auto pair = is_pair ? pair_of(line.substr(0, space), line.substr(space + 1))
+                        : Result<Merge>(corrupt("is not two words with a space between them"));
+    if (!pair && may_be_comment) continue;
+    if (!pair) return wrong(pair.error().message);
+    if (!seen.emplace(pair_key(pair->left, pair->right), number).second) return wrong("is there twice");
+    merges_.push_back(*pair);
   }
-  bpe->index_merges();
+  index_merges();
+  return {};
+}
+
+/// What merging two tokens, as visible characters, makes.
+Result<Bpe::Merge> Bpe::pair_of(std::string_view left, std::string_view right) const {
+  const auto left_bytes = from_visible(left), right_bytes = from_visible(right);
+  if (!left_bytes || !right_bytes) return corrupt("has a character that stands for no byte");
+  const auto left_token = token_of(*left_bytes), right_token = token_of(*right_bytes);
+  if (!left_token || !right_token) return corrupt("merges what is no token");
+  const auto merged = token_of(*left_bytes + *right_bytes);
+  if (!merged) return corrupt("makes what is no token");
+  return Merge{*left_token, *right_token, *merged};
+}
+
+Result<Bpe> Bpe::parse(const Texts& texts) {
+  auto bpe = parse_vocabulary(texts.vocabulary);
+  if (!bpe) return bpe;
+  if (Status added = bpe->add_merges(texts.merges); !added) return tl::unexpected(added.error());
   return bpe;
 }
 
 Result<Bpe> Bpe::load(const Paths& paths) {
-  const auto vocabulary = detail::MappedFile::open(paths.vocabulary);
+  const auto vocabulary = detail::read_file(paths.vocabulary);
   if (!vocabulary) return tl::unexpected(vocabulary.error());
-  const auto merges = detail::MappedFile::open(paths.merges);
+  const auto merges = detail::read_file(paths.merges);
   if (!merges) return tl::unexpected(merges.error());
-  auto bpe = parse({.vocabulary = text_of(*vocabulary), .merges = text_of(*merges)});
-  if (!bpe) return make_error(bpe.error().code, paths.vocabulary + ", " + paths.merges + ": " + bpe.error().message);
+  auto bpe = parse_vocabulary(*vocabulary);
+  if (!bpe) return make_error(bpe.error().code, paths.vocabulary + ": " + bpe.error().message);
+  if (Status added = bpe->add_merges(*merges); !added)
+    return make_error(added.error().code, paths.merges + ": " + added.error().message);
   return bpe;
 }
 
 std::string Bpe::vocabulary_json() const {
   std::string json = "{";
   for (std::size_t token = 0; token < bytes_.size(); ++token) {
-    if (token != 0) json += ", ";
+    if (bytes_[token].empty()) continue;
+    if (json.size() > 1) json += ", ";
     json += Json(to_visible(bytes_[token])).dump() + ": " + std::to_string(token);
   }
   return json + "}\n";
@@ -266,8 +304,12 @@ std::string_view Bpe::bytes_of(std::int32_t token) const {
 }
 
 std::optional<std::int32_t> Bpe::token_of(std::string_view bytes) const {
-  const auto found = tokens_.find(std::string(bytes));
-  return found == tokens_.end() ? std::nullopt : std::optional(found->second);
+  if (const auto found = tokens_.find(std::string(bytes)); found != tokens_.end()) return found->second;
+  for (const AddedSet* set : {&added_, &added_normalized_}) {
+    const auto found = std::ranges::find(set->all(), bytes, &Added::text);
+    if (found != set->all().end()) return found->token;
+  }
+  return std::nullopt;
 }
 
 Result<std::string> Bpe::decode(std::span<const std::int32_t> tokens) const {
@@ -378,31 +420,87 @@ void Bpe::encode_long(std::string_view piece, std::vector<std::int32_t>& to) con
   for (std::size_t at = 0; at != kNone; at = nodes[at].after) to.push_back(nodes[at].token);
 }
 
-std::vector<std::int32_t> Bpe::encode(std::string_view text) const {
-  // Pieces that were encoded before, direct-mapped: the last one of each place. They point into the text and the
-  // tokens.
+/// As tokenizers goes about it: always the lowest rank of all pairs that there are now, of equals the first. Where
+/// every merge uses what earlier ones make (as training gives them), that is what the others do.
+void Bpe::encode_in_any_order(std::string_view piece, std::vector<std::int32_t>& to) const {
+  constexpr std::size_t kNone = ~std::size_t{0};
+  struct Node {
+    std::int32_t token;
+    std::size_t before, after;
+    bool gone;
+  };
+  std::vector<Node> nodes(piece.size());
+  for (std::size_t i = 0; i < nodes.size(); ++i)
+    nodes[i] = {byte_tokens_[static_cast<unsigned char>(piece[i])], i - 1, i + 1 < nodes.size() ? i + 1 : kNone, false};
+  using Candidate = std::pair<std::uint32_t, std::size_t>;  // Rank, and where its left token is.
+  std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> heap;
+  const auto rank_at = [&](std::size_t at) {
+    const Node& node = nodes[at];
+    return node.gone || node.after == kNone ? kNoRank : rank_of(node.token, nodes[node.after].token);
+  };
+  const auto offer = [&](std::size_t at) {
+    if (const std::uint32_t rank = rank_at(at); rank != kNoRank) heap.emplace(rank, at);
+  };
+  for (std::size_t i = 0; i < nodes.size(); ++i) offer(i);
+  while (!heap.empty()) {
+    const auto [rank, at] = heap.top();
+    heap.pop();
+    if (rank_at(at) != rank) continue;  // Another merge was here before.
+    Node& node = nodes[at];
+    const std::size_t gone = node.after;
+    node.token = merges_[rank].merged;
+    node.after = nodes[gone].after;
+    nodes[gone].gone = true;
+    if (node.after != kNone) nodes[node.after].before = at;
+    if (node.before != kNone) offer(node.before);
+    offer(at);
+  }
+  for (std::size_t at = 0; at != kNone; at = nodes[at].after) to.push_back(nodes[at].token);
+}
+
+void Bpe::encode_piece(std::string_view piece, std::vector<std::int32_t>& to) const {
+  if (ignores_merges_) {
+    if (const auto found = tokens_.find(std::string(piece)); found != tokens_.end()) {
+      to.push_back(found->second);
+      return;
+    }
+  }
+  if (any_order_) {
+    encode_in_any_order(piece, to);
+  } else if (piece.size() > kShortBytes) {
+    encode_long(piece, to);
+  } else {
+    encode_short(piece, to);
+  }
+}
+
+/// Pieces that were encoded before, direct-mapped: the last one of each place. They point into the text and the tokens.
+struct Bpe::Pieces {
   struct Known {
     const char* text = nullptr;
     std::uint32_t bytes = 0;
     std::uint32_t tokens = 0;
     std::size_t first_token = 0;
   };
-  constexpr std::size_t kPlacesMax = 1U << 15;  // 768 KiB: fits a core's second cache.
-  std::vector<Known> known(std::clamp<std::size_t>(std::bit_ceil(text.size() / 16 + 1), 1, kPlacesMax));
-  std::vector<std::int32_t> tokens;
-  tokens.reserve(text.size() / 3);
+  static constexpr std::size_t kPlacesMax = 1U << 15;  // 768 KiB: fits a core's second cache.
+  explicit Pieces(std::size_t text_bytes)
+      : known(std::clamp<std::size_t>(std::bit_ceil(text_bytes / 16 + 1), 1, kPlacesMax)) {}
+  std::vector<Known> known;
+};
+
+void Bpe::encode_pieces(std::string_view text, Pieces& pieces, std::vector<std::int32_t>& tokens) const {
   while (!text.empty()) {
-    const std::string_view piece = text.substr(0, first_piece_bytes(text));
+    const std::string_view piece = text.substr(0, whole_texts_ ? text.size() : first_piece_bytes(text));
     text.remove_prefix(piece.size());
     if (piece.size() == 1) {
       tokens.push_back(byte_tokens_[static_cast<unsigned char>(piece[0])]);
       continue;
     }
     if (piece.size() > kShortBytes) {
-      encode_long(piece, tokens);
+      encode_piece(piece, tokens);
       continue;
     }
-    Known& place = known[XXH3_64bits(piece.data(), piece.size()) & (known.size() - 1)];
+    Pieces::Known& place = pieces.known[XXH3_64bits(piece.data(), piece.size()) & (pieces.known.size() - 1)];
     if (place.bytes == piece.size() && std::memcmp(place.text, piece.data(), piece.size()) == 0) {
       const std::size_t count = place.tokens, at = tokens.size();
       tokens.resize(at + count);
@@ -411,11 +509,385 @@ std::vector<std::int32_t> Bpe::encode(std::string_view text) const {
       continue;
     }
     const std::size_t first = tokens.size();
-    encode_short(piece, tokens);
+    encode_piece(piece, tokens);
     place = {piece.data(), static_cast<std::uint32_t>(piece.size()), static_cast<std::uint32_t>(tokens.size() - first),
              first};
   }
+}
+
+// ----- added tokens -------------------------------------------------------------------------------------------------
+
+void Bpe::AddedSet::add(Added added) {
+  all_.push_back(std::move(added));
+  std::ranges::sort(all_, [](const Added& a, const Added& b) {
+    const auto first_a = static_cast<unsigned char>(a.text[0]), first_b = static_cast<unsigned char>(b.text[0]);
+    return first_a != first_b ? first_a < first_b : a.text.size() > b.text.size();
+  });
+  of_byte_ = {};
+  for (std::uint32_t i = 0; i < all_.size(); ++i) {
+    auto& [begin, end] = of_byte_[static_cast<unsigned char>(all_[i].text[0])];
+    if (begin == end) begin = i;
+    end = i + 1;
+  }
+}
+
+const Bpe::Added* Bpe::AddedSet::find(std::string_view text, std::size_t from, std::size_t& at) const {
+  for (at = from; at < text.size(); ++at) {
+    const auto [begin, end] = of_byte_[static_cast<unsigned char>(text[at])];
+    for (std::uint32_t i = begin; i < end; ++i) {
+      if (text.substr(at).starts_with(all_[i].text)) return &all_[i];
+    }
+  }
+  return nullptr;
+}
+
+/// The added tokens of a set in the text, from the left, and what stands between them. One may eat the spaces beside
+/// it, but none that another has eaten before.
+void Bpe::encode_between(std::string_view text, bool normalized, Pieces& pieces, std::vector<std::int32_t>& to) const {
+  const AddedSet& set = normalized ? added_normalized_ : added_;
+  const auto encode_rest = [&](std::string_view part) {
+    if (part.empty()) return;
+    if (!normalized) {
+      encode_between(part, true, pieces, to);
+    } else if (adds_space_ && part[0] != ' ') {
+      const std::string with_space = " " + std::string(part);
+      Pieces of_its_own(with_space.size());  // They point into what goes at once.
+      encode_pieces(with_space, of_its_own, to);
+    } else {
+      encode_pieces(part, pieces, to);
+    }
+  };
+  std::size_t done = 0, from = 0, at = 0;
+  while (const Added* const added = set.empty() ? nullptr : set.find(text, from, at)) {
+    from = at + added->text.size();
+    std::size_t begin = at, end = from;
+    if (added->eats_spaces_before) begin = std::max(begin - trailing_space_bytes(text.substr(0, begin)), done);
+    if (added->eats_spaces_behind) end += leading_space_bytes(text.substr(end));
+    if (done < begin) encode_rest(text.substr(done, begin - done));
+    to.push_back(added->token);
+    done = end;
+  }
+  if (done < text.size()) encode_rest(text.substr(done));
+}
+
+bool Bpe::gives_back() const noexcept {
+  if (adds_space_) return false;
+  for (const AddedSet* set : {&added_, &added_normalized_}) {
+    for (const Added& added : set->all()) {
+      if (added.eats_spaces_before || added.eats_spaces_behind) return false;
+    }
+  }
+  return true;
+}
+
+std::vector<std::int32_t> Bpe::encode(std::string_view text) const {
+  Pieces pieces(text.size());
+  std::vector<std::int32_t> tokens;
+  tokens.reserve(text.size() / 3);
+  if (added_.empty() && added_normalized_.empty() && !adds_space_) {
+    encode_pieces(text, pieces, tokens);
+  } else {
+    encode_between(text, false, pieces, tokens);
+  }
   return tokens;
+}
+
+// ----- tokenizer.json -----------------------------------------------------------------------------------------------
+
+/// Reads what stands there member by member, and takes nothing that it does not know.
+class Bpe::JsonReader {
+ public:
+  explicit JsonReader(const Json& file) : file_(file) {}
+
+  Result<Bpe> read() {
+    if (!file_.is_object()) return corrupt("it is not an object");
+    constexpr std::string_view kMembers[] = {"version",       "truncation",     "padding", "added_tokens", "normalizer",
+                                             "pre_tokenizer", "post_processor", "decoder", "model"};
+    if (Status known = only(file_, kMembers, ""); !known) return tl::unexpected(known.error());
+    if (const Json& version = member(file_, "version"); !version.is_null() && version != "1.0")
+      return unsupported("version", version);
+    for (const auto& read_part : {&JsonReader::read_limits, &JsonReader::read_pre_tokenizer,
+                                  &JsonReader::read_post_processor, &JsonReader::read_decoder, &JsonReader::read_model,
+                                  &JsonReader::read_vocabulary, &JsonReader::read_merges, &JsonReader::read_added}) {
+      if (Status done = (this->*read_part)(); !done) return tl::unexpected(done.error());
+    }
+    return std::move(bpe_);
+  }
+
+ private:
+  static tl::unexpected<Error> unsupported(const std::string& name, const Json& value) {
+    std::string text = value.dump(-1, ' ', true);
+    if (text.size() > 60) text = text.substr(0, 57) + "...";
+    return make_error(ErrorCode::kUnsupported, "\"" + name + "\" is " + text + ", which is not supported");
+  }
+  /// Null where there is none.
+  static const Json& member(const Json& object, const char* name) {
+    static const Json null;
+    const auto found = object.find(name);
+    return found == object.end() ? null : *found;
+  }
+  static Status only(const Json& object, std::span<const std::string_view> names, const std::string& where) {
+    for (const auto& [name, value] : object.items()) {
+      if (std::ranges::find(names, std::string_view(name)) == names.end()) return unsupported(where + name, value);
+    }
+    return {};
+  }
+  static std::string type_of(const Json& object) {
+    const Json& type = object.is_object() ? member(object, "type") : object;
+    return type.is_string() ? type.get<std::string>() : std::string();
+  }
+  /// Whether it does nothing: null, or a sequence of what does nothing.
+  static bool is_nothing(const Json& object, const char* parts) {
+    if (object.is_null()) return true;
+    if (type_of(object) != "Sequence") return false;
+    const Json& all = member(object, parts);
+    return all.is_array() && std::ranges::all_of(all, [&](const Json& one) { return is_nothing(one, parts); });
+  }
+  /// The one part of a sequence of one.
+  static const Json& alone(const Json& object, const char* parts) {
+    if (type_of(object) != "Sequence") return object;
+    const Json& all = member(object, parts);
+    return all.is_array() && all.size() == 1 ? alone(all[0], parts) : object;
+  }
+  /// true, false, or what it is without a word.
+  static Result<bool> flag(const Json& object, const char* name, bool otherwise, const std::string& where) {
+    const Json& value = member(object, name);
+    if (value.is_null()) return otherwise;
+    if (!value.is_boolean()) return unsupported(where + name, value);
+    return value.get<bool>();
+  }
+
+  Status read_limits() {
+    if (const Json& truncation = member(file_, "truncation"); !truncation.is_null())
+      return unsupported("truncation", truncation);
+    if (const Json& padding = member(file_, "padding"); !padding.is_null()) return unsupported("padding", padding);
+    if (const Json& normalizer = member(file_, "normalizer"); !is_nothing(normalizer, "normalizers"))
+      return unsupported("normalizer", normalizer);
+    return {};
+  }
+
+  Status read_pre_tokenizer() {
+    const Json& part = alone(member(file_, "pre_tokenizer"), "pretokenizers");
+    if (type_of(part) != "ByteLevel") return unsupported("pre_tokenizer", part);
+    constexpr std::string_view kMembers[] = {"type", "add_prefix_space", "trim_offsets", "use_regex"};
+    if (Status known = only(part, kMembers, "pre_tokenizer."); !known) return known;
+    const auto space = flag(part, "add_prefix_space", true, "pre_tokenizer.");
+    if (!space) return tl::unexpected(space.error());
+    const auto pieces = flag(part, "use_regex", true, "pre_tokenizer.");
+    if (!pieces) return tl::unexpected(pieces.error());
+    bpe_.adds_space_ = *space;
+    bpe_.whole_texts_ = !*pieces;
+    return {};
+  }
+
+  /// ByteLevel changes offsets only, and a template of nothing but the text adds nothing.
+  Status read_post_processor() { return check_post_processor(member(file_, "post_processor")); }
+  static Status check_post_processor(const Json& part) {
+    const std::string type = type_of(part);
+    if (part.is_null() || type == "ByteLevel") return {};
+    if (type == "Sequence" && member(part, "processors").is_array()) {
+      for (const Json& one : member(part, "processors")) {
+        if (Status sound = check_post_processor(one); !sound) return sound;
+      }
+      return {};
+    }
+    const Json& single = member(part, "single");
+    const bool adds_nothing = type == "TemplateProcessing" && single.is_array() && single.size() == 1 &&
+                              single[0].is_object() && single[0].contains("Sequence");
+    return adds_nothing ? Status() : unsupported("post_processor", part);
+  }
+
+  Status read_decoder() {
+    const Json& part = alone(member(file_, "decoder"), "decoders");
+    if (!part.is_null() && type_of(part) != "ByteLevel") return unsupported("decoder", part);
+    return {};
+  }
+
+  Status read_model() {
+    const Json& model = member(file_, "model");
+    if (!model.is_object()) return unsupported("model", model);
+    if (const Json& type = member(model, "type"); !type.is_null() && type != "BPE")
+      return unsupported("model.type", type);
+    constexpr std::string_view kMembers[] = {"type",
+                                             "dropout",
+                                             "unk_token",
+                                             "continuing_subword_prefix",
+                                             "end_of_word_suffix",
+                                             "fuse_unk",
+                                             "byte_fallback",
+                                             "ignore_merges",
+                                             "vocab",
+                                             "merges"};
+    if (Status known = only(model, kMembers, "model."); !known) return known;
+    if (const Json& dropout = member(model, "dropout"); !dropout.is_null() && dropout != 0)
+      return unsupported("model.dropout", dropout);
+    for (const char* name : {"continuing_subword_prefix", "end_of_word_suffix"}) {
+      if (const Json& text = member(model, name); !text.is_null() && text != "")
+        return unsupported(std::string("model.") + name, text);
+    }
+    // Of a vocabulary that has every byte nothing is unknown, so unk_token, fuse_unk and byte_fallback say nothing.
+    const auto ignores = flag(model, "ignore_merges", false, "model.");
+    if (!ignores) return tl::unexpected(ignores.error());
+    bpe_.ignores_merges_ = *ignores;
+    return {};
+  }
+
+  Status read_vocabulary() {
+    const Json& vocabulary = member(member(file_, "model"), "vocab");
+    if (!vocabulary.is_object()) return corrupt("\"model.vocab\" is not an object of tokens");
+    std::vector<std::pair<std::string, std::uint64_t>> entries;
+    for (const auto& [text, number] : vocabulary.items()) {
+      if (!number.is_number_unsigned()) return corrupt("\"model.vocab\" gives '" + text + "' no number");
+      entries.emplace_back(text, number.get<std::uint64_t>());
+    }
+    const auto size = vocabulary_size(entries);
+    if (!size) return tl::unexpected(size.error());
+    std::vector<std::string> bytes(*size);
+    std::vector<bool> taken(*size);
+    for (const auto& [text, number] : entries) {
+      if (taken[number]) return corrupt("two tokens are number " + std::to_string(number));
+      taken[number] = true;
+      in_model_.emplace(text, static_cast<std::int32_t>(number));
+      auto decoded = from_visible(text);
+      if (decoded && !decoded->empty()) {
+        bytes[number] = std::move(*decoded);
+      } else {
+        foreign_.emplace_back(text, static_cast<std::int32_t>(number));  // An added token may be it.
+      }
+    }
+    auto made = of_vocabulary(std::move(bytes));
+    if (!made) return tl::unexpected(made.error());
+    bpe_.bytes_ = std::move(made->bytes_);
+    bpe_.tokens_ = std::move(made->tokens_);
+    bpe_.byte_tokens_ = made->byte_tokens_;
+    return {};
+  }
+
+  Status read_merges() {
+    const Json& merges = member(member(file_, "model"), "merges");
+    if (!merges.is_array()) return corrupt("\"model.merges\" is not a list of pairs");
+    std::unordered_map<std::uint64_t, std::size_t> seen;
+    std::vector<std::int64_t> made_last(bpe_.bytes_.size(), -1);  // The last rank that makes a token.
+    for (std::size_t rank = 0; rank < merges.size(); ++rank) {
+      const auto wrong = [rank](const std::string& what) {
+        return corrupt("merge " + std::to_string(rank) + " " + what);
+      };
+      const Json& one = merges[rank];
+      std::string left, right;
+      if (one.is_string()) {
+        const auto& text = one.get_ref<const std::string&>();
+        const std::size_t space = text.find(' ');
+        if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos)
+          return wrong("is not two words with a space between them");
+        left = text.substr(0, space);
+        right = text.substr(space + 1);
+      } else if (one.is_array() && one.size() == 2 && one[0].is_string() && one[1].is_string()) {
+        left = one[0].get<std::string>();
+        right = one[1].get<std::string>();
+      } else {
+        return wrong("is no pair");
+      }
+      const auto pair = bpe_.pair_of(left, right);
+      if (!pair) return wrong(pair.error().message);
+      if (!seen.emplace(pair_key(pair->left, pair->right), rank).second) return wrong("is there twice");
+      bpe_.merges_.push_back(*pair);
+      made_last[static_cast<std::size_t>(pair->merged)] = static_cast<std::int64_t>(rank);
+    }
+    for (std::size_t rank = 0; rank < bpe_.merges_.size(); ++rank) {
+      const auto made = [&](std::int32_t token) { return made_last[static_cast<std::size_t>(token)]; };
+      const Merge& merge = bpe_.merges_[rank];
+      if (std::max(made(merge.left), made(merge.right)) >= static_cast<std::int64_t>(rank)) bpe_.any_order_ = true;
+    }
+    bpe_.index_merges();
+    return {};
+  }
+
+  Status read_added() {
+    const Json& all = member(file_, "added_tokens");
+    if (!all.is_null() && !all.is_array()) return corrupt("\"added_tokens\" is not a list");
+    // tokenizers numbers those that the model does not have itself, whatever the file says.
+    std::uint64_t next = in_model_.size();
+    std::unordered_map<std::string, std::int32_t> seen;
+    for (const Json& one : all) {
+      constexpr std::string_view kMembers[] = {"id",     "content", "single_word", "lstrip",
+                                               "rstrip", "special", "normalized"};
+      if (!one.is_object()) return corrupt("an added token is not an object");
+      if (Status known = only(one, kMembers, "added_tokens."); !known) return known;
+      const Json& content = member(one, "content");
+      const Json& id = member(one, "id");
+      if (!content.is_string() || content == "") return corrupt("an added token has no content");
+      Added added{.text = content.get<std::string>()};
+      const std::string words = "the added token " + content.dump(-1, ' ', true);
+      if (!id.is_number_unsigned()) return corrupt(words + " has no number");
+      const auto in_model = in_model_.find(added.text);
+      const std::uint64_t number = in_model != in_model_.end() ? static_cast<std::uint64_t>(in_model->second) : next++;
+      if (id != number)
+        return corrupt(words + " is number " + id.dump() + ", and others that read the file make it number " +
+                       std::to_string(number));
+      added.token = static_cast<std::int32_t>(number);
+      if (!seen.emplace(added.text, added.token).second) return corrupt(words + " is there twice");
+      const auto whole_words = flag(one, "single_word", false, "added_tokens.");
+      const auto before = flag(one, "lstrip", false, "added_tokens.");
+      const auto behind = flag(one, "rstrip", false, "added_tokens.");
+      const auto normalized = flag(one, "normalized", true, "added_tokens.");
+      const auto special = flag(one, "special", false, "added_tokens.");
+      for (const auto* read : {&whole_words, &before, &behind, &normalized, &special}) {
+        if (!*read) return tl::unexpected(read->error());
+      }
+      if (*whole_words) return make_error(ErrorCode::kUnsupported, words + " is a single_word, which is not supported");
+      added.eats_spaces_before = *before;
+      added.eats_spaces_behind = *behind;
+      eats_ = eats_ || *before || *behind;
+      if (bpe_.bytes_.size() <= number) bpe_.bytes_.resize(number + 1);
+      std::string& bytes = bpe_.bytes_[number];
+      if (in_model == in_model_.end() && !bytes.empty())
+        return corrupt(words + " has the number of another token, " + std::to_string(number));
+      if (in_model != in_model_.end() && !bytes.empty() && bytes != added.text)
+        return corrupt(words + " has the number of a token of the model that stands for other bytes, " +
+                       std::to_string(number));
+      bytes = added.text;
+      (*normalized ? bpe_.added_normalized_ : bpe_.added_).add(std::move(added));
+    }
+    // Of spaces that one token is and another eats, tokenizers 0.23 makes a token twice, or dies.
+    if (eats_) {
+      for (const AddedSet* set : {&bpe_.added_, &bpe_.added_normalized_}) {
+        for (const Added& added : set->all()) {
+          if (leading_space_bytes(added.text) + trailing_space_bytes(added.text) == 0) continue;
+          return make_error(
+              ErrorCode::kUnsupported,
+              "the added token " + Json(added.text).dump(-1, ' ', true) +
+                  " has white space at an end, and another has lstrip or rstrip, which is not supported together");
+        }
+      }
+    }
+    for (const auto& [text, number] : foreign_) {
+      if (!seen.contains(text))
+        return corrupt("the token " + std::to_string(number) + " stands for no bytes, and is no added one");
+    }
+    return {};
+  }
+
+  const Json& file_;
+  Bpe bpe_;
+  bool eats_ = false;                                          // An added token eats spaces.
+  std::unordered_map<std::string, std::int32_t> in_model_;     // As it stands there.
+  std::vector<std::pair<std::string, std::int32_t>> foreign_;  // Tokens of the model that stand for no bytes.
+};
+
+Result<Bpe> Bpe::parse_json(std::string_view text) {
+  const auto json = detail::parse_json(text);
+  if (!json) return make_error(json.error().code, "not a tokenizer.json: " + json.error().message);
+  auto bpe = JsonReader(*json).read();
+  if (!bpe) return make_error(bpe.error().code, "not a tokenizer.json that can be read: " + bpe.error().message);
+  return bpe;
+}
+
+Result<Bpe> Bpe::load_json(const std::string& path) {
+  const auto text = detail::read_file(path);
+  if (!text) return tl::unexpected(text.error());
+  auto bpe = parse_json(*text);
+  if (!bpe) return make_error(bpe.error().code, path + ": " + bpe.error().message);
+  return bpe;
 }
 
 // ----- training -----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "dunnock/base/result.hpp"
@@ -37,6 +38,14 @@ class Descriptor {
 /// Makes what is in `temporary` durable under the name `path`, its directory included.
 [[nodiscard]] Status publish(const Descriptor& file, const std::string& temporary, const std::string& path);
 
+/// Opens an ordinary file for reading; what is none is refused at once, also a FIFO that nobody writes into.
+/// `bytes`: its size. Errors: NotFound, ReadOnly (no right to read it), InvalidArgument (not an ordinary file), Io.
+[[nodiscard]] Result<Descriptor> open_to_read(const std::string& path, std::uint64_t& bytes);
+
+/// A whole file, for reading, as text. Unlike what is mapped, it may be cut off meanwhile. Errors: those of
+/// open_to_read(); NoSpace: there is not the memory for it.
+[[nodiscard]] Result<std::string> read_file(const std::string& path);
+
 /// A whole file, for reading, mapped. Threads: any number.
 class MappedFile {
  public:
@@ -49,6 +58,9 @@ class MappedFile {
 
   [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return bytes_; }
   [[nodiscard]] const std::string& path() const noexcept { return path_; }
+  /// Copies bytes of the file by reading it, so that one that is being cut off is an error and no signal. Errors:
+  /// Corrupt (it has become shorter), Io.
+  [[nodiscard]] Status read(std::uint64_t at, std::span<std::byte> to) const;
   /// Has it still the size that it was opened with? What was cut off can't be read (the system sends SIGBUS), so look
   /// before a longer reading.
   [[nodiscard]] bool still_whole() const noexcept;

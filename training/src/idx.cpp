@@ -58,11 +58,18 @@ class Source {
       rest_ = rest_.subspan(in - stream_.avail_in);
       done += out - stream_.avail_out;
       if (answer == Z_STREAM_END) {
-        // A gzip file may be several, one behind the other.
+        // A gzip file may be several, one behind the other, and zeros may follow each: blocks of a tape or a disk that
+        // were filled up. gzip and Python's gzip read it alike.
+        const auto* const content = std::find_if(rest_.data(), rest_.data() + rest_.size(),
+                                                 [](std::byte byte) { return byte != std::byte{0}; });
+        rest_ = rest_.subspan(static_cast<std::size_t>(content - rest_.data()));
         if (rest_.empty()) {
           ended_ = true;
-        } else if (!is_gzip(rest_) || inflateReset(&stream_) != Z_OK) {
-          return corrupt("bytes follow the compressed data");
+        } else if (!is_gzip(rest_)) {
+          return corrupt(std::to_string(rest_.size()) +
+                         " bytes follow the compressed data that are neither compressed data nor padding with zeros");
+        } else if (inflateReset(&stream_) != Z_OK) {
+          return corrupt("the compressed data can't be read on");
         }
       } else if (answer == Z_BUF_ERROR && rest_.empty()) {
         return corrupt("the compressed data is cut off");
@@ -151,9 +158,9 @@ Result<IdxArray> parse_idx(std::span<const std::byte> file, std::uint64_t bytes_
 }
 
 Result<IdxArray> read_idx(const std::string& path, std::uint64_t bytes_max) {
-  const auto file = detail::MappedFile::open(path);
+  const auto file = detail::read_file(path);
   if (!file) return tl::unexpected(file.error());
-  auto array = parse_idx(file->bytes(), bytes_max);
+  auto array = parse_idx(std::as_bytes(std::span(*file)), bytes_max);
   if (!array) return make_error(array.error().code, path + ": " + array.error().message);
   return array;
 }
@@ -175,26 +182,107 @@ std::vector<std::byte> encode_idx(const IdxArray& array) {
   return bytes;
 }
 
-Result<ImageSet> ImageSet::create(IdxArray images, IdxArray labels, unsigned classes) {
-  const auto refuse = [](const std::string& what) { return make_error(ErrorCode::kInvalidArgument, what); };
-  if (images.type != IdxType::kU8) return refuse("images are arrays of bytes");
+namespace {
+
+tl::unexpected<Error> refuse(const std::string& what) { return make_error(ErrorCode::kInvalidArgument, what); }
+
+std::string_view name_of(IdxType type) {
+  switch (type) {
+    case IdxType::kU8: return "u8";
+    case IdxType::kI8: return "i8";
+    case IdxType::kI16: return "i16";
+    case IdxType::kI32: return "i32";
+    case IdxType::kF32: return "f32";
+    case IdxType::kF64: return "f64";
+  }
+  return "no known type";
+}
+
+/// "i32 [60000, 8]"
+std::string described(const IdxArray& array) {
+  std::string text = std::string(name_of(array.type)) + " [";
+  for (std::size_t i = 0; i < array.shape.size(); ++i) text += (i > 0 ? ", " : "") + std::to_string(array.shape[i]);
+  return text + "]";
+}
+
+Status check_images(const IdxArray& images) {
+  if (images.type != IdxType::kU8) return refuse("images are arrays of bytes, and this is " + described(images));
   if (images.shape.size() != 3 && images.shape.size() != 4)
-    return refuse("images have 3 or 4 dimensions, and not " + std::to_string(images.shape.size()));
-  if (labels.type != IdxType::kU8 || labels.shape.size() != 1) return refuse("labels are one row of bytes");
+    return refuse("images have 3 or 4 dimensions, and this is " + described(images));
+  for (std::size_t i = 1; i < images.shape.size(); ++i) {
+    if (images.shape[i] == 0) return refuse("images without pixels: " + described(images));
+  }
+  return {};
+}
+
+/// The first number of each row, as a class.
+template <class T>
+Result<std::vector<std::byte>> classes_of(const IdxArray& labels, unsigned classes) {
+  const auto values = labels.as<T>();
+  const std::size_t count = labels.shape[0];
+  const std::size_t columns = labels.shape.size() == 2 ? labels.shape[1] : 1;
+  std::vector<std::byte> found(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto label = static_cast<std::int64_t>(values[i * columns]);
+    if (label < 0 || label >= static_cast<std::int64_t>(classes))
+      return make_error(ErrorCode::kCorrupt, "label " + std::to_string(i) + " is " + std::to_string(label) + ", of " +
+                                                 std::to_string(classes) + " classes");
+    found[i] = static_cast<std::byte>(label);
+  }
+  return found;
+}
+
+}  // namespace
+
+Result<IdxArray> labels_from(const IdxArray& array, unsigned classes) {
+  if (classes == 0 || classes > 256) return refuse("there are 1 to 256 classes");
+  // QMNIST's (Yadav, Bottou 2019): the class, and seven numbers about who wrote it and where it stands.
+  constexpr std::uint32_t kQmnistColumns = 8;
+  const bool rows = array.shape.size() == 1 || (array.shape.size() == 2 && array.shape[1] == 1);
+  const bool qmnist = array.shape.size() == 2 && array.shape[1] == kQmnistColumns && array.type == IdxType::kI32;
+  if (!rows && !qmnist)
+    return refuse("labels are a row of whole numbers, or QMNIST's i32 [count, 8], and this is " + described(array));
+  Result<std::vector<std::byte>> found = std::vector<std::byte>();
+  switch (array.type) {
+    case IdxType::kU8: found = classes_of<std::uint8_t>(array, classes); break;
+    case IdxType::kI8: found = classes_of<std::int8_t>(array, classes); break;
+    case IdxType::kI16: found = classes_of<std::int16_t>(array, classes); break;
+    case IdxType::kI32: found = classes_of<std::int32_t>(array, classes); break;
+    case IdxType::kF32:
+    case IdxType::kF64: return refuse("labels are whole numbers, and this is " + described(array));
+  }
+  if (!found) return tl::unexpected(found.error());
+  return IdxArray{IdxType::kU8, {array.shape[0]}, std::move(*found)};
+}
+
+Result<IdxArray> read_images(const std::string& path) {
+  auto images = read_idx(path);
+  if (!images) return images;
+  if (Status sound = check_images(*images); !sound)
+    return make_error(sound.error().code, path + ": " + sound.error().message);
+  return images;
+}
+
+Result<IdxArray> read_labels(const std::string& path, unsigned classes) {
+  const auto array = read_idx(path);
+  if (!array) return array;
+  auto labels = labels_from(*array, classes);
+  if (!labels) return make_error(labels.error().code, path + ": " + labels.error().message);
+  return labels;
+}
+
+Result<ImageSet> ImageSet::create(IdxArray images, IdxArray labels, unsigned classes) {
+  if (Status sound = check_images(images); !sound) return tl::unexpected(sound.error());
+  auto bytes = labels_from(labels, classes);
+  if (!bytes) return tl::unexpected(bytes.error());
+  labels = std::move(*bytes);
   if (images.shape[0] != labels.shape[0])
     return refuse(std::to_string(images.shape[0]) + " images, but " + std::to_string(labels.shape[0]) + " labels");
-  if (classes == 0 || classes > 256) return refuse("there are 1 to 256 classes");
   ImageSet set;
   set.channels_ = images.shape.size() == 4 ? images.shape[1] : 1;
   set.height_ = images.shape[images.shape.size() - 2];
   set.width_ = images.shape.back();
   set.classes_ = classes;
-  if (set.pixels() == 0) return refuse("images without pixels");
-  const auto values = labels.as<std::uint8_t>();
-  const auto wrong = std::ranges::find_if(values, [classes](std::uint8_t label) { return label >= classes; });
-  if (wrong != values.end())
-    return make_error(ErrorCode::kCorrupt, "label " + std::to_string(wrong - values.begin()) + " is " +
-                                               std::to_string(*wrong) + ", of " + std::to_string(classes) + " classes");
   set.checksum_ =
       XXH3_64bits_withSeed(images.data.data(), images.data.size(), XXH3_64bits(labels.data.data(), labels.data.size()));
   set.images_ = std::move(images);
@@ -203,12 +291,12 @@ Result<ImageSet> ImageSet::create(IdxArray images, IdxArray labels, unsigned cla
 }
 
 Result<ImageSet> ImageSet::open(const Paths& paths, unsigned classes) {
-  auto images = read_idx(paths.images);
+  auto images = read_images(paths.images);
   if (!images) return tl::unexpected(images.error());
-  auto labels = read_idx(paths.labels);
+  auto labels = read_labels(paths.labels, classes);
   if (!labels) return tl::unexpected(labels.error());
   auto set = create(std::move(*images), std::move(*labels), classes);
-  if (!set) return make_error(set.error().code, paths.images + ": " + set.error().message);
+  if (!set) return make_error(set.error().code, paths.images + ", " + paths.labels + ": " + set.error().message);
   return set;
 }
 

@@ -61,9 +61,9 @@ Result<Llama2cTokeniser> Llama2cTokeniser::parse(std::span<const std::byte> file
 }
 
 Result<Llama2cTokeniser> Llama2cTokeniser::load(const std::string& path) {
-  const auto file = detail::MappedFile::open(path);
+  const auto file = detail::read_file(path);
   if (!file) return tl::unexpected(file.error());
-  auto made = parse(file->bytes());
+  auto made = parse(std::as_bytes(std::span(*file)));
   if (!made) return make_error(made.error().code, path + ": " + made.error().message);
   return made;
 }

@@ -44,6 +44,8 @@ struct BatchPlan {
   std::uint64_t batch = 0;
   std::uint64_t batches = 0;  // Of an epoch.
   std::uint64_t setup = 0;
+  /// Of positions from before there were checksums of all formats of token files, where there may be such.
+  std::optional<std::uint64_t> setup_without_checksum;
   Shard shard;
 
   [[nodiscard]] LoaderPosition position(std::uint64_t number) const {
@@ -75,7 +77,8 @@ Status check_common(std::uint64_t batch, const Shard& shard, unsigned buffers) {
 
 Result<std::uint64_t> first_number(const BatchPlan& plan, const LoaderPosition* start) {
   if (start == nullptr) return std::uint64_t{0};
-  if (start->setup != plan.setup) return refuse("the position is one of other data, another order, seed or batch");
+  if (start->setup != plan.setup && start->setup != plan.setup_without_checksum)
+    return refuse("the position is one of other data, another order, seed or batch");
   std::uint64_t number = 0;
   if (start->batch >= plan.batches || __builtin_mul_overflow(start->epoch, plan.batches, &number) ||
       __builtin_add_overflow(number, start->batch, &number))
@@ -191,6 +194,7 @@ void fill_images(const ImageSet& images, const BatchPlan& plan, const ImageLoade
 struct TokenLoader::State {
   BatchPlan plan;
   std::uint64_t number = 0;  // Of the batch that next() gives next.
+  bool start_lacks_checksum = false;
   std::shared_ptr<detail::Prefetch<detail::TokenSlot>> prefetch;
 
   ~State() {
@@ -207,14 +211,19 @@ Result<TokenLoader> TokenLoader::create(const TokenFile& file, TokenRange range,
     return refuse("tokens " + std::to_string(range.first) + " to " + std::to_string(range.first + range.count) +
                   " of a file of " + std::to_string(file.count()));
   const Windows windows{range, options.tokens, options.order, options.seed};
-  BatchPlan plan{windows.items(), options.batch, 0, 0, options.shard};
+  BatchPlan plan{
+      .items = windows.items(), .batch = options.batch, .setup_without_checksum = {}, .shard = options.shard};
   plan.batches = plan.items / plan.batch;
   if (plan.batches == 0)
     return refuse(std::to_string(range.count) + " tokens are too few for a batch of " + std::to_string(options.batch) +
                   " rows of " + std::to_string(options.tokens) + " tokens");
-  plan.setup = setup_of(std::array<std::uint64_t, 10>{1, file.count(), file.vocabulary(), file.checksum(), range.first,
-                                                      range.count, options.batch, options.tokens,
-                                                      static_cast<std::uint64_t>(options.order), options.seed});
+  const auto setup_with = [&](std::uint64_t checksum) {
+    return setup_of(std::array<std::uint64_t, 10>{1, file.count(), file.vocabulary(), checksum, range.first,
+                                                  range.count, options.batch, options.tokens,
+                                                  static_cast<std::uint64_t>(options.order), options.seed});
+  };
+  plan.setup = setup_with(file.checksum());
+  if (file.format() != TokenFile::Format::kDunnock) plan.setup_without_checksum = setup_with(0);
   const auto first = first_number(plan, start);
   if (!first) return tl::unexpected(first.error());
 
@@ -232,6 +241,7 @@ Result<TokenLoader> TokenLoader::create(const TokenFile& file, TokenRange range,
   auto state = std::make_unique<State>();
   state->plan = plan;
   state->number = *first;
+  state->start_lacks_checksum = start != nullptr && start->setup != plan.setup;
   state->prefetch = std::make_shared<detail::Prefetch<detail::TokenSlot>>(
       std::move(slots), *first, [file, plan, windows](std::uint64_t number, detail::TokenSlot& slot) {
         return fill_tokens(file, plan, windows, number, slot);
@@ -252,6 +262,7 @@ Result<TokenBatch> TokenLoader::next() {
 }
 LoaderPosition TokenLoader::position() const noexcept { return state_->plan.position(state_->number); }
 std::uint64_t TokenLoader::batches_per_epoch() const noexcept { return state_->plan.batches; }
+bool TokenLoader::start_lacks_checksum() const noexcept { return state_->start_lacks_checksum; }
 
 TokenBatch::TokenBatch(std::unique_ptr<detail::Lease<detail::TokenSlot>> lease) noexcept : lease_(std::move(lease)) {}
 TokenBatch::TokenBatch(TokenBatch&&) noexcept = default;
@@ -291,7 +302,8 @@ Result<ImageLoader> ImageLoader::create(std::shared_ptr<const ImageSet> images, 
   if (options.order == Order::kAnywhere) return refuse("images come in sequence or shuffled");
   auto table = pixel_table(options, images->channels());
   if (!table) return tl::unexpected(table.error());
-  BatchPlan plan{images->count(), options.batch, 0, 0, options.shard};
+  BatchPlan plan{
+      .items = images->count(), .batch = options.batch, .setup_without_checksum = {}, .shard = options.shard};
   plan.batches = options.keep_remainder ? (plan.items + plan.batch - 1) / plan.batch : plan.items / plan.batch;
   if (plan.batches == 0)
     return refuse(std::to_string(plan.items) + " images are too few for a batch of " + std::to_string(options.batch));

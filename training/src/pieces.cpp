@@ -105,4 +105,18 @@ std::size_t first_piece_bytes(std::string_view text) noexcept {
   return end == text.size() || last == 0 ? end : last;
 }
 
+std::size_t leading_space_bytes(std::string_view text) noexcept { return run_end(text, 0, Kind::kSpace); }
+
+std::size_t trailing_space_bytes(std::string_view text) noexcept {
+  std::size_t end = text.size();
+  while (end > 0) {
+    std::size_t begin = end - 1;
+    while (begin > 0 && end - begin < 4 && (static_cast<unsigned char>(text[begin]) & 0xC0U) == 0x80U) --begin;
+    const Character last = character_at(text.substr(0, end), begin);
+    if (last.kind != Kind::kSpace || begin + last.bytes != end) break;
+    end = begin;
+  }
+  return text.size() - end;
+}
+
 }  // namespace dunnock::training

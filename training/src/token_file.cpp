@@ -53,7 +53,7 @@ Status check_size(std::uint64_t bytes, const Place& place) {
   return {};
 }
 
-Result<Place> place_dunnock(std::span<const std::byte> bytes, bool verify) {
+Result<Place> place_dunnock(std::span<const std::byte> bytes) {
   TokenFileHeader header;
   if (bytes.size() < sizeof header) return corrupt("it has no header");
   std::memcpy(&header, bytes.data(), sizeof header);
@@ -68,9 +68,6 @@ Result<Place> place_dunnock(std::span<const std::byte> bytes, bool verify) {
     return corrupt("a vocabulary of " + std::to_string(header.vocabulary));
   const Place place{sizeof header, header.count, header.vocabulary, header.tokens_checksum, header.width_bytes};
   if (auto size = check_size(bytes.size(), place); !size) return tl::unexpected(size.error());
-  const auto tokens = bytes.subspan(sizeof header);
-  if (verify && XXH3_64bits(tokens.data(), tokens.size()) != header.tokens_checksum)
-    return corrupt("its tokens are damaged: their checksum is another");
   return place;
 }
 
@@ -94,7 +91,7 @@ Result<Place> place_llm_c(std::span<const std::byte> bytes, std::uint64_t vocabu
 
 Result<Place> place_of(std::span<const std::byte> bytes, const TokenFile::Options& options) {
   using Format = TokenFile::Format;
-  if (options.format == Format::kDunnock) return place_dunnock(bytes, options.verify);
+  if (options.format == Format::kDunnock) return place_dunnock(bytes);
   if (options.vocabulary == 0 || options.vocabulary > TokenFile::kVocabularyMax)
     return make_error(ErrorCode::kInvalidArgument, "a token file of this format needs a vocabulary, of at most 2^31");
   if (options.format == Format::kLlmC) return place_llm_c(bytes, options.vocabulary);
@@ -102,6 +99,55 @@ Result<Place> place_of(std::span<const std::byte> bytes, const TokenFile::Option
   if (bytes.size() % width != 0)
     return corrupt(std::to_string(bytes.size()) + " bytes are no whole number of tokens of " + std::to_string(width));
   return Place{0, bytes.size() / width, options.vocabulary, 0, width};
+}
+
+/// What a reading of all tokens has found.
+struct Scan {
+  std::uint64_t checksum = 0;
+  std::uint32_t largest = 0;
+  struct Wrong {
+    std::uint64_t position;
+    std::uint32_t token;
+  };
+  std::optional<Wrong> wrong;  // The first that is not below the vocabulary.
+};
+
+template <class Stored>
+void look_at(std::span<const std::byte> block, std::uint64_t first, std::uint64_t vocabulary, Scan& scan) {
+  const auto* const tokens = reinterpret_cast<const Stored*>(block.data());  // The block is aligned.
+  const std::size_t count = block.size() / sizeof(Stored);
+  Stored largest = 0;
+  for (std::size_t i = 0; i < count; ++i) largest = std::max(largest, tokens[i]);
+  scan.largest = std::max<std::uint32_t>(scan.largest, largest);
+  if (largest < vocabulary || scan.wrong) return;
+  for (std::size_t i = 0; i < count && !scan.wrong; ++i) {
+    if (tokens[i] >= vocabulary) scan.wrong = {first + i, tokens[i]};
+  }
+}
+
+/// Read, not mapped: a file that is cut off meanwhile is an error then, and no signal.
+Result<Scan> scan_tokens(const detail::MappedFile& file, const Place& place) {
+  constexpr std::size_t kBlockBytes = 256U << 10;  // Is still in a core's cache when it is looked at.
+  std::vector<std::uint32_t> memory(kBlockBytes / sizeof(std::uint32_t));
+  const std::span<std::byte> block = std::as_writable_bytes(std::span(memory));
+  const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(), XXH3_freeState);
+  if (state == nullptr) return make_error(ErrorCode::kNoSpace, "no memory to look at the tokens with");
+  XXH3_64bits_reset(state.get());
+  Scan scan;
+  const std::uint64_t bytes = place.count * place.width_bytes;
+  for (std::uint64_t at = 0; at < bytes; at += kBlockBytes) {
+    const auto part = block.first(std::min<std::uint64_t>(kBlockBytes, bytes - at));
+    if (Status read = file.read(place.begin_bytes + at, part); !read) return tl::unexpected(read.error());
+    XXH3_64bits_update(state.get(), part.data(), part.size());
+    const std::uint64_t first = at / place.width_bytes;
+    if (place.width_bytes == 2) {
+      look_at<std::uint16_t>(part, first, place.vocabulary, scan);
+    } else {
+      look_at<std::uint32_t>(part, first, place.vocabulary, scan);
+    }
+  }
+  scan.checksum = XXH3_64bits_digest(state.get());
+  return scan;
 }
 
 }  // namespace
@@ -118,11 +164,25 @@ Result<TokenFile> TokenFile::open(const std::string& path, const Options& option
   const auto place = place_of(mapped->bytes(), options);
   if (!place) return make_error(place.error().code, path + ": " + place.error().message);
   TokenFile file;
+  file.checksum_ = place->checksum;
+  if (options.verify) {
+    const auto scan = scan_tokens(*mapped, *place);
+    if (!scan) return tl::unexpected(scan.error());
+    if (options.format == Format::kDunnock && scan->checksum != place->checksum)
+      return make_error(ErrorCode::kCorrupt,
+                        path + ": not a token file: its tokens are damaged: their checksum is another");
+    if (scan->wrong)
+      return make_error(ErrorCode::kCorrupt, path + ": token number " + std::to_string(scan->wrong->position) + " is " +
+                                                 std::to_string(scan->wrong->token) + ", of a vocabulary of " +
+                                                 std::to_string(place->vocabulary));
+    file.checksum_ = scan->checksum;
+    if (place->count > 0) file.largest_ = scan->largest;
+  }
+  file.format_ = options.format;
   file.file_ = std::make_shared<const detail::MappedFile>(std::move(*mapped));
   file.tokens_ = file.file_->bytes().data() + place->begin_bytes;
   file.count_ = place->count;
   file.vocabulary_ = place->vocabulary;
-  file.checksum_ = place->checksum;
   file.width_bytes_ = place->width_bytes;
   return file;
 }

@@ -22,6 +22,7 @@
 #include <numeric>
 #include <thread>
 
+#include "dunnock/base/last_catch.hpp"
 #include "dunnock/base/output_file.hpp"
 #include "dunnock/base/standard_streams.hpp"
 #include "structures.hpp"
@@ -465,10 +466,11 @@ CLI::Validator whole(std::uint64_t least, std::uint64_t most) {
       "[" + bounds + "]");
 }
 
-int run(int argc, char** argv) {
+int run(int argc, char** argv) try {
   Options options;
   options.jobs = std::max(1U, std::thread::hardware_concurrency());
-  options.directory = std::filesystem::temp_directory_path();
+  std::error_code unknown;  // Where there is none, --directory must name one.
+  options.directory = std::filesystem::temp_directory_path(unknown);
   CLI::App app("Looks for lost, torn and resurrected data: plays power failures, kills processes, damages files.");
   app.require_subcommand(1);
   app.footer("Exit codes: 0 fine, 1 violated, 2 usage, 3 environment.");
@@ -541,7 +543,7 @@ int run(int argc, char** argv) {
     std::fprintf(stderr, "\n");
     return kUsage;
   }
-  if (!std::filesystem::is_directory(options.directory)) {
+  if (!std::filesystem::is_directory(options.directory, unknown)) {
     std::fprintf(stderr, "%s is not a directory\n", options.directory.c_str());
     return kEnvironment;
   }
@@ -549,6 +551,9 @@ int run(int argc, char** argv) {
   if (*mutants_command) return mutants(*structure, options);
   if (*kill_command) return kill_storm(*structure, options);
   return corrupt(*structure, options);
+} catch (...) {
+  std::fprintf(stderr, "dunnock-crash: %s\n", dunnock::words_of_exception().c_str());
+  return kEnvironment;
 }
 
 }  // namespace

@@ -237,7 +237,9 @@ Result<int> checkpoint_import(const Options& options) {
     if (!report) return tl::unexpected(report.error());
     return print_saved(*report);
   };
-  const bool fresh = !std::filesystem::exists(options.pool);
+  std::error_code unseen;
+  const bool fresh = !std::filesystem::exists(options.pool, unseen);
+  if (unseen) return make_error(ErrorCode::kIo, "can't look at " + options.pool + ": " + unseen.message());
   if (!fresh) {
     auto done = with_checkpoints(options, import);
     if (done || done.error().code != ErrorCode::kNotFound || !options.create) return done;

@@ -411,7 +411,9 @@ Result<int> load(const Options& options) {
     const auto sound = for_each_entry(options.file, [](const DumpEntry&) { return Status(); });
     if (!sound) return make_error(sound.error().code, options.file + ": " + sound.error().message);
   }
-  const bool fresh = !std::filesystem::exists(options.pool);
+  std::error_code unseen;
+  const bool fresh = !std::filesystem::exists(options.pool, unseen);
+  if (unseen) return make_error(ErrorCode::kIo, "can't look at " + options.pool + ": " + unseen.message());
   if (fresh && !options.create)
     return make_error(ErrorCode::kNotFound, "there is no " + options.pool + "; --create makes one");
   const StoreOptions sizes{

@@ -6,6 +6,7 @@
 #include <sstream>
 #include <string_view>
 
+#include "dunnock/base/last_catch.hpp"
 #include "dunnock/base/same_file.hpp"
 #include "options.hpp"
 #include "print.hpp"
@@ -158,11 +159,14 @@ int run(int argc, char** argv) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   dunnock::keep_standard_descriptors();
   const int status = run(argc, argv);
   const dunnock::Status printed = dunnock::flush_standard_output();
   if (printed) return status;
   const int lost = status_of(printed.error());
   return status == dunnock::tool::kFine ? lost : status;
+} catch (...) {
+  dunnock::tool::complain("dunnock: {}", dunnock::words_of_exception());
+  return dunnock::tool::kCannot;
 }

@@ -225,19 +225,20 @@ void each_key(Config& config, Visit&& visit) {
   visit(gpt("data.tokens").is_path(), d.tokens);
   visit(gpt("data.token_format"), d.token_format);
   visit(gpt("data.tokeniser"), d.tokeniser);
-  visit(gpt("data.vocabulary")
-            .when_is(m.kind == ModelKind::kGpt && d.tokeniser == TokeniserKind::kGpt2, "data.tokeniser = \"gpt2\"")
-            .is_path(),
-        d.vocabulary);
-  visit(gpt("data.merges")
-            .when_is(m.kind == ModelKind::kGpt && d.tokeniser == TokeniserKind::kGpt2, "data.tokeniser = \"gpt2\"")
-            .is_path(),
-        d.merges);
-  visit(
-      gpt("data.tokeniser_file")
-          .when_is(m.kind == ModelKind::kGpt && d.tokeniser == TokeniserKind::kLlama2c, "data.tokeniser = \"llama2c\"")
-          .is_path(),
-      d.tokeniser_file);
+  // gpt2: a tokenizer.json, or the two files of before. What is not named is not written, nor part of the identity.
+  const bool gpt2 = m.kind == ModelKind::kGpt && d.tokeniser == TokeniserKind::kGpt2;
+  const bool llama2c = m.kind == ModelKind::kGpt && d.tokeniser == TokeniserKind::kLlama2c;
+  const auto of_gpt2 = [&](std::string_view name) {
+    Key key = gpt(name).when_is(gpt2, "data.tokeniser = \"gpt2\"").is_path();
+    key.written = !gpt2 || d.tokeniser_file.empty();
+    return key;
+  };
+  visit(of_gpt2("data.vocabulary"), d.vocabulary);
+  visit(of_gpt2("data.merges"), d.merges);
+  Key tokeniser_file =
+      gpt("data.tokeniser_file").when_is(gpt2 || llama2c, "data.tokeniser = \"gpt2\" or \"llama2c\"").is_path();
+  tokeniser_file.written = !gpt2 || !d.tokeniser_file.empty();
+  visit(tokeniser_file, d.tokeniser_file);
   visit(Key("data.validation_share").determines().real(0, 1).less_than_high(), d.validation_share);
   visit(images("data.images").is_path(), d.images);
   visit(images("data.labels").is_path(), d.labels);
@@ -730,6 +731,8 @@ class Parser {
     }
     const DataConfig& d = config.data;
     if (!d.text.empty() && !d.tokens.empty()) wrong({"data.tokens"}, "expected text or tokens, got both");
+    if (d.tokeniser == TokeniserKind::kGpt2 && !d.tokeniser_file.empty() && !(d.vocabulary.empty() && d.merges.empty()))
+      wrong({"data.tokeniser_file"}, "expected it or data.vocabulary and data.merges, got both");
     if (d.token_format != TokenFormat::kDunnock && m.vocabulary == 0)
       wrong({"data.token_format"}, "expected model.vocabulary too, which files of this format don't tell");
     if (d.images.empty() != d.labels.empty())
@@ -837,13 +840,13 @@ std::string LoadedConfig::where(const std::string& key) const {
 
 Result<LoadedConfig> read_config(const std::string& path, std::span<const std::string> overrides) {
   constexpr std::size_t kBytesMax = 1 << 20;
-  const auto file = training::detail::MappedFile::open(path);
-  if (!file) return tl::unexpected(file.error());
-  const auto bytes = file->bytes();
-  if (bytes.size() > kBytesMax)
+  std::uint64_t bytes = 0;
+  if (const auto file = training::detail::open_to_read(path, bytes); !file) return tl::unexpected(file.error());
+  if (bytes > kBytesMax)
     return make_error(ErrorCode::kInvalidArgument, path + " has more than 1 MiB: not a config file");
-  const std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-  auto loaded = parse_config(text, path, overrides);
+  const auto text = training::detail::read_file(path);
+  if (!text) return tl::unexpected(text.error());
+  auto loaded = parse_config(*text, path, overrides);
   if (loaded) loaded->has_file = true;
   return loaded;
 }
@@ -875,7 +878,9 @@ Status check_ready(const LoadedConfig& loaded) {
   }
   if (d.text.empty() && d.tokens.empty()) return missing("data.text", kind + " is trained on text, or on data.tokens");
   const std::string tokeniser = "data.tokeniser = " + in_quotes(to_string(d.tokeniser)) + " needs it";
-  if (d.tokeniser == TokeniserKind::kGpt2) {
+  if (d.tokeniser == TokeniserKind::kGpt2 && d.tokeniser_file.empty()) {
+    if (d.vocabulary.empty() && d.merges.empty())
+      return missing("data.vocabulary", tokeniser + ", or data.tokeniser_file");
     if (d.vocabulary.empty()) return missing("data.vocabulary", tokeniser);
     if (d.merges.empty()) return missing("data.merges", tokeniser);
   }

@@ -81,9 +81,9 @@ struct DataConfig {
   std::string tokens;  ///< A token file.
   training::TokenFile::Format token_format = training::TokenFile::Format::kDunnock;
   TokeniserKind tokeniser = TokeniserKind::kBytes;
-  std::string vocabulary;         ///< gpt2: vocab.json
-  std::string merges;             ///< gpt2: merges.txt
-  std::string tokeniser_file;     ///< llama2c
+  std::string vocabulary;         ///< gpt2: vocab.json, and
+  std::string merges;             ///< merges.txt, or
+  std::string tokeniser_file;     ///< gpt2: tokenizer.json; llama2c: its file
   double validation_share = 0.1;  ///< Of the tokens or, without test images, of the images: the last ones.
   std::string images, labels, test_images, test_labels;  ///< IDX
   unsigned classes = 10;

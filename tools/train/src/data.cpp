@@ -5,14 +5,13 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <variant>
 
 #include "dunnock/training/bpe.hpp"
 #include "dunnock/training/byte_tokeniser.hpp"
 #include "dunnock/training/idx.hpp"
 #include "dunnock/training/llama2c_tokeniser.hpp"
+#include "files.hpp"
 
 namespace dunnock::train {
 namespace {
@@ -34,8 +33,24 @@ Result<Tokeniser> open_tokeniser(const LoadedConfig& loaded) {
   switch (data.tokeniser) {
     case TokeniserKind::kBytes: break;
     case TokeniserKind::kGpt2: {
-      auto bpe = training::Bpe::load({loaded.path_of(data.vocabulary), loaded.path_of(data.merges)});
-      if (!bpe) return about(loaded, "data.vocabulary", bpe.error());
+      if (!data.tokeniser_file.empty()) {
+        auto bpe = training::Bpe::load_json(loaded.path_of(data.tokeniser_file));
+        if (!bpe) return about(loaded, "data.tokeniser_file", bpe.error());
+        return Tokeniser(std::move(*bpe));
+      }
+      // An error names the key and the file that it is about.
+      const std::string vocabulary_path = loaded.path_of(data.vocabulary), merges_path = loaded.path_of(data.merges);
+      const auto of_file = [](const std::string& path, const Error& error) {
+        return Error{error.code, path + ": " + error.message};
+      };
+      const auto vocabulary = training::detail::read_file(vocabulary_path);
+      if (!vocabulary) return about(loaded, "data.vocabulary", vocabulary.error());
+      const auto merges = training::detail::read_file(merges_path);
+      if (!merges) return about(loaded, "data.merges", merges.error());
+      auto bpe = training::Bpe::parse_vocabulary(*vocabulary);
+      if (!bpe) return about(loaded, "data.vocabulary", of_file(vocabulary_path, bpe.error()));
+      if (Status added = bpe->add_merges(*merges); !added)
+        return about(loaded, "data.merges", of_file(merges_path, added.error()));
       return Tokeniser(std::move(*bpe));
     }
     case TokeniserKind::kLlama2c: {
@@ -58,16 +73,6 @@ std::uint64_t vocabulary_of(const Tokeniser& tokeniser) {
   if (const auto* llama = std::get_if<training::Llama2cTokeniser>(&tokeniser))
     return static_cast<std::uint64_t>(llama->vocabulary());
   return 256;
-}
-
-Result<std::string> read_text(const std::string& path) {
-  std::error_code error;
-  if (!std::filesystem::exists(path, error)) return make_error(ErrorCode::kNotFound, path + " is not there");
-  std::ifstream file(path, std::ios::binary);
-  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (!file.is_open() || file.bad() || std::filesystem::is_directory(path, error))
-    return make_error(ErrorCode::kIo, path + " can't be read");
-  return text;
 }
 
 /// The text's tokens in a file whose name is gone as soon as it is open.
@@ -149,6 +154,27 @@ Result<ModelOptions> image_model_of(const LoadedConfig& loaded, const training::
   return invalid("a GPT does not read images");
 }
 
+struct NamedPath {
+  std::string key;
+  std::string path;
+};
+
+/// An error names the key and the file that it is about.
+Result<training::ImageSet> open_images_of(const LoadedConfig& loaded, const NamedPath& images,
+                                          const NamedPath& labels) {
+  const unsigned classes = loaded.config.data.classes;
+  auto pixels = training::read_images(loaded.path_of(images.path));
+  if (!pixels) return about(loaded, images.key, pixels.error());
+  auto shown = training::read_labels(loaded.path_of(labels.path), classes);
+  if (!shown) return about(loaded, labels.key, shown.error());
+  auto set = training::ImageSet::create(std::move(*pixels), std::move(*shown), classes);
+  if (!set)
+    return about(loaded, labels.key,
+                 {set.error().code, loaded.path_of(labels.path) + " does not belong to " + loaded.path_of(images.path) +
+                                        ": " + set.error().message});
+  return set;
+}
+
 /// Images first .. first + count - 1 of a set.
 Result<training::ImageSet> part_of(const training::ImageSet& all, std::size_t first, std::size_t count) {
   std::vector<std::byte> pixels;
@@ -211,7 +237,7 @@ Status TrainingData::State::open_tokens() {
   tokeniser = std::move(*opened);
   vocabulary = vocabulary_of(tokeniser);
   if (!data.text.empty()) {
-    const auto text = read_text(config.path_of(data.text));
+    const auto text = training::detail::read_file(config.path_of(data.text));
     if (!text) return about(config, "data.text", text.error());
     auto made = as_token_file(encode_with(tokeniser, *text), vocabulary);
     if (!made) return about(config, "data.text", made.error());
@@ -232,8 +258,8 @@ Status TrainingData::State::open_tokens() {
 
 Status TrainingData::State::open_images() {
   const DataConfig& data = config.config.data;
-  auto set = training::ImageSet::open({config.path_of(data.images), config.path_of(data.labels)}, data.classes);
-  if (!set) return about(config, "data.images", set.error());
+  auto set = open_images_of(config, {"data.images", data.images}, {"data.labels", data.labels});
+  if (!set) return tl::unexpected(set.error());
   auto all = std::make_shared<const training::ImageSet>(std::move(*set));
   const auto share = [&](const Result<training::ImageSet>& part,
                          std::shared_ptr<const training::ImageSet>& to) -> Status {
@@ -244,8 +270,8 @@ Status TrainingData::State::open_images() {
   images = all;
   if (!data.test_images.empty()) {
     const auto test =
-        training::ImageSet::open({config.path_of(data.test_images), config.path_of(data.test_labels)}, data.classes);
-    if (!test) return about(config, "data.test_images", test.error());
+        open_images_of(config, {"data.test_images", data.test_images}, {"data.test_labels", data.test_labels});
+    if (!test) return tl::unexpected(test.error());
     if (test->pixels() != all->pixels() || test->channels() != all->channels())
       return invalid(config.where("data.test_images") + ": the test images have another size than the others");
     if (Status shared = share(test, validation); !shared) return shared;
@@ -335,9 +361,14 @@ Status TrainingData::start(const training::LoaderPosition* position) {
   const unsigned buffers = state.config.config.run.window + 2;
   const training::Order order = state.config.config.data.order;
   if (state.has_tokens()) {
+    const std::string key = state.config.config.data.text.empty() ? "data.tokens" : "data.text";
     auto loader = state.token_loader(state.split.training, order, buffers, position);
-    if (!loader)
-      return about(state.config, state.config.config.data.text.empty() ? "data.tokens" : "data.text", loader.error());
+    if (!loader && position != nullptr)
+      return about(state.config, key,
+                   {loader.error().code, state.config.path_of(key == "data.text" ? state.config.config.data.text
+                                                                                 : state.config.config.data.tokens) +
+                                             " is not what the checkpoint was trained on: " + loader.error().message});
+    if (!loader) return about(state.config, key, loader.error());
     state.tokens.emplace(std::move(*loader));
     return {};
   }
@@ -427,12 +458,17 @@ Result<std::optional<training::Evaluation>> TrainingData::evaluate(training::Tra
   return sum;
 }
 
-std::size_t TrainingData::vocabulary() const { return state_->vocabulary; }
+bool TrainingData::start_lacks_checksum() const { return state_->tokens && state_->tokens->start_lacks_checksum(); }
+
+std::size_t TrainingData::vocabulary() const { return std::min(state_->vocabulary, vocabulary_of(state_->tokeniser)); }
 
 Result<std::vector<std::int32_t>> TrainingData::encode(std::string_view text) const {
-  if (state_->vocabulary > vocabulary_of(state_->tokeniser))
-    return invalid("data.tokens has " + std::to_string(state_->vocabulary) + " different tokens, and data.tokeniser " +
-                   std::to_string(vocabulary_of(state_->tokeniser)) + ": no text can be made of them");
+  // The vocabulary may be larger, filled up to what matrix products like: what the file has counts.
+  const std::uint64_t known = vocabulary_of(state_->tokeniser);
+  const std::uint64_t largest = state_->file->largest().value_or(0);
+  if (largest >= known)
+    return invalid("data.tokens has the token " + std::to_string(largest) + ", and data.tokeniser " +
+                   std::to_string(known) + " tokens: no text can be made of it");
   return encode_with(state_->tokeniser, text);
 }
 

@@ -39,6 +39,8 @@ class TrainingData {
 
   /// Begins with this batch; none: from the beginning. Errors: InvalidArgument: a position in other data.
   [[nodiscard]] Status start(const training::LoaderPosition* position);
+  /// Whether that position can't say which tokens it is of: TokenLoader::start_lacks_checksum().
+  [[nodiscard]] bool start_lacks_checksum() const;
   /// Of the batch that comes next.
   [[nodiscard]] training::LoaderPosition position() const;
   /// This rank's rows of the next `count` batches; they stay until the next call. Errors: Corrupt.
@@ -52,7 +54,7 @@ class TrainingData {
 
   /// Tokens that texts have; the model may have room for more. Of tokens only.
   [[nodiscard]] std::size_t vocabulary() const;
-  /// Of text. Errors: InvalidArgument (a token file of more than bytes, without a tokeniser).
+  /// Of text. Errors: InvalidArgument: the token file has tokens that the tokeniser does not.
   [[nodiscard]] Result<std::vector<std::int32_t>> encode(std::string_view text) const;
   [[nodiscard]] Result<std::string> decode(std::span<const std::int32_t> tokens) const;
 

@@ -20,8 +20,8 @@ namespace dunnock::train {
 namespace {
 
 using training::detail::Descriptor;
-using training::detail::MappedFile;
 using training::detail::publish;
+using training::detail::read_file;
 using training::detail::system_error;
 using training::detail::write_all;
 
@@ -144,12 +144,9 @@ Result<Lines> lines_of(std::string_view text, LogFormat format, const std::strin
   return lines;
 }
 
-std::string_view text_of_file(const MappedFile& file) {
-  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
-}
-
 Result<Descriptor> open_for_writing(const std::string& path, int flags) {
-  Descriptor file(::open(path.c_str(), O_WRONLY | O_CLOEXEC | flags, 0666));
+  // Without O_NONBLOCK, opening a FIFO would wait for whoever reads it.
+  Descriptor file(::open(path.c_str(), O_WRONLY | O_CLOEXEC | O_NONBLOCK | flags, 0666));
   if (file.get() < 0) return system_error("can't open " + path, errno);
   return file;
 }
@@ -180,9 +177,9 @@ std::optional<LogRow> row_of(std::string_view line, LogFormat format) {
 }
 
 Result<std::vector<LogRow>> read_log(const std::string& path) {
-  const auto file = MappedFile::open(path);
+  const auto file = read_file(path);
   if (!file) return tl::unexpected(file.error());
-  const std::string_view text = text_of_file(*file);
+  const std::string_view text = *file;
   const LogFormat format = text.starts_with('{') ? LogFormat::kJsonLines : LogFormat::kCsv;
   auto lines = lines_of(text, format, path, std::numeric_limits<std::uint64_t>::max());
   if (!lines) return tl::unexpected(lines.error());
@@ -216,10 +213,10 @@ Result<TrainingLog::File> TrainingLog::begin(const std::string& path, LogFormat 
 Result<TrainingLog::File> TrainingLog::resume(const std::string& path, LogFormat format, std::uint64_t step) {
   std::string kept;
   {
-    const auto file = MappedFile::open(path);
+    const auto file = read_file(path);
     if (!file && file.error().code == ErrorCode::kNotFound) return begin(path, format);
     if (!file) return tl::unexpected(file.error());
-    const std::string_view text = text_of_file(*file);
+    const std::string_view text = *file;
     const auto lines = lines_of(text, format, path, step);
     if (!lines) return tl::unexpected(lines.error());
     const std::size_t end = lines->ends.empty() ? lines->first : lines->ends.back();

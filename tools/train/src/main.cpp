@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "config.hpp"
+#include "dunnock/base/last_catch.hpp"
 #include "dunnock/base/printable.hpp"
 #include "dunnock/base/standard_streams.hpp"
 #include "dunnock/gpu/communicator.hpp"
@@ -77,6 +78,16 @@ bool under_mpi() {
     if (std::getenv(name) != nullptr) return true;
   }
   return false;
+}
+
+/// An exception of others is an error here: the ranks that wait for this one need its end, and no unwinding.
+Result<train::RunResult> run_and_catch(const train::LoadedConfig& loaded, const train::RunOptions& options,
+                                       gpu::Communicator* world) {
+  try {
+    return train::run(loaded, options, world);
+  } catch (...) {
+    return make_error(ErrorCode::kIo, words_of_exception());
+  }
 }
 
 int train_as_told(int argc, char** argv) {
@@ -143,7 +154,7 @@ int train_as_told(int argc, char** argv) {
     if (made->size() > 1) world.emplace(std::move(*made));
   }
   train::stop_on_signals();
-  const auto result = train::run(*loaded, options, world ? &*world : nullptr);
+  const auto result = run_and_catch(*loaded, options, world ? &*world : nullptr);
   if (!result) {
     fail(result.error());
     // Other ranks may be waiting for this one: the launcher ends them when it goes without MPI's leave.
@@ -156,11 +167,14 @@ int train_as_told(int argc, char** argv) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   keep_standard_descriptors();
   const int status = train_as_told(argc, argv);
   const Status printed = flush_standard_output();
   if (printed) return status;
   const int lost = fail(printed.error());
   return status == 0 ? lost : status;
+} catch (...) {
+  fmt::print(stderr, "dunnock-train: {}\n", dunnock::words_of_exception());
+  return kFailed;
 }

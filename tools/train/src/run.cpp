@@ -430,7 +430,11 @@ class Runner {
       peak_ = *peak;
     }
     if (!options_.weights.empty()) {
-      if (Status loaded = training::load_weights(*trainer_, options_.weights); !loaded) return loaded;
+      const auto loaded = training::load_weights(*trainer_, options_.weights);
+      if (!loaded) return tl::unexpected(loaded.error());
+      if (!loaded->left_out.empty())
+        say(fmt::format("{}: {} tensors are no weights and are left out: {}", options_.weights, loaded->left_out.size(),
+                        fmt::join(loaded->left_out, ", ")));
     }
     return open_checkpoints();
   }
@@ -490,6 +494,9 @@ class Runner {
           resumed = saved_step_ = tried_step_ = step_;
           resumed_ = true;
           if (Status started = data_->start(&(*position)->next_batch); !started) return started;
+          if (data_->start_lacks_checksum())
+            say("the checkpoint was made before checksums of such token files were kept: whether data.tokens are the "
+                "same tokens can't be said, but that they are as many");
           if (options_.resume_step) {
             // Everything else has agreed by now.
             if (Status usable = check_logs(); !usable) return usable;

@@ -5,11 +5,16 @@
 //
 // Reads and writes the two files that come with GPT-2 and that Hugging Face's tools exchange:
 //
-//   vocab.json   {"!": 0, .., "\u0120the": 262, ..}: each token's bytes, and its number; the numbers are 0, 1, 2, ...
-//   merges.txt   "#version: 0.2", then a pair a line, "\u0120 t": rank 0, 1, 2, ...
+//   vocab.json   {"!": 0, .., "\u0120the": 262, ..}: each token's bytes, and its number; numbers may be left out
+//   merges.txt   "#version: 0.2", then a pair a line, "\u0120 t": rank 0, 1, 2, ...; lines may end in CRLF, be empty or
+//                comments ("# ..."), and a byte order mark may come first
 //
 // Both write bytes as visible characters: those that are printable in Latin-1 as themselves, the others as U+0100 and
 // up, in order. Special tokens ("<|endoftext|>") stand in the vocabulary and in no merge: text never becomes one.
+//
+// Reads tokenizer.json too, the one file that transformers 5 writes: all that it may say of byte pairs on bytes, with
+// the tokens that Hugging Face's tokenizers gives (encode(text, add_special_tokens=False)). There added tokens are
+// found in the text, special ones too. What can't be done exactly is refused by its name.
 #pragma once
 
 #include <array>
@@ -41,9 +46,20 @@ class Bpe {
     std::string_view vocabulary;
     std::string_view merges;
   };
-  /// What stands in the files. Errors: Corrupt, with what is wrong: not JSON, numbers that leave gaps, a byte without a
-  /// token, a merge of or into what is no token, one that stands there twice.
+  /// What stands in the files. Errors: Corrupt, with what is wrong: not JSON, numbers that are far apart, a byte
+  /// without a token, a merge of or into what is no token, one that stands there twice.
   [[nodiscard]] static Result<Bpe> parse(const Texts& texts);
+
+  /// The two parts of parse(), for errors of the one or the other file.
+  [[nodiscard]] static Result<Bpe> parse_vocabulary(std::string_view json);
+  /// Errors: Corrupt; then it is not to be used.
+  [[nodiscard]] Status add_merges(std::string_view text);
+
+  /// tokenizer.json. Errors: those of load(); Corrupt: it is damaged, or contradicts itself; Unsupported: another model
+  /// than BPE, another pre_tokenizer than ByteLevel, a normalizer, truncation or padding, a post_processor that adds
+  /// tokens, dropout, prefixes and suffixes of words, added tokens of whole words only, or what is not known.
+  [[nodiscard]] static Result<Bpe> load_json(const std::string& path);
+  [[nodiscard]] static Result<Bpe> parse_json(std::string_view text);
 
   struct TrainOptions {
     std::size_t vocabulary = 1024;  ///< At most so many tokens, 256 bytes and the special one among them.
@@ -55,13 +71,15 @@ class Bpe {
   /// Errors: InvalidArgument: a vocabulary of less than 256 (257 with kEndOfText) or more than 2^31 tokens.
   [[nodiscard]] static Result<Bpe> train(std::string_view text, const TrainOptions& options);
 
-  /// Writes both files, each whole or not at all. Errors: NotFound (the directory), ReadOnly, NoSpace, Io.
+  /// Writes both files, each whole or not at all; of a tokenizer.json, without what only that file can say. Errors:
+  /// NotFound (the directory), ReadOnly, NoSpace, Io.
   [[nodiscard]] Status save(const Paths& paths) const;
   [[nodiscard]] std::string vocabulary_json() const;
   [[nodiscard]] std::string merges_text() const;
 
+  /// The largest token and one: there may be fewer tokens.
   [[nodiscard]] std::int32_t vocabulary() const noexcept { return static_cast<std::int32_t>(bytes_.size()); }
-  /// What a token stands for. `token`: 0 to vocabulary() - 1.
+  /// What a token stands for; nothing: a number without a token. `token`: 0 to vocabulary() - 1.
   [[nodiscard]] std::string_view bytes_of(std::int32_t token) const;
   [[nodiscard]] std::optional<std::int32_t> token_of(std::string_view bytes) const;
   /// The token between documents, if there is one.
@@ -70,7 +88,10 @@ class Bpe {
   /// The tokens of any bytes; of UTF-8 the same as GPT-2's own code gives (up to characters that are newer than its
   /// Unicode). O(n log n) at worst. Long texts are cheaper whole: pieces that occur again are remembered for one call.
   [[nodiscard]] std::vector<std::int32_t> encode(std::string_view text) const;
-  /// The bytes; perhaps not UTF-8, for a token may be a part of a character. Errors: InvalidArgument: no such token.
+  /// Whether decode(encode(text)) is any text: not where a tokenizer.json adds spaces or gives them to added tokens.
+  [[nodiscard]] bool gives_back() const noexcept;
+  /// The bytes; perhaps not UTF-8, for a token may be a part of a character. Numbers without a token give none. Errors:
+  /// InvalidArgument: beyond the vocabulary.
   [[nodiscard]] Result<std::string> decode(std::span<const std::int32_t> tokens) const;
 
  private:
@@ -79,18 +100,53 @@ class Bpe {
   };
   static constexpr std::uint32_t kNoRank = ~std::uint32_t{0};
 
+  /// What is found in the text before anything else.
+  struct Added {
+    std::string text;
+    std::int32_t token = 0;
+    bool eats_spaces_before = false;
+    bool eats_spaces_behind = false;
+  };
+  /// Some of them, looked for at once.
+  class AddedSet {
+   public:
+    void add(Added added);
+    [[nodiscard]] bool empty() const noexcept { return all_.empty(); }
+    /// The longest of those that stand first at or behind `from`; none: null.
+    [[nodiscard]] const Added* find(std::string_view text, std::size_t from, std::size_t& at) const;
+    [[nodiscard]] const std::vector<Added>& all() const noexcept { return all_; }
+
+   private:
+    std::vector<Added> all_;  // By the first byte, then the longest first.
+    std::array<std::array<std::uint32_t, 2>, 256> of_byte_{};
+  };
+  struct Pieces;
+  class JsonReader;
+
   Bpe() = default;
   [[nodiscard]] static Result<Bpe> of_vocabulary(std::vector<std::string> bytes);
+  [[nodiscard]] Result<Merge> pair_of(std::string_view left, std::string_view right) const;
   void index_merges();
   [[nodiscard]] std::uint32_t rank_of(std::int32_t left, std::int32_t right) const noexcept;
   void encode_short(std::string_view piece, std::vector<std::int32_t>& to) const;
   void encode_long(std::string_view piece, std::vector<std::int32_t>& to) const;
+  void encode_in_any_order(std::string_view piece, std::vector<std::int32_t>& to) const;
+  void encode_piece(std::string_view piece, std::vector<std::int32_t>& to) const;
+  void encode_pieces(std::string_view text, Pieces& pieces, std::vector<std::int32_t>& to) const;
+  void encode_between(std::string_view text, bool normalized, Pieces& pieces, std::vector<std::int32_t>& to) const;
 
   std::vector<std::string> bytes_;                        // Of each token.
   std::unordered_map<std::string, std::int32_t> tokens_;  // Of bytes.
   std::array<std::int32_t, 256> byte_tokens_{};
   std::vector<Merge> merges_;                                   // By rank.
   std::vector<std::pair<std::uint64_t, std::uint32_t>> ranks_;  // Hash table: a pair, and its rank or kNoRank.
+  // Of a tokenizer.json.
+  AddedSet added_;             // Looked for first,
+  AddedSet added_normalized_;  // and then these.
+  bool adds_space_ = false;    // In front of a text that begins with none.
+  bool whole_texts_ = false;   // Are pieces.
+  bool ignores_merges_ = false;
+  bool any_order_ = false;  // Merges may use what later ones make.
 };
 
 }  // namespace dunnock::training

@@ -7,7 +7,8 @@
 //   ...      elements, big endian, the last dimension without gaps; nothing follows
 //
 // The parser believes nothing: a length that does not fit the bytes, unknown types, bytes that follow and damaged
-// compression are refused, and memory is taken as data arrives, not as the header promises.
+// compression are refused, and memory is taken as data arrives, not as the header promises. Compressed data may be
+// several gzip members, and zeros may follow each, as gzip itself reads it.
 #pragma once
 
 #include <cstddef>
@@ -90,13 +91,24 @@ inline constexpr std::uint64_t kIdxBytesMax = std::uint64_t{1} << 32;
 /// Reads a file. Errors: those of parse_idx(), with the path; NotFound, ReadOnly, InvalidArgument (not a file), Io.
 [[nodiscard]] Result<IdxArray> read_idx(const std::string& path, std::uint64_t bytes_max = kIdxBytesMax);
 
+/// Images as ImageSet takes them. Errors: those of read_idx(); InvalidArgument, with the path: something else.
+[[nodiscard]] Result<IdxArray> read_images(const std::string& path);
+
+/// What images show, u8 (count), of (count) or (count, 1) whole numbers of any type, or of QMNIST's i32 (count, 8),
+/// whose first number counts. Errors: InvalidArgument: the array is something else; Corrupt: a label is not below
+/// `classes` (1 to 256).
+[[nodiscard]] Result<IdxArray> labels_from(const IdxArray& array, unsigned classes);
+
+/// Reads a file of them. Errors: those of read_idx() and labels_from(), with the path.
+[[nodiscard]] Result<IdxArray> read_labels(const std::string& path, unsigned classes);
+
 /// The bytes of an uncompressed file. `array.data` is as long as its shape says, and there are 1 to 255 dimensions.
 [[nodiscard]] std::vector<std::byte> encode_idx(const IdxArray& array);
 
 /// Images and what they show.
 class ImageSet {
  public:
-  /// `images`: u8, (count, height, width) or (count, channels, height, width); `labels`: u8, (count), below `classes`.
+  /// `images`: u8, (count, height, width) or (count, channels, height, width); `labels`: what labels_from() takes.
   /// Errors: InvalidArgument: they are something else, or do not belong together; Corrupt: a label out of range.
   [[nodiscard]] static Result<ImageSet> create(IdxArray images, IdxArray labels, unsigned classes);
   struct Paths {

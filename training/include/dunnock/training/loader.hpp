@@ -115,6 +115,9 @@ class TokenLoader {
   /// Of the batch that next() gives next. Its epoch is one more as soon as the last batch of an epoch is given.
   [[nodiscard]] LoaderPosition position() const noexcept;
   [[nodiscard]] std::uint64_t batches_per_epoch() const noexcept;
+  /// Whether `start` was made when token files of other formats than ours had no checksum: it fits this file's size
+  /// and vocabulary, and whether the tokens are the same can't be said. position() has the checksum.
+  [[nodiscard]] bool start_lacks_checksum() const noexcept;
 
  private:
   struct State;

@@ -19,4 +19,8 @@ namespace dunnock::training {
 /// behind the text matters to its last piece, so cut texts between pieces only.
 [[nodiscard]] std::size_t first_piece_bytes(std::string_view text) noexcept;
 
+/// Bytes of the white space (Unicode's) that a text begins with, or ends with.
+[[nodiscard]] std::size_t leading_space_bytes(std::string_view text) noexcept;
+[[nodiscard]] std::size_t trailing_space_bytes(std::string_view text) noexcept;
+
 }  // namespace dunnock::training

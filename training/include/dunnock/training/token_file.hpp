@@ -19,6 +19,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -77,13 +78,17 @@ class TokenFile {
   struct Options {
     Format format = Format::kDunnock;
     std::uint64_t vocabulary = 0;  ///< Of the other formats, which do not know theirs: every token is below it.
-    bool verify = true;            ///< Read the whole file and compare its checksum (kDunnock).
+    /// Read the whole file: compare its checksum (kDunnock) or make one (the others), and find a token that is not
+    /// below the vocabulary now and not after hours.
+    bool verify = true;
   };
   static constexpr std::uint64_t kVocabularyMax = std::uint64_t{1} << 31;
 
   /// Errors: NotFound, ReadOnly, Io; InvalidArgument: not a file, or no vocabulary for a format that needs one;
-  /// WrongVersion; Corrupt: torn, foreign, of another size than its header says, or damaged.
-  /// Takes a time that grows with the file only where it is verified.
+  /// WrongVersion; Corrupt: torn, foreign, of another size than its header says, damaged, or with a token that is not
+  /// below the vocabulary, whose position is named.
+  /// Takes a time that grows with the file only where it is verified: a second of a processor for each 3.7 GB of what
+  /// the system has in memory (an EPYC in a virtual machine), else as long as the disk takes to read it.
   [[nodiscard]] static Result<TokenFile> open(const std::string& path, const Options& options);
   [[nodiscard]] static Result<TokenFile> open(const std::string& path) { return open(path, Options{}); }
 
@@ -91,7 +96,10 @@ class TokenFile {
   [[nodiscard]] std::uint64_t vocabulary() const noexcept { return vocabulary_; }
   [[nodiscard]] unsigned width_bytes() const noexcept { return width_bytes_; }
   [[nodiscard]] TokenRange all() const noexcept { return {0, count_}; }
-  /// XXH3-64 of the tokens as the header has it; 0 for the other formats.
+  [[nodiscard]] Format format() const noexcept { return format_; }
+  /// The largest token; none: there are no tokens, or they were not verified.
+  [[nodiscard]] std::optional<std::uint32_t> largest() const noexcept { return largest_; }
+  /// XXH3-64 of the tokens' bytes: as the header has it or, of the other formats, of what was verified (or else 0).
   [[nodiscard]] std::uint64_t checksum() const noexcept { return checksum_; }
   [[nodiscard]] const std::string& path() const noexcept;
 
@@ -106,7 +114,9 @@ class TokenFile {
   std::uint64_t count_ = 0;
   std::uint64_t vocabulary_ = 0;
   std::uint64_t checksum_ = 0;
+  std::optional<std::uint32_t> largest_;
   unsigned width_bytes_ = 0;
+  Format format_ = Format::kDunnock;
 };
 
 /// Writes a file token by token, in memory of 1 MiB. Threads: one at a time.
