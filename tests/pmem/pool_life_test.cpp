@@ -550,11 +550,9 @@ TEST_F(PoolLife, is_read_by_many_and_written_by_nobody_then) {
     EXPECT_EQ(Pool::open(path_).error().code, ErrorCode::kAlreadyOpen);
     EXPECT_EQ(two->create_regions(std::array{RegionSpec{"x", 4096}}).error().code, ErrorCode::kReadOnly);
     EXPECT_EQ(two->remove_region("r").error().code, ErrorCode::kReadOnly);
-    with_media(*two, MediaKind::kFile, [&](const auto& media) {
+    with_media(*two, MediaKind::kFile, [&]<class M>(const M& media) {
+      EXPECT_TRUE(kIsReadOnly<M>) << "structures refuse to change";
       media.store(Point{1}, word(*two, 0), 99);
-      media.flush(Point{1}, &word(*two, 0));
-      media.fence(Point{1});
-      EXPECT_FALSE(media.ok()) << "nothing is acknowledged";
     });
     EXPECT_EQ(get(*one, 0), 1u) << "a reader's stores are its own";
   }

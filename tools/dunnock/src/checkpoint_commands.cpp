@@ -53,28 +53,39 @@ std::string time_of(std::uint64_t seconds) {
   return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(static_cast<std::time_t>(seconds)));
 }
 
-/// Opens the pool's checkpoint store and calls use(store).
+enum class Access : std::uint8_t {
+  kLook,   ///< Also beside a writer.
+  kRead,   ///< Changes nothing.
+  kWrite,
+};
+
+/// Opens the pool's checkpoint store and calls use(store). `access` is what use() needs; kLook: it prints nothing before
+/// it has read everything, for it may be called again.
 template <class Use>
-Result<int> with_checkpoints(const Options& options, Use&& use) {
-  auto pool = Pool::open(options.pool);
+Result<int> with_checkpoints(const Options& options, Access access, Use&& use) {
+  const auto use_pool = [&](Pool& pool) -> Result<int> {
+    const auto structure = find_structure(pool, options.name, {Kind::kCheckpoints});
+    if (!structure) return tl::unexpected(structure.error());
+    return with_durable_media(pool, [&](auto media) -> Result<int> {
+      auto store = CheckpointStore<decltype(media)>::open(pool, structure->name, media);
+      if (!store) return tl::unexpected(store.error());
+      Result<int> status = use(*store);
+      store->close();
+      return status;
+    });
+  };
+  if (access == Access::kLook) return look_into(options.pool, use_pool);
+  auto pool = access == Access::kWrite ? Pool::open(options.pool) : Pool::open_read_only(options.pool);
   if (!pool) return tl::unexpected(pool.error());
-  const auto structure = find_structure(*pool, options.name, {Kind::kCheckpoints});
-  if (!structure) return tl::unexpected(structure.error());
-  return with_durable_media(*pool, [&](auto media) -> Result<int> {
-    auto store = CheckpointStore<decltype(media)>::open(*pool, structure->name, media);
-    if (!store) return tl::unexpected(store.error());
-    Result<int> status = use(*store);
-    store->close();
-    return status;
-  });
+  return use_pool(*pool);
 }
 
 /// The same, with the checkpoint that the user named.
 template <class Use>
-Result<int> with_checkpoint(const Options& options, Use&& use) {
+Result<int> with_checkpoint(const Options& options, Access access, Use&& use) {
   const auto title = title_of(options.checkpoint);
   if (!title) return tl::unexpected(title.error());
-  return with_checkpoints(options, [&](auto& store) { return use(store, *title); });
+  return with_checkpoints(options, access, [&](auto& store) { return use(store, *title); });
 }
 
 /// Whether writing to the path is writing to standard output, as it is for /dev/stdout.
@@ -104,36 +115,44 @@ void complain_of_damage(const Store& store) {
 }  // namespace
 
 Result<int> checkpoint_list(const Options& options) {
-  return with_checkpoints(options, [&](auto& store) -> Result<int> {
-    Json json = Json::array();
-    int status = kFine;
-    if (!options.json) print_line("{:<32} {:>12} {:>8} {:>12}  {}", "name", "version", "tensors", "bytes", "created");
-    for (const CheckpointInfo& one : store.list()) {
-      if (!one.status) status = kDamaged;
-      const bool known = one.version != kLatestVersion;
-      Json entry = {{"name", one.name}, {"version", one.version}};
-      if (one.name.empty()) entry["name"] = nullptr;
-      if (!known) entry["version"] = nullptr;
-      if (one.status) entry["tensors"] = one.tensors;
-      if (known) {
-        entry["bytes"] = one.tensor_bytes;
-        entry["created_seconds"] = one.created_seconds;
-      }
-      if (!one.status) entry["error"] = one.status.error().message;
-      json.push_back(std::move(entry));
-      if (options.json) continue;
-      print_line("{:<32} {:>12} {:>8} {:>12}  {}{}", name_of(one), known ? std::to_string(one.version) : "?",
-                 one.status ? std::to_string(one.tensors) : "?", known ? human_bytes(one.tensor_bytes) : "?",
-                 known ? time_of(one.created_seconds) : "?",
-                 one.status ? std::string() : "  DAMAGED: " + one.status.error().message);
+  std::optional<std::vector<CheckpointInfo>> all;
+  const auto looked = with_checkpoints(options, Access::kLook, [&](auto& store) -> Result<int> {
+    all = store.list();
+    for (const CheckpointInfo& one : *all) {
+      // Beside a writer, one that may be sound a moment later.
+      if (!one.status) return make_error(ErrorCode::kCorrupt, one.status.error().message);
     }
-    if (options.json) print_json(json);
-    return status;
+    return kFine;
   });
+  if (!looked && (!all || looked.error().code != ErrorCode::kCorrupt)) return looked;
+  Json json = Json::array();
+  int status = kFine;
+  if (!options.json) print_line("{:<32} {:>12} {:>8} {:>12}  {}", "name", "version", "tensors", "bytes", "created");
+  for (const CheckpointInfo& one : *all) {
+    if (!one.status) status = kDamaged;
+    const bool known = one.version != kLatestVersion;
+    Json entry = {{"name", one.name}, {"version", one.version}};
+    if (one.name.empty()) entry["name"] = nullptr;
+    if (!known) entry["version"] = nullptr;
+    if (one.status) entry["tensors"] = one.tensors;
+    if (known) {
+      entry["bytes"] = one.tensor_bytes;
+      entry["created_seconds"] = one.created_seconds;
+    }
+    if (!one.status) entry["error"] = one.status.error().message;
+    json.push_back(std::move(entry));
+    if (options.json) continue;
+    print_line("{:<32} {:>12} {:>8} {:>12}  {}{}", name_of(one), known ? std::to_string(one.version) : "?",
+               one.status ? std::to_string(one.tensors) : "?", known ? human_bytes(one.tensor_bytes) : "?",
+               known ? time_of(one.created_seconds) : "?",
+               one.status ? std::string() : "  DAMAGED: " + one.status.error().message);
+  }
+  if (options.json) print_json(json);
+  return status;
 }
 
 Result<int> checkpoint_show(const Options& options) {
-  return with_checkpoint(options, [&](auto& store, const Title& title) -> Result<int> {
+  return with_checkpoint(options, Access::kLook, [&](auto& store, const Title& title) -> Result<int> {
     const auto manifest = store.manifest(title.name, title.version);
     if (!manifest) return tl::unexpected(manifest.error());
     Json json = {
@@ -160,7 +179,7 @@ Result<int> checkpoint_show(const Options& options) {
 }
 
 Result<int> checkpoint_verify(const Options& options) {
-  return with_checkpoints(options, [&](auto& store) -> Result<int> {
+  return with_checkpoints(options, Access::kRead, [&](auto& store) -> Result<int> {
     std::vector<CheckpointInfo> all;
     if (!options.checkpoint.empty()) {
       const auto title = title_of(options.checkpoint);
@@ -191,7 +210,7 @@ Result<int> checkpoint_verify(const Options& options) {
 Result<int> checkpoint_diff(const Options& options) {
   const auto other = title_of(options.other);
   if (!other) return tl::unexpected(other.error());
-  return with_checkpoint(options, [&](auto& store, const Title& title) -> Result<int> {
+  return with_checkpoint(options, Access::kRead, [&](auto& store, const Title& title) -> Result<int> {
     const auto diff = store.diff(title.name, title.version, other->name, other->version);
     if (!diff) return tl::unexpected(diff.error());
     if (options.json) {
@@ -213,7 +232,7 @@ Result<int> checkpoint_diff(const Options& options) {
 }
 
 Result<int> checkpoint_export(const Options& options) {
-  return with_checkpoint(options, [&](auto& store, const Title& title) -> Result<int> {
+  return with_checkpoint(options, Access::kRead, [&](auto& store, const Title& title) -> Result<int> {
     const auto report = export_safetensors(store, title.name, title.version, options.file, options.threads);
     if (!report) return tl::unexpected(report.error());
     const auto line =
@@ -241,7 +260,7 @@ Result<int> checkpoint_import(const Options& options) {
   const bool fresh = !std::filesystem::exists(options.pool, unseen);
   if (unseen) return make_error(ErrorCode::kIo, "can't look at " + options.pool + ": " + unseen.message());
   if (!fresh) {
-    auto done = with_checkpoints(options, import);
+    auto done = with_checkpoints(options, Access::kWrite, import);
     if (done || done.error().code != ErrorCode::kNotFound || !options.create) return done;
   } else if (!options.create) {
     return make_error(ErrorCode::kNotFound, "there is no " + options.pool + "; --create makes one");
@@ -272,11 +291,11 @@ Result<int> checkpoint_import(const Options& options) {
       if (Status made = make_store(*pool); !made) return tl::unexpected(made.error());
     }
   }
-  return with_checkpoints(options, import);
+  return with_checkpoints(options, Access::kWrite, import);
 }
 
 Result<int> checkpoint_delete(const Options& options) {
-  return with_checkpoint(options, [&](auto& store, const Title& title) -> Result<int> {
+  return with_checkpoint(options, Access::kWrite, [&](auto& store, const Title& title) -> Result<int> {
     if (title.version == kLatestVersion)
       return make_error(ErrorCode::kInvalidArgument,
                         "say which version to delete: " + printable(title.name) + "@VERSION");
@@ -287,7 +306,7 @@ Result<int> checkpoint_delete(const Options& options) {
 }
 
 Result<int> checkpoint_retain(const Options& options) {
-  return with_checkpoints(options, [&](auto& store) -> Result<int> {
+  return with_checkpoints(options, Access::kWrite, [&](auto& store) -> Result<int> {
     const auto all = store.list(options.checkpoint);
     if (std::none_of(all.begin(), all.end(), [](const CheckpointInfo& one) { return !one.name.empty(); }))
       return make_error(ErrorCode::kNotFound, "no checkpoint " + in_quotes(options.checkpoint));
@@ -304,7 +323,7 @@ Result<int> checkpoint_retain(const Options& options) {
 }
 
 Result<int> checkpoint_collect(const Options& options) {
-  return with_checkpoints(options, [&](auto& store) -> Result<int> {
+  return with_checkpoints(options, Access::kWrite, [&](auto& store) -> Result<int> {
     const auto given_back = store.collect();
     if (!given_back) return tl::unexpected(given_back.error());
     print_line("{} values given back", *given_back);
@@ -313,7 +332,7 @@ Result<int> checkpoint_collect(const Options& options) {
 }
 
 Result<int> checkpoint_forget(const Options& options) {
-  return with_checkpoints(options, [&](auto& store) -> Result<int> {
+  return with_checkpoints(options, Access::kWrite, [&](auto& store) -> Result<int> {
     print_line("{} damaged lines and checkpoints removed from the catalog", store.forget_damaged());
     return kFine;
   });

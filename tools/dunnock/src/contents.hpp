@@ -32,11 +32,29 @@ struct Contents {
 /// Calls use(media) with what keeps the stores to the pool's file through a power loss.
 template <class Use>
 auto with_durable_media(const Pool& pool, Use&& use) -> decltype(use(DirectMedia{})) {
+  if (pool.read_only()) return use(ReadOnlyMedia{});
   const auto detected = detect_media(pool.path());
   if (!detected) return tl::unexpected(detected.error());
   // Where caches survive a power loss, DirectMedia flushes in vain and is as right.
   if (detected->kind == MediaKind::kFile) return use(pool.file_media());
   return use(DirectMedia{});
+}
+
+/// Opens a pool for looking at it, also beside a process that has it open for writing. What such a look finds damaged may
+/// have been read at different moments, so use(pool) is asked again then, each time with a pool that is opened anew.
+template <class Use>
+auto look_into(const std::string& path, Use&& use) -> decltype(use(std::declval<Pool&>())) {
+  constexpr unsigned kLooksBesideWriter = 20;
+  for (unsigned look = 1;; ++look) {
+    auto pool = Pool::look(path);
+    if (!pool) {
+      if (pool.error().code != ErrorCode::kCorrupt || look == kLooksBesideWriter) return tl::unexpected(pool.error());
+      continue;
+    }
+    auto answer = use(*pool);
+    const bool sound = answer || answer.error().code != ErrorCode::kCorrupt;
+    if (sound || !pool->beside_writer() || look == kLooksBesideWriter) return answer;
+  }
 }
 
 /// Segments for a log of that capacity: about 32 of them, of 1 MiB to 32 MiB, but not smaller than `least`.

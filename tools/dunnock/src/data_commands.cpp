@@ -289,44 +289,66 @@ Result<int> load_index(KvIndex<M>& index, const std::string& file, Loaded& loade
   return kFine;
 }
 
-}  // namespace
-
-Result<int> info(const Options& options) {
-  auto pool = Pool::open(options.pool);
-  if (!pool) return tl::unexpected(pool.error());
-  const Contents contents = contents_of(*pool);
-  return with_durable_media(*pool, [&](auto media) -> Result<int> {
-    int status = kFine;
-    Json json = {{"pool", options.pool}, {"bytes", pool->bytes()}, {"structures", Json::array()}};
-    if (!options.json) print_line("{}: {}", options.pool, human_bytes(pool->bytes()));
+/// What info says. Errors: Corrupt: beside a writer, something that may be sound a moment later.
+Result<Json> describe_all(const Options& options, Pool& pool, int& status) {
+  const Contents contents = contents_of(pool);
+  return with_durable_media(pool, [&](auto media) -> Result<Json> {
+    status = kFine;
+    Json json = {{"pool", options.pool},
+                 {"bytes", pool.bytes()},
+                 {"open_for_writing", pool.beside_writer()},
+                 {"structures", Json::array()}};
     for (const Structure& structure : contents.structures) {
-      const auto described = describe(*pool, structure, media);
+      const auto described = describe(pool, structure, media);
+      if (!described && pool.beside_writer()) return tl::unexpected(described.error());
       Json one = {{"name", structure.name}, {"kind", to_string(structure.kind)}, {"bytes", structure.bytes}};
       if (described) one.update(*described);
       if (!described) one["error"] = described.error().message;
       if (!described || one.value("checkpoints_damaged", 0) != 0) status = kDamaged;
-      if (!options.json) {
-        print_line("");
-        print_line("{} '{}', {}", to_string(structure.kind), structure.name, human_bytes(structure.bytes));
-        for (const auto& [key, value] : one.items()) {
-          if (key != "name" && key != "kind" && key != "bytes")
-            print_line("  {:<24} {}", key, value.is_string() ? value.template get<std::string>() : value.dump());
-        }
-      }
       json["structures"].push_back(std::move(one));
     }
-    for (const RegionInfo& region : contents.unfinished) {
+    for (const RegionInfo& region : contents.unfinished)
       json["other_regions"].push_back({{"name", region.name}, {"bytes", region.bytes}});
-      if (!options.json) print_line("");
-      if (!options.json) print_line("region '{}' of no structure, {}", region.name, human_bytes(region.bytes));
-    }
-    if (options.json) print_json(json);
-    return status;
+    return json;
   });
 }
 
+void print_as_text(const Json& json) {
+  print_line("{}: {}{}", json["pool"].get<std::string>(), human_bytes(json["bytes"].get<std::uint64_t>()),
+             json["open_for_writing"].get<bool>() ? ", open for writing by another process" : "");
+  for (const Json& one : json["structures"]) {
+    print_line("");
+    print_line("{} '{}', {}", one["kind"].get<std::string>(), one["name"].get<std::string>(),
+               human_bytes(one["bytes"].get<std::uint64_t>()));
+    for (const auto& [key, value] : one.items()) {
+      if (key != "name" && key != "kind" && key != "bytes")
+        print_line("  {:<24} {}", key, value.is_string() ? value.get<std::string>() : value.dump());
+    }
+  }
+  if (!json.contains("other_regions")) return;
+  for (const Json& region : json["other_regions"]) {
+    print_line("");
+    print_line("region '{}' of no structure, {}", region["name"].get<std::string>(),
+               human_bytes(region["bytes"].get<std::uint64_t>()));
+  }
+}
+
+}  // namespace
+
+Result<int> info(const Options& options) {
+  int status = kFine;
+  const auto json = look_into(options.pool, [&](Pool& pool) { return describe_all(options, pool, status); });
+  if (!json) return tl::unexpected(json.error());
+  if (options.json)
+    print_json(*json);
+  else
+    print_as_text(*json);
+  return status;
+}
+
+
 Result<int> check(const Options& options) {
-  auto pool = Pool::open(options.pool);
+  auto pool = Pool::open_read_only(options.pool);
   if (!pool) return tl::unexpected(pool.error());
   std::vector<Structure> structures = contents_of(*pool).structures;
   if (!options.names.empty()) {
@@ -360,7 +382,7 @@ Result<int> check(const Options& options) {
 }
 
 Result<int> dump(const Options& options) {
-  auto pool = Pool::open(options.pool);
+  auto pool = Pool::open_read_only(options.pool);
   if (!pool) return tl::unexpected(pool.error());
   const auto structure = find_structure(*pool, options.name, {Kind::kStore, Kind::kIndex});
   if (!structure) return tl::unexpected(structure.error());
@@ -463,6 +485,15 @@ Result<int> load(const Options& options) {
   if (loaded.damaged == 0) return kFine;
   complain("dunnock: {} entries were damaged when the dump was written, and are not in it", loaded.damaged);
   return kDamaged;
+}
+
+Result<int> copy(const Options& options) {
+  if (Status copied = Pool::copy(options.pool, options.file); !copied) {
+    if (copied.error().code != ErrorCode::kAlreadyOpen) return tl::unexpected(copied.error());
+    return make_error(ErrorCode::kAlreadyOpen,
+                      copied.error().message + "; the process that has it open can copy it (Pool::copy_to)");
+  }
+  return kFine;
 }
 
 }  // namespace dunnock::tool

@@ -93,6 +93,9 @@ int run(int argc, char** argv) {
   load->add_option("--input", options.file, "file; - for standard input")->default_str("-")->check(not_empty);
   with_capacity(load, "make the pool and the store if they are not there");
 
+  CLI::App* copy = add(app, "copy", "copy a pool that no process has open for writing", tool::copy);
+  copy->add_option("to", options.file, "the copy's file, which must not be there")->required()->check(not_empty);
+
   CLI::App* checkpoint = app.add_subcommand("checkpoint", "what a checkpoint store holds");
   checkpoint->require_subcommand(1);
   const auto add_checkpoint = [&](const char* name, const char* what, Command command) {
@@ -152,7 +155,7 @@ int run(int argc, char** argv) {
     return explain(app, error);
   }
   if (options.file.empty() && *load) options.file = "-";
-  if (const dunnock::Status apart = check_files(options, *dump || *export_); !apart) return status_of(apart.error());
+  if (const dunnock::Status apart = check_files(options, *dump || *export_ || *copy); !apart) return status_of(apart.error());
   const auto status = chosen(options);
   return status ? *status : status_of(status.error());
 }

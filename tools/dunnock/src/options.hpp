@@ -37,6 +37,7 @@ struct Options {
 [[nodiscard]] Result<int> check(const Options& options);
 [[nodiscard]] Result<int> dump(const Options& options);
 [[nodiscard]] Result<int> load(const Options& options);
+[[nodiscard]] Result<int> copy(const Options& options);
 [[nodiscard]] Result<int> checkpoint_list(const Options& options);
 [[nodiscard]] Result<int> checkpoint_show(const Options& options);
 [[nodiscard]] Result<int> checkpoint_verify(const Options& options);

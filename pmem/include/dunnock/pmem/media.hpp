@@ -17,7 +17,7 @@
 //   ----------------+-----------------+------------------+----------------------+-------------------
 //   DramMedia       | nothing         | -                | -                    | (nothing to lose)
 //   ProcessMedia    | SIGKILL         | -                | -                    | yes
-//   ReadOnlyMedia   | nothing         | -                | -                    | yes; every change answers Io
+//   ReadOnlyMedia   | nothing         | -                | -                    | yes; nothing may change
 //   EadrMedia       | power loss      | -                | sfence               | yes
 //   DirectMedia     | power loss      | clwb             | sfence               | no
 //   FileMedia       | power loss      | notes the page   | one msync a group    | no     (file_media.hpp)
@@ -142,16 +142,21 @@ struct ProcessMedia : detail::MappedMedia {
   void fence(Point) const noexcept {}
 };
 
-/// A private copy of a pool that is open for reading only: recovery may store what it likes, and nothing is ever
-/// acknowledged, since ok() is always false. Reads need no durability that is not there.
+/// A private copy of a pool that is open for reading only: recovery may store what it likes, reads need no durability
+/// that is not there, and structures refuse what would change them (kIsReadOnly).
 struct ReadOnlyMedia : detail::MappedLoads {
+  static constexpr bool kReadOnly = true;
   static constexpr Durability kDurability = Durability::kProcess;
   static constexpr bool kVisibleIsDurable = true;
   void write(Point, void* to, const void* from, std::size_t bytes) const noexcept { std::memcpy(to, from, bytes); }
   void flush(Point, const void*) const noexcept {}
   void fence(Point) const noexcept {}
-  [[nodiscard]] static constexpr bool ok() noexcept { return false; }
+  [[nodiscard]] static constexpr bool ok() noexcept { return true; }
 };
+
+/// Does a structure on this media refuse what would change it?
+template <class M>
+inline constexpr bool kIsReadOnly = requires { requires M::kReadOnly; };
 
 /// Persistent memory behind caches that are flushed on power loss (eADR): only the store order matters.
 struct EadrMedia : detail::MappedMedia {

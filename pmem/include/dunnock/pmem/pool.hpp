@@ -101,8 +101,8 @@ class Pool {
   [[nodiscard]] static Result<Pool> open_or_create(const std::string& path, const PoolOptions& options);
   /// Opens the pool for looking at it: any number of readers, none beside a writer. Needs no right to write, and
   /// changes nothing: what a crash has left in the journal is replayed, and what recovery stores is kept, in memory of
-  /// this process. Structures are opened with ReadOnlyMedia (with_media() does it); what changes them answers Io. A
-  /// creation or removal of regions that a crash has interrupted may look undone. Errors: as open.
+  /// this process. Structures are opened with ReadOnlyMedia (with_media() does it); what would change them is refused.
+  /// A creation or removal of regions that a crash has interrupted may look undone. Errors: as open.
   [[nodiscard]] static Result<Pool> open_read_only(const std::string& path);
   /// The same beside a writer, too (beside_writer() tells). Then each word of the regions is one that the writer has
   /// stored, but words are read at different moments: opening a structure may find it damaged that is not, and counts

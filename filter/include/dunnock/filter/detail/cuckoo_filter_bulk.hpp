@@ -264,6 +264,10 @@ class CuckooFilter<kBits, M, kPolicy>::Batches {
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 template <class Key>
 std::size_t CuckooFilter<kBits, M, kPolicy>::insert_many(std::span<const Key> keys, std::uint8_t* inserted) {
+  if constexpr (kIsReadOnly<M>) {
+    if (inserted != nullptr) std::fill_n(inserted, keys.size(), std::uint8_t{0});
+    return 0;
+  }
   std::size_t total = 0;
   Batches<Key> batches(*this, keys);
   std::array<unsigned, kBatch> beyond;  // keys whose own group is full
@@ -400,6 +404,10 @@ std::size_t CuckooFilter<kBits, M, kPolicy>::contains_many(std::span<const Key> 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 template <class Key>
 std::size_t CuckooFilter<kBits, M, kPolicy>::erase_many(std::span<const Key> keys, std::uint8_t* erased) {
+  if constexpr (kIsReadOnly<M>) {
+    if (erased != nullptr) std::fill_n(erased, keys.size(), std::uint8_t{0});
+    return 0;
+  }
   std::size_t total = 0;
   Batches<Key> batches(*this, keys);
   std::array<unsigned, kBatch> later;

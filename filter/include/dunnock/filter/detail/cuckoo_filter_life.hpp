@@ -154,7 +154,7 @@ Result<RecoveryReport> CuckooFilter<kBits, M, kPolicy>::recover() {
     media_.fence(filter_point::kOpenDirty);  // From here the count is stale after a crash.
   }
   if (media_.load(state().clearing) != 0) {
-    clear();
+    rewrite([](std::uint64_t) { return std::uint64_t{0}; });
     report.clear_completed = true;
   }
   return report;
@@ -274,11 +274,14 @@ void CuckooFilter<kBits, M, kPolicy>::close() {
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 void CuckooFilter<kBits, M, kPolicy>::clear() {
+  if constexpr (kIsReadOnly<M>) return;
   rewrite([](std::uint64_t) { return std::uint64_t{0}; });
 }
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 Status CuckooFilter<kBits, M, kPolicy>::assign_words(std::span<const std::uint64_t> words) {
+  if constexpr (kIsReadOnly<M>)
+    return make_error(ErrorCode::kReadOnly, "the pool is open for reading only");
   if (words.size() != groups_ * kGroupWords)
     return make_error(ErrorCode::kInvalidArgument, std::to_string(words.size()) + " words do not make a filter of " +
                                                        std::to_string(groups_ * kGroupWords));

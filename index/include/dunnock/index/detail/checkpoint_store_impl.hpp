@@ -400,6 +400,7 @@ Status CheckpointStore<M>::check_tensors(std::span<const TensorSource> tensors) 
 template <Media M>
 Result<SaveReport> CheckpointStore<M>::save(std::string_view name, std::uint64_t version,
                                             std::span<const TensorSource> tensors, const SaveOptions& options) {
+  if constexpr (kIsReadOnly<M>) return make_error(ErrorCode::kReadOnly, "the pool is open for reading only");
   const auto start = std::chrono::steady_clock::now();
   if (name.empty() || name.size() > 1024 || version == kLatestVersion)
     return make_error(ErrorCode::kInvalidArgument, "a checkpoint needs a name of 1 to 1024 bytes and a version");
@@ -803,6 +804,7 @@ void CheckpointStore<M>::clear_line(std::uint64_t line) {
 
 template <Media M>
 Status CheckpointStore<M>::remove(std::string_view name, std::uint64_t version) {
+  if constexpr (kIsReadOnly<M>) return make_error(ErrorCode::kReadOnly, "the pool is open for reading only");
   if (Status fine = status(); !fine) return fine;
   Shared& shared = *shared_;
   bool missing = false;
@@ -900,6 +902,7 @@ std::uint64_t CheckpointStore<M>::count_damaged() const {
 
 template <Media M>
 std::uint64_t CheckpointStore<M>::forget_damaged() {
+  if constexpr (kIsReadOnly<M>) return 0;
   const std::lock_guard lock(shared_->catalog);
   std::uint64_t count = 0;
   for (std::uint64_t line = 0; line < lines_; ++line) {
@@ -925,6 +928,7 @@ Status CheckpointStore<M>::check_retention(const Retention& retention) {
 
 template <Media M>
 Result<RetainReport> CheckpointStore<M>::retain(std::string_view name, const Retention& retention) {
+  if constexpr (kIsReadOnly<M>) return make_error(ErrorCode::kReadOnly, "the pool is open for reading only");
   if (Status valid = check_retention(retention); !valid) return tl::unexpected(valid.error());
   std::vector<std::uint64_t> versions;
   {
@@ -952,6 +956,7 @@ Result<RetainReport> CheckpointStore<M>::retain(std::string_view name, const Ret
 
 template <Media M>
 Result<std::uint64_t> CheckpointStore<M>::collect() {
+  if constexpr (kIsReadOnly<M>) return make_error(ErrorCode::kReadOnly, "the pool is open for reading only");
   Shared& shared = *shared_;
   const std::unique_lock gate(shared.gate);
   const std::lock_guard lock(shared.catalog);

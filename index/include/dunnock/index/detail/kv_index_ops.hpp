@@ -480,6 +480,7 @@ bool KvIndex<M>::holds_value(const Slot& slot, const IndexValue& expected) const
 
 template <Media M>
 PutResult KvIndex<M>::put(const IndexKey& key, const IndexValue& value, IndexValue* previous) {
+  if constexpr (kIsReadOnly<M>) return PutResult::kIo;
   PutResult result;
   {
     Writer writer(*this, false);
@@ -490,6 +491,7 @@ PutResult KvIndex<M>::put(const IndexKey& key, const IndexValue& value, IndexVal
 
 template <Media M>
 bool KvIndex<M>::erase(const IndexKey& key, IndexValue* previous) {
+  if constexpr (kIsReadOnly<M>) return false;
   Writer writer(*this, false);
   const Place place = place_of(key);
   const Site site = lock_and_find(writer, key, place, false);
@@ -502,6 +504,7 @@ bool KvIndex<M>::erase(const IndexKey& key, IndexValue* previous) {
 
 template <Media M>
 bool KvIndex<M>::erase_if(const IndexKey& key, const IndexValue& expected) {
+  if constexpr (kIsReadOnly<M>) return false;
   Writer writer(*this, false);
   const Place place = place_of(key);
   const Site site = lock_and_find(writer, key, place, false);
@@ -513,6 +516,7 @@ bool KvIndex<M>::erase_if(const IndexKey& key, const IndexValue& expected) {
 
 template <Media M>
 bool KvIndex<M>::replace_if(const IndexKey& key, const IndexValue& expected, const IndexValue& desired) {
+  if constexpr (kIsReadOnly<M>) return false;
   Writer writer(*this, false);
   const Place place = place_of(key);
   const Site site = lock_and_find(writer, key, place, false);
@@ -524,6 +528,10 @@ bool KvIndex<M>::replace_if(const IndexKey& key, const IndexValue& expected, con
 
 template <Media M>
 std::size_t KvIndex<M>::put_bulk(std::span<const Entry> entries, PutResult* results, IndexValue* previous) {
+  if constexpr (kIsReadOnly<M>) {
+    if (results != nullptr) std::fill_n(results, entries.size(), PutResult::kIo);
+    return 0;
+  }
   std::size_t inserted = 0;
   std::array<Place, kBatch> places;
   for (std::size_t fenced = 0; fenced < entries.size(); fenced += kFenceBatch) {
@@ -569,6 +577,10 @@ void KvIndex<M>::prefetch_records(std::span<const Place> places) const {
 
 template <Media M>
 std::size_t KvIndex<M>::erase_bulk(std::span<const IndexKey> keys, std::uint8_t* erased, IndexValue* previous) {
+  if constexpr (kIsReadOnly<M>) {
+    if (erased != nullptr) std::fill_n(erased, keys.size(), std::uint8_t{0});
+    return 0;
+  }
   std::size_t gone = 0;
   std::array<Place, kBatch> places;
   for (std::size_t fenced = 0; fenced < keys.size(); fenced += kFenceBatch) {

@@ -84,6 +84,7 @@ auto KvStore<M>::open_or_create(Pool& pool, std::string_view name, const StoreOp
 
 template <Media M>
 PutResult KvStore<M>::put(const IndexKey& key, std::span<const std::byte> value) {
+  if constexpr (kIsReadOnly<M>) return PutResult::kIo;
   IndexValue previous;
   PutResult result;
   if (value.size() <= IndexValue::kInlineBytesMax) {
@@ -264,6 +265,7 @@ bool KvStore<M>::compact_one(double live_at_most) {
 
 template <Media M>
 std::uint64_t KvStore<M>::compact(std::uint64_t segments_max, double live_at_most) {
+  if constexpr (kIsReadOnly<M>) return 0;
   std::uint64_t freed = 0;
   while (shared_->compacting.exchange(true, std::memory_order_acquire)) log_.pause();  // Partner: the store below.
   while (freed < segments_max && compact_one(live_at_most)) ++freed;

@@ -312,6 +312,7 @@ bool PrefixStore<M>::evict_one(std::unique_lock<std::mutex>& lock) const {
 
 template <Media M>
 std::size_t PrefixStore<M>::evict(std::size_t blocks_max) const {
+  if constexpr (kIsReadOnly<M>) return 0;
   std::unique_lock lock(shared_->mutex);
   know_tree();
   std::size_t gone = 0;
@@ -360,6 +361,7 @@ bool PrefixStore<M>::admit(const IndexKey& key) const {
 
 template <Media M>
 PutBlock PrefixStore<M>::put(std::span<const IndexKey> keys, std::size_t at, std::span<const std::byte> bytes) {
+  if constexpr (kIsReadOnly<M>) return PutBlock::kIo;
   Shared& shared = *shared_;
   if (!status()) return PutBlock::kIo;
   const IndexKey key = keys[at];

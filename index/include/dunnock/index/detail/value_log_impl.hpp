@@ -335,6 +335,7 @@ void ValueLog<M>::write(const Ticket& ticket, const IndexKey& key, std::span<con
 
 template <Media M>
 auto ValueLog<M>::begin_append(const Item& item) -> std::optional<Ticket> {
+  if constexpr (kIsReadOnly<M>) return std::nullopt;
   auto ticket = reserve(head_of_thread(), item.bytes.size(), 1);
   if (!ticket) return std::nullopt;
   ticket->locator.checksum = item.checksum ? *item.checksum : payload_checksum(item.bytes);
