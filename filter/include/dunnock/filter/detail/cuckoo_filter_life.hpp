@@ -52,7 +52,7 @@ auto CuckooFilter<kBits, M, kPolicy>::format(Region meta, Region table, const Fi
   std::memcpy(values.data(), &header, sizeof header);
   Word* words = reinterpret_cast<Word*>(meta.at(0));
   for (std::size_t i = 1; i < values.size(); ++i) media.store(filter_point::kFormatFields, words[i], values[i]);
-  media.flush(filter_point::kFormatFields, words);
+  // The fields of the first line need no flush: they are in the line of the magic word, and were stored before it.
   media.flush(filter_point::kFormatFields, words + kLineBytes / sizeof(Word));
   media.fence(filter_point::kFormatFields);
   media.store(filter_point::kFormatMagic, words[0], values[0]);

@@ -125,7 +125,7 @@ auto CheckpointStore<M>::format(Region catalog, KvStore<M> data, const Checkpoin
   std::memcpy(values.data(), &header, sizeof header);
   Word* words = reinterpret_cast<Word*>(catalog.at(0));
   for (std::size_t i = 1; i < values.size(); ++i) media.store(checkpoint_point::kFormatFields, words[i], values[i]);
-  media.flush(checkpoint_point::kFormatFields, words);
+  // The fields of the first line need no flush: they are in the line of the magic word, and were stored before it.
   media.flush(checkpoint_point::kFormatFields, words + kLineBytes / sizeof(Word));
   media.fence(checkpoint_point::kFormatFields);
   media.store(checkpoint_point::kFormatMagic, words[0], values[0]);

@@ -104,7 +104,7 @@ auto KvIndex<M>::format(Region meta, IndexMemory memory, const IndexOptions& opt
   Word* words = reinterpret_cast<Word*>(index.meta_.at(0));
   const M& m = index.media_;
   for (std::size_t i = 1; i < values.size(); ++i) m.store(index_point::kFormatFields, words[i], values[i]);
-  m.flush(index_point::kFormatFields, words);
+  // The fields of the first line need no flush: they are in the line of the magic word, and were stored before it.
   m.flush(index_point::kFormatFields, words + kLineBytes / sizeof(Word));
   m.fence(index_point::kFormatFields);
   m.store(index_point::kFormatMagic, words[0], values[0]);

@@ -33,7 +33,8 @@ std::uint64_t PrefixStore<M>::pool_bytes(const PrefixOptions& options) noexcept 
 }
 
 template <Media M>
-PrefixStore<M>::PrefixStore(KvStore<M> data, const PrefixOptions& options) : options_(options), data_(std::move(data)) {
+PrefixStore<M>::PrefixStore(KvStore<M> data, const PrefixOptions& options)
+    : options_(options), data_(std::move(data)), shared_(std::make_unique<Shared>(data_.log().media())) {
   if (options.admission != Admission::kSecondTime) return;
   const FilterOptions filter{.slots = std::max<std::uint64_t>(1024, options.blocks_max), .seed = options.seed};
   shared_->offered.emplace(std::move(*CuckooFilter<12, DramMedia>::create_volatile(filter)));
@@ -124,9 +125,9 @@ auto PrefixStore<M>::lookup(std::span<const IndexKey> keys) const -> Match {
   }
   Match match;
   {
-    const std::lock_guard lock(shared.mutex);
+    const std::lock_guard<Mutex> lock(shared.mutex);
     // It may have been evicted since; then what comes before it is still there.
-    while (low > 0 && shared.tree_known) {
+    while (low > 0 && shared.tree_known && is_taken(data_.log().media(), prefix_point::kStillThere)) {
       const auto node = shared.nodes.find(keys[low - 1]);
       if (node != shared.nodes.end() && !node->second.leaving) break;
       --low;
@@ -149,7 +150,7 @@ auto PrefixStore<M>::lookup(std::span<const IndexKey> keys) const -> Match {
 
 template <Media M>
 void PrefixStore<M>::unpin(Shared& shared, const IndexKey& key) {
-  const std::lock_guard lock(shared.mutex);
+  const std::lock_guard<Mutex> lock(shared.mutex);
   const auto pin = shared.pins.find(key);
   if (pin != shared.pins.end() && --pin->second == 0) shared.pins.erase(pin);
 }
@@ -236,25 +237,28 @@ void PrefixStore<M>::remove_node(const IndexKey& key) const {
 
 /// Evicts the leaf that was used longest ago and is not pinned. False: there is none. Lets go of the lock meanwhile.
 template <Media M>
-bool PrefixStore<M>::evict_one(std::unique_lock<std::mutex>& lock) const {
+bool PrefixStore<M>::evict_one(std::unique_lock<Mutex>& lock) const {
   Shared& shared = *shared_;
-  const auto leaf = std::find_if(shared.leaves.begin(), shared.leaves.end(),
-                                 [&](const Leaf& one) { return !shared.pins.contains(one.key); });
+  const auto leaf = std::find_if(shared.leaves.begin(), shared.leaves.end(), [&](const Leaf& one) {
+    return !shared.pins.contains(one.key) || !is_taken(data_.log().media(), prefix_point::kEvictUnpinned);
+  });
   if (leaf == shared.leaves.end()) return false;
   const IndexKey key = leaf->key;
   shared.nodes.find(key)->second.leaving = true;
   shared.leaves.erase(leaf);
+  const bool leaf_first = is_taken(data_.log().media(), prefix_point::kLeafFirst);
+  if (!leaf_first) remove_node(key);
   lock.unlock();
   data_.erase(key);  // Durable before its parent may go.
   lock.lock();
-  remove_node(key);
+  if (leaf_first) remove_node(key);
   shared.evicted.fetch_add(1, std::memory_order_relaxed);
   return true;
 }
 
 template <Media M>
 std::size_t PrefixStore<M>::evict(std::size_t blocks_max) const {
-  std::unique_lock lock(shared_->mutex);
+  std::unique_lock<Mutex> lock(shared_->mutex);
   know_tree();
   std::size_t gone = 0;
   while (gone < blocks_max && evict_one(lock)) ++gone;
@@ -265,7 +269,7 @@ std::size_t PrefixStore<M>::evict(std::size_t blocks_max) const {
 template <Media M>
 void PrefixStore<M>::quarantine(const IndexKey& key) const {
   Shared& shared = *shared_;
-  std::unique_lock lock(shared.mutex);
+  std::unique_lock<Mutex> lock(shared.mutex);
   know_tree();
   std::unordered_map<IndexKey, std::vector<IndexKey>, KeyHash> children;
   for (const auto& [child, node] : shared.nodes) {
@@ -306,15 +310,15 @@ PutBlock PrefixStore<M>::put(std::span<const IndexKey> keys, std::size_t at, std
   const IndexKey key = keys[at];
   const std::uint64_t needed = ValueLog<M>::record_bytes(sizeof(BlockHeader) + bytes.size());
   const auto budget = static_cast<std::uint64_t>(options_.fill_max * static_cast<double>(data_.log().capacity_bytes()));
-  std::unique_lock lock(shared.mutex);
+  std::unique_lock<Mutex> lock(shared.mutex);
   know_tree();
   if (const auto node = shared.nodes.find(key); node != shared.nodes.end()) {
     return node->second.leaving ? PutBlock::kNoParent : PutBlock::kThere;
   }
   if (at > 0) {
     const auto parent = shared.nodes.find(keys[at - 1]);
-    if (parent == shared.nodes.end() || parent->second.leaving || parent->second.depth != at - 1)
-      return PutBlock::kNoParent;
+    if (parent == shared.nodes.end() || parent->second.depth != at - 1) return PutBlock::kNoParent;
+    if (parent->second.leaving && is_taken(data_.log().media(), prefix_point::kParentStays)) return PutBlock::kNoParent;
     if (!admit(key)) return PutBlock::kNotAdmitted;
     add_child(parent->second, keys[at - 1]);  // Not evicted from here on.
   } else if (!admit(key)) {
@@ -362,7 +366,7 @@ PutBlock PrefixStore<M>::put(std::span<const IndexKey> keys, std::size_t at, std
 template <Media M>
 PrefixStats PrefixStore<M>::stats() const {
   const Shared& shared = *shared_;
-  const std::lock_guard lock(shared_->mutex);
+  const std::lock_guard<Mutex> lock(shared_->mutex);
   PrefixStats stats;
   stats.blocks = data_.size();
   stats.bytes = shared.bytes;

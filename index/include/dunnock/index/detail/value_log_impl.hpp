@@ -84,7 +84,7 @@ auto ValueLog<M>::format(Region meta, Region data, const LogOptions& options, M 
   std::array<std::uint64_t, sizeof(LogHeader) / sizeof(Word)> values;
   std::memcpy(values.data(), &header, sizeof header);
   for (std::size_t i = 1; i < values.size(); ++i) media.store(log_point::kFormatFields, words[i], values[i]);
-  media.flush(log_point::kFormatFields, words);
+  // The fields of the first line need no flush: they are in the line of the magic word, and were stored before it.
   media.flush(log_point::kFormatFields, words + kLineBytes / sizeof(Word));
   for (std::uint64_t s = 0; s < header.segments; ++s) {
     Word& word = words[kLogTableOffset / sizeof(Word) + s];
@@ -184,7 +184,8 @@ bool ValueLog<M>::take_segment(Head& head, std::uint64_t kept_back) {
   {
     const SpinLock listing(shared.listing, media_);
     std::erase_if(shared.unpinning, [&](std::uint64_t s) {
-      if (shared.table[s].pins.load(std::memory_order_seq_cst) != 0) return false;
+      if (is_taken(media_, log_point::kStillPinned) && shared.table[s].pins.load(std::memory_order_seq_cst) != 0)
+        return false;
       shared.free.push_back(s);
       return true;
     });
@@ -246,7 +247,7 @@ void ValueLog<M>::write(const Ticket& ticket, const IndexKey& key, std::span<con
   if (whole == bytes.size()) return;
   std::uint64_t rest = 0;
   std::memcpy(&rest, bytes.data() + whole, bytes.size() - whole);
-  write_durably(media_, log_point::kPayload, at + sizeof header + whole, &rest, sizeof rest);
+  write_durably(media_, log_point::kPayloadEnd, at + sizeof header + whole, &rest, sizeof rest);
 }
 
 template <Media M>
@@ -278,7 +279,7 @@ auto ValueLog<M>::append_moved(std::uint64_t victim, const IndexKey& key, std::s
   if (!ticket) return std::nullopt;
   ticket->locator.checksum = payload_checksum(bytes);
   write(*ticket, key, bytes, ticket->locator.checksum);
-  media_.fence(log_point::kAppendFence);  // The record may be pointed to.
+  media_.fence(log_point::kMovedFence);  // The record may be pointed to.
   shared_->compacted_bytes.fetch_add(record_bytes(bytes.size()), std::memory_order_relaxed);
   return ticket;
 }
@@ -292,7 +293,7 @@ bool ValueLog<M>::adopt_tail(std::uint64_t victim, std::uint64_t bytes) {
   for (std::uint64_t s = 0; s < segments_; ++s) {
     const Segment& segment = shared_->table[s];
     if (s == victim || segment.full.load(std::memory_order_acquire) == 0 ||
-        segment.pins.load(std::memory_order_acquire) != 0)
+        (is_taken(media_, log_point::kAdoptUnpinned) && segment.pins.load(std::memory_order_acquire) != 0))
       continue;
     std::uint64_t used = 0;
     (void)visit_headers(s, [&](const RecordHeader& header, std::uint64_t at) {
@@ -339,10 +340,13 @@ auto ValueLog<M>::whole_record(const Locator& locator, const IndexKey& key) cons
     __builtin_prefetch(at + line);
   Segment& segment = shared_->table[s];
   // Partners: pin, then look whether it is still in use <-> free(): free it, then look whether it is pinned.
-  segment.pins.fetch_add(1, std::memory_order_seq_cst);
-  view.pin = Pin(segment.pins);
+  if (is_taken(media_, log_point::kPin)) {
+    segment.pins.fetch_add(1, std::memory_order_seq_cst);
+    view.pin = Pin(segment.pins);
+  }
   const std::uint64_t word = segment.word.load(std::memory_order_seq_cst);
-  if ((word & 1) == 0 || word >> 48 != locator.position >> 48) {
+  if ((is_taken(media_, log_point::kStillInUse) && (word & 1) == 0) ||
+      (is_taken(media_, log_point::kSameEpoch) && word >> 48 != locator.position >> 48)) {
     view.state = ReadState::kStale;
     return view;
   }
@@ -410,7 +414,7 @@ std::optional<std::uint64_t> ValueLog<M>::victim(double live_at_most) const {
     const Segment& segment = shared_->table[s];
     // Pins of writers: a full segment gets no more of them, and who has one may be about to publish its locator.
     if (segment.full.load(std::memory_order_acquire) == 0) continue;
-    if (segment.pins.load(std::memory_order_acquire) != 0) continue;
+    if (is_taken(media_, log_point::kVictimUnpinned) && segment.pins.load(std::memory_order_acquire) != 0) continue;
     const std::int64_t live = segment.live_bytes.load(std::memory_order_relaxed);
     if (live >= least) continue;
     least = live;
@@ -461,7 +465,7 @@ void ValueLog<M>::free(std::uint64_t s) {
   segment.word.store(word, std::memory_order_seq_cst);  // Partner: view().
   media_.store(log_point::kFree, table_at(s), word);
   const SpinLock listing(shared.listing, media_);
-  if (segment.pins.load(std::memory_order_seq_cst) == 0) {
+  if (!is_taken(media_, log_point::kFreedUnpinned) || segment.pins.load(std::memory_order_seq_cst) == 0) {
     shared.free.push_back(s);
   } else {
     shared.unpinning.push_back(s);
