@@ -32,8 +32,7 @@ Map may_contain(bool maybe) {
   return {MapKey::What::kMayContain, maybe ? MapKey::Answer::kDone : MapKey::Answer::kRefused, 0, 0, {}};
 }
 
-// ----- known histories
-// ------------------------------------------------------------------------------------------------
+// ----- known histories ----------------------------------------------------------------------------------------------
 
 TEST(Linearizability, an_empty_history_has_an_order) { EXPECT_TRUE(linearize<MapKey>({})); }
 
@@ -165,8 +164,7 @@ TEST(Linearizability, says_so_when_it_gives_up) {
   EXPECT_FALSE(verdict);
 }
 
-// ----- against brute force
-// --------------------------------------------------------------------------------------------
+// ----- against brute force ------------------------------------------------------------------------------------------
 
 /// The definition, word for word: some subset of the calls that holds all that returned, in some order that respects
 /// real time, is a run of the object.

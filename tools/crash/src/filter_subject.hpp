@@ -60,11 +60,11 @@ class FilterSubject final : public Subject {
       Checked filter = std::move(*Checked::format(meta(memory.data()), table(memory.data()), options(), {}));
       for (std::size_t i = 0; i < prefilled_; ++i) {
         if (filter.insert(keys_[i])) base_states_[i] = {.inserted = true, .insert_acked = true};
-      }
-      // Holes in the middle make later inserts take every road.
-      for (std::size_t i = 0; i < erased_before_ && i < prefilled_; ++i) {
-        if (base_states_[i].inserted && filter.erase(keys_[i]))
-          base_states_[i] = {.inserted = true, .insert_acked = true, .erased = true, .erase_acked = true};
+        // Holes in the middle make later inserts take every road.
+        for (std::size_t gone = 0; i + 1 == erased_at_ && gone < erased_before_ && gone <= i; ++gone) {
+          if (base_states_[gone].inserted && filter.erase(keys_[gone]))
+            base_states_[gone] = {.inserted = true, .insert_acked = true, .erased = true, .erase_acked = true};
+        }
       }
       if (clean_before_) filter.close();
     }
@@ -450,6 +450,7 @@ class FilterSubject final : public Subject {
     static constexpr unsigned kFill[] = {0, 40, 80, 95, 110, 130};
     prefilled_ = life_ ? 0 : slots_ * kFill[random() % 6] / 100;
     erased_before_ = random() % 3 == 0 ? 0 : random() % (slots_ / 8);
+    erased_at_ = prefilled_;
 
     // Keys: random ones; and now and then one that shares fingerprint and groups with another, for then the copies
     // can't be told apart and the hard cases of erase come up.
@@ -496,25 +497,25 @@ class FilterSubject final : public Subject {
     if (!dense && random() % 2 == 0) twins.clear();
     std::size_t others = 0;  // keys that are not of that class come first
     if (equal) {
-      // One group is full, so that keys of that class are in the other one, too; then some room is made in it.
+      // One group is full, so that keys of that class go to the other one; then room is made in it for more of them.
       const std::uint64_t full = random() % 2;
       const std::size_t beside = kGroupSlots * (30 + random() % 60) / 100;
-      for (std::size_t there[2] = {0, 0}; there[full] < kGroupSlots || there[1 - full] < beside;) {
+      while (keys_.size() < kGroupSlots + beside) {
         const std::uint64_t key = random();
         const std::uint64_t group = Layout<kBits>::place(hasher(key), group_count * kGroupWords).bucket / kGroupWords;
-        if (there[group] == (group == full ? kGroupSlots : beside)) continue;
-        ++there[group];
-        keys_.push_back(key);
+        if ((group == full) == (keys_.size() < kGroupSlots)) keys_.push_back(key);
       }
       others = keys_.size();
-      prefilled_ = others + random() % 12;
-      erased_before_ = random() % 10;
+      erased_at_ = others + 2 + random() % 6;
+      prefilled_ = erased_at_ + 2 + random() % 6;
+      erased_before_ = 2 + random() % 8;
       const auto wanted = class_of(random());
       for (std::size_t looked = 0; keys_.size() < others + 30 && looked < 500000; ++looked) {
         const std::uint64_t key = random();
         if (class_of(key) == wanted) keys_.push_back(key);
       }
       prefilled_ = std::min<std::size_t>(prefilled_, keys_.size());
+      erased_at_ = std::min<std::size_t>(erased_at_, keys_.size());
       key_count = keys_.size();
     }
     while (keys_.size() < key_count) {
@@ -601,8 +602,9 @@ class FilterSubject final : public Subject {
   unsigned switch_every_ = 1;
   std::uint64_t schedule_ = 0;
   [[nodiscard]] unsigned switch_every() const { return 1 + static_cast<unsigned>((switch_every_ - 1 + schedule_) % 6); }
-  std::size_t prefilled_ = 0;  // keys_[0 .. prefilled_) are there before the record starts
-  std::size_t erased_before_ = 0;
+  std::size_t prefilled_ = 0;      // keys_[0 .. prefilled_) are there before the record starts
+  std::size_t erased_before_ = 0;  // so many of them are erased again when keys_[erased_at_ - 1] has been inserted
+  std::size_t erased_at_ = 0;
   std::vector<std::uint64_t> keys_;
   std::vector<bool> alone_;                         // no other key has this fingerprint and these groups
   std::vector<std::vector<std::size_t>> families_;  // keys with the same fingerprint and groups

@@ -561,10 +561,13 @@ class IndexSubject final : public Subject {
       op.thread = static_cast<unsigned>(random() % workload_.threads);
       const auto own = [&]() -> std::size_t {  // Something of this thread's: residents are shared out.
         std::vector<std::size_t>& list = mine[op.thread];
-        if (!list.empty() && hot) return list[0];
+        if (!list.empty() && hot && random() % 4 != 0) return list[0];
         if (!list.empty() && (prefilled_ == 0 || random() % 2 == 0)) return list[random() % list.size()];
         if (prefilled_ == 0) return key_count;
-        const std::size_t at = random() % prefilled_ / workload_.threads * workload_.threads + op.thread;
+        // Or one of the last of them: in a segment that is nearly full these are far from home.
+        const std::size_t from = random() % 2 == 0 ? 0 : prefilled_ - std::min<std::size_t>(prefilled_, 8);
+        const std::size_t any = from + random() % (prefilled_ - from);
+        const std::size_t at = any / workload_.threads * workload_.threads + op.thread;
         return at < prefilled_ ? at : key_count;
       };
       // Readers of what others are at are half of a history with several threads.

@@ -36,7 +36,7 @@ class LogSubject final : public Subject {
     time_ = 0;
     changes_.clear();
     violation_.reset();
-    next_value_ = 1;
+    next_value_ = big_ ? kBig : 1;
     format_acked_ = 0;
     images_seen_ = 0;
     if (!life_) {
@@ -160,6 +160,7 @@ class LogSubject final : public Subject {
 
  private:
   static constexpr std::size_t kKeys = 12;
+  static constexpr std::uint64_t kBig = 1 << 20;  // values from this number on are long
   enum class Kind : std::uint8_t { kPut, kPutBulk, kErase, kGet, kCompact };
   struct Operation {
     Kind kind;
@@ -171,7 +172,9 @@ class LogSubject final : public Subject {
   /// The number, and bytes that follow from it, of a length that follows from it.
   static std::vector<std::byte> value_of(std::uint64_t number) {
     static constexpr std::size_t kLengths[] = {9, 33, 64, 100, 8, 221, 17, 40};
-    std::vector<std::byte> bytes(kLengths[number % std::size(kLengths)]);
+    static constexpr std::size_t kBigLengths[] = {180, 221, 260, 300};
+    std::vector<std::byte> bytes(number >= kBig ? kBigLengths[number % std::size(kBigLengths)]
+                                                : kLengths[number % std::size(kLengths)]);
     for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(number * 31 + i * 7);
     std::memcpy(bytes.data(), &number, sizeof number);
     return bytes;
@@ -327,7 +330,9 @@ class LogSubject final : public Subject {
     index_options_.segment_groups = 2;
     index_options_.seed = HashSeed::from(workload_.seed);
     log_options_.segment_bytes = 1024;
-    log_options_.capacity_bytes = (4 + random() % 3) * 1024;
+    // Long values fill three or four segments again and again while somebody reads.
+    big_ = workload_.threads > 1 && random() % 2 == 0;
+    log_options_.capacity_bytes = ((big_ ? 6 : 4) + random() % 3) * 1024;
     index_meta_bytes_ = KvIndex<Sim>::meta_bytes(index_options_);
     log_meta_at_ = index_meta_bytes_ + KvIndex<Sim>::segment_bytes(2);
     log_meta_bytes_ = ValueLog<Sim>::meta_bytes(log_options_);
@@ -368,6 +373,7 @@ class LogSubject final : public Subject {
   std::uint64_t schedule_ = 0;
   [[nodiscard]] unsigned switch_every() const { return 1 + static_cast<unsigned>((switch_every_ - 1 + schedule_) % 6); }
   std::size_t prefill_ = 0;
+  bool big_ = false;
   IndexOptions index_options_{.seed = {}};
   LogOptions log_options_;
   std::uint64_t index_meta_bytes_ = 0, log_meta_at_ = 0, log_meta_bytes_ = 0, log_at_ = 0, log_bytes_ = 0;

@@ -387,7 +387,10 @@ std::vector<std::string> steps_left_alone(const Structure& structure, const std:
     const bool planted = std::any_of(all.begin(), all.end(), [&](const dunnock::crash::Mutant& one) {
       return one.mutation.kind == step.left_out_by && one.mutation.point == step.point;
     });
-    if (planted) continue;
+    const bool elsewhere = std::any_of(structure.elsewhere.begin(), structure.elsewhere.end(), [&](const auto& one) {
+      return one.left_out_by == step.left_out_by && one.point == step.point;
+    });
+    if (planted || elsewhere) continue;
     alone.push_back(std::string(what_is_left_out(step.left_out_by)) + " " +
                     std::string(structure.point_name(step.point)) + " at " + step.file + ":" +
                     std::to_string(step.line));
@@ -442,6 +445,10 @@ int mutants(const Structure& structure, const Options& options) {
   const std::string what = original.what;
   const std::vector<std::string> alone =
       options.mutant.empty() ? steps_left_alone(structure, all, original) : std::vector<std::string>();
+  for (const auto& one : structure.elsewhere) {
+    std::printf("left to  %s: no %s %s\n", std::string(one.test).c_str(), what_is_left_out(one.left_out_by),
+                std::string(structure.point_name(one.point)).c_str());
+  }
   for (const std::string& step : alone) std::printf("UNTRIED  %s: no planted bug leaves it out\n", step.c_str());
   const std::size_t planted = all.size() + lines.size();
   std::printf(

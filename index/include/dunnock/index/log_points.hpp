@@ -25,17 +25,16 @@ inline constexpr Point kStillInUse{kFirst + 10};      // is it in use?
 inline constexpr Point kSameEpoch{kFirst + 11};       // is it as old as the locator?
 inline constexpr Point kVictimUnpinned{kFirst + 12};  // a segment that is pinned is not compacted,
 inline constexpr Point kFreedUnpinned{kFirst + 13};   // a free one not used again while it is pinned,
-inline constexpr Point kStillPinned{kFirst + 14};     // nor is one that has been waiting for that,
-inline constexpr Point kAdoptUnpinned{kFirst + 15};   // and none is adopted
-inline constexpr Point kLookAgain{kFirst + 16};  // a store's get that found nothing in the log asks the index again
-inline constexpr unsigned kCount = kFirst + 16;
+inline constexpr Point kStillPinned{kFirst + 14};     // nor is one that has been waiting for that
+inline constexpr Point kLookAgain{kFirst + 15};  // a store's get that found nothing in the log asks the index again
+inline constexpr unsigned kCount = kFirst + 15;
 
 /// The name of a point as it stands above, without the k, after "Log"; those of the index as index_point::name.
 [[nodiscard]] constexpr std::string_view name(Point point) noexcept {
   constexpr std::string_view kNames[] = {
       "LogHeader",         "LogPayload",       "LogAppendFence", "LogTake",          "LogFree",       "LogFormatFields",
       "LogFormatMagic",    "LogPayloadEnd",    "LogMovedFence",  "LogPin",           "LogStillInUse", "LogSameEpoch",
-      "LogVictimUnpinned", "LogFreedUnpinned", "LogStillPinned", "LogAdoptUnpinned", "LogLookAgain"};
+      "LogVictimUnpinned", "LogFreedUnpinned", "LogStillPinned",  "LogLookAgain"};
   static_assert(sizeof(kNames) / sizeof(kNames[0]) == kCount - kFirst + 1);
   const auto index = static_cast<unsigned>(point);
   if (index < kFirst) return index_point::name(point);

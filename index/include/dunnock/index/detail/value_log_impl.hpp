@@ -293,7 +293,7 @@ bool ValueLog<M>::adopt_tail(std::uint64_t victim, std::uint64_t bytes) {
   for (std::uint64_t s = 0; s < segments_; ++s) {
     const Segment& segment = shared_->table[s];
     if (s == victim || segment.full.load(std::memory_order_acquire) == 0 ||
-        (is_taken(media_, log_point::kAdoptUnpinned) && segment.pins.load(std::memory_order_acquire) != 0))
+        segment.pins.load(std::memory_order_acquire) != 0)
       continue;
     std::uint64_t used = 0;
     (void)visit_headers(s, [&](const RecordHeader& header, std::uint64_t at) {
