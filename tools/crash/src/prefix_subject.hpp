@@ -33,7 +33,7 @@ class PrefixSubject final : public Subject {
   std::optional<std::string> record(SimMemory& memory, const std::vector<std::size_t>& keep) override {
     violation_.reset();
     sure_.clear();
-    changes_ = 0;
+    changes_ = {};
     images_seen_ = 0;
     {
       Checked store = *format<ImageMedia>(memory.data(), {});
@@ -121,6 +121,10 @@ class PrefixSubject final : public Subject {
     std::size_t blindly;  // puts one block, this many before the last, without having looked
     unsigned held;        // turns of other threads in which what was found stays pinned
   };
+  /// Puts, and evictions that were asked for, of all threads.
+  struct Changes {
+    std::size_t begun = 0, over = 0;
+  };
   struct Sure {
     std::size_t from, to;  // events
     std::size_t prompt;
@@ -142,23 +146,26 @@ class PrefixSubject final : public Subject {
     }
     return std::nullopt;
   }
-  /// Reads what is there and puts the rest. Counts up `changes` for each put. `watch` runs the calls on the store:
+  /// Reads what is there and puts the rest. Counts its puts in `changes`. `watch` runs the calls on the store:
   /// watch.lookup(keys), watch.put(keys, at).
   template <class Store, class Watch>
-  static std::optional<std::string> serve(Store& store, const std::vector<IndexKey>& keys, std::size_t& changes,
+  static std::optional<std::string> serve(Store& store, const std::vector<IndexKey>& keys, Changes& changes,
                                           const Watch& watch) {
     const auto match = watch.lookup(keys);
     if (auto wrong = read(store, keys, match.blocks())) return wrong;
     std::size_t there = match.blocks();
-    const std::size_t before = changes;
+    const Changes before = changes;
     std::size_t own = 0;
     for (; there < keys.size(); ++there) {
-      ++changes, ++own;
-      if (watch.put(keys, there) > PutBlock::kThere) break;
+      ++changes.begun, ++own;
+      const PutBlock put = watch.put(keys, there);
+      ++changes.over;
+      if (put > PutBlock::kThere) break;
     }
     // Its own puts evict none of them: they are the ancestors of the last. Those of others may.
     const std::size_t found = watch.lookup(keys).blocks();
-    if (changes - before == own && found < there) return "while running: what was put is not found";
+    const bool alone = before.begun == before.over && changes.begun - before.begun == own;
+    if (alone && found < there) return "while running: what was put is not found";
     return std::nullopt;
   }
   template <class Store>
@@ -170,7 +177,7 @@ class PrefixSubject final : public Subject {
         return store.put(all, at, block_of(all[at]));
       }
     };
-    std::size_t changes = 0;
+    Changes changes;
     return serve(store, keys, changes, Unwatched{store});
   }
 
@@ -244,12 +251,15 @@ class PrefixSubject final : public Subject {
   void called(std::uint64_t began, PrefixTree::Call call) { calls_.push_back({std::move(call), began, ++time_}); }
 
   [[nodiscard]] bool has_an_order() {
-    for (auto& one : calls_) {  // A put may be told that another thread is just putting or evicting its block.
+    for (auto& one : calls_) {  // See PrefixTree::Call::contended.
+      const bool looks = one.call.what == PrefixTree::What::kLookup;
+      if (looks && one.call.count == one.call.blocks.size()) continue;
+      const std::uint8_t block = one.call.blocks.empty() ? 0 : one.call.blocks[looks ? one.call.count : 0];
       one.call.contended = std::ranges::any_of(calls_, [&](const auto& other) {
         const bool puts = other.call.what == PrefixTree::What::kPut &&
-                          (tree_.evicts_by_itself || other.call.blocks == one.call.blocks);
-        return &other != &one && (puts || other.call.what == PrefixTree::What::kEvict) && other.began < one.returned &&
-               one.began < other.returned;
+                          ((tree_.evicts_by_itself && !looks) || other.call.blocks[0] == block);
+        return &other != &one && (puts || (other.call.what == PrefixTree::What::kEvict && !looks)) &&
+               other.began < one.returned && one.began < other.returned;
       });
     }
     return linearize<PrefixTree>(calls_, first_, 20000).linearizable;
@@ -257,19 +267,19 @@ class PrefixSubject final : public Subject {
 
   void run(SimMemory& memory, Recorded& store, const Operation& op) {
     if (op.evicts != 0) {
-      ++changes_;
+      ++changes_.begun;
       const std::uint64_t began = ++time_;
       const std::size_t gone = store.evict(op.evicts);
       called(began, {PrefixTree::What::kEvict, {}, gone, {}, false});
-      ++changes_;
+      ++changes_.over;
       return;
     }
     const std::vector<IndexKey>& keys = prompts_[op.prompt];
     const Watched watch{*this, store};
     if (op.blindly < keys.size()) {
-      ++changes_;
+      ++changes_.begun;
       (void)watch.put(keys, keys.size() - 1 - op.blindly);
-      ++changes_;
+      ++changes_.over;
       return;
     }
     auto wrong = serve(store, keys, changes_, watch);
@@ -351,7 +361,7 @@ class PrefixSubject final : public Subject {
 
   std::vector<std::vector<IndexKey>> prompts_;
   std::vector<Sure> sure_;
-  std::size_t changes_ = 0;                                                  // puts, and evictions that were asked for
+  Changes changes_;
   std::map<std::pair<std::uint64_t, std::uint64_t>, std::uint8_t> numbers_;  // of blocks, by key
   PrefixTree::Tree tree_;
   PrefixTree::State first_;

@@ -132,7 +132,8 @@ class PrefixStore {
 
   // ----- blocks ---------------------------------------------------------------------------------------------------
 
-  /// The longest prefix of `keys` that is there, pinned. About log2(keys) probes and one record read.
+  /// The longest prefix of `keys` that is there, pinned; blocks that others put meanwhile may be left out. About
+  /// log2(keys) probes and one record read.
   [[nodiscard]] Match lookup(std::span<const IndexKey> keys) const;
   /// One block of a prefix that was looked up. Damaged: the block and all that follow it are thrown away, and it counts
   /// as missing from now on.
