@@ -93,11 +93,16 @@ std::vector<IndexKey> PrefixStore<M>::keys_of(const IndexKey& root, std::span<co
 /// Is there a sound record of this block, at this depth, under this parent (null: not known)?
 template <Media M>
 bool PrefixStore<M>::is_block(const IndexKey& key, const IndexKey* parent, std::uint64_t depth) const {
-  const GetResult found = data_.index().get(key);
-  if (!found || !found.value.is_locator()) return false;
-  BlockHeader header;
-  if (!data_.peek(key, found.value.locator(), std::as_writable_bytes(std::span(&header, 1)))) return false;
-  return header.depth == depth && (parent == nullptr || header.parent == *parent);
+  for (GetResult found = data_.index().get(key);;) {
+    if (!found || !found.value.is_locator()) return false;
+    BlockHeader header;
+    if (data_.peek(key, found.value.locator(), std::as_writable_bytes(std::span(&header, 1))))
+      return header.depth == depth && (parent == nullptr || header.parent == *parent);
+    // Compaction may have moved it in between; if not, it is damaged.
+    const GetResult again = data_.index().get(key);
+    if (again && again.value == found.value) return false;
+    found = again;
+  }
 }
 
 template <Media M>
