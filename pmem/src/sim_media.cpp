@@ -1,5 +1,6 @@
 #include "dunnock/pmem/sim_media.hpp"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <random>
@@ -19,6 +20,7 @@ struct SimMemory::Fibers {
     std::unique_ptr<char[]> stack;
     const std::function<void()>* work = nullptr;
     bool over = false;
+    std::size_t asleep_until = 0;  // the turn
     ShadowStack shadow;
   };
   void* scheduler = nullptr;  // its stack pointer
@@ -27,6 +29,7 @@ struct SimMemory::Fibers {
   std::size_t current = 0;
   bool inside = false;          // a fiber runs, rather than the scheduler
   std::size_t idle_pauses = 0;  // pauses since anybody did anything else
+  std::size_t turn = 0;
   std::mt19937_64 random;
   unsigned switch_every = 1;
 
@@ -47,6 +50,8 @@ struct SimMemory::Fibers {
     dunnock_switch_stacks(&all[current].stack_pointer, scheduler);
     inside = true;
   }
+  /// Others have the next turns, if they can go on: 1 to 512 of them.
+  void doze() { all[current].asleep_until = turn + (std::size_t{1} << random() % 10); }
   void resume(std::size_t fiber) {
     current = fiber;
     running = this;
@@ -84,12 +89,12 @@ std::uint8_t SimMemory::thread() const noexcept {
   return fibers_ != nullptr ? static_cast<std::uint8_t>(fibers_->current) : std::uint8_t{0};
 }
 
-void SimMemory::record(EventKind kind, Point point, std::uint32_t word, std::uint64_t value) {
-  if (recording_) events_.push_back({kind, thread(), point, word, value});
+void SimMemory::record(EventKind kind, Point point, std::uint32_t word, std::uint64_t value, const Where& where) {
+  if (recording_) events_.push_back({kind, thread(), point, word, value, where.line(), where.file_name()});
 }
 
 std::size_t SimMemory::mark() {
-  record(EventKind::kMark, Point{}, 0, 0);
+  record(EventKind::kMark, Point{}, 0, 0, Where{});
   return events_.size();
 }
 
@@ -98,24 +103,24 @@ std::uint64_t SimMemory::load(const Word& word) noexcept {
   return word.load(std::memory_order_relaxed);
 }
 
-void SimMemory::store(Point point, Word& word, std::uint64_t value) noexcept {
+void SimMemory::store(Point point, Word& word, std::uint64_t value, const Where& where) noexcept {
   may_switch();
   const std::uint32_t index = word_of(&word);
-  if (mutation_.point == point && mutation_.kind == Mutation::Kind::kDropStore) return;
+  if (drops(Mutation::Kind::kDropStore, point, where)) return;
   if (mutation_.point == point && mutation_.kind == Mutation::Kind::kStoreTooLate) {
     late_.push_back({{EventKind::kStore, thread(), point, index, value}, true});
     return;
   }
   word.store(value, std::memory_order_relaxed);
-  record(EventKind::kStore, point, index, value);
+  record(EventKind::kStore, point, index, value, where);
   perform_late(point);
 }
 
-void SimMemory::flush(Point point, const void* address) noexcept {
+void SimMemory::flush(Point point, const void* address, const Where& where) noexcept {
   may_switch();
   const std::uint32_t line = word_of(address) / 8;
+  if (drops(Mutation::Kind::kDropFlush, point, where)) return;
   if (mutation_.point == point) {
-    if (mutation_.kind == Mutation::Kind::kDropFlush) return;
     if (mutation_.kind == Mutation::Kind::kFlushTooLate) {
       late_.push_back({{EventKind::kFlush, thread(), point, line, 0}, false});
       return;
@@ -123,21 +128,29 @@ void SimMemory::flush(Point point, const void* address) noexcept {
     if (mutation_.kind == Mutation::Kind::kFlushTooEarly) {
       for (std::size_t i = events_.size(); i-- > 0;) {
         if (events_[i].kind != EventKind::kStore || events_[i].word / 8 != line) continue;
-        events_.insert(events_.begin() + static_cast<std::ptrdiff_t>(i), {EventKind::kFlush, thread(), point, line, 0});
+        events_.insert(events_.begin() + static_cast<std::ptrdiff_t>(i),
+                       {EventKind::kFlush, thread(), point, line, 0, where.line(), where.file_name()});
         break;
       }
       return;
     }
   }
-  record(EventKind::kFlush, point, line, 0);
+  record(EventKind::kFlush, point, line, 0, where);
   perform_late(point);
 }
 
-void SimMemory::fence(Point point) noexcept {
+void SimMemory::fence(Point point, const Where& where) noexcept {
   may_switch();
-  if (mutation_.point == point && mutation_.kind == Mutation::Kind::kDropFence) return;
-  record(EventKind::kFence, point, 0, 0);
+  if (drops(Mutation::Kind::kDropFence, point, where)) return;
+  record(EventKind::kFence, point, 0, 0, where);
   perform_late(point);
+}
+
+bool SimMemory::skips(Point point, const Where& where) noexcept {
+  may_switch(4, 2);  // The longer it sleeps before it looks, the more there is to see.
+  const auto same = [&](const Check& one) { return one.point == point && one.line == where.line(); };
+  if (std::none_of(checks_.begin(), checks_.end(), same)) checks_.push_back({point, where.line(), where.file_name()});
+  return drops(Mutation::Kind::kSkipCheck, point, where);
 }
 
 /// Does what a mutation has put off until `point`.
@@ -152,10 +165,12 @@ void SimMemory::perform_late(Point point) noexcept {
   late_.clear();
 }
 
-void SimMemory::may_switch(unsigned rarer) noexcept {
+void SimMemory::may_switch(unsigned rarer, unsigned dozes) noexcept {
   if (fibers_ == nullptr || !fibers_->inside) return;
   fibers_->idle_pauses = 0;
-  if (fibers_->random() % (fibers_->switch_every * rarer) == 0) fibers_->yield();
+  if (fibers_->random() % (fibers_->switch_every * rarer) != 0) return;
+  if (fibers_->random() % dozes == 0) fibers_->doze();
+  fibers_->yield();
 }
 
 void SimMemory::pause() noexcept {
@@ -181,11 +196,15 @@ bool SimMemory::run_threads(const std::vector<std::function<void()>>& threads, s
   }
   bool went_on = true;
   for (;;) {
-    std::vector<std::size_t> ready;
+    std::vector<std::size_t> ready, awake;
     for (std::size_t i = 0; i < f.all.size(); ++i) {
-      if (!f.all[i].over) ready.push_back(i);
+      if (f.all[i].over) continue;
+      ready.push_back(i);
+      if (f.all[i].asleep_until <= f.turn) awake.push_back(i);
     }
     if (ready.empty()) break;
+    if (!awake.empty()) ready = std::move(awake);
+    ++f.turn;
     if (f.idle_pauses > 10000) {  // Everybody waits for somebody.
       went_on = false;
       break;

@@ -286,6 +286,80 @@ TEST(Explorer, tells_which_durable_steps_it_has_seen) {
   EXPECT_FALSE(explore(without_fence, all_of(without_fence), eadr).saw(Event::kFence, Point{1}));
 }
 
+TEST(Explorer, plants_a_bug_in_one_of_the_lines_that_share_a_step) {
+  Register fine(Fault::kNone, 5);
+  const ExploreResult whole = explore(fine, all_of(fine), {});
+  std::set<std::uint32_t> lines;
+  for (const ExploreResult::Step& step : whole.steps) {
+    if (step.left_out_by != Mutation::Kind::kDropStore || step.point != Point{1}) continue;
+    EXPECT_EQ(step.file, "explorer_test.cpp");
+    lines.insert(step.line);
+  }
+  ASSERT_EQ(lines.size(), 2U);  // The two copies of the register's words.
+  for (const std::uint32_t line : lines) {
+    ExploreOptions options;
+    options.mutation = {Mutation::Kind::kDropStore, Point{1}, {}, line};
+    EXPECT_TRUE(explore(fine, all_of(fine), options).violation.has_value()) << line;
+  }
+  ExploreOptions elsewhere;
+  elsewhere.mutation = {Mutation::Kind::kDropStore, Point{1}, {}, 1};
+  EXPECT_FALSE(explore(fine, all_of(fine), elsewhere).violation.has_value());
+}
+
+/// Two threads count up, under a lock that can be left out. Without it an update is lost, but only in some schedules.
+class SharedCounter final : public Subject {
+ public:
+  std::size_t bytes() const override { return kLineBytes; }
+  std::size_t operations() const override { return 2; }
+  std::optional<std::string> record(SimMemory& memory, const std::vector<std::size_t>& keep) override {
+    memory.start();
+    const SimMedia media(memory);
+    Word& word = *reinterpret_cast<Word*>(memory.data());
+    bool locked = false;
+    std::vector<std::function<void()>> threads;
+    for (std::size_t n = 0; n < keep.size(); ++n) {
+      threads.push_back([&] {
+        const bool locks = is_taken(media, Point{2});
+        while (locks && locked) media.pause();
+        if (locks) locked = true;
+        media.store(Point{1}, word, media.load(word) + 1);
+        if (locks) locked = false;
+      });
+    }
+    EXPECT_TRUE(memory.run_threads(threads, schedule_, schedule_ == 0 ? 1000000 : 1));
+    return word.load() == keep.size() ? std::nullopt : std::optional<std::string>("an update is lost");
+  }
+  bool reschedule(std::uint64_t schedule) override {
+    schedule_ = schedule;
+    return true;
+  }
+  std::optional<std::string> check(std::byte*, std::size_t, std::size_t) override { return std::nullopt; }
+  bool recovery_has_work(const std::byte*) const override { return false; }
+  void recover(SimMemory&, std::size_t) override {}
+  std::string describe(std::size_t) const override { return "count"; }
+
+ private:
+  std::uint64_t schedule_ = 0;
+};
+
+TEST(Explorer, finds_in_other_schedules_what_a_check_that_is_left_out_does) {
+  SharedCounter counter;
+  ExploreOptions options;
+  options.schedules = 200;
+  const ExploreResult whole = explore(counter, all_of(counter), options);
+  EXPECT_FALSE(whole.violation.has_value()) << *whole.violation;
+  EXPECT_EQ(whole.schedules, 200U);
+  EXPECT_TRUE(std::any_of(whole.steps.begin(), whole.steps.end(), [](const ExploreResult::Step& step) {
+    return step.left_out_by == Mutation::Kind::kSkipCheck && step.point == Point{2};
+  }));
+  options.mutation = {Mutation::Kind::kSkipCheck, Point{2}, {}};
+  const ExploreResult caught = explore(counter, all_of(counter), options);
+  ASSERT_TRUE(caught.violation.has_value());
+  EXPECT_EQ(caught.violation->rfind("in schedule ", 0), 0U) << *caught.violation;
+  options.schedules = 0;
+  EXPECT_FALSE(explore(counter, all_of(counter), options).violation.has_value()) << "its own schedule does not show it";
+}
+
 /// A counter whose recovery (copying an intent into place) may forget its flush.
 class CopiedCounter final : public Subject {
  public:

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <set>
@@ -13,7 +14,9 @@
 #include <thread>
 #include <vector>
 
+#include "dunnock/crash/sequential_objects.hpp"
 #include "dunnock/filter/cuckoo_filter.hpp"
+#include "support/histories.hpp"
 #include "support/seed.hpp"
 
 namespace dunnock {
@@ -185,6 +188,98 @@ TYPED_TEST(FilterOf, loses_nothing_when_batches_of_several_threads_meet) {
   reader.join();
   EXPECT_FALSE(failed.load());
   EXPECT_EQ(filter.size(), residents.size());
+  const CheckReport report = filter.check();
+  EXPECT_TRUE(report.ok()) << report.violations.front();
+}
+
+/// All threads insert, erase and look up a few keys that they share, each up to two copies of its own, and push others
+/// around. Then an order of the calls on each key is searched that a multiset could have run, one that may say yes too
+/// often.
+TYPED_TEST(FilterOf, histories_of_shared_keys_are_linearizable) {
+  using crash::FilterKey;
+  using What = FilterKey::What;
+  constexpr unsigned kThreads = 4;
+  constexpr std::uint64_t kShared = 10;
+  auto filter = std::move(*TypeParam::create_volatile({700, HashSeed::from(test::seed())}));
+  const std::size_t others = filter.slots() * 80 / 100 / kThreads;
+  test::Histories<FilterKey> histories(kThreads);
+  std::atomic<unsigned> wrong{0};
+  std::vector<std::thread> threads;
+  for (unsigned t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937_64 random = test::generator(300 + t);
+      std::array<unsigned, kShared> copies{};
+      std::vector<std::uint64_t> mine;  // keys that are shared with nobody
+      std::uint64_t next = (t + 1ULL) << 32;
+      for (int step = 0; step < kSteps / 20; ++step) {
+        const std::uint64_t key = random() % kShared;
+        const std::uint64_t another = (key + 1 + random() % (kShared - 1)) % kShared;
+        switch (random() % 8) {
+          case 0: {
+            if (copies[key] == 2) break;
+            const bool inserted = histories.timed(t, [&] { return filter.insert(key); });
+            histories.note(t, key, {What::kInsert, true, inserted});
+            copies[key] += inserted ? 1 : 0;
+            break;
+          }
+          case 1: {
+            if (copies[key] == 0) break;
+            const bool erased = histories.timed(t, [&] { return filter.erase(key); });
+            histories.note(t, key, {What::kErase, true, erased});
+            --copies[key];
+            break;
+          }
+          case 2: {
+            if (copies[key] == 2 || copies[another] == 2) break;
+            const std::uint64_t keys[] = {key, another};
+            std::uint8_t inserted[2];
+            (void)histories.timed(t, [&] { return filter.insert_bulk(keys, inserted); });
+            for (unsigned i = 0; i < 2; ++i) {
+              histories.note(t, keys[i], {What::kInsert, true, inserted[i] != 0});
+              copies[keys[i]] += inserted[i];
+            }
+            break;
+          }
+          case 3: {
+            if (copies[key] == 0 || copies[another] == 0) break;
+            const std::uint64_t keys[] = {key, another};
+            std::uint8_t erased[2];
+            (void)histories.timed(t, [&] { return filter.erase_bulk(keys, erased); });
+            for (unsigned i = 0; i < 2; ++i) {
+              histories.note(t, keys[i], {What::kErase, true, erased[i] != 0});
+              --copies[keys[i]];
+            }
+            break;
+          }
+          case 4: {
+            const std::uint64_t keys[] = {key, another};
+            std::uint8_t found[2];
+            (void)histories.timed(t, [&] { return filter.contains_bulk(keys, found); });
+            for (unsigned i = 0; i < 2; ++i) histories.note(t, keys[i], {What::kContains, true, found[i] != 0});
+            break;
+          }
+          case 5: {  // What others have is moved by what comes and goes beside it.
+            if (mine.size() < others) {
+              if (filter.insert(next)) mine.push_back(next);
+              ++next;
+            } else {
+              std::swap(mine[random() % mine.size()], mine.back());
+              wrong += filter.erase(mine.back()) ? 0 : 1;
+              mine.pop_back();
+            }
+            break;
+          }
+          default: {
+            const bool found = histories.timed(t, [&] { return filter.contains(key); });
+            histories.note(t, key, {What::kContains, true, found});
+          }
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong.load(), 0U);
+  EXPECT_EQ(histories.unexplained(), "");
   const CheckReport report = filter.check();
   EXPECT_TRUE(report.ok()) << report.violations.front();
 }

@@ -1,5 +1,6 @@
-// KvIndex under many threads: what was acknowledged is there at every moment, values never go back, and nothing is
-// counted twice, while segments split under way. Run under TSan too.
+// KvIndex under many threads: what was acknowledged is there at every moment, values never go back, nothing is counted
+// twice, and all answers of a history are those that some order of its calls gives, while segments split under way. Run
+// under TSan too.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -8,7 +9,9 @@
 #include <thread>
 #include <vector>
 
+#include "dunnock/crash/sequential_objects.hpp"
 #include "dunnock/index/kv_index.hpp"
+#include "support/histories.hpp"
 #include "support/seed.hpp"
 
 namespace dunnock {
@@ -155,6 +158,126 @@ TYPED_TEST(KvIndexOn, puts_and_erases_balance) {
   const IndexCheck report = index.check();
   EXPECT_TRUE(report.ok()) << report.violations.front();
   EXPECT_EQ(static_cast<std::int64_t>(report.entries), balance.load());
+}
+
+/// All threads do everything to a few keys that they share, and put others that make segments split. Then an order of
+/// the calls on each key is searched that a map of one thread could have run.
+TYPED_TEST(KvIndexOn, histories_of_shared_keys_are_linearizable) {
+  using Index = KvIndex<TypeParam>;
+  using crash::MapKey;
+  using What = MapKey::What;
+  using Answer = MapKey::Answer;
+  constexpr unsigned kThreads = 4;
+  constexpr std::uint64_t kShared = 12;
+  auto index = make<TypeParam>();
+  test::Histories<MapKey> histories(kThreads);
+  std::atomic<unsigned> wrong{0};
+  std::vector<std::thread> threads;
+  for (unsigned t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      auto random = test::generator(t);
+      std::uint64_t next_value = t + 1, next_key = (t + 1ULL) << 32;
+      const auto value = [&] { return next_value += kThreads; };
+      const auto told = [](PutResult result) {
+        return result == PutResult::kInserted ? Answer::kDone
+               : result == PutResult::kFull   ? Answer::kRefused
+                                              : Answer::kReplaced;
+      };
+      const auto yes = [](bool done) { return done ? Answer::kDone : Answer::kRefused; };
+      const auto number = [](bool there, const IndexValue& found) {
+        return there ? MapKey::Value(found.number()) : MapKey::Value();
+      };
+      const auto note_get = [&](std::uint64_t n, const GetResult& found) {
+        if (found.state == GetState::kDamaged) ++wrong;
+        histories.note(t, n, {What::kGet, Answer::kDone, 0, 0, number(static_cast<bool>(found), found.value)});
+      };
+      for (std::uint64_t step = 0; step < kSteps / 4; ++step) {
+        const std::uint64_t n = random() % kShared;
+        const IndexKey key = key_of(n);
+        switch (random() % 12) {
+          case 0:
+          case 1: {
+            IndexValue previous;
+            const std::uint64_t now = value();
+            const PutResult result = histories.timed(t, [&] { return index.put(key, IndexValue::of(now), &previous); });
+            histories.note(t, n, {What::kPut, told(result), now, 0, number(result == PutResult::kReplaced, previous)});
+            break;
+          }
+          case 2: {
+            IndexValue previous;
+            const bool erased = histories.timed(t, [&] { return index.erase(key, &previous); });
+            histories.note(t, n, {What::kErase, yes(erased), 0, 0, number(erased, previous)});
+            break;
+          }
+          case 3: {
+            const GetResult found = histories.timed(t, [&] { return index.get(key); });
+            note_get(n, found);
+            if (!found) break;
+            const std::uint64_t then = found.value.number(), now = value();
+            const bool replaced =
+                histories.timed(t, [&] { return index.replace_if(key, IndexValue::of(then), IndexValue::of(now)); });
+            histories.note(t, n, {What::kReplaceIf, yes(replaced), now, then, {}});
+            break;
+          }
+          case 4: {
+            const GetResult found = histories.timed(t, [&] { return index.get(key); });
+            note_get(n, found);
+            if (!found) break;
+            const std::uint64_t then = found.value.number();
+            const bool erased = histories.timed(t, [&] { return index.erase_if(key, IndexValue::of(then)); });
+            histories.note(t, n, {What::kEraseIf, yes(erased), 0, then, {}});
+            break;
+          }
+          case 5: {
+            const bool maybe = histories.timed(t, [&] { return index.may_contain(key); });
+            histories.note(t, n, {What::kMayContain, yes(maybe), 0, 0, {}});
+            break;
+          }
+          case 6: {  // Two keys of all, and some of its own.
+            std::vector<typename Index::Entry> entries;
+            for (const std::uint64_t m : {n, (n + 5) % kShared})
+              entries.push_back({key_of(m), IndexValue::of(value())});
+            for (unsigned i = 0; i < 12; ++i) entries.push_back({key_of(next_key++), IndexValue::of(1)});
+            std::vector<PutResult> results(entries.size());
+            std::vector<IndexValue> previous(entries.size());
+            (void)histories.timed(t, [&] { return index.put_bulk(entries, results.data(), previous.data()); });
+            for (std::size_t i = 0; i < entries.size(); ++i) {
+              const bool replaced = results[i] == PutResult::kReplaced;
+              histories.note(
+                  t, entries[i].key.low,
+                  {What::kPut, told(results[i]), entries[i].value.number(), 0, number(replaced, previous[i])});
+            }
+            break;
+          }
+          case 7: {
+            const std::vector<IndexKey> keys{key, key_of((n + 7) % kShared)};
+            std::vector<std::uint8_t> erased(keys.size());
+            std::vector<IndexValue> previous(keys.size());
+            (void)histories.timed(t, [&] { return index.erase_bulk(keys, erased.data(), previous.data()); });
+            for (std::size_t i = 0; i < keys.size(); ++i) {
+              histories.note(t, keys[i].low,
+                             {What::kErase, yes(erased[i] != 0), 0, 0, number(erased[i] != 0, previous[i])});
+            }
+            break;
+          }
+          case 8: {
+            const std::vector<IndexKey> keys{key, key_of((n + 3) % kShared), key_of((n + 8) % kShared)};
+            std::vector<GetResult> found(keys.size());
+            (void)histories.timed(t, [&] { return index.get_bulk(keys, found.data()); });
+            for (std::size_t i = 0; i < keys.size(); ++i) note_get(keys[i].low, found[i]);
+            break;
+          }
+          default: note_get(n, histories.timed(t, [&] { return index.get(key); }));
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong.load(), 0u);
+  EXPECT_EQ(histories.unexplained(), "");
+  EXPECT_GT(index.stats().splits, 20u);
+  const IndexCheck report = index.check();
+  EXPECT_TRUE(report.ok()) << report.violations.front();
 }
 
 }  // namespace

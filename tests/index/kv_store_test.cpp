@@ -306,6 +306,51 @@ TYPED_TEST(KvStoreOn, readers_see_whole_values_that_never_go_back) {
   EXPECT_GT(store.stats().log.compactions, 3u);
 }
 
+/// Who has a value in its hands keeps it as it was, for as long as it likes, while it is replaced and its segment is
+/// compacted, freed and written again.
+TYPED_TEST(KvStoreOn, values_in_use_stay_as_they_are_beside_compaction) {
+#if defined(__SANITIZE_THREAD__)
+  constexpr std::uint64_t kSteps = 3000;
+#else
+  constexpr std::uint64_t kSteps = 30000;
+#endif
+  Volatile<TypeParam> holder(1 << 17, 1 << 12);  // 32 segments, and about four values in each.
+  KvStore<TypeParam>& store = *holder.store;
+  constexpr std::uint64_t kKeys = 24;
+  std::atomic<bool> done{false};
+  std::atomic<unsigned> wrong{0};
+  std::vector<std::thread> threads;
+  for (std::uint64_t w = 0; w < 2; ++w) {
+    threads.emplace_back([&, w] {
+      auto random = test::generator(w);
+      for (std::uint64_t step = 0; step < kSteps; ++step) {
+        const std::uint64_t n = random() % kKeys;
+        (void)store.put(key_of(n), bytes_of(n * kSteps + step, 700 + random() % 300));
+      }
+    });
+  }
+  for (unsigned r = 0; r < 2; ++r) {
+    threads.emplace_back([&, r] {
+      auto random = test::generator(100 + r);
+      while (!done.load()) {
+        const auto found = store.get(key_of(random() % kKeys));
+        if (!found) continue;
+        const std::vector<std::byte> then(found.bytes().begin(), found.bytes().end());
+        for (std::uint64_t turns = random() % 64; turns > 0; --turns) std::this_thread::yield();
+        wrong += std::ranges::equal(found.bytes(), then) ? 0 : 1;
+      }
+    });
+  }
+  threads[0].join();
+  threads[1].join();
+  done = true;
+  threads[2].join();
+  threads[3].join();
+  EXPECT_EQ(wrong.load(), 0u);
+  EXPECT_TRUE(store.check().ok());
+  EXPECT_GT(store.stats().log.compactions, 100u);
+}
+
 class KvStoreFile : public ::testing::Test {
  protected:
   void SetUp() override { std::filesystem::remove(path_); }

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstring>
 #include <filesystem>
@@ -15,7 +16,9 @@
 #include <thread>
 #include <vector>
 
+#include "dunnock/crash/sequential_objects.hpp"
 #include "dunnock/index/prefix_store.hpp"
+#include "support/histories.hpp"
 #include "support/seed.hpp"
 
 namespace dunnock {
@@ -305,6 +308,110 @@ TEST_F(PrefixStoreTest, many_threads_never_see_a_wrong_block) {
   const IndexCheck report = store_->check();
   EXPECT_TRUE(report.ok()) << report.violations.front();
   EXPECT_GT(store_->stats().evicted, 100u);
+}
+
+/// Threads look prompts up that share prefixes, put what is missing, and evict; then an order of all calls is searched
+/// that a tree of one thread could have run. `evicts_by_itself`: there is room for half of the blocks.
+void judge_histories(Store& store, const IndexKey& root, bool evicts_by_itself) {
+  using crash::PrefixTree;
+  using What = PrefixTree::What;
+#if defined(__SANITIZE_THREAD__)
+  constexpr int kRounds = 8;
+#else
+  constexpr int kRounds = 60;
+#endif
+  constexpr unsigned kThreads = 3;
+  for (int round = 0; round < kRounds; ++round) {
+    // A tree of its own each round: every block has up to two that follow it.
+    PrefixTree::Tree tree;
+    tree.evicts_by_itself = evicts_by_itself;
+    std::vector<std::vector<IndexKey>> keys;         // of each block: those up to it
+    std::vector<std::vector<std::uint8_t>> numbers;  // the same as numbers
+    auto seeds = test::generator(1000 + static_cast<std::uint64_t>(round));
+    for (unsigned block = 0; block < 14; ++block) {
+      const int parent = block == 0 ? -1 : static_cast<int>((block - 1) / 2);
+      tree.parents.push_back(parent);
+      keys.push_back(parent < 0 ? std::vector<IndexKey>() : keys[static_cast<std::size_t>(parent)]);
+      numbers.push_back(parent < 0 ? std::vector<std::uint8_t>() : numbers[static_cast<std::size_t>(parent)]);
+      const std::array<std::uint32_t, 3> tokens{static_cast<std::uint32_t>(seeds()), block,
+                                                static_cast<std::uint32_t>(round)};
+      keys.back().push_back(Store::next_key(parent < 0 ? root : keys.back().back(), tokens));
+      numbers.back().push_back(static_cast<std::uint8_t>(block));
+    }
+    test::Histories<PrefixTree> histories(kThreads);
+    std::atomic<unsigned> wrong{0};
+    std::vector<std::thread> threads;
+    for (unsigned t = 0; t < kThreads; ++t) {
+      threads.emplace_back([&, t] {
+        auto random = test::generator(static_cast<std::uint64_t>(round) * kThreads + t);
+        for (int step = 0; step < 30; ++step) {
+          const std::size_t leaf = random() % keys.size();
+          if (random() % 8 == 0) {
+            const std::size_t gone = histories.timed(t, [&] { return store.evict(1 + random() % 2); });
+            histories.note(t, 0, {What::kEvict, {}, gone, {}, false});
+            continue;
+          }
+          std::size_t there = 0;
+          {
+            auto match = histories.timed(t, [&] { return store.lookup(keys[leaf]); });
+            there = match.blocks();
+            histories.note(t, 0, {What::kLookup, numbers[leaf], there, {}, false});
+            for (std::size_t i = 0; i < there; ++i) {
+              const auto block = store.get(keys[leaf][i]);
+              wrong += block && std::ranges::equal(block.bytes, block_of(keys[leaf][i])) ? 0 : 1;
+            }
+            (void)histories.timed(t, [&] {
+              match = Store::Match();
+              return 0;
+            });
+            if (there != 0) histories.note(t, 0, {What::kUnpin, {numbers[leaf][there - 1]}, 0, {}, false});
+          }
+          for (std::size_t i = there; i < keys[leaf].size(); ++i) {
+            const PutBlock put = histories.timed(t, [&] { return store.put(keys[leaf], i, block_of(keys[leaf][i])); });
+            const auto answer = put == PutBlock::kStored     ? PrefixTree::Answer::kStored
+                                : put == PutBlock::kThere    ? PrefixTree::Answer::kThere
+                                : put == PutBlock::kNoParent ? PrefixTree::Answer::kNoParent
+                                                             : PrefixTree::Answer::kFull;
+            histories.note(t, 0, {What::kPut, {numbers[leaf][i]}, 0, answer, false});
+            if (put > PutBlock::kThere) break;
+          }
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    ASSERT_EQ(wrong.load(), 0u);
+    std::vector<crash::Timed<PrefixTree::Call>> calls = histories.parts()[0];
+    for (auto& one : calls) {  // See PrefixTree::Call::contended.
+      const bool looks = one.call.what == What::kLookup;
+      if (looks && one.call.count == one.call.blocks.size()) continue;
+      const std::uint8_t block = one.call.blocks.empty() ? 0 : one.call.blocks[looks ? one.call.count : 0];
+      one.call.contended = std::ranges::any_of(calls, [&](const auto& other) {
+        const bool puts =
+            other.call.what == What::kPut && ((evicts_by_itself && !looks) || other.call.blocks[0] == block);
+        return &other != &one && (puts || (other.call.what == What::kEvict && !looks)) && other.began < one.returned &&
+               one.began < other.returned;
+      });
+    }
+    PrefixTree::State state;
+    state.tree = &tree;
+    const crash::Verdict verdict = crash::linearize<PrefixTree>(calls, state);
+    ASSERT_FALSE(verdict.gave_up) << "round " << round;
+    ASSERT_TRUE(verdict.linearizable) << "no order explains the " << calls.size() << " calls of round " << round
+                                      << "; the longest has " << verdict.order.size();
+    if (evicts_by_itself) continue;
+    while (store.evict(100) != 0) {
+    }
+  }
+}
+
+TEST_F(PrefixStoreTest, histories_of_threads_that_evict_are_linearizable) {
+  make({.capacity_bytes = 1 << 20, .segment_bytes = 1 << 15, .blocks_max = 500, .seed = HashSeed::from(3)});
+  judge_histories(*store_, root_, false);
+}
+
+TEST_F(PrefixStoreTest, histories_in_a_store_that_is_full_are_linearizable) {
+  make({.capacity_bytes = 1 << 20, .segment_bytes = 1 << 15, .blocks_max = 7, .seed = HashSeed::from(3)});
+  judge_histories(*store_, root_, true);
 }
 
 }  // namespace

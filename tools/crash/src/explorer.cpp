@@ -1,5 +1,6 @@
 #include "dunnock/crash/explorer.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <random>
@@ -104,16 +105,38 @@ class Walk {
   bool eadr_;
 };
 
+/// Puts the steps of records together, each once.
+class Noted {
+ public:
+  explicit Noted(std::vector<ExploreResult::Step>& steps) : steps_(steps) {}
+  void note(Mutation::Kind kind, Point point, std::uint32_t line, std::string_view file) {
+    const std::uint64_t key =
+        static_cast<std::uint64_t>(kind) << 56 | static_cast<std::uint64_t>(point) << 32 | std::uint64_t{line};
+    if (key == latest_ || !seen_.insert(key).second) return;
+    latest_ = key;
+    steps_.push_back({kind, point, line, file.substr(file.rfind('/') + 1)});
+  }
+  void note(const std::vector<SimMemory::Check>& checks) {
+    for (const SimMemory::Check& one : checks) note(Mutation::Kind::kSkipCheck, one.point, one.line, one.file);
+  }
+
+ private:
+  std::vector<ExploreResult::Step>& steps_;
+  std::unordered_set<std::uint64_t> seen_;
+  std::uint64_t latest_ = 0;
+};
+
 /// Explores one record.
 class Exploration {
  public:
   static constexpr std::size_t kAllImages = ~std::size_t{0};
   static constexpr std::size_t kImagesOfUnseen = 4;
 
-  Exploration(Subject& subject, const ExploreOptions& options, ExploreResult& result)
+  Exploration(Subject& subject, const ExploreOptions& options, ExploreResult& result, Noted& noted)
       : subject_(subject),
         options_(options),
         result_(result),
+        noted_(noted),
         image_(subject.bytes()),
         pristine_(subject.bytes()),
         random_(options.seed) {}
@@ -139,9 +162,7 @@ class Exploration {
 
  private:
   void note_step(const Event& event) {
-    const std::size_t index = ExploreResult::index_of(event.kind, event.point);
-    if (index >= result_.steps_seen.size()) result_.steps_seen.resize(index + 1);
-    result_.steps_seen[index] = true;
+    if (event.kind != EventKind::kMark) noted_.note(left_out_by(event.kind), event.point, event.line, event.file);
   }
 
   /// All images, or a sample, of one moment. `newest`: the line of the latest store, which all of them hold.
@@ -214,7 +235,8 @@ class Exploration {
     memory.plant(options_.mutation);
     subject_.recover(memory, moment);
     memory.stop();
-    Exploration inner(subject_, options_, result_);
+    noted_.note(memory.checks());
+    Exploration inner(subject_, options_, result_, noted_);
     return inner.run(memory.base(), memory.events(), moment);
   }
 
@@ -227,6 +249,7 @@ class Exploration {
   Subject& subject_;
   const ExploreOptions& options_;
   ExploreResult& result_;
+  Noted& noted_;
   Image image_;
   Image pristine_;
   std::mt19937_64 random_;
@@ -235,14 +258,45 @@ class Exploration {
 
 }  // namespace
 
+Mutation::Kind left_out_by(EventKind kind) noexcept {
+  switch (kind) {
+    case EventKind::kStore: return Mutation::Kind::kDropStore;
+    case EventKind::kFlush: return Mutation::Kind::kDropFlush;
+    case EventKind::kFence: return Mutation::Kind::kDropFence;
+    case EventKind::kMark: break;
+  }
+  return Mutation::Kind::kNone;
+}
+
+bool ExploreResult::saw(SimMemory::EventKind kind, Point point) const {
+  return std::any_of(steps.begin(), steps.end(),
+                     [&](const Step& one) { return one.left_out_by == left_out_by(kind) && one.point == point; });
+}
+
 ExploreResult explore(Subject& subject, const std::vector<std::size_t>& keep, const ExploreOptions& options) {
   ExploreResult result;
+  Noted noted(result.steps);
+  // Other schedules before images: many come at the price of a few images.
+  for (std::uint64_t schedule = 1; schedule <= options.schedules && subject.reschedule(schedule); ++schedule) {
+    SimMemory memory(subject.bytes());
+    memory.plant(options.mutation);
+    result.violation = subject.record(memory, keep);
+    memory.stop();
+    noted.note(memory.checks());
+    ++result.schedules;
+    if (!result.violation) continue;
+    *result.violation = "in schedule " + std::to_string(schedule) + ", " + *result.violation;
+    (void)subject.reschedule(0);
+    return result;
+  }
+  (void)subject.reschedule(0);
   SimMemory memory(subject.bytes());
   memory.plant(options.mutation);
   result.violation = subject.record(memory, keep);
   memory.stop();
+  noted.note(memory.checks());
   if (result.violation) return result;
-  Exploration(subject, options, result).run(memory.base(), memory.events(), std::nullopt);
+  Exploration(subject, options, result, noted).run(memory.base(), memory.events(), std::nullopt);
   return result;
 }
 

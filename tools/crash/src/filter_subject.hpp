@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "dunnock/crash/explorer.hpp"
+#include "dunnock/crash/linearizability.hpp"
+#include "dunnock/crash/sequential_objects.hpp"
 #include "dunnock/filter/cuckoo_filter.hpp"
 
 namespace dunnock::crash {
@@ -50,15 +52,19 @@ class FilterSubject final : public Subject {
     format_acked_ = 0;
     clears_.clear();
     closed_.clear();
+    under_way_.clear();
+    choices_.seed(workload_.seed + schedule_);
+    calls_.assign(keys_.size(), {});
+    time_ = 0;
     if (!life_) {
       Checked filter = std::move(*Checked::format(meta(memory.data()), table(memory.data()), options(), {}));
       for (std::size_t i = 0; i < prefilled_; ++i) {
         if (filter.insert(keys_[i])) base_states_[i] = {.inserted = true, .insert_acked = true};
-      }
-      // Holes in the middle make later inserts take every road.
-      for (std::size_t i = 0; i < erased_before_ && i < prefilled_; ++i) {
-        if (base_states_[i].inserted && filter.erase(keys_[i]))
-          base_states_[i] = {.inserted = true, .insert_acked = true, .erased = true, .erase_acked = true};
+        // Holes in the middle make later inserts take every road.
+        for (std::size_t gone = 0; i + 1 == erased_at_ && gone < erased_before_ && gone <= i; ++gone) {
+          if (base_states_[gone].inserted && filter.erase(keys_[gone]))
+            base_states_[gone] = {.inserted = true, .insert_acked = true, .erased = true, .erase_acked = true};
+        }
       }
       if (clean_before_) filter.close();
     }
@@ -87,7 +93,12 @@ class FilterSubject final : public Subject {
         }
       });
     }
-    if (!memory.run_threads(threads, workload_.seed, switch_every_)) return "all threads wait for each other";
+    if (!memory.run_threads(threads, workload_.seed + schedule_ * 0x9e3779b97f4a7c15ULL, switch_every()))
+      return "all threads wait for each other";
+    for (std::size_t i = 0; i < keys_.size() && !violation_ && !life_; ++i) {  // In a life, threads take turns.
+      if (!linearize<FilterKey>(calls_[i], {fate_of(base_states_[i]) == Fate::kMust ? 1U : 0U}))
+        violation_ = "after running: no order explains the calls on key #" + std::to_string(i);
+    }
     filter_.reset();
     return violation_;
   }
@@ -175,21 +186,36 @@ class FilterSubject final : public Subject {
     (void)memory.run_threads(threads, workload_.seed, 1);
   }
 
+  bool reschedule(std::uint64_t schedule) override {
+    schedule_ = schedule;
+    return workload_.threads > 1;
+  }
+
   [[nodiscard]] std::string describe(std::size_t operation) const override {
     const Operation& op = operations_[operation];
-    static constexpr const char* kNames[] = {"insert",           "erase", "contains", "insert_bulk", "erase_bulk",
-                                             "close and reopen", "clear"};
+    static constexpr const char* kNames[] = {"insert",     "erase",         "contains",         "insert_bulk",
+                                             "erase_bulk", "contains_bulk", "close and reopen", "clear"};
     std::string text = "thread " + std::to_string(op.thread) + ": " + kNames[static_cast<int>(op.kind)];
     for (const std::size_t key : op.keys) text += " #" + std::to_string(key);
-    return text;
+    return text + (op.follows ? " or what another thread is at" : "");
   }
 
  private:
-  enum class Kind : std::uint8_t { kInsert, kErase, kContains, kInsertBulk, kEraseBulk, kReopen, kClear };
+  enum class Kind : std::uint8_t {
+    kInsert,
+    kErase,
+    kContains,
+    kInsertBulk,
+    kEraseBulk,
+    kContainsBulk,
+    kReopen,
+    kClear
+  };
   struct Operation {
     Kind kind;
     unsigned thread;
     std::vector<std::size_t> keys;  // indices into keys_
+    bool follows = false;           // a key that another thread is at instead, if there is one
   };
   /// What has happened to a key by some moment. Each key is inserted and erased at most once.
   struct KeyState {
@@ -251,14 +277,50 @@ class FilterSubject final : public Subject {
     apply(states_[key], what);
   }
 
-  void run(SimMemory& memory, const Operation& op) {
+  /// A key that another thread is inserting or erasing, or one that can't be told from it; else `otherwise`.
+  std::size_t followed(std::size_t otherwise) {
+    if (under_way_.empty()) return otherwise;
+    const std::size_t i = under_way_[choices_() % under_way_.size()];
+    const std::vector<std::size_t>& family = families_[family_of_[i]];
+    for (unsigned tries = 0; tries < 4 && choices_() % 2 == 0; ++tries) {
+      const std::size_t j = family[choices_() % family.size()];
+      if (fate_of(states_[j]) == Fate::kMust) return j;
+    }
+    return i;
+  }
+  /// The keys of an operation are under way while this lives.
+  class UnderWay {
+   public:
+    UnderWay(std::vector<std::size_t>& list, const std::vector<std::size_t>& keys) : list_(list), keys_(keys) {
+      list_.insert(list_.end(), keys_.begin(), keys_.end());
+    }
+    UnderWay(const UnderWay&) = delete;
+    UnderWay& operator=(const UnderWay&) = delete;
+    ~UnderWay() {
+      for (const std::size_t i : keys_) list_.erase(std::find(list_.begin(), list_.end(), i));
+    }
+
+   private:
+    std::vector<std::size_t>& list_;
+    std::vector<std::size_t> keys_;
+  };
+
+  void run(SimMemory& memory, Operation op) {
+    if (op.follows) {
+      for (std::size_t& i : op.keys) i = followed(i);
+    }
     std::vector<std::uint64_t> keys;
     for (const std::size_t i : op.keys) keys.push_back(keys_[i]);
     std::vector<std::uint8_t> verdicts(keys.size(), 0);
     const auto now = [&memory] { return memory.events().size(); };
+    const std::uint64_t began = ++time_;
+    const auto called = [&](std::size_t i, FilterKey::What what, bool yes) {
+      calls_[i].push_back({{what, true, yes}, began, ++time_});
+    };
     switch (op.kind) {
       case Kind::kInsert:
       case Kind::kInsertBulk: {
+        const UnderWay under_way(under_way_, op.keys);
         for (const std::size_t i : op.keys) note(now(), i, What::kInsert);
         if (op.kind == Kind::kInsert) {
           verdicts[0] = filter_->insert(keys[0]) ? 1 : 0;
@@ -266,8 +328,10 @@ class FilterSubject final : public Subject {
           filter_->insert_bulk(keys, verdicts.data());
         }
         const std::size_t acked = memory.mark();
-        for (std::size_t n = 0; n < keys.size(); ++n)
+        for (std::size_t n = 0; n < keys.size(); ++n) {
+          called(op.keys[n], FilterKey::What::kInsert, verdicts[n] != 0);
           note(acked, op.keys[n], verdicts[n] != 0 ? What::kInserted : What::kRefused);
+        }
         break;
       }
       case Kind::kErase:
@@ -275,12 +339,14 @@ class FilterSubject final : public Subject {
         std::vector<std::size_t> present;
         keys.clear();
         for (const std::size_t i : op.keys) {
-          if (fate_of(states_[i]) != Fate::kMust) continue;  // Only what is known to be there may be erased.
+          // Only what is known to be there may be erased. (A followed key may come twice.)
+          if (fate_of(states_[i]) != Fate::kMust) continue;
           present.push_back(i);
           keys.push_back(keys_[i]);
           note(now(), i, What::kErase);
         }
         if (present.empty()) break;
+        const UnderWay under_way(under_way_, present);
         verdicts.assign(keys.size(), 0);
         if (op.kind == Kind::kErase) {
           verdicts[0] = filter_->erase(keys[0]) ? 1 : 0;
@@ -289,25 +355,27 @@ class FilterSubject final : public Subject {
         }
         const std::size_t acked = memory.mark();
         for (std::size_t n = 0; n < keys.size(); ++n) {
+          called(present[n], FilterKey::What::kErase, verdicts[n] != 0);
           if (verdicts[n] == 0) violation_ = "while running: " + lost("can't be erased", present[n]);
           note(acked, present[n], What::kErased);
         }
         break;
       }
-      case Kind::kContains: {
-        const std::size_t i = op.keys.front();
-        const KeyState before = states_[i];
-        const bool found = filter_->contains(keys[0]);
-        const KeyState after = states_[i];
-        const std::size_t acked = memory.mark();
-        if (!found && fate_of(before) == Fate::kMust && !after.erased)
-          violation_ = "while running: " + lost("is not there", i);
-        if (!alone_[i]) break;
-        if (found && fate_of(before) == Fate::kMustNot && !(after.inserted && !before.inserted)) {
-          violation_ = "while running: " + lost("is there", i);
+      case Kind::kContains:
+      case Kind::kContainsBulk: {
+        std::vector<KeyState> before;
+        for (const std::size_t i : op.keys) before.push_back(states_[i]);
+        if (op.kind == Kind::kContains) {
+          verdicts[0] = filter_->contains(keys[0]) ? 1 : 0;
+        } else {
+          filter_->contains_bulk(keys, verdicts.data());
         }
-        if (found && after.inserted && !after.erased) note(acked, i, What::kSeen);
-        if (!found && before.insert_acked && after.erased) note(acked, i, What::kSeenGone);
+        const std::size_t acked = memory.mark();
+        for (std::size_t n = 0; n < keys.size(); ++n) {
+          const std::size_t i = op.keys[n];
+          called(i, FilterKey::What::kContains, verdicts[n] != 0);
+          judge_lookup(i, verdicts[n] != 0, before[n], states_[i], acked);
+        }
         break;
       }
       case Kind::kReopen: {
@@ -340,6 +408,18 @@ class FilterSubject final : public Subject {
     }
   }
 
+  /// A lookup that said so, between these two states of the key, and what follows from that after a crash.
+  void judge_lookup(std::size_t i, bool found, const KeyState& before, const KeyState& after, std::size_t acked) {
+    if (!found && fate_of(before) == Fate::kMust && !after.erased)
+      violation_ = "while running: " + lost("is not there", i);
+    // A copy of another key's may hide that this one is gone, but none makes a key seem gone.
+    if (!found && before.insert_acked && after.erased) note(acked, i, What::kSeenGone);
+    if (!alone_[i]) return;
+    if (found && fate_of(before) == Fate::kMustNot && !(after.inserted && !before.inserted))
+      violation_ = "while running: " + lost("is there", i);
+    if (found && after.inserted && !after.erased) note(acked, i, What::kSeen);
+  }
+
   void replay_until(std::size_t events, std::size_t more) {
     if (events == replayed_events_ && more == replayed_more_ && more == 0 && replayed_of_ == history_.size()) return;
     // History is in the order of its notes; the events of different threads' notes ascend as well.
@@ -360,15 +440,17 @@ class FilterSubject final : public Subject {
 
   void generate() {
     std::mt19937_64 random(workload_.seed * 0x9e3779b97f4a7c15ULL + 1);
-    const unsigned groups = 1 + static_cast<unsigned>(random() % 3);
+    const bool equal = workload_.threads > 1 && random() % 6 == 0;  // Newcomers are all of one class in two groups.
+    const unsigned groups = equal ? 2 : 1 + static_cast<unsigned>(random() % 3);
     constexpr unsigned kGroupSlots = Checked::kLanes * kGroupWords;
     slots_ = groups * kGroupSlots;
-    life_ = random() % 16 == 0;
+    life_ = !equal && random() % 16 == 0;
     clean_before_ = random() % 4 == 0;
     switch_every_ = 1 + static_cast<unsigned>(random() % 6);
     static constexpr unsigned kFill[] = {0, 40, 80, 95, 110, 130};
     prefilled_ = life_ ? 0 : slots_ * kFill[random() % 6] / 100;
     erased_before_ = random() % 3 == 0 ? 0 : random() % (slots_ / 8);
+    erased_at_ = prefilled_;
 
     // Keys: random ones; and now and then one that shares fingerprint and groups with another, for then the copies
     // can't be told apart and the hard cases of erase come up.
@@ -380,7 +462,7 @@ class FilterSubject final : public Subject {
       const std::uint64_t other = Layout<kBits>::other_group(group, place.fingerprint, group_count);
       return std::tuple(place.fingerprint, std::min(group, other), std::max(group, other));
     };
-    const std::size_t key_count = prefilled_ + workload_.operations * 3 + 2;
+    std::size_t key_count = prefilled_ + workload_.operations * 3 + 2;
     // A pool of candidates in the order of their classes has enough twins by the birthday paradox.
     const bool dense = random() % 8 == 0;  // Half of all keys out of a few classes.
     std::vector<std::pair<decltype(class_of(0)), std::uint64_t>> pool(dense ? 16000 : 1200);
@@ -413,6 +495,29 @@ class FilterSubject final : public Subject {
     twins.erase(std::unique(twins.begin(), twins.end()), twins.end());
     std::shuffle(twins.begin(), twins.end(), random);
     if (!dense && random() % 2 == 0) twins.clear();
+    std::size_t others = 0;  // keys that are not of that class come first
+    if (equal) {
+      // One group is full, so that keys of that class go to the other one; then room is made in it for more of them.
+      const std::uint64_t full = random() % 2;
+      const std::size_t beside = kGroupSlots * (30 + random() % 60) / 100;
+      while (keys_.size() < kGroupSlots + beside) {
+        const std::uint64_t key = random();
+        const std::uint64_t group = Layout<kBits>::place(hasher(key), group_count * kGroupWords).bucket / kGroupWords;
+        if ((group == full) == (keys_.size() < kGroupSlots)) keys_.push_back(key);
+      }
+      others = keys_.size();
+      erased_at_ = others + 2 + random() % 6;
+      prefilled_ = erased_at_ + 2 + random() % 6;
+      erased_before_ = 2 + random() % 8;
+      const auto wanted = class_of(random());
+      for (std::size_t looked = 0; keys_.size() < others + 30 && looked < 500000; ++looked) {
+        const std::uint64_t key = random();
+        if (class_of(key) == wanted) keys_.push_back(key);
+      }
+      prefilled_ = std::min<std::size_t>(prefilled_, keys_.size());
+      erased_at_ = std::min<std::size_t>(erased_at_, keys_.size());
+      key_count = keys_.size();
+    }
     while (keys_.size() < key_count) {
       if (!twins.empty() && random() % (dense ? 2 : 3) == 0) {
         keys_.push_back(twins.back());
@@ -424,9 +529,12 @@ class FilterSubject final : public Subject {
     std::vector<decltype(class_of(0))> classes;
     for (const std::uint64_t key : keys_) classes.push_back(class_of(key));
     std::sort(classes.begin(), classes.end());
+    families_.resize(classes.size());
     for (const std::uint64_t key : keys_) {
       const auto range = std::equal_range(classes.begin(), classes.end(), class_of(key));
       alone_.push_back(range.second - range.first == 1);
+      family_of_.push_back(static_cast<std::size_t>(range.first - classes.begin()));
+      families_[family_of_.back()].push_back(family_of_.size() - 1);
     }
 
     std::size_t fresh = prefilled_;
@@ -436,13 +544,16 @@ class FilterSubject final : public Subject {
       op.thread = static_cast<unsigned>(random() % workload_.threads);
       std::vector<std::size_t>& mine = mine_by_thread[op.thread % 8];
       const auto own = [&]() -> std::size_t {
+        if (equal) return random() % 4 == 0 ? random() % others : others + random() % (keys_.size() - others);
         // A resident that belongs to this thread, or something it inserted before.
         if (!mine.empty() && (prefilled_ == 0 || random() % 2 == 0)) return mine[random() % mine.size()];
         if (prefilled_ == 0) return keys_.size();
         const std::size_t at = random() % prefilled_ / workload_.threads * workload_.threads + op.thread;
         return at < prefilled_ ? at : keys_.size();  // Thread t owns every threads-th resident from t on.
       };
-      const unsigned dice = static_cast<unsigned>(random() % 20);
+      // Readers of what others are at are many in a history with several threads.
+      const unsigned dice = static_cast<unsigned>(random() % (workload_.threads > 1 ? 26 : 20));
+      op.follows = random() % 2 == 0;
       if (dice < 9) {
         op.kind = Kind::kInsert;
         op.keys = {fresh};
@@ -456,14 +567,23 @@ class FilterSubject final : public Subject {
         op.kind = Kind::kEraseBulk;
         op.keys = {own(), own()};
         if (op.keys[0] == op.keys[1]) op.keys.pop_back();
-      } else if (dice < 18 || !life_) {
-        op.kind = Kind::kContains;
-        // Mostly what others are working on.
-        op.keys = {random() % 3 == 0 && prefilled_ != 0 ? random() % prefilled_
-                                                        : prefilled_ + random() % (fresh - prefilled_ + 1)};
+      } else if (dice < 18 || dice >= 20 || !life_) {
+        op.kind = random() % 3 == 0 ? Kind::kContainsBulk : Kind::kContains;
+        const std::size_t lookups = op.kind == Kind::kContains ? 1 : 1 + random() % 4;
+        for (std::size_t looked = 0; looked < lookups; ++looked) {
+          if (equal) {
+            op.keys.push_back(own());
+            continue;
+          }
+          op.keys.push_back(random() % 3 == 0 && prefilled_ != 0 ? random() % prefilled_
+                                                                 : prefilled_ + random() % (fresh - prefilled_ + 1));
+        }
       } else {
         op.kind = dice == 18 ? Kind::kReopen : Kind::kClear;
       }
+      // In a life, threads take turns. What is inserted, each only once; what is erased, by anybody who finds it there.
+      op.follows = op.follows && !life_ && op.kind != Kind::kInsert && op.kind != Kind::kInsertBulk &&
+                   (op.kind == Kind::kContains || op.kind == Kind::kContainsBulk || dense || equal);
       if (op.kind == Kind::kInsert || op.kind == Kind::kInsertBulk) {
         for (const std::size_t i : op.keys) mine.push_back(i);
         fresh += op.keys.size();
@@ -480,15 +600,24 @@ class FilterSubject final : public Subject {
   bool life_ = false;  // starts from zeroed memory and lives a life
   bool clean_before_ = false;
   unsigned switch_every_ = 1;
-  std::size_t prefilled_ = 0;  // keys_[0 .. prefilled_) are there before the record starts
-  std::size_t erased_before_ = 0;
+  std::uint64_t schedule_ = 0;
+  [[nodiscard]] unsigned switch_every() const { return 1 + static_cast<unsigned>((switch_every_ - 1 + schedule_) % 6); }
+  std::size_t prefilled_ = 0;      // keys_[0 .. prefilled_) are there before the record starts
+  std::size_t erased_before_ = 0;  // so many of them are erased again when keys_[erased_at_ - 1] has been inserted
+  std::size_t erased_at_ = 0;
   std::vector<std::uint64_t> keys_;
-  std::vector<bool> alone_;  // no other key has this fingerprint and these groups
+  std::vector<bool> alone_;                         // no other key has this fingerprint and these groups
+  std::vector<std::vector<std::size_t>> families_;  // keys with the same fingerprint and groups
+  std::vector<std::size_t> family_of_;
   std::vector<Operation> operations_;
 
   std::unique_ptr<Recorded> filter_;
   std::vector<KeyState> base_states_, states_;
   std::vector<Change> history_;
+  std::vector<std::size_t> under_way_;                      // keys that are being inserted or erased
+  std::mt19937_64 choices_;                                 // of what is followed
+  std::vector<std::vector<Timed<FilterKey::Call>>> calls_;  // on each key
+  std::uint64_t time_ = 0;                                  // of calls: counts their beginnings and returns
   std::vector<std::size_t> erased_by_clear_;
   std::vector<std::pair<std::size_t, std::size_t>> clears_;  // events at invocation and acknowledgement
   std::vector<std::pair<std::size_t, std::size_t>> closed_;  // events when close() returned and when attach() began

@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "dunnock/crash/explorer.hpp"
+#include "dunnock/crash/linearizability.hpp"
+#include "dunnock/crash/sequential_objects.hpp"
 #include "dunnock/index/kv_index.hpp"
 #include "filter_subject.hpp"  // ImageMedia
 #include "value_history.hpp"
@@ -43,6 +45,10 @@ class IndexSubject final : public Subject {
     format_acked_ = 0;
     images_seen_ = 0;
     next_value_ = 1;
+    under_way_.clear();
+    choices_.seed(workload_.seed + schedule_);
+    calls_.assign(keys_.size(), {});
+    time_ = 0;
     if (!life_) {
       auto index = Checked::format(meta(memory.data()), chunks(memory.data()), options_, {});
       for (std::size_t i = 0; i < prefilled_; ++i) {
@@ -77,7 +83,12 @@ class IndexSubject final : public Subject {
         }
       });
     }
-    if (!memory.run_threads(threads, workload_.seed, switch_every_)) return "all threads wait for each other";
+    if (!memory.run_threads(threads, workload_.seed + schedule_ * 0x9e3779b97f4a7c15ULL, switch_every()))
+      return "all threads wait for each other";
+    for (std::size_t i = 0; i < keys_.size() && !violation_; ++i) {
+      if (!linearize<MapKey>(calls_[i], {base_[i].latest()}))
+        violation_ = "after running: no order explains the calls on key #" + std::to_string(i);
+    }
     if (!violation_) {
       const IndexCheck report = index_->check();
       if (!report.ok()) violation_ = "after running: " + report.violations.front();
@@ -224,21 +235,37 @@ class IndexSubject final : public Subject {
     return point == index_point::kSplitRecord || point == index_point::kSplitWord;
   }
 
+  bool reschedule(std::uint64_t schedule) override {
+    schedule_ = schedule;
+    return workload_.threads > 1;
+  }
+
   [[nodiscard]] std::string describe(std::size_t operation) const override {
     const Operation& op = operations_[operation];
-    static constexpr const char* kNames[] = {"put",        "erase",      "get",         "put_bulk",
+    static constexpr const char* kNames[] = {"put",        "erase",      "get",         "put_bulk",        "get_bulk",
                                              "erase_bulk", "replace_if", "may_contain", "close and reopen"};
     std::string text = "thread " + std::to_string(op.thread) + ": " + kNames[static_cast<int>(op.kind)];
     for (const std::size_t key : op.keys) text += " #" + std::to_string(key);
-    return text;
+    return text + (op.follows ? " or what another thread is at" : "");
   }
 
  private:
-  enum class Kind : std::uint8_t { kPut, kErase, kGet, kPutBulk, kEraseBulk, kReplaceIf, kMayContain, kReopen };
+  enum class Kind : std::uint8_t {
+    kPut,
+    kErase,
+    kGet,
+    kPutBulk,
+    kGetBulk,
+    kEraseBulk,
+    kReplaceIf,
+    kMayContain,
+    kReopen
+  };
   struct Operation {
     Kind kind;
     unsigned thread;
     std::vector<std::size_t> keys;
+    bool follows = false;  // a key that another thread is at instead, if there is one
   };
 
   /// Values differ in every byte and in their length, so that a mixture is found out.
@@ -281,13 +308,46 @@ class IndexSubject final : public Subject {
     changes_.push_back(change);
   }
 
-  void run(SimMemory& memory, const Operation& op) {
+  /// The keys of an operation are under way while this lives.
+  class UnderWay {
+   public:
+    UnderWay(std::vector<std::size_t>& list, const std::vector<std::size_t>& keys) : list_(list), keys_(keys) {
+      list_.insert(list_.end(), keys_.begin(), keys_.end());
+    }
+    UnderWay(const UnderWay&) = delete;
+    UnderWay& operator=(const UnderWay&) = delete;
+    ~UnderWay() {
+      for (const std::size_t i : keys_) list_.erase(std::find(list_.begin(), list_.end(), i));
+    }
+
+   private:
+    std::vector<std::size_t>& list_;
+    std::vector<std::size_t> keys_;
+  };
+
+  void run(SimMemory& memory, Operation op) {
+    if (op.follows && !under_way_.empty()) {
+      for (std::size_t& i : op.keys) {  // Or a resident, which a split may be moving.
+        const bool resident = prefilled_ != 0 && choices_() % 3 == 0;
+        i = resident ? choices_() % prefilled_ : under_way_[choices_() % under_way_.size()];
+      }
+    }
+    const bool reads = op.kind == Kind::kGet || op.kind == Kind::kGetBulk || op.kind == Kind::kMayContain;
+    const UnderWay under_way(under_way_, reads ? std::vector<std::size_t>() : op.keys);
     using What = ValueChange::What;
     const auto events = [&memory] { return memory.events().size(); };
     const auto wrong = [this](const std::string& what, std::size_t i) {
       violation_ = "while running: key #" + std::to_string(i) + " " + what;
     };
     const auto intend = [&](std::size_t i, ValueHistory::Value value) { note({events(), i, What::kIntend, value}); };
+    using Ask = MapKey::What;
+    using Answer = MapKey::Answer;
+    std::uint64_t began = ++time_;
+    const auto called = [&](std::size_t i, const MapKey::Call& call) { calls_[i].push_back({call, began, ++time_}); };
+    const auto done = [](bool yes) { return yes ? Answer::kDone : Answer::kRefused; };
+    const auto previously = [](bool there, const IndexValue& value) {
+      return there ? ValueHistory::Value(number_of(value)) : std::nullopt;
+    };
     switch (op.kind) {
       case Kind::kPut:
       case Kind::kPutBulk: {
@@ -299,14 +359,18 @@ class IndexSubject final : public Subject {
           entries.push_back({keys_[i], value_of(next_value_++)});
         }
         std::vector<PutResult> results(entries.size());
+        std::vector<IndexValue> previous(entries.size());
         if (op.kind == Kind::kPut) {
-          results[0] = index_->put(entries[0].key, entries[0].value);
+          results[0] = index_->put(entries[0].key, entries[0].value, previous.data());
         } else {
-          index_->put_bulk(entries, results.data());
+          index_->put_bulk(entries, results.data(), previous.data());
         }
         const std::size_t acked = memory.mark();
         for (std::size_t n = 0; n < entries.size(); ++n) {
           const std::size_t i = op.keys[n];
+          const bool replaced = results[n] == PutResult::kReplaced;
+          called(i, {Ask::kPut, replaced ? Answer::kReplaced : done(results[n] == PutResult::kInserted),
+                     number_of(entries[n].value), 0, previously(replaced, previous[n])});
           if (results[n] == PutResult::kFull) {
             if (there[n]) wrong("is there, but there is no room for its value", i);
             note({acked, i, What::kSettle, std::nullopt});
@@ -327,13 +391,15 @@ class IndexSubject final : public Subject {
           intend(i, std::nullopt);
         }
         std::vector<std::uint8_t> erased(keys.size());
+        std::vector<IndexValue> previous(keys.size());
         if (op.kind == Kind::kErase) {
-          erased[0] = index_->erase(keys[0]) ? 1 : 0;
+          erased[0] = index_->erase(keys[0], previous.data()) ? 1 : 0;
         } else {
-          index_->erase_bulk(keys, erased.data());
+          index_->erase_bulk(keys, erased.data(), previous.data());
         }
         const std::size_t acked = memory.mark();
         for (std::size_t n = 0; n < keys.size(); ++n) {
+          called(op.keys[n], {Ask::kErase, done(erased[n] != 0), 0, 0, previously(erased[n] != 0, previous[n])});
           if ((erased[n] != 0) != there[n]) wrong("was erased as if it were another", op.keys[n]);
           note({acked, op.keys[n], What::kAcknowledge});
         }
@@ -343,34 +409,55 @@ class IndexSubject final : public Subject {
         const std::size_t i = op.keys.front();
         const auto latest = now_[i].latest();
         if (index_->replace_if(keys_[i], value_of(123456), value_of(1))) wrong("was replaced though it differs", i);
+        called(i, {Ask::kReplaceIf, Answer::kRefused, 1, 123456, {}});
         if (!latest) break;
         const std::uint64_t value = next_value_++;
         intend(i, value);
+        began = ++time_;
         if (!index_->replace_if(keys_[i], value_of(*latest), value_of(value))) wrong("was not replaced", i);
+        called(i, {Ask::kReplaceIf, Answer::kDone, value, *latest, {}});
         note({memory.mark(), i, What::kAcknowledge});
         break;
       }
-      case Kind::kGet:
       case Kind::kMayContain: {
         const std::size_t i = op.keys.front();
         const std::size_t from = now_[i].floor();
-        if (op.kind == Kind::kMayContain) {
-          const bool maybe = index_->may_contain(keys_[i]);
-          const auto absent = now_[i].find(std::nullopt, from);
-          if (!maybe && !absent) wrong("is not in the filter", i);
-          // No fingerprint: then it was absent at some moment.
-          if (!maybe && absent) note({memory.mark(), i, What::kRuleOutBefore, {}, *absent});
-          break;
+        const bool maybe = index_->may_contain(keys_[i]);
+        called(i, {Ask::kMayContain, done(maybe), 0, 0, {}});
+        const auto absent = now_[i].find(std::nullopt, from);
+        if (!maybe && !absent) wrong("is not in the filter", i);
+        // No fingerprint: then it was absent at some moment.
+        if (!maybe && absent) note({memory.mark(), i, What::kRuleOutBefore, {}, *absent});
+        break;
+      }
+      case Kind::kGet:
+      case Kind::kGetBulk: {
+        std::vector<std::size_t> from;
+        std::vector<IndexKey> keys;
+        for (const std::size_t i : op.keys) {
+          from.push_back(now_[i].floor());
+          keys.push_back(keys_[i]);
         }
-        const GetResult found = index_->get(keys_[i]);
-        const std::size_t acked = memory.mark();
-        const auto value = found ? ValueHistory::Value(number_of(found.value)) : std::nullopt;
-        const auto seen = now_[i].find(value, from);
-        if (!seen) {
-          wrong("is " + (value ? std::to_string(*value) : std::string("nothing")) + ", expected " + now_[i].describe(),
-                i);
+        std::vector<GetResult> found(keys.size());
+        if (op.kind == Kind::kGet) {
+          found[0] = index_->get(keys[0]);
         } else {
-          note({acked, i, What::kRuleOutBefore, {}, *seen});
+          index_->get_bulk(keys, found.data());
+        }
+        const std::size_t acked = memory.mark();
+        for (std::size_t n = 0; n < keys.size(); ++n) {
+          const std::size_t i = op.keys[n];
+          if (found[n].state == GetState::kDamaged) wrong("is damaged", i);
+          const auto value = found[n] ? ValueHistory::Value(number_of(found[n].value)) : std::nullopt;
+          called(i, {Ask::kGet, Answer::kDone, 0, 0, value});
+          const auto seen = now_[i].find(value, from[n]);
+          if (!seen) {
+            wrong(
+                "is " + (value ? std::to_string(*value) : std::string("nothing")) + ", expected " + now_[i].describe(),
+                i);
+          } else {
+            note({acked, i, What::kRuleOutBefore, {}, *seen});
+          }
         }
         break;
       }
@@ -466,6 +553,7 @@ class IndexSubject final : public Subject {
       twin_[j] = i;
     }
 
+    const bool hot = random() % 4 == 0;  // Each thread changes one key again and again.
     std::size_t fresh = prefilled_;
     std::vector<std::vector<std::size_t>> mine(workload_.threads);
     for (unsigned n = 0; n < workload_.operations; ++n) {
@@ -473,9 +561,13 @@ class IndexSubject final : public Subject {
       op.thread = static_cast<unsigned>(random() % workload_.threads);
       const auto own = [&]() -> std::size_t {  // Something of this thread's: residents are shared out.
         std::vector<std::size_t>& list = mine[op.thread];
+        if (!list.empty() && hot && random() % 4 != 0) return list[0];
         if (!list.empty() && (prefilled_ == 0 || random() % 2 == 0)) return list[random() % list.size()];
         if (prefilled_ == 0) return key_count;
-        const std::size_t at = random() % prefilled_ / workload_.threads * workload_.threads + op.thread;
+        // Or one of the last of them: in a segment that is nearly full these are far from home.
+        const std::size_t from = random() % 2 == 0 ? 0 : prefilled_ - std::min<std::size_t>(prefilled_, 8);
+        const std::size_t any = from + random() % (prefilled_ - from);
+        const std::size_t at = any / workload_.threads * workload_.threads + op.thread;
         return at < prefilled_ ? at : key_count;
       };
       // Readers of what others are at are half of a history with several threads.
@@ -500,9 +592,12 @@ class IndexSubject final : public Subject {
         op.kind = Kind::kReplaceIf;
         op.keys = {own()};
       } else if (dice != 23 || !life_) {
-        op.kind = dice % 5 != 0 ? Kind::kGet : Kind::kMayContain;
-        op.keys = {random() % 3 == 0 && prefilled_ != 0 ? random() % prefilled_
-                                                        : prefilled_ + random() % (fresh - prefilled_ + 1)};
+        op.kind = dice % 5 == 0 ? Kind::kMayContain : dice % 5 == 1 ? Kind::kGetBulk : Kind::kGet;
+        op.follows = !life_ && random() % 2 == 0;
+        for (std::size_t lookups = op.kind == Kind::kGetBulk ? 1 + random() % 3 : 1; lookups > 0; --lookups) {
+          op.keys.push_back(random() % 3 == 0 && prefilled_ != 0 ? random() % prefilled_
+                                                                 : prefilled_ + random() % (fresh - prefilled_ + 1));
+        }
       } else {
         op.kind = Kind::kReopen;
       }
@@ -527,6 +622,8 @@ class IndexSubject final : public Subject {
   bool life_ = false;  // starts from zeroed memory and is closed and reopened
   bool clean_before_ = false;
   unsigned switch_every_ = 1;
+  std::uint64_t schedule_ = 0;
+  [[nodiscard]] unsigned switch_every() const { return 1 + static_cast<unsigned>((switch_every_ - 1 + schedule_) % 6); }
   std::size_t prefilled_ = 0;  // keys_[0 .. prefilled_) are there before the record starts
   std::size_t erased_before_ = 0;
   std::vector<IndexKey> keys_;
@@ -535,6 +632,10 @@ class IndexSubject final : public Subject {
 
   std::unique_ptr<Recorded> index_;
   std::uint64_t next_value_ = 1;
+  std::vector<std::size_t> under_way_;                   // keys that are being changed
+  std::mt19937_64 choices_;                              // of what is followed
+  std::vector<std::vector<Timed<MapKey::Call>>> calls_;  // on each key
+  std::uint64_t time_ = 0;                               // of calls: counts their beginnings and returns
   std::size_t turn_ = 0;
   mutable std::size_t images_seen_ = 0;
   std::size_t format_acked_ = 0;

@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "dunnock/crash/explorer.hpp"
+#include "dunnock/crash/linearizability.hpp"
+#include "dunnock/crash/sequential_objects.hpp"
 #include "dunnock/index/kv_store.hpp"
 #include "filter_subject.hpp"  // ImageMedia
 #include "value_history.hpp"
@@ -30,9 +32,11 @@ class LogSubject final : public Subject {
 
   std::optional<std::string> record(SimMemory& memory, const std::vector<std::size_t>& keep) override {
     base_.assign(kKeys, ValueHistory());
+    calls_.assign(kKeys, {});
+    time_ = 0;
     changes_.clear();
     violation_.reset();
-    next_value_ = 1;
+    next_value_ = big_ ? kBig : 1;
     format_acked_ = 0;
     images_seen_ = 0;
     if (!life_) {
@@ -57,7 +61,12 @@ class LogSubject final : public Subject {
         }
       });
     }
-    if (!memory.run_threads(threads, workload_.seed, switch_every_)) return "all threads wait for each other";
+    if (!memory.run_threads(threads, workload_.seed + schedule_ * 0x9e3779b97f4a7c15ULL, switch_every()))
+      return "all threads wait for each other";
+    for (std::size_t i = 0; i < kKeys && !violation_; ++i) {
+      if (!linearize<MapKey>(calls_[i], {base_[i].latest()}))
+        violation_ = "after running: no order explains the calls on key #" + std::to_string(i);
+    }
     if (!violation_) {
       const IndexCheck report = store_->check();
       if (!report.ok()) violation_ = "after running: " + report.violations.front();
@@ -136,6 +145,14 @@ class LogSubject final : public Subject {
     (void)memory.run_threads(threads, workload_.seed, 1);
   }
 
+  /// Long values have many words, and nobody looks at one before its entry is there.
+  [[nodiscard]] bool is_unseen(Point point) const override { return big_ && point == log_point::kPayload; }
+
+  bool reschedule(std::uint64_t schedule) override {
+    schedule_ = schedule;
+    return workload_.threads > 1;
+  }
+
   [[nodiscard]] std::string describe(std::size_t operation) const override {
     const Operation& op = operations_[operation];
     static constexpr const char* kNames[] = {"put", "put_bulk", "erase", "get", "compact"};
@@ -146,17 +163,21 @@ class LogSubject final : public Subject {
 
  private:
   static constexpr std::size_t kKeys = 12;
+  static constexpr std::uint64_t kBig = 1 << 20;  // values from this number on are long
   enum class Kind : std::uint8_t { kPut, kPutBulk, kErase, kGet, kCompact };
   struct Operation {
     Kind kind;
     unsigned thread;
     std::vector<std::size_t> keys;
+    unsigned held = 0;  // turns of other threads in which a value that was read is kept
   };
 
   /// The number, and bytes that follow from it, of a length that follows from it.
   static std::vector<std::byte> value_of(std::uint64_t number) {
     static constexpr std::size_t kLengths[] = {9, 33, 64, 100, 8, 221, 17, 40};
-    std::vector<std::byte> bytes(kLengths[number % std::size(kLengths)]);
+    static constexpr std::size_t kBigLengths[] = {180, 221, 260, 300};
+    std::vector<std::byte> bytes(number >= kBig ? kBigLengths[number % std::size(kBigLengths)]
+                                                : kLengths[number % std::size(kLengths)]);
     for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(number * 31 + i * 7);
     std::memcpy(bytes.data(), &number, sizeof number);
     return bytes;
@@ -164,7 +185,10 @@ class LogSubject final : public Subject {
   /// What the key has: none when it is not there, a number that no value has when it is damaged.
   template <class Store>
   ValueHistory::Value value_in(const Store& store, std::size_t i) const {
-    const auto found = store.get(keys_[i]);
+    return value_of_found(store.get(keys_[i]));
+  }
+  template <class Found>
+  static ValueHistory::Value value_of_found(const Found& found) {
     if (found.state == GetState::kMissing) return std::nullopt;
     if (!found || found.bytes().size() < sizeof(std::uint64_t)) return ~0ULL;
     std::uint64_t number;
@@ -217,9 +241,16 @@ class LogSubject final : public Subject {
     const auto wrong = [this](const std::string& what, std::size_t i) {
       violation_ = "while running: key #" + std::to_string(i) + " " + what;
     };
+    using Ask = MapKey::What;
+    using Answer = MapKey::Answer;
+    const std::uint64_t began = ++time_;
+    const auto called = [&](std::size_t i, const MapKey::Call& call) {
+      calls_[i].push_back({call, began, call.answer == Answer::kNone ? Timed<MapKey::Call>::kNever : ++time_});
+    };
     switch (op.kind) {
       case Kind::kPut:
       case Kind::kPutBulk: {
+        const std::uint64_t first_value = next_value_;
         std::vector<std::vector<std::byte>> values;
         std::vector<typename Recorded::Item> items;
         for (const std::size_t i : op.keys) {
@@ -227,8 +258,19 @@ class LogSubject final : public Subject {
           values.push_back(value_of(next_value_++));
         }
         for (std::size_t n = 0; n < op.keys.size(); ++n) items.push_back({keys_[op.keys[n]], values[n]});
-        const bool put = op.kind == Kind::kPut ? store_->put(items[0].key, items[0].bytes) != PutResult::kFull
-                                               : store_->put_bulk(items);
+        bool put = false;
+        if (op.kind == Kind::kPut) {
+          const PutResult result = store_->put(items[0].key, items[0].bytes);
+          const Answer answer = result == PutResult::kFull       ? Answer::kFull
+                                : result == PutResult::kReplaced ? Answer::kReplaced
+                                                                 : Answer::kDone;
+          called(op.keys[0], {Ask::kPut, answer, first_value, 0, {}});
+          put = result != PutResult::kFull;
+        } else {  // It does not tell which keys were there, or which of them it has put when it could not put all.
+          put = store_->put_bulk(items);
+          for (std::size_t n = 0; n < op.keys.size(); ++n)
+            called(op.keys[n], {Ask::kPut, Answer::kNone, first_value + n, 0, {}});
+        }
         const std::size_t acked = memory.mark();
         for (const std::size_t i : op.keys) {
           if (put) {
@@ -243,14 +285,18 @@ class LogSubject final : public Subject {
         const std::size_t i = op.keys.front();
         const bool there = now_[i].latest().has_value();
         note({memory.events().size(), i, What::kIntend, std::nullopt});
-        if (store_->erase(keys_[i]) != there) wrong("was erased as if it were another", i);
+        const bool erased = store_->erase(keys_[i]);
+        called(i, {Ask::kErase, erased ? Answer::kDone : Answer::kRefused, 0, 0, {}});
+        if (erased != there) wrong("was erased as if it were another", i);
         note({memory.mark(), i, What::kAcknowledge});
         break;
       }
       case Kind::kGet: {
         const std::size_t i = op.keys.front();
         const std::size_t from = now_[i].floor();
-        const ValueHistory::Value value = value_in(*store_, i);
+        const auto found = store_->get(keys_[i]);
+        const ValueHistory::Value value = value_of_found(found);
+        called(i, {Ask::kGet, Answer::kDone, 0, 0, value});
         const std::size_t acked = memory.mark();
         if (const auto seen = now_[i].find(value, from)) {
           note({acked, i, What::kRuleOutBefore, {}, *seen});
@@ -258,6 +304,8 @@ class LogSubject final : public Subject {
           wrong("is " + (value ? std::to_string(*value) : std::string("nothing")) + ", expected " + now_[i].describe(),
                 i);
         }
+        for (unsigned n = 0; n < op.held; ++n) memory.pause();
+        if (value_of_found(found) != value) wrong("has changed in the hands of who read it", i);
         break;
       }
       case Kind::kCompact: store_->compact(1 + op.keys.size(), 0.9); break;
@@ -285,7 +333,9 @@ class LogSubject final : public Subject {
     index_options_.segment_groups = 2;
     index_options_.seed = HashSeed::from(workload_.seed);
     log_options_.segment_bytes = 1024;
-    log_options_.capacity_bytes = (4 + random() % 3) * 1024;
+    // Long values fill three or four segments again and again while somebody reads.
+    big_ = workload_.threads > 1 && random() % 2 == 0;
+    log_options_.capacity_bytes = ((big_ ? 6 : 4) + random() % 3) * 1024;
     index_meta_bytes_ = KvIndex<Sim>::meta_bytes(index_options_);
     log_meta_at_ = index_meta_bytes_ + KvIndex<Sim>::segment_bytes(2);
     log_meta_bytes_ = ValueLog<Sim>::meta_bytes(log_options_);
@@ -311,6 +361,8 @@ class LogSubject final : public Subject {
       } else if (dice < 14) {
         op.kind = Kind::kGet;
         op.keys = {random() % kKeys};
+        static constexpr unsigned kHeld[] = {0, 0, 8, 64, 256, 1024};
+        op.held = workload_.threads == 1 ? 0 : kHeld[random() % std::size(kHeld)];
       } else {
         op.kind = Kind::kCompact;
       }
@@ -321,7 +373,10 @@ class LogSubject final : public Subject {
   FilterWorkload workload_;
   bool life_ = false;
   unsigned switch_every_ = 1;
+  std::uint64_t schedule_ = 0;
+  [[nodiscard]] unsigned switch_every() const { return 1 + static_cast<unsigned>((switch_every_ - 1 + schedule_) % 6); }
   std::size_t prefill_ = 0;
+  bool big_ = false;
   IndexOptions index_options_{.seed = {}};
   LogOptions log_options_;
   std::uint64_t index_meta_bytes_ = 0, log_meta_at_ = 0, log_meta_bytes_ = 0, log_at_ = 0, log_bytes_ = 0;
@@ -330,6 +385,8 @@ class LogSubject final : public Subject {
 
   std::unique_ptr<Recorded> store_;
   std::uint64_t next_value_ = 1;
+  std::vector<std::vector<Timed<MapKey::Call>>> calls_;  // on each key
+  std::uint64_t time_ = 0;                               // of calls: counts their beginnings and returns
   std::size_t format_acked_ = 0;
   mutable std::size_t images_seen_ = 0;
   std::vector<ValueHistory> base_, now_, replayed_;

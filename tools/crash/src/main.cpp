@@ -20,6 +20,7 @@
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <span>
 #include <thread>
 
 #include "dunnock/base/last_catch.hpp"
@@ -44,6 +45,7 @@ struct Options {
   std::uint64_t images = 1000000;
   std::size_t images_per_moment = 64;
   std::size_t recovery_every = 16;
+  std::uint64_t schedules = 128;
   unsigned jobs = 0;
   bool eadr = false;
   bool only_seed = false;
@@ -101,7 +103,8 @@ std::string replay_line(const Options& options, std::uint64_t seed, const std::v
                      std::to_string(options.bits) + " --threads " + std::to_string(options.threads) + " --ops " +
                      std::to_string(options.operations) + " --seed " + std::to_string(seed) + " --only-seed" +
                      " --images-per-moment " + std::to_string(options.images_per_moment) + " --recovery-every " +
-                     std::to_string(options.recovery_every) + (options.eadr ? " --eadr" : "") +
+                     std::to_string(options.recovery_every) + " --schedules " + std::to_string(options.schedules) +
+                     (options.eadr ? " --eadr" : "") +
                      (options.mutant.empty() ? "" : " --mutant '" + options.mutant + "'") + " --keep ";
   for (std::size_t i = 0; i < keep.size(); ++i) line += (i == 0 ? "" : ",") + std::to_string(keep[i]);
   return line;
@@ -124,13 +127,20 @@ int explore(const Structure& structure, const Options& options) {
   dunnock::Mutation mutation;
   if (!options.mutant.empty()) {
     const std::vector<dunnock::crash::Mutant> all = structure.mutants();
-    const auto named = [&](const dunnock::crash::Mutant& one) { return one.name == options.mutant; };
+    // "no flush Spill at cuckoo_filter_ops.hpp:151" is the one of that name, in that line alone.
+    const std::size_t at = options.mutant.find(" at ");
+    const std::size_t colon = at == std::string::npos ? at : options.mutant.rfind(':');
+    const bool of_line = colon != std::string::npos && colon > at;
+    const std::string name = of_line ? options.mutant.substr(0, at) : options.mutant;
+    const auto named = [&](const dunnock::crash::Mutant& one) { return one.name == name; };
     const auto mutant = std::find_if(all.begin(), all.end(), named);
     if (mutant == all.end()) {
       std::fprintf(stderr, "no planted bug '%s'; dunnock-crash mutants names them\n", options.mutant.c_str());
       return kUsage;
     }
     mutation = mutant->mutation;
+    if (of_line)
+      mutation.line = static_cast<std::uint32_t>(std::strtoul(options.mutant.c_str() + colon + 1, nullptr, 10));
   }
   for (const int signal : {SIGABRT, SIGSEGV, SIGBUS, SIGFPE}) std::signal(signal, report_stopped_structure);
   const bool terminal = isatty(STDERR_FILENO) != 0;
@@ -150,6 +160,7 @@ int explore(const Structure& structure, const Options& options) {
       how.seed = seed;
       how.images_per_moment = options.images_per_moment;
       how.recovery_every = options.recovery_every;
+      how.schedules = options.schedules;
       std::vector<std::size_t> keep = options.keep.empty() ? everything(*subject) : options.keep;
       std::erase_if(keep, [&](std::size_t i) { return i >= subject->operations(); });
       operations += keep.size();
@@ -223,8 +234,26 @@ int explore(const Structure& structure, const Options& options) {
 struct Search {
   std::uint64_t images = 0, histories = 0;
   char what[400] = {};
-  bool seen[4 * 256] = {};  // ExploreResult::steps_seen, of the code without a bug
+  /// ExploreResult::Step, of the code without a bug.
+  struct Step {
+    dunnock::Mutation::Kind left_out_by;
+    dunnock::Point point;
+    std::uint32_t line;
+    char file[48];
+  };
+  std::size_t step_count = 0;
+  Step steps[512] = {};
   void say(const std::string& text) { text.copy(what, sizeof what - 1); }
+  [[nodiscard]] std::span<const Step> all_steps() const { return std::span(steps).first(step_count); }
+  void note(const dunnock::crash::ExploreResult::Step& one) {
+    const bool known = std::any_of(steps, steps + step_count, [&](const Step& other) {
+      return other.left_out_by == one.left_out_by && other.point == one.point && other.line == one.line;
+    });
+    if (known || step_count == std::size(steps)) return;
+    Step& step = steps[step_count++];
+    step = {one.left_out_by, one.point, one.line, {}};
+    one.file.copy(step.file, sizeof step.file - 1);
+  }
 };
 
 void search(const Structure& structure, const Options& options, const dunnock::Mutation& mutation, Search& result) {
@@ -234,13 +263,12 @@ void search(const Structure& structure, const Options& options, const dunnock::M
     how.seed = seed;
     how.images_per_moment = options.images_per_moment;
     how.recovery_every = options.recovery_every;
+    how.schedules = options.schedules;
     how.mutation = mutation;
     ++result.histories;
     const auto explored = dunnock::crash::explore(*subject, everything(*subject), how);
     result.images += explored.images + 1;
-    for (std::size_t i = 0; i < std::min(explored.steps_seen.size(), std::size(result.seen)); ++i) {
-      result.seen[i] = result.seen[i] || explored.steps_seen[i];
-    }
+    for (const auto& step : explored.steps) result.note(step);
     if (explored.violation) return result.say(*explored.violation);
   }
 }
@@ -283,94 +311,170 @@ void finish_search(const Searcher& searcher, int status, Search& result) {
              (check == std::string::npos ? words : words.substr(check)));
 }
 
-/// A durable step of the running code that no planted bug leaves out.
+/// Searches for each of the bugs in a process of its own, the last ones of the list first.
+class Searches {
+ public:
+  Searches(const Structure& structure, const Options& options, const std::vector<dunnock::Mutation>& bugs)
+      : count_(bugs.size()) {
+    void* shared =
+        mmap(nullptr, count_ * sizeof(Search) + 1, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (shared == MAP_FAILED) return;
+    results_ = static_cast<Search*>(shared);
+    std::uninitialized_value_construct_n(results_, count_);
+    const bool terminal = isatty(STDERR_FILENO) != 0;
+    std::vector<Searcher> running;
+    for (std::size_t next = 0; next < count_ || !running.empty();) {
+      if (next < count_ && running.size() < options.jobs) {
+        const std::size_t bug = count_ - 1 - next++;
+        if (terminal) std::fprintf(stderr, "\r%zu of %zu ", next, count_);
+        running.push_back(start_search(structure, options, bug, bugs[bug], results_[bug]));
+        if (running.back().process > 0) continue;
+        return;
+      }
+      int status = 0;
+      const pid_t ended = waitpid(-1, &status, 0);
+      const auto searcher =
+          std::find_if(running.begin(), running.end(), [&](const Searcher& s) { return s.process == ended; });
+      if (searcher == running.end()) continue;
+      finish_search(*searcher, status, results_[searcher->mutant]);
+      running.erase(searcher);
+    }
+    if (terminal) std::fprintf(stderr, "\r\033[K");
+    done_ = true;
+  }
+  Searches(const Searches&) = delete;
+  Searches& operator=(const Searches&) = delete;
+  ~Searches() {
+    if (results_ != nullptr) munmap(results_, count_ * sizeof(Search) + 1);
+  }
+  /// False: there was no memory or no process for them.
+  [[nodiscard]] bool done() const { return done_; }
+  [[nodiscard]] const Search& operator[](std::size_t i) const { return results_[i]; }
+
+ private:
+  std::size_t count_;
+  Search* results_ = nullptr;
+  bool done_ = false;
+};
+
+const char* what_is_left_out(dunnock::Mutation::Kind kind) {
+  using Kind = dunnock::Mutation::Kind;
+  return kind == Kind::kDropStore   ? "store"
+         : kind == Kind::kDropFlush ? "flush"
+         : kind == Kind::kDropFence ? "fence"
+                                    : "check";
+}
+
+/// For each step of the running code that several lines of the source take: a bug in each of these lines alone. For one
+/// line could stand in for the others.
+std::vector<dunnock::crash::Mutant> mutants_of_lines(const Structure& structure,
+                                                     const std::vector<dunnock::crash::Mutant>& all,
+                                                     const Search& original) {
+  std::vector<dunnock::crash::Mutant> lines;
+  for (const Search::Step& step : original.all_steps()) {
+    const auto same = [&](const Search::Step& other) {
+      return other.left_out_by == step.left_out_by && other.point == step.point;
+    };
+    const auto named = [&](const dunnock::crash::Mutant& one) {
+      return one.mutation.kind == step.left_out_by && one.mutation.point == step.point;
+    };
+    const auto steps = original.all_steps();
+    if (static_cast<unsigned>(step.point) < structure.first_point ||
+        std::count_if(steps.begin(), steps.end(), same) < 2 || std::none_of(all.begin(), all.end(), named))
+      continue;
+    lines.push_back({std::string("no ") + what_is_left_out(step.left_out_by) + " " +
+                         std::string(structure.point_name(step.point)) + " at " + step.file + ":" +
+                         std::to_string(step.line),
+                     {step.left_out_by, step.point, {}, step.line}});
+  }
+  return lines;
+}
+
+/// A step of the running code that no planted bug leaves out.
 std::vector<std::string> steps_left_alone(const Structure& structure, const std::vector<dunnock::crash::Mutant>& all,
                                           const Search& original) {
-  using Event = dunnock::SimMemory::EventKind;
-  using Kind = dunnock::Mutation::Kind;
-  static constexpr struct {
-    Event event;
-    Kind drop;
-    const char* name;
-  } kSteps[] = {{Event::kStore, Kind::kDropStore, "store"},
-                {Event::kFlush, Kind::kDropFlush, "flush"},
-                {Event::kFence, Kind::kDropFence, "fence"}};
   std::vector<std::string> alone;
-  for (std::size_t p = structure.first_point; p < 256; ++p) {
-    const auto point = static_cast<dunnock::Point>(p);
-    for (const auto& step : kSteps) {
-      if (!original.seen[dunnock::crash::ExploreResult::index_of(step.event, point)]) continue;
-      const bool planted = std::any_of(all.begin(), all.end(), [&](const dunnock::crash::Mutant& one) {
-        return one.mutation.kind == step.drop && one.mutation.point == point;
-      });
-      if (!planted) alone.push_back(std::string(step.name) + " " + std::string(structure.point_name(point)));
-    }
+  for (const Search::Step& step : original.all_steps()) {
+    if (static_cast<unsigned>(step.point) < structure.first_point) continue;
+    const bool planted = std::any_of(all.begin(), all.end(), [&](const dunnock::crash::Mutant& one) {
+      return one.mutation.kind == step.left_out_by && one.mutation.point == step.point;
+    });
+    const bool elsewhere = std::any_of(structure.elsewhere.begin(), structure.elsewhere.end(), [&](const auto& one) {
+      return one.left_out_by == step.left_out_by && one.point == step.point;
+    });
+    if (planted || elsewhere) continue;
+    alone.push_back(std::string(what_is_left_out(step.left_out_by)) + " " +
+                    std::string(structure.point_name(step.point)) + " at " + step.file + ":" +
+                    std::to_string(step.line));
   }
   return alone;
 }
 
 int mutants(const Structure& structure, const Options& options) {
-  const std::vector<dunnock::crash::Mutant> all = structure.mutants();
-  const std::size_t searches = all.size() + 1;  // The last one is for the code without a bug, and takes longest.
-  const std::size_t bytes = searches * sizeof(Search);
-  void* shared = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  if (shared == MAP_FAILED) {
-    std::fprintf(stderr, "no memory for %zu results\n", searches);
-    return kEnvironment;
-  }
-  auto* results = static_cast<Search*>(shared);
-  std::uninitialized_value_construct_n(results, searches);
-  const bool terminal = isatty(STDERR_FILENO) != 0;
+  std::vector<dunnock::crash::Mutant> all = structure.mutants();
   const auto start = Clock::now();
-  std::vector<Searcher> running;
-  for (std::size_t next = 0; next < searches || !running.empty();) {
-    if (next < searches && running.size() < options.jobs) {
-      const std::size_t mutant = searches - 1 - next++;
-      if (terminal) std::fprintf(stderr, "\r%zu of %zu ", next, searches);
-      const auto mutation = mutant < all.size() ? all[mutant].mutation : dunnock::Mutation{};
-      running.push_back(start_search(structure, options, mutant, mutation, results[mutant]));
-      if (running.back().process > 0) continue;
-      std::fprintf(stderr, "can't start a process\n");
-      return kEnvironment;
-    }
-    int status = 0;
-    const pid_t ended = waitpid(-1, &status, 0);
-    const auto searcher =
-        std::find_if(running.begin(), running.end(), [&](const Searcher& s) { return s.process == ended; });
-    if (searcher == running.end()) continue;
-    finish_search(*searcher, status, results[searcher->mutant]);
-    running.erase(searcher);
-  }
-  if (terminal) std::fprintf(stderr, "\r\033[K");
-
-  Json report = {{"command", "mutants"}, {"structure", options.structure}, {"fingerprint_bits", options.bits},
-                 {"seed", options.seed}, {"budget", options.budget},       {"seconds", seconds_since(start)}};
+  Json report = {{"command", "mutants"},
+                 {"structure", options.structure},
+                 {"fingerprint_bits", options.bits},
+                 {"seed", options.seed},
+                 {"budget", options.budget}};
   std::size_t caught = 0;
-  for (std::size_t i = 0; i < all.size(); ++i) {
-    const std::string what = results[i].what;
+  const auto tell = [&](const dunnock::crash::Mutant& one, const Search& result) {
+    const std::string what = result.what;
     const bool found = !what.empty();
     caught += found ? 1 : 0;
-    std::printf("%-8s %-48s %9llu images  %s\n", found ? "caught" : "MISSED", all[i].name.c_str(),
-                static_cast<unsigned long long>(results[i].images), what.c_str());
-    report["mutants"].push_back({{"name", all[i].name},
+    std::printf("%-8s %-52s %9llu images  %s\n", found ? "caught" : "MISSED", one.name.c_str(),
+                static_cast<unsigned long long>(result.images), what.c_str());
+    report["mutants"].push_back({{"name", one.name},
                                  {"caught", found},
-                                 {"images", results[i].images},
-                                 {"histories", results[i].histories},
+                                 {"images", result.images},
+                                 {"histories", result.histories},
                                  {"what", what}});
+  };
+  if (!options.mutant.empty())
+    std::erase_if(all, [&](const auto& one) { return one.name.find(options.mutant) == std::string::npos; });
+  std::vector<dunnock::Mutation> bugs;
+  for (const auto& one : all) bugs.push_back(one.mutation);
+  bugs.emplace_back();  // The code without a bug, which takes longest.
+  const Searches searches(structure, options, bugs);
+  if (!searches.done()) {
+    std::fprintf(stderr, "no memory or no processes for %zu searches\n", bugs.size());
+    return kEnvironment;
   }
-  const Search& original = results[all.size()];
+  const Search& original = searches[all.size()];
+  for (std::size_t i = 0; i < all.size(); ++i) tell(all[i], searches[i]);
+
+  const std::vector<dunnock::crash::Mutant> lines = mutants_of_lines(structure, all, original);
+  std::vector<dunnock::Mutation> line_bugs;
+  for (const auto& one : lines) line_bugs.push_back(one.mutation);
+  const Searches line_searches(structure, options, line_bugs);
+  if (!line_searches.done()) {
+    std::fprintf(stderr, "no memory or no processes for %zu searches\n", line_bugs.size());
+    return kEnvironment;
+  }
+  for (std::size_t i = 0; i < lines.size(); ++i) tell(lines[i], line_searches[i]);
+
   const std::string what = original.what;
-  const std::vector<std::string> alone = steps_left_alone(structure, all, original);
+  const std::vector<std::string> alone =
+      options.mutant.empty() ? steps_left_alone(structure, all, original) : std::vector<std::string>();
+  for (const auto& one : structure.elsewhere) {
+    std::printf("left to  %s: no %s %s\n", std::string(one.test).c_str(), what_is_left_out(one.left_out_by),
+                std::string(structure.point_name(one.point)).c_str());
+  }
   for (const std::string& step : alone) std::printf("UNTRIED  %s: no planted bug leaves it out\n", step.c_str());
-  std::printf("%zu of %zu planted bugs caught; the code without any: %llu images, %s\n", caught, all.size(),
-              static_cast<unsigned long long>(original.images), what.empty() ? "no violation" : what.c_str());
-  report["planted"] = all.size();
+  const std::size_t planted = all.size() + lines.size();
+  std::printf(
+      "%zu of %zu planted bugs caught (%zu of them in one line of several that share a step); the code without "
+      "any: %llu images, %s; %.0f s\n",
+      caught, planted, lines.size(), static_cast<unsigned long long>(original.images),
+      what.empty() ? "no violation" : what.c_str(), seconds_since(start));
+  report["seconds"] = seconds_since(start);
+  report["planted"] = planted;
   report["caught"] = caught;
   report["untried_steps"] = alone;
   report["original"] = {{"images", original.images}, {"violation", what}};
-  const bool fine = caught == all.size() && what.empty() && alone.empty();
-  const bool checked = !all.empty() && original.images != 0;
-  munmap(shared, bytes);
+  const bool fine = caught == planted && what.empty() && alone.empty();
+  const bool checked = planted != 0 && original.images != 0;
   if (fine && !checked) return finish_without_a_check(options, report, "no bug was planted, or no image checked");
   return finish(options, report, fine ? kFine : kViolated);
 }
@@ -501,6 +605,9 @@ int run(int argc, char** argv) try {
     command->add_option("--recovery-every", options.recovery_every, "explore one recovery in so many for crashes in it")
         ->check(whole(1, 1000000))
         ->capture_default_str();
+    command->add_option("--schedules", options.schedules, "other turns of the threads, of which no images are taken")
+        ->check(whole(0, 1U << 20))
+        ->capture_default_str();
     command->add_option("--jobs", options.jobs, "real threads")->check(whole(1, 256))->capture_default_str();
   };
   CLI::App* explore_command = app.add_subcommand("explore", "play the legal power failures of recorded histories");
@@ -514,6 +621,7 @@ int run(int argc, char** argv) try {
   CLI::App* mutants_command = app.add_subcommand("mutants", "plant persistence bugs; every one must be caught");
   common(mutants_command);
   exploring(mutants_command);
+  mutants_command->add_option("--only", options.mutant, "those with these words in their name");
   mutants_command->add_option("--budget", options.budget, "images to catch one with")
       ->check(some)
       ->capture_default_str();

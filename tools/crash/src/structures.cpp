@@ -5,6 +5,7 @@
 #include "dunnock/index/checkpoint_points.hpp"
 #include "dunnock/index/index_points.hpp"
 #include "dunnock/index/log_points.hpp"
+#include "dunnock/index/prefix_points.hpp"
 #include "filter_kill.hpp"
 #include "filter_subject.hpp"
 #include "index_storms.hpp"
@@ -60,6 +61,12 @@ std::vector<Mutant> filter_mutants() {
                         kOpenDirty,   kClearBegin,  kClearWord,     kClearEnd};
   add(Kind::kDropFlush, "no flush", flushes);
   add(Kind::kDropFlush, "no flush", {kReaderPersist, kSpillMark});
+  for (const Point point : {kBulkLogArm, kBulkLogRetire}) {
+    add(Kind::kDropStore, "no store", {point});
+    add(Kind::kDropFlush, "no flush", {point});
+    add(Kind::kFlushTooEarly, "flush before store", {point});
+  }
+  add(Kind::kSkipCheck, "no check", {kNearStripe, kFarStripe, kBulkStripe});
   add(Kind::kFlushTooEarly, "flush before store", flushes);
   add(Kind::kDropFence, "no fence",
       {kHome,         kSpill,         kOverflowMark, kOverflow,      kErase,          kLogArm,
@@ -111,6 +118,8 @@ std::vector<Mutant> index_mutants() {
                         kFormatFields, kFormatMagic, kCloseClean, kOpenDirty};
   add(Kind::kDropFlush, "no flush", flushes);
   add(Kind::kDropFlush, "no flush", {kReadPersist});
+  add(Kind::kSkipCheck, "no check",
+      {kControlAgain, kSplitAgainLocked, kOwnGroupDirty, kOtherGroupDirty, kPersistOther, kPersistGet, kPersistMaybe});
   add(Kind::kFlushTooEarly, "flush before store", flushes);
   add(Kind::kDropFence, "no fence",
       {kResetRecord, kFarMark, kPutFence, kUpdateLive, kEraseRecord, kBatchFence, kReadPersist, kSplitFence, kDepth,
@@ -148,10 +157,11 @@ std::vector<Mutant> log_mutants() {
     for (const Point point : points)
       all.push_back({std::string(what) + " " + std::string(name(point)), {kind, point, {}}});
   };
-  add(Kind::kDropStore, "no store", {kHeader, kPayload, kTake, kFree, kFormatFields, kFormatMagic});
-  add(Kind::kDropFlush, "no flush", {kHeader, kPayload, kTake, kFormatFields, kFormatMagic});
-  add(Kind::kFlushTooEarly, "flush before store", {kHeader, kPayload, kTake, kFormatFields, kFormatMagic});
-  add(Kind::kDropFence, "no fence", {kAppendFence, kTake, kFormatFields, kFormatMagic});
+  add(Kind::kDropStore, "no store", {kHeader, kPayload, kPayloadEnd, kTake, kFree, kFormatFields, kFormatMagic});
+  add(Kind::kDropFlush, "no flush", {kHeader, kPayload, kPayloadEnd, kTake, kFormatFields, kFormatMagic});
+  add(Kind::kFlushTooEarly, "flush before store", {kHeader, kPayload, kPayloadEnd, kTake, kFormatFields, kFormatMagic});
+  add(Kind::kDropFence, "no fence", {kAppendFence, kMovedFence, kTake, kFormatFields, kFormatMagic});
+  add(Kind::kSkipCheck, "no check", {kPin, kVictimUnpinned, kFreedUnpinned, kStillPinned});
   const auto late = [&all](Kind kind, Point point, Point until, const char* what) {
     all.push_back({what, {kind, point, until}});
   };
@@ -198,20 +208,25 @@ std::vector<Mutant> checkpoint_mutants() {
   return all;
 }
 
-std::unique_ptr<Subject> prefix_subject(std::uint64_t seed, unsigned, unsigned operations, unsigned, bool eadr) {
-  const FilterWorkload workload{seed, 1, operations};
+std::unique_ptr<Subject> prefix_subject(std::uint64_t seed, unsigned threads, unsigned operations, unsigned,
+                                        bool eadr) {
+  const FilterWorkload workload{seed, threads, operations};
   if (eadr) return std::make_unique<PrefixSubject<SimEadrMedia>>(workload);
   return std::make_unique<PrefixSubject<SimMedia>>(workload);
 }
 
-/// It has no durable steps of its own: its promise (whole prefixes) rests on the order of those below.
+/// It has no durable steps of its own, but checks: its promise (whole prefixes) rests on the order of those below.
 std::vector<Mutant> prefix_mutants() {
   using Kind = Mutation::Kind;
   std::vector<Mutant> all;
   const auto add = [&all](Kind kind, const char* what, std::initializer_list<Point> points) {
     for (const Point point : points)
-      all.push_back({std::string(what) + " " + std::string(log_point::name(point)), {kind, point, {}}});
+      all.push_back({std::string(what) + " " + std::string(prefix_point::name(point)), {kind, point, {}}});
   };
+  {
+    using namespace prefix_point;
+    add(Kind::kSkipCheck, "no check", {kLeafFirst, kEvictUnpinned, kStillThere, kParentStays});
+  }
   using namespace index_point;
   add(Kind::kDropStore, "no store", {kRecordLive, kLane, kEraseRecord, log_point::kHeader, log_point::kPayload});
   add(Kind::kDropFlush, "no flush", {kRecordLive, kLane, kEraseRecord, log_point::kHeader, log_point::kPayload});
@@ -227,14 +242,44 @@ std::vector<Mutant> prefix_mutants() {
 }  // namespace
 
 const std::vector<Structure>& structures() {
+  // Tests of readers that are stopped before each of their loads, in tests/index/second_looks_test.cpp.
+  constexpr auto kCheck = Mutation::Kind::kSkipCheck;
+  constexpr std::string_view kOfFilter = "SecondLooks.of_the_filter_are_each_missed";
+  constexpr std::string_view kOfIndex = "SecondLooks.of_the_index_are_each_missed";
+  constexpr std::string_view kOfLog = "SecondLooks.of_the_log_are_each_missed";
   static const std::vector<Structure> kAll = {
-      {"filter", filter_subject, filter_mutants, filter_point::name, kill_filter, corrupt_filter},
-      {"index", index_subject, index_mutants, index_point::name, kill_index, corrupt_index},
-      {"log", log_subject, log_mutants, log_point::name, kill_log, corrupt_log, log_point::kFirst},
+      {"filter",
+       filter_subject,
+       filter_mutants,
+       filter_point::name,
+       kill_filter,
+       corrupt_filter,
+       1,
+       {{kCheck, filter_point::kLevelAgain, kOfFilter},
+        {kCheck, filter_point::kBulkLevelAgain, kOfFilter},
+        {kCheck, filter_point::kOwnGroupAgain, kOfFilter}}},
+      {"index",
+       index_subject,
+       index_mutants,
+       index_point::name,
+       kill_index,
+       corrupt_index,
+       1,
+       {{kCheck, index_point::kSplitAgain, kOfIndex}, {kCheck, index_point::kSplitAgainMaybe, kOfIndex}}},
+      {"log",
+       log_subject,
+       log_mutants,
+       log_point::name,
+       kill_log,
+       corrupt_log,
+       log_point::kFirst,
+       {{kCheck, log_point::kStillInUse, kOfLog},
+        {kCheck, log_point::kSameEpoch, kOfLog},
+        {kCheck, log_point::kLookAgain, kOfLog}}},
       {"checkpoint", checkpoint_subject, checkpoint_mutants, checkpoint_point::name, kill_checkpoint,
        corrupt_checkpoint, checkpoint_point::kFirst},
-      {"prefix", prefix_subject, prefix_mutants, log_point::name, kill_prefix, corrupt_prefix,
-       checkpoint_point::kCount + 1}};
+      {"prefix", prefix_subject, prefix_mutants, prefix_point::name, kill_prefix, corrupt_prefix,
+       prefix_point::kFirst}};
   return kAll;
 }
 

@@ -53,6 +53,14 @@ struct CorruptCase {
   std::string violation{};   // empty: none
 };
 
+/// A step whose planted bug a test of its own catches: the explorer's histories would need more images than it has time
+/// for to come across what shows it.
+struct CaughtElsewhere {
+  Mutation::Kind left_out_by;
+  Point point;
+  std::string_view test;
+};
+
 struct Structure {
   std::string_view name;
   std::function<std::unique_ptr<Subject>(std::uint64_t seed, unsigned threads, unsigned operations, unsigned bits,
@@ -63,6 +71,7 @@ struct Structure {
   std::function<KillResult(const KillOptions&)> kill;
   std::function<std::vector<CorruptCase>(const CorruptOptions&)> corrupt;
   unsigned first_point = 1;  ///< Steps below are those of a structure that it uses, which has mutants of its own.
+  std::vector<CaughtElsewhere> elsewhere{};
 };
 
 [[nodiscard]] const std::vector<Structure>& structures();

@@ -21,10 +21,11 @@ class ValueHistory {
   void intend(Value next) { values_.push_back(next); }
   void acknowledge() { floor_ = values_.size() - 1; }
   void rule_out_before(std::size_t index) { floor_ = std::max(floor_, index); }
-  /// It was this one: after a crash, the first look at it decides.
+  /// It is this one: after a crash, the first look at it decides. (Those before stay where they are, for a reader that
+  /// began earlier may still have seen one.)
   void settle(Value value) {
-    values_ = {value};
-    floor_ = 0;
+    values_.push_back(value);
+    floor_ = values_.size() - 1;
   }
   [[nodiscard]] std::size_t floor() const { return floor_; }
   [[nodiscard]] std::size_t last() const { return values_.size() - 1; }

@@ -367,6 +367,7 @@ class CuckooFilter {
   void count(std::atomic<T>& counter, T by) const noexcept;
 
   bool insert_place(const Place& place);
+  bool insert_in_group(const Place& place);
   [[gnu::noinline]] bool insert_beyond_group(const Place& place);
   // `Flushes` takes the flush of a store: FlushNow, or DeferredFlushes in bulk operations.
   struct FlushNow {
@@ -393,8 +394,10 @@ class CuckooFilter {
   [[nodiscard]] bool find_path_randomly(const Place& place, std::uint64_t other, std::vector<Move>& path) const;
   bool apply(const Move& move);
   [[nodiscard]] LogLine* try_take_log_line() noexcept;
+  template <Point kArm>
   void arm(LogLine& log, std::uint64_t source, std::uint64_t source_after, std::uint64_t target,
            std::uint64_t target_after) const;
+  template <Point kRetire>
   void retire(LogLine& log) const;
   void give_back(const LogLine& log) noexcept;
   void logged_move(std::uint64_t source, std::uint64_t source_after, std::uint64_t target, std::uint64_t target_after);
@@ -406,6 +409,7 @@ class CuckooFilter {
   void persist_read(std::uint64_t group, std::uint64_t other) const;
 
   bool erase_place(const Place& place);
+  bool erase_in_group(const Place& place, std::uint64_t pattern);
   template <class Flushes>
   bool erase_home(const Place& place, std::uint64_t pattern, Flushes&& flushes) const;
   [[nodiscard]] int first_foreign(const Word* group, std::uint64_t pattern) const;

@@ -28,7 +28,8 @@ inline constexpr Point kGroupFence{14};     // fence
 // Readers.
 inline constexpr Point kReaderPersist{15};  // flush/fence: what was read is durable before it is told
 // Life of a filter.
-inline constexpr Point kFormatFields{16};   // store/flush/fence: the header but for its magic word
+inline constexpr Point kFormatFields{16};   // store/flush/fence: the header but for its magic word (flush: of its
+                                            // second line; the first becomes durable with the magic word)
 inline constexpr Point kFormatMagic{17};    // store/flush/fence: the filter exists
 inline constexpr Point kRecoverCopy{18};    // store/flush: redo of a kick, other group
 inline constexpr Point kRecoverRemove{19};  // store/flush: redo of a kick, home bucket
@@ -45,7 +46,17 @@ inline constexpr Point kBulkMarkFence{28};    // fence: the buckets' marks are d
 inline constexpr Point kBulkArmFence{29};     // fence: from here a crash completes the moves
 inline constexpr Point kBulkMoveFence{30};    // fence: the moves are durable
 inline constexpr Point kBulkRetireFence{31};  // fence: the records are idle again
-inline constexpr unsigned kCount = 31;
+// The same records, for many kicks at once.
+inline constexpr Point kBulkLogArm{32};     // store/flush: the mark of a record
+inline constexpr Point kBulkLogRetire{33};  // store/flush: the record is idle again
+// Checks (is_taken): what readers look at before they answer.
+inline constexpr Point kNearStripe{34};      // is the own line being written?
+inline constexpr Point kFarStripe{35};       // the same when the other group was read, too
+inline constexpr Point kBulkStripe{36};      // kNearStripe of contains_bulk
+inline constexpr Point kLevelAgain{37};      // the level after the foreign lanes
+inline constexpr Point kBulkLevelAgain{38};  // the same in contains_bulk
+inline constexpr Point kOwnGroupAgain{39};   // the own group after the other one, if it is the higher
+inline constexpr unsigned kCount = 39;
 
 /// The name of a point as it stands above, without the k. "?" for a number that is none.
 [[nodiscard]] constexpr std::string_view name(Point point) noexcept {
@@ -54,7 +65,9 @@ inline constexpr unsigned kCount = 31;
       "EraseMarks",  "LogFields",     "LogArm",      "KickCopy",     "KickRemove",    "KickFence",    "LogRetire",
       "GroupFence",  "ReaderPersist", "FormatFields", "FormatMagic", "RecoverCopy",   "RecoverRemove", "RecoverFence",
       "RecoverRetire", "CloseCount",  "CloseClean",  "OpenDirty",    "ClearBegin",    "ClearWord",    "ClearEnd",
-      "BulkMarkFence", "BulkArmFence", "BulkMoveFence", "BulkRetireFence"};
+      "BulkMarkFence", "BulkArmFence", "BulkMoveFence", "BulkRetireFence", "BulkLogArm", "BulkLogRetire",
+      "NearStripe",  "FarStripe",  "BulkStripe", "LevelAgain",   "BulkLevelAgain",
+      "OwnGroupAgain"};
   static_assert(sizeof(kNames) / sizeof(kNames[0]) == kCount + 1);
   const auto index = static_cast<unsigned>(point);
   return index <= kCount ? kNames[index] : kNames[0];

@@ -36,19 +36,61 @@ inline constexpr Point kCleanWord{20};    // store:   hash says that it is not t
 inline constexpr Point kScrubLane{21};    // store: a lane that points to no entry is free (no flush)
 // Life of an index.
 inline constexpr Point kFormatFields{22};  // store/flush/fence: header but for its magic word, state, directory
+                                           // (the line of the magic word becomes durable with that)
 inline constexpr Point kFormatMagic{23};   // store/flush/fence: the index exists
 inline constexpr Point kCloseCount{24};    // store: the number of entries (same line as kCloseClean)
 inline constexpr Point kCloseClean{25};    // store/flush/fence: the number of entries may be believed
 inline constexpr Point kOpenDirty{26};     // store/flush/fence: it may not any more
-inline constexpr unsigned kCount = 26;
+// Checks (is_taken): what readers look at again before they answer, and writers before they store.
+inline constexpr Point kControlAgain{27};      // the record's control word, after key and value
+inline constexpr Point kSplitAgain{28};        // was the segment split? (get)
+inline constexpr Point kSplitAgainMaybe{29};   // the same (may_contain)
+inline constexpr Point kSplitAgainLocked{30};  // the same, by a writer that has its lock
+inline constexpr Point kOwnGroupDirty{31};     // is the own group being written?
+inline constexpr Point kOtherGroupDirty{32};   // is the other group, if it was read?
+inline constexpr Point kPersistOther{33};      // then the other group is persisted, too
+inline constexpr Point kPersistGet{34};        // get persists
+inline constexpr Point kPersistMaybe{35};      // may_contain persists
+inline constexpr unsigned kCount = 35;
 
 /// The name of a point as it stands above, without the k. "?" for a number that is none.
 [[nodiscard]] constexpr std::string_view name(Point point) noexcept {
-  constexpr std::string_view kNames[] = {
-      "?",           "ResetRecord",  "RecordFields", "RecordLive",  "GroupMark",   "FarMark",     "Lane",
-      "PutFence",    "UpdateFields", "UpdateLive",   "EraseRecord", "EraseLane",   "BatchFence",  "ReadPersist",
-      "SplitRecord", "SplitWord",    "SplitFence",   "Depth",       "SplitCommit", "CleanRecord", "CleanWord",
-      "ScrubLane",   "FormatFields", "FormatMagic",  "CloseCount",  "CloseClean",  "OpenDirty"};
+  constexpr std::string_view kNames[] = {"?",
+                                         "ResetRecord",
+                                         "RecordFields",
+                                         "RecordLive",
+                                         "GroupMark",
+                                         "FarMark",
+                                         "Lane",
+                                         "PutFence",
+                                         "UpdateFields",
+                                         "UpdateLive",
+                                         "EraseRecord",
+                                         "EraseLane",
+                                         "BatchFence",
+                                         "ReadPersist",
+                                         "SplitRecord",
+                                         "SplitWord",
+                                         "SplitFence",
+                                         "Depth",
+                                         "SplitCommit",
+                                         "CleanRecord",
+                                         "CleanWord",
+                                         "ScrubLane",
+                                         "FormatFields",
+                                         "FormatMagic",
+                                         "CloseCount",
+                                         "CloseClean",
+                                         "OpenDirty",
+                                         "ControlAgain",
+                                         "SplitAgain",
+                                         "SplitAgainMaybe",
+                                         "SplitAgainLocked",
+                                         "OwnGroupDirty",
+                                         "OtherGroupDirty",
+                                         "PersistOther",
+                                         "PersistGet",
+                                         "PersistMaybe"};
   static_assert(sizeof(kNames) / sizeof(kNames[0]) == kCount + 1);
   const auto index = static_cast<unsigned>(point);
   return index <= kCount ? kNames[index] : kNames[0];

@@ -34,7 +34,9 @@
 
 #include "dunnock/base/result.hpp"
 #include "dunnock/filter/cuckoo_filter.hpp"
+#include "dunnock/index/detail/media_mutex.hpp"
 #include "dunnock/index/kv_store.hpp"
+#include "dunnock/index/prefix_points.hpp"
 
 namespace dunnock {
 
@@ -79,7 +81,7 @@ struct PrefixStats {
 enum class PutBlock : std::uint8_t {
   kStored,       ///< New, or written anew because what was there was damaged.
   kThere,        ///< It was there already, and is sound.
-  kNoParent,     ///< The block before it is not there (any more).
+  kNoParent,     ///< The block before it is not there (any more); or another thread is putting or evicting this one.
   kNotAdmitted,  ///< By the policy.
   kFull,         ///< Everything is pinned or needed, or the block is too long.
   kIo,           ///< The medium has failed: nothing is stored any more.
@@ -147,7 +149,8 @@ class PrefixStore {
 
   // ----- blocks ---------------------------------------------------------------------------------------------------
 
-  /// The longest prefix of `keys` that is there, pinned. About log2(keys) probes and one record read.
+  /// The longest prefix of `keys` that is there, pinned; blocks that others put meanwhile may be left out. About
+  /// log2(keys) probes and one record read.
   [[nodiscard]] Match lookup(std::span<const IndexKey> keys) const;
   /// One block of a prefix that was looked up. Damaged: the block and all that follow it are thrown away, and it counts
   /// as missing from now on.
@@ -191,8 +194,10 @@ class PrefixStore {
     }
   };
   /// Volatile state that does not move with the object.
+  using Mutex = detail::MediaMutex<M>;
   struct Shared {
-    std::mutex mutex;  // of all that follows, but for the counts
+    explicit Shared(const M& media) : mutex(media) {}
+    Mutex mutex;  // of all that follows, but for the counts
     bool tree_known = false;
     std::unordered_map<IndexKey, Node, KeyHash> nodes;
     std::set<Leaf> leaves;  // of nodes without children that are not leaving
@@ -208,20 +213,20 @@ class PrefixStore {
   void know_tree() const;
   void touch(std::span<const IndexKey> keys) const;
   [[nodiscard]] bool admit(const IndexKey& key) const;
-  [[nodiscard]] bool evict_one(std::unique_lock<std::mutex>& lock) const;
+  [[nodiscard]] bool evict_one(std::unique_lock<Mutex>& lock) const;
   void remove_node(const IndexKey& key) const;
   void add_child(Node& parent, const IndexKey& key) const;
   void drop_child(const IndexKey& parent_key) const;
   void quarantine(const IndexKey& key) const;
-  [[nodiscard]] PutBlock heal(std::unique_lock<std::mutex>& lock, const IndexKey& key, const BlockHeader& header,
+  [[nodiscard]] PutBlock heal(std::unique_lock<Mutex>& lock, const IndexKey& key, const BlockHeader& header,
                               std::span<const std::byte> bytes);
-  [[nodiscard]] PutResult write(std::unique_lock<std::mutex>& lock, const IndexKey& key, const BlockHeader& header,
+  [[nodiscard]] PutResult write(std::unique_lock<Mutex>& lock, const IndexKey& key, const BlockHeader& header,
                            std::span<const std::byte> bytes);
   [[nodiscard]] bool is_block(const IndexKey& key, const IndexKey* parent, std::uint64_t depth) const;
 
   PrefixOptions options_;
   mutable KvStore<M> data_;  // Lookups evict what they find damaged.
-  std::unique_ptr<Shared> shared_ = std::make_unique<Shared>();
+  std::unique_ptr<Shared> shared_;
 };
 
 /// A prefix that was found: its blocks stay while this lives, which must not be longer than the store does.

@@ -188,6 +188,7 @@ class ValueLog {
   }
   /// Is a segment free for users?
   [[nodiscard]] bool has_room() const noexcept { return shared_->free_count.load(std::memory_order_relaxed) > 1; }
+  [[nodiscard]] const M& media() const noexcept { return media_; }
   /// Lets other threads go on, simulated ones too.
   void pause() const noexcept {
     media_.pause();

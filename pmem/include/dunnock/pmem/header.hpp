@@ -34,7 +34,9 @@ void write_header(const M& media, const HeaderPoints& points, const Region& regi
   std::memcpy(values.data(), &header, sizeof header);
   Word* words = reinterpret_cast<Word*>(region.at(0));
   for (std::size_t i = 1; i < values.size(); ++i) media.store(points.fields, words[i], values[i]);
-  for (std::size_t i = 0; i < values.size(); i += kLineBytes / sizeof(Word)) media.flush(points.fields, words + i);
+  // The fields of the first line need no flush: they are in the line of the magic word, and are stored before it.
+  constexpr std::size_t kWords = kLineBytes / sizeof(Word);
+  for (std::size_t i = kWords; i < values.size(); i += kWords) media.flush(points.fields, words + i);
   media.fence(points.fields);
   media.store(points.magic, words[0], values[0]);
   media.flush(points.magic, words);

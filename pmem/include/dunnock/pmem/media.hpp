@@ -60,8 +60,9 @@ enum class Durability : std::uint8_t {
 ///   flush(point, address)       starts making the line that holds `address` durable.
 ///   fence(point)                returns when all that this thread flushed is durable.
 ///   pause()            called while waiting for another thread.
-/// It may also offer write(point, to, from, bytes), a faster form of write_durably() below; kFenceBatch, how many
-/// keys of a bulk operation should share a fence where fences are slow; and ok(), for media_ok() below.
+/// It may also offer write(point, to, from, bytes), a faster form of write_durably() below; kFenceBatch, how many keys
+/// of a bulk operation should share a fence where fences are slow; ok(), for media_ok() below; and skips(point), the
+/// crash harness's answer to is_taken() below.
 template <class M>
 concept Media = std::copy_constructible<M> && requires(const M media, Word& word, const Word& source, Point point) {
   { M::kDurability } -> std::convertible_to<Durability>;
@@ -205,6 +206,18 @@ template <Media M>
 [[nodiscard]] bool media_ok(const M& media) noexcept {
   if constexpr (requires { media.ok(); }) {
     return media.ok();
+  } else {
+    return true;
+  }
+}
+
+/// Is this step of a protocol taken? It always is; only the crash harness plants bugs by leaving one out. For steps
+/// that store nothing and so have no other way through the media: a second look, a pin that is respected.
+///   if (is_taken(media, point) && again != before) continue;
+template <Media M>
+[[nodiscard]] constexpr bool is_taken(const M& media, Point point) noexcept {
+  if constexpr (requires { media.skips(point); }) {
+    return !media.skips(point);
   } else {
     return true;
   }

@@ -9,13 +9,15 @@
 // keep thread-local state across media calls.)
 //
 // A SimMemory can also plant a bug: leave a step out or do it too early or too late (Mutation). That is how the crash
-// harness proves that it would notice.
+// harness proves that it would notice. It knows the line of the source that each step comes from, so that a bug can be
+// planted in one of several lines that share a Point.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <source_location>
 #include <vector>
 
 #include "dunnock/pmem/media.hpp"
@@ -32,10 +34,12 @@ struct Mutation {
     kFlushTooEarly,  ///< The flushes of `point` happen before the last store to their line.
     kStoreTooLate,   ///< The stores of `point` happen after the next store, flush or fence of `until`.
     kFlushTooLate,   ///< The flushes of `point` happen after the next fence of `until`.
+    kSkipCheck,      ///< is_taken(media, point) says no.
   };
   Kind kind = Kind::kNone;
   Point point{};
   Point until{};
+  std::uint32_t line = 0;  ///< Of kDrop...: only the steps that this line of the source takes. 0: all of the point.
 };
 
 class SimMemory {
@@ -45,9 +49,18 @@ class SimMemory {
     EventKind kind;
     std::uint8_t thread;
     Point point;
-    std::uint32_t word;   // index of the 8-byte word (store) or of its line (flush)
-    std::uint64_t value;  // store
+    std::uint32_t word;      // index of the 8-byte word (store) or of its line (flush)
+    std::uint64_t value;     // store
+    std::uint32_t line = 0;  // of the source, and its file
+    const char* file = "";
   };
+  /// A step that stores nothing and that the structure asked about (is_taken()).
+  struct Check {
+    Point point;
+    std::uint32_t line;
+    const char* file;
+  };
+  using Where = std::source_location;
 
   /// `bytes` of zeroed memory, a multiple of a line. Nothing is recorded until start().
   explicit SimMemory(std::size_t bytes);
@@ -62,6 +75,8 @@ class SimMemory {
   void start();
   void stop() noexcept { recording_ = false; }
   [[nodiscard]] const std::vector<Event>& events() const noexcept { return events_; }
+  /// The steps of protocols that were asked about, each once.
+  [[nodiscard]] const std::vector<Check>& checks() const noexcept { return checks_; }
   /// What the memory held at start().
   [[nodiscard]] const std::vector<std::byte>& base() const noexcept { return base_; }
 
@@ -71,16 +86,18 @@ class SimMemory {
   void plant(const Mutation& mutation) noexcept { mutation_ = mutation; }
 
   /// Runs the functions as simulated threads until all have returned. Switches threads at one store,
-  /// flush or fence in `switch_every` on average, and an eighth as often at loads. False: no thread could go on any
-  /// more (all wait in pause()).
+  /// flush or fence in `switch_every` on average, and less often at loads and checks. One switch in four puts the
+  /// thread to sleep for up to 512 turns of others, so that whole operations fall between two of its steps. False: no
+  /// thread could go on any more (all wait in pause()).
   bool run_threads(const std::vector<std::function<void()>>& threads, std::uint64_t seed, unsigned switch_every);
 
   // Called by the media.
   std::uint64_t load(const Word& word) noexcept;
-  void store(Point point, Word& word, std::uint64_t value) noexcept;
-  void flush(Point point, const void* address) noexcept;
-  void fence(Point point) noexcept;
+  void store(Point point, Word& word, std::uint64_t value, const Where& where = Where::current()) noexcept;
+  void flush(Point point, const void* address, const Where& where = Where::current()) noexcept;
+  void fence(Point point, const Where& where = Where::current()) noexcept;
   void pause() noexcept;
+  bool skips(Point point, const Where& where = Where::current()) noexcept;
 
  private:
   struct Fibers;
@@ -88,17 +105,22 @@ class SimMemory {
     Event event;
     bool store;
   };
-  void record(EventKind kind, Point point, std::uint32_t word, std::uint64_t value);
+  void record(EventKind kind, Point point, std::uint32_t word, std::uint64_t value, const Where& where);
+  [[nodiscard]] bool drops(Mutation::Kind kind, Point point, const Where& where) const noexcept {
+    return mutation_.kind == kind && mutation_.point == point &&
+           (mutation_.line == 0 || mutation_.line == where.line());
+  }
   void perform_late(Point point) noexcept;
   [[nodiscard]] std::uint32_t word_of(const void* address) const noexcept;
   [[nodiscard]] std::uint8_t thread() const noexcept;
-  void may_switch(unsigned rarer = 1) noexcept;
+  void may_switch(unsigned rarer = 1, unsigned dozes = 4) noexcept;
 
   std::byte* memory_;
   std::size_t bytes_;
   bool recording_ = false;
   std::vector<std::byte> base_;
   std::vector<Event> events_;
+  std::vector<Check> checks_;
   Mutation mutation_;
   std::vector<Late> late_;
   std::unique_ptr<Fibers> fibers_;
@@ -110,11 +132,23 @@ struct SimMedia {
   static constexpr bool kVisibleIsDurable = false;
   explicit SimMedia(SimMemory& memory) noexcept : memory_(&memory) {}
   [[nodiscard]] std::uint64_t load(const Word& word) const noexcept { return memory_->load(word); }
-  void store(Point point, Word& word, std::uint64_t value) const noexcept { memory_->store(point, word, value); }
-  void flush(Point point, const void* address) const noexcept { memory_->flush(point, address); }
-  void fence(Point point) const noexcept { memory_->fence(point); }
+  void store(Point point, Word& word, std::uint64_t value,
+             const SimMemory::Where& where = SimMemory::Where::current()) const noexcept {
+    memory_->store(point, word, value, where);
+  }
+  void flush(Point point, const void* address,
+             const SimMemory::Where& where = SimMemory::Where::current()) const noexcept {
+    memory_->flush(point, address, where);
+  }
+  void fence(Point point, const SimMemory::Where& where = SimMemory::Where::current()) const noexcept {
+    memory_->fence(point, where);
+  }
   void pause() const noexcept { memory_->pause(); }
   [[nodiscard]] static constexpr bool ok() noexcept { return true; }
+  /// Has a bug been planted that leaves this step out? See is_taken().
+  [[nodiscard]] bool skips(Point point, const SimMemory::Where& where = SimMemory::Where::current()) const noexcept {
+    return memory_->skips(point, where);
+  }
 
  private:
   SimMemory* memory_;

@@ -131,7 +131,8 @@ class CuckooFilter<kBits, M, kPolicy>::Wave {
                                          plan.log != nullptr ? plan.move.fingerprint : plan.place.fingerprint);
       if (plan.log == nullptr) continue;
       plan.source_after = source_after(plan);
-      filter_.arm(*plan.log, plan.move.source, plan.source_after, plan.target, plan.target_after);
+      filter_.template arm<filter_point::kBulkLogArm>(*plan.log, plan.move.source, plan.source_after, plan.target,
+                                                      plan.target_after);
       ++kicks;
     }
     if (kicks != 0) media.fence(filter_point::kBulkArmFence);  // From here a crash completes the kicks.
@@ -147,7 +148,7 @@ class CuckooFilter<kBits, M, kPolicy>::Wave {
     }
     if (plan_count_ != 0) media.fence(filter_point::kBulkMoveFence);
     for (const Plan& plan : plans()) {
-      if (plan.log != nullptr) filter_.retire(*plan.log);
+      if (plan.log != nullptr) filter_.template retire<filter_point::kBulkLogRetire>(*plan.log);
     }
     if (kicks != 0) media.fence(filter_point::kBulkRetireFence);  // No crash replays them over what comes next.
     filter_.count(filter_.shard().kicks, std::uint64_t{kicks});
@@ -362,10 +363,12 @@ std::size_t CuckooFilter<kBits, M, kPolicy>::contains_many(std::span<const Key> 
       const Word& home = word_at(places[i].bucket);
       const std::uint64_t pattern = L::pattern(places[i].fingerprint);
       // As in contains_place: home, foreign lanes, level, in this order.
-      bool hit = L::match_quickly(media_.load(home), pattern) != 0;
+      const std::uint64_t value = media_.load(home);
+      bool hit = L::match_quickly(value, pattern) != 0;
       bool hit_foreign = false;
       if constexpr (kPolicy.spill) hit_foreign = detail::any_foreign<kBits, kGroupWords>(media_, group, pattern);
-      const Reach far = reach(media_.load(home), places[i].fingerprint);
+      const std::uint64_t again = is_taken(media_, filter_point::kBulkLevelAgain) ? media_.load(home) : value;
+      const Reach far = reach(again, places[i].fingerprint);
       hit |= hit_foreign & (far != Reach::kHome);
       verdict[i] = hit ? 1 : 0;
       beyond[beyond_count] = i;
@@ -379,7 +382,8 @@ std::size_t CuckooFilter<kBits, M, kPolicy>::contains_many(std::span<const Key> 
     if constexpr (kReadersPersist) {
       bool dirty = false;
       for (unsigned i = 0; i < n; ++i) {
-        if (!shared_->stripes.marked(stripe_of(group_of(places[i])))) [[likely]]
+        if (!is_taken(media_, filter_point::kBulkStripe) || !shared_->stripes.marked(stripe_of(group_of(places[i]))))
+            [[likely]]
           continue;
         media_.flush(filter_point::kReaderPersist, &word_at(places[i].bucket));
         dirty = true;

@@ -61,7 +61,8 @@ template <unsigned kBits, Media M, FilterPolicy kPolicy>
       return answer(group_of(place), true);
     }
   }
-  if (kPolicy.primacy && !L::is_far(media_.load(home), fingerprint)) return answer(group_of(place), false);
+  const std::uint64_t again = is_taken(media_, filter_point::kLevelAgain) ? media_.load(home) : value;
+  if (kPolicy.primacy && !L::is_far(again, fingerprint)) return answer(group_of(place), false);
   const Place same{place.bucket, fingerprint};
   const std::uint64_t other = other_group_of(same);
   return answer(group_of(place), other, in_other(same, other, pattern));
@@ -73,14 +74,15 @@ template <unsigned kBits, Media M, FilterPolicy kPolicy>
   const std::uint64_t group = group_of(place);
   if (detail::any_foreign<kBits, kGroupWords>(media_, words_of(other), pattern)) return true;
   // Foreign lanes are read in ascending order of groups, the order in which erase takes equal fingerprints away.
-  return kPolicy.spill && other < group && detail::any_foreign<kBits, kGroupWords>(media_, words_of(group), pattern);
+  return kPolicy.spill && other < group && is_taken(media_, filter_point::kOwnGroupAgain) &&
+         detail::any_foreign<kBits, kGroupWords>(media_, words_of(group), pattern);
 }
 
 /// An answer may be told once what it rests on is durable.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 bool CuckooFilter<kBits, M, kPolicy>::answer(std::uint64_t group, bool found) const {
   if constexpr (kReadersPersist) {
-    if (shared_->stripes.marked(stripe_of(group))) [[unlikely]]
+    if (is_taken(media_, filter_point::kNearStripe) && shared_->stripes.marked(stripe_of(group))) [[unlikely]]
       persist_read(group, group);
   }
   return found || !media_ok(media_);  // "No" may be wrong when something that was not acknowledged is lost.
@@ -89,9 +91,11 @@ bool CuckooFilter<kBits, M, kPolicy>::answer(std::uint64_t group, bool found) co
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 bool CuckooFilter<kBits, M, kPolicy>::answer(std::uint64_t group, std::uint64_t other, bool found) const {
   if constexpr (kReadersPersist) {
-    if (shared_->stripes.marked(stripe_of(group)) || shared_->stripes.marked(stripe_of(other))) [[unlikely]] {
+    // The own stripe speaks for both lines: whoever puts a copy of this key into its other group, or takes one away
+    // there, holds it too. What keys of the other group do there under their stripe alone may turn this key's no into
+    // a yes, which promises nothing, but no yes that is due into a no.
+    if (is_taken(media_, filter_point::kFarStripe) && shared_->stripes.marked(stripe_of(group))) [[unlikely]]
       persist_read(group, other);
-    }
   }
   return found || !media_ok(media_);
 }
@@ -112,14 +116,21 @@ template <unsigned kBits, Media M, FilterPolicy kPolicy>
   {
     if constexpr (kUseStripes) __builtin_prefetch(&word_at(place.bucket), 1);  // while the stripe is fetched
     const Guard guard(shared_->stripes, media_, stripe_of(group_of(place)));
-    const Placed placed = place_in_group(place, FlushNow{media_});
-    if (placed != Placed::kNowhere) [[likely]] {
-      media_.fence(placed == Placed::kHome ? filter_point::kHome : filter_point::kSpill);
-      count(shard().items, std::int64_t{1});
+    if (insert_in_group(place)) [[likely]]
       return media_ok(media_);
-    }
   }
   return insert_beyond_group(place);
+}
+
+/// Durably in its own group. False: there is no room.
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+[[gnu::always_inline]] inline bool CuckooFilter<kBits, M, kPolicy>::insert_in_group(const Place& place) {
+  const Placed placed = place_in_group(place, FlushNow{media_});
+  if (placed == Placed::kNowhere) [[unlikely]]
+    return false;
+  media_.fence(placed == Placed::kHome ? filter_point::kHome : filter_point::kSpill);
+  count(shard().items, std::int64_t{1});
+  return true;
 }
 
 /// Home bucket, else a neighbour. Stores and flushes; the caller fences.
@@ -185,12 +196,7 @@ bool CuckooFilter<kBits, M, kPolicy>::insert_beyond_group(const Place& place) {
   for (unsigned round = 0; round < kRounds; ++round) {
     {
       const Guard guard(shared_->stripes, media_, stripe_of(group), stripe_of(other));
-      const Placed placed = place_in_group(place, FlushNow{media_});
-      if (placed != Placed::kNowhere) {
-        media_.fence(placed == Placed::kHome ? filter_point::kHome : filter_point::kSpill);
-        count(shard().items, std::int64_t{1});
-        return media_ok(media_);
-      }
+      if (insert_in_group(place)) return media_ok(media_);
       Word* target = words_of(other);
       may_mark = may_mark || reach(media_.load(word_at(place.bucket)), place.fingerprint) == Reach::kOtherGroup;
       const int v = may_mark ? roomiest(target, place.fingerprint) : -1;
@@ -416,7 +422,7 @@ void CuckooFilter<kBits, M, kPolicy>::logged_move(std::uint64_t source, std::uin
   }
   LogLine* log = try_take_log_line();  // There are as many as kicks in flight that make sense.
   for (; log == nullptr; log = try_take_log_line()) media_.pause();
-  arm(*log, source, source_after, target, target_after);
+  arm<filter_point::kLogArm>(*log, source, source_after, target, target_after);
   media_.fence(filter_point::kLogArm);  // From here a crash completes the move.
 
   media_.store(filter_point::kKickCopy, to, target_after);
@@ -425,7 +431,7 @@ void CuckooFilter<kBits, M, kPolicy>::logged_move(std::uint64_t source, std::uin
   media_.flush(filter_point::kKickRemove, &from);
   media_.fence(filter_point::kKickFence);  // The move is durable by itself.
 
-  retire(*log);
+  retire<filter_point::kLogRetire>(*log);
   media_.fence(filter_point::kLogRetire);  // No crash replays it over what others do to these words next.
   give_back(*log);
 }
@@ -448,20 +454,22 @@ LogLine* CuckooFilter<kBits, M, kPolicy>::try_take_log_line() noexcept {
 
 /// Stores and flushes the record. The caller fences.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
+template <Point kArm>
 void CuckooFilter<kBits, M, kPolicy>::arm(LogLine& log, std::uint64_t source, std::uint64_t source_after,
                                           std::uint64_t target, std::uint64_t target_after) const {
   media_.store(filter_point::kLogFields, log.target, target);
   media_.store(filter_point::kLogFields, log.target_after, target_after);
   media_.store(filter_point::kLogFields, log.source, source);
   media_.store(filter_point::kLogFields, log.source_after, source_after);
-  media_.store(filter_point::kLogArm, log.armed, log_mark(target, target_after, source, source_after));
-  media_.flush(filter_point::kLogArm, &log);
+  media_.store(kArm, log.armed, log_mark(target, target_after, source, source_after));
+  media_.flush(kArm, &log);
 }
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
+template <Point kRetire>
 void CuckooFilter<kBits, M, kPolicy>::retire(LogLine& log) const {
-  media_.store(filter_point::kLogRetire, log.armed, 0);
-  media_.flush(filter_point::kLogRetire, &log);
+  media_.store(kRetire, log.armed, 0);
+  media_.flush(kRetire, &log);
 }
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
@@ -479,24 +487,30 @@ bool CuckooFilter<kBits, M, kPolicy>::erase_place(const Place& place) {
   {
     if constexpr (kUseStripes) __builtin_prefetch(&word_at(place.bucket), 1);
     const Guard guard(shared_->stripes, media_, stripe_of(group_of(place)));
-    bool erased = erase_home(place, pattern, FlushNow{media_});
-    const Reach far = reach(media_.load(word_at(place.bucket)), place.fingerprint);
-    if (kPolicy.spill && !erased && far == Reach::kGroup) {
-      Word* group = words_of(group_of(place));
-      const int v = first_foreign(group, pattern);
-      if (v >= 0) {
-        erase_foreign(group[v], pattern);
-        erased = true;
-      }
-    }
-    if (erased) {
-      media_.fence(filter_point::kErase);
-      count(shard().items, std::int64_t{-1});
-      return media_ok(media_);
-    }
-    if (far != Reach::kOtherGroup) return false;
+    if (erase_in_group(place, pattern)) return media_ok(media_);
+    if (reach(media_.load(word_at(place.bucket)), place.fingerprint) != Reach::kOtherGroup) return false;
   }
   return erase_beyond_group(place);
+}
+
+/// Durably gone from its home bucket, or from the foreign lanes of its own group if the key can't be further away.
+/// False: there was no copy, or there may be one in the other group.
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+[[gnu::always_inline]] inline bool CuckooFilter<kBits, M, kPolicy>::erase_in_group(const Place& place,
+                                                                                   std::uint64_t pattern) {
+  bool erased = erase_home(place, pattern, FlushNow{media_});
+  if (kPolicy.spill && !erased && reach(media_.load(word_at(place.bucket)), place.fingerprint) == Reach::kGroup) {
+    Word* group = words_of(group_of(place));
+    const int v = first_foreign(group, pattern);
+    if (v >= 0) {
+      erase_foreign(group[v], pattern);
+      erased = true;
+    }
+  }
+  if (!erased) return false;
+  media_.fence(filter_point::kErase);
+  count(shard().items, std::int64_t{-1});
+  return true;
 }
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
@@ -538,29 +552,26 @@ bool CuckooFilter<kBits, M, kPolicy>::erase_beyond_group(const Place& place) {
   const std::uint64_t group = group_of(place);
   const std::uint64_t other = other_group_of(place);
   const Guard guard(shared_->stripes, media_, stripe_of(group), stripe_of(other));
-  bool erased = erase_home(place, pattern, FlushNow{media_});
-  if (!erased) {
-    Word* low = words_of(kPolicy.spill ? std::min(group, other) : other);
-    Word* high = words_of(kPolicy.spill ? std::max(group, other) : other);
-    const int in_low = first_foreign(low, pattern);
-    const int in_high = high == low ? -1 : first_foreign(high, pattern);
-    if (in_low >= 0) {
-      if (in_high >= 0 && kPolicy.primacy) {
-        for (unsigned v = 0; v < kGroupWords; ++v) {
-          const std::uint64_t value = media_.load(low[v]);
-          // Same line as the erase below, and before it.
-          if (L::reach(value, place.fingerprint) != Reach::kGroup) continue;
-          media_.store(filter_point::kEraseMarks, low[v], overflowed(value, place.fingerprint));
-        }
+  if (erase_in_group(place, pattern)) return media_ok(media_);  // It came home while nobody held the stripes.
+  Word* low = words_of(kPolicy.spill ? std::min(group, other) : other);
+  Word* high = words_of(kPolicy.spill ? std::max(group, other) : other);
+  const int in_low = first_foreign(low, pattern);
+  const int in_high = high == low ? -1 : first_foreign(high, pattern);
+  if (in_low >= 0) {
+    if (in_high >= 0 && kPolicy.primacy) {
+      for (unsigned v = 0; v < kGroupWords; ++v) {
+        const std::uint64_t value = media_.load(low[v]);
+        // Same line as the erase below, and before it.
+        if (L::reach(value, place.fingerprint) != Reach::kGroup) continue;
+        media_.store(filter_point::kEraseMarks, low[v], overflowed(value, place.fingerprint));
       }
-      erase_foreign(low[in_low], pattern);
-      erased = true;
-    } else if (in_high >= 0) {
-      erase_foreign(high[in_high], pattern);
-      erased = true;
     }
+    erase_foreign(low[in_low], pattern);
+  } else if (in_high >= 0) {
+    erase_foreign(high[in_high], pattern);
+  } else {
+    return false;
   }
-  if (!erased) return false;
   media_.fence(filter_point::kErase);
   count(shard().items, std::int64_t{-1});
   return media_ok(media_);

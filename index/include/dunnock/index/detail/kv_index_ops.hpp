@@ -81,7 +81,7 @@ bool KvIndex<M>::read_record(const IndexRecord& record, const IndexKey& key, Rea
     const IndexKey stored = key_of(record);
     const std::array<std::uint64_t, 2> value = value_of(record, Control::slot(control));
     const std::uint64_t again = media_.load(record.control);
-    if (again != control) {
+    if (is_taken(media_, index_point::kControlAgain) && again != control) {
       control = again;
       continue;
     }
@@ -144,7 +144,7 @@ void KvIndex<M>::persist_read(Segment segment, const Place& place, bool far) con
     media_.flush(index_point::kReadPersist, words);
   };
   persist_group(place.group);
-  if (far) persist_group(place.other);
+  if (far && is_taken(media_, index_point::kPersistOther)) persist_group(place.other);
   media_.fence(index_point::kReadPersist);  // What was read is durable before it is told.
   shard().reader_persists.fetch_add(1, std::memory_order_relaxed);
 }
@@ -152,8 +152,9 @@ void KvIndex<M>::persist_read(Segment segment, const Place& place, bool far) con
 template <Media M>
 bool KvIndex<M>::is_unsettled(Segment segment, const Place& place, bool far) const noexcept {
   const detail::GroupLocks& locks = shared_->locks;
-  return locks.is_dirty(lock_of(segment, place, place.group)) ||
-         (far && locks.is_dirty(lock_of(segment, place, place.other)));
+  return (is_taken(media_, index_point::kOwnGroupDirty) && locks.is_dirty(lock_of(segment, place, place.group))) ||
+         (far && is_taken(media_, index_point::kOtherGroupDirty) &&
+          locks.is_dirty(lock_of(segment, place, place.other)));
 }
 
 template <Media M>
@@ -162,10 +163,10 @@ GetResult KvIndex<M>::get_at(const IndexKey& key, const Place& place) const {
     const Segment segment = segment_of(place);
     Reading reading;
     read_segment(segment, key, place, reading);
-    if (!(segment_of(place) == segment)) [[unlikely]]
+    if (is_taken(media_, index_point::kSplitAgain) && !(segment_of(place) == segment)) [[unlikely]]
       continue;  // Split meanwhile: it may have moved.
     if constexpr (kReadersPersist) {
-      if (is_unsettled(segment, place, reading.far)) [[unlikely]]
+      if (is_taken(media_, index_point::kPersistGet) && is_unsettled(segment, place, reading.far)) [[unlikely]]
         persist_read(segment, place, reading.far);
     }
     if (!media_ok(media_)) [[unlikely]]
@@ -196,10 +197,10 @@ bool KvIndex<M>::may_contain(const IndexKey& key) const {
     const bool found = L::match_quickly(home, pattern) != 0 ||
                        (L::level(home) != 0 && in_group(segment, place.group)) ||
                        (far && in_group(segment, place.other));
-    if (!(segment_of(place) == segment)) [[unlikely]]
+    if (is_taken(media_, index_point::kSplitAgainMaybe) && !(segment_of(place) == segment)) [[unlikely]]
       continue;
     if constexpr (kReadersPersist) {
-      if (is_unsettled(segment, place, far)) [[unlikely]]
+      if (is_taken(media_, index_point::kPersistMaybe) && is_unsettled(segment, place, far)) [[unlikely]]
         persist_read(segment, place, far);
     }
     return found || !media_ok(media_);
@@ -285,7 +286,7 @@ auto KvIndex<M>::lock_and_find(Writer& writer, const IndexKey& key, const Place&
       continue;
     }
     // From here it can't be split, if it has not been.
-    if (!(segment_of(place) == site.segment)) continue;
+    if (is_taken(media_, index_point::kSplitAgainLocked) && !(segment_of(place) == site.segment)) continue;
     site.both = both;
     const std::uint64_t home = media_.load(words_of(site.segment, place.group)[place.word]);
     site.slot = find_in(site.segment, place.group, place.word, place.word + 1, pattern, key);

@@ -192,7 +192,7 @@ KvValue<M> KvStore<M>::get(const IndexKey& key) const {
     }
     // It may have been replaced or moved in between; if not, it is damaged.
     const GetResult again = index_.get(key);
-    if (again && again.value == found.value) {
+    if (!is_taken(log_.media(), log_point::kLookAgain) || (again && again.value == found.value)) {
       value.state = GetState::kDamaged;
       return value;
     }

@@ -44,7 +44,8 @@ std::uint64_t PrefixStore<M>::pool_bytes(const PrefixOptions& options) noexcept 
 }
 
 template <Media M>
-PrefixStore<M>::PrefixStore(KvStore<M> data, const PrefixOptions& options) : options_(options), data_(std::move(data)) {
+PrefixStore<M>::PrefixStore(KvStore<M> data, const PrefixOptions& options)
+    : options_(options), data_(std::move(data)), shared_(std::make_unique<Shared>(data_.log().media())) {
   DUNNOCK_CHECK(check_options(options).has_value(), "the options of a prefix store are out of range");
   if (options.admission != Admission::kSecondTime) return;
   const FilterOptions filter{.slots = std::max<std::uint64_t>(1024, options.blocks_max), .seed = options.seed};
@@ -130,11 +131,16 @@ std::vector<IndexKey> PrefixStore<M>::keys_of(const IndexKey& root, std::span<co
 /// Is there a sound record of this block, at this depth, under this parent (null: not known)?
 template <Media M>
 bool PrefixStore<M>::is_block(const IndexKey& key, const IndexKey* parent, std::uint64_t depth) const {
-  const GetResult found = data_.index().get(key);
-  if (!found || !found.value.is_locator()) return false;
-  BlockHeader header;
-  if (!data_.peek(key, found.value.locator(), std::as_writable_bytes(std::span(&header, 1)))) return false;
-  return header.depth == depth && (parent == nullptr || header.parent == *parent);
+  for (GetResult found = data_.index().get(key);;) {
+    if (!found || !found.value.is_locator()) return false;
+    BlockHeader header;
+    if (data_.peek(key, found.value.locator(), std::as_writable_bytes(std::span(&header, 1))))
+      return header.depth == depth && (parent == nullptr || header.parent == *parent);
+    // Compaction may have moved it in between; if not, it is damaged.
+    const GetResult again = data_.index().get(key);
+    if (again && again.value == found.value) return false;
+    found = again;
+  }
 }
 
 template <Media M>
@@ -163,9 +169,9 @@ auto PrefixStore<M>::lookup(std::span<const IndexKey> keys) const -> Match {
   }
   Match match;
   {
-    const std::lock_guard lock(shared.mutex);
+    const std::lock_guard<Mutex> lock(shared.mutex);
     // It may have been evicted since; then what comes before it is still there.
-    while (low > 0 && shared.tree_known) {
+    while (low > 0 && shared.tree_known && is_taken(data_.log().media(), prefix_point::kStillThere)) {
       const auto node = shared.nodes.find(keys[low - 1]);
       if (node != shared.nodes.end() && !node->second.leaving) break;
       --low;
@@ -188,7 +194,7 @@ auto PrefixStore<M>::lookup(std::span<const IndexKey> keys) const -> Match {
 
 template <Media M>
 void PrefixStore<M>::unpin(Shared& shared, const IndexKey& key) {
-  const std::lock_guard lock(shared.mutex);
+  const std::lock_guard<Mutex> lock(shared.mutex);
   const auto pin = shared.pins.find(key);
   if (pin != shared.pins.end() && --pin->second == 0) shared.pins.erase(pin);
 }
@@ -294,18 +300,21 @@ void PrefixStore<M>::remove_node(const IndexKey& key) const {
 
 /// Evicts the leaf that was used longest ago and is not pinned. False: there is none. Lets go of the lock meanwhile.
 template <Media M>
-bool PrefixStore<M>::evict_one(std::unique_lock<std::mutex>& lock) const {
+bool PrefixStore<M>::evict_one(std::unique_lock<Mutex>& lock) const {
   Shared& shared = *shared_;
-  const auto leaf = std::find_if(shared.leaves.begin(), shared.leaves.end(),
-                                 [&](const Leaf& one) { return !shared.pins.contains(one.key); });
+  const auto leaf = std::find_if(shared.leaves.begin(), shared.leaves.end(), [&](const Leaf& one) {
+    return !shared.pins.contains(one.key) || !is_taken(data_.log().media(), prefix_point::kEvictUnpinned);
+  });
   if (leaf == shared.leaves.end()) return false;
   const IndexKey key = leaf->key;
   shared.nodes.find(key)->second.leaving = true;
   shared.leaves.erase(leaf);
+  const bool leaf_first = is_taken(data_.log().media(), prefix_point::kLeafFirst);
+  if (!leaf_first) remove_node(key);
   lock.unlock();
   data_.erase(key);  // Durable before its parent may go.
   lock.lock();
-  remove_node(key);
+  if (leaf_first) remove_node(key);
   shared.evicted.fetch_add(1, std::memory_order_relaxed);
   return true;
 }
@@ -313,7 +322,7 @@ bool PrefixStore<M>::evict_one(std::unique_lock<std::mutex>& lock) const {
 template <Media M>
 std::size_t PrefixStore<M>::evict(std::size_t blocks_max) const {
   if constexpr (kIsReadOnly<M>) return 0;
-  std::unique_lock lock(shared_->mutex);
+  std::unique_lock<Mutex> lock(shared_->mutex);
   know_tree();
   std::size_t gone = 0;
   while (gone < blocks_max && evict_one(lock) && status()) ++gone;
@@ -324,7 +333,7 @@ std::size_t PrefixStore<M>::evict(std::size_t blocks_max) const {
 template <Media M>
 void PrefixStore<M>::quarantine(const IndexKey& key) const {
   Shared& shared = *shared_;
-  std::unique_lock lock(shared.mutex);
+  std::unique_lock<Mutex> lock(shared.mutex);
   know_tree();
   std::unordered_map<IndexKey, std::vector<IndexKey>, KeyHash> children;
   for (const auto& [child, node] : shared.nodes) {
@@ -367,7 +376,7 @@ PutBlock PrefixStore<M>::put(std::span<const IndexKey> keys, std::size_t at, std
   const IndexKey key = keys[at];
   const std::uint64_t needed = ValueLog<M>::record_bytes(sizeof(BlockHeader) + bytes.size());
   const auto budget = static_cast<std::uint64_t>(options_.fill_max * static_cast<double>(data_.log().capacity_bytes()));
-  std::unique_lock lock(shared.mutex);
+  std::unique_lock<Mutex> lock(shared.mutex);
   know_tree();
   if (const auto node = shared.nodes.find(key); node != shared.nodes.end()) {
     if (node->second.leaving) return PutBlock::kNoParent;
@@ -375,8 +384,8 @@ PutBlock PrefixStore<M>::put(std::span<const IndexKey> keys, std::size_t at, std
   }
   if (at > 0) {
     const auto parent = shared.nodes.find(keys[at - 1]);
-    if (parent == shared.nodes.end() || parent->second.leaving || parent->second.depth != at - 1)
-      return PutBlock::kNoParent;
+    if (parent == shared.nodes.end() || parent->second.depth != at - 1) return PutBlock::kNoParent;
+    if (parent->second.leaving && is_taken(data_.log().media(), prefix_point::kParentStays)) return PutBlock::kNoParent;
     if (!admit(key)) return PutBlock::kNotAdmitted;
     add_child(parent->second, keys[at - 1]);  // Not evicted from here on.
   } else if (!admit(key)) {
@@ -411,7 +420,7 @@ PutBlock PrefixStore<M>::put(std::span<const IndexKey> keys, std::size_t at, std
 /// A block that is there, and is put again: what has rotted is written anew, for the good bytes are at hand. Sound
 /// bytes stay, whatever they are: who computes a block again may get others by rounding.
 template <Media M>
-PutBlock PrefixStore<M>::heal(std::unique_lock<std::mutex>& lock, const IndexKey& key, const BlockHeader& header,
+PutBlock PrefixStore<M>::heal(std::unique_lock<Mutex>& lock, const IndexKey& key, const BlockHeader& header,
                               std::span<const std::byte> bytes) {
   Shared& shared = *shared_;
   ++shared.pins[key];  // Not evicted meanwhile.
@@ -441,7 +450,7 @@ PutBlock PrefixStore<M>::heal(std::unique_lock<std::mutex>& lock, const IndexKey
 
 /// Writes the block's record, evicting others if it must. Comes without the lock, and leaves with it. False: full.
 template <Media M>
-PutResult PrefixStore<M>::write(std::unique_lock<std::mutex>& lock, const IndexKey& key, const BlockHeader& header,
+PutResult PrefixStore<M>::write(std::unique_lock<Mutex>& lock, const IndexKey& key, const BlockHeader& header,
                            std::span<const std::byte> bytes) {
   std::vector<std::byte> value(sizeof header + bytes.size());
   std::memcpy(value.data(), &header, sizeof header);
@@ -463,7 +472,7 @@ PutResult PrefixStore<M>::write(std::unique_lock<std::mutex>& lock, const IndexK
 template <Media M>
 PrefixStats PrefixStore<M>::stats() const {
   const Shared& shared = *shared_;
-  const std::lock_guard lock(shared_->mutex);
+  const std::lock_guard<Mutex> lock(shared_->mutex);
   PrefixStats stats;
   stats.blocks = data_.size();
   stats.bytes = shared.bytes;

@@ -267,7 +267,8 @@ bool ValueLog<M>::take_segment(Head& head, std::uint64_t kept_back) {
   {
     const SpinLock listing(shared.listing, media_);
     std::erase_if(shared.unpinning, [&](std::uint64_t s) {
-      if (shared.table[s].pins.load(std::memory_order_seq_cst) != 0) return false;
+      if (is_taken(media_, log_point::kStillPinned) && shared.table[s].pins.load(std::memory_order_seq_cst) != 0)
+        return false;
       shared.free.push_back(s);
       return true;
     });
@@ -330,7 +331,7 @@ void ValueLog<M>::write(const Ticket& ticket, const IndexKey& key, std::span<con
   if (whole == bytes.size()) return;
   std::uint64_t rest = 0;
   std::memcpy(&rest, bytes.data() + whole, bytes.size() - whole);
-  write_durably(media_, log_point::kPayload, at + sizeof header + whole, &rest, sizeof rest);
+  write_durably(media_, log_point::kPayloadEnd, at + sizeof header + whole, &rest, sizeof rest);
 }
 
 template <Media M>
@@ -365,7 +366,8 @@ auto ValueLog<M>::append_moved(std::uint64_t victim, const IndexKey& key, std::s
   if (!ticket) return std::nullopt;
   ticket->locator.checksum = payload_checksum(bytes);
   write(*ticket, key, bytes, ticket->locator.checksum);
-  if (!fence()) return std::nullopt;  // The record may be pointed to.
+  media_.fence(log_point::kMovedFence);  // The record may be pointed to.
+  if (!media_ok(media_)) return std::nullopt;
   shared_->compacted_bytes.fetch_add(record_bytes(bytes.size()), std::memory_order_relaxed);
   return ticket;
 }
@@ -426,10 +428,13 @@ auto ValueLog<M>::whole_record(const Locator& locator, const IndexKey& key) cons
     __builtin_prefetch(at + line);
   Segment& segment = shared_->table[s];
   // Partners: pin, then look whether it is still in use <-> free(): free it, then look whether it is pinned.
-  segment.pins.fetch_add(1, std::memory_order_seq_cst);
-  view.pin = Pin(segment.pins);
+  if (is_taken(media_, log_point::kPin)) {
+    segment.pins.fetch_add(1, std::memory_order_seq_cst);
+    view.pin = Pin(segment.pins);
+  }
   const std::uint64_t word = segment.word.load(std::memory_order_seq_cst);
-  if ((word & 1) == 0 || word >> 48 != locator.position >> 48) {
+  if ((is_taken(media_, log_point::kStillInUse) && (word & 1) == 0) ||
+      (is_taken(media_, log_point::kSameEpoch) && word >> 48 != locator.position >> 48)) {
     view.state = ReadState::kStale;
     return view;
   }
@@ -510,7 +515,7 @@ std::optional<std::uint64_t> ValueLog<M>::victim(double live_at_most) const {
     const Segment& segment = shared_->table[s];
     // Pins of writers: a full segment gets no more of them, and who has one may be about to publish its locator.
     if (segment.full.load(std::memory_order_acquire) == 0) continue;
-    if (segment.pins.load(std::memory_order_acquire) != 0) continue;
+    if (is_taken(media_, log_point::kVictimUnpinned) && segment.pins.load(std::memory_order_acquire) != 0) continue;
     const std::int64_t live = segment.live_bytes.load(std::memory_order_relaxed);
     if (live >= least) continue;
     least = live;
@@ -561,7 +566,7 @@ void ValueLog<M>::free(std::uint64_t s) {
   segment.word.store(word, std::memory_order_seq_cst);  // Partner: view().
   media_.store(log_point::kFree, table_at(s), word);
   const SpinLock listing(shared.listing, media_);
-  if (segment.pins.load(std::memory_order_seq_cst) == 0) {
+  if (!is_taken(media_, log_point::kFreedUnpinned) || segment.pins.load(std::memory_order_seq_cst) == 0) {
     shared.free.push_back(s);
   } else {
     shared.unpinning.push_back(s);

@@ -23,6 +23,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "dunnock/pmem/sim_media.hpp"
@@ -60,6 +61,13 @@ class Subject {
   /// a few images after it are enough; those after the later store hold it in all its forms.
   [[nodiscard]] virtual bool is_unseen(Point) const { return false; }
 
+  /// From now on record() lets its threads take turns in another way, one for each number; 0 is the first way. False:
+  /// there is only one.
+  virtual bool reschedule(std::uint64_t schedule) {
+    (void)schedule;
+    return false;
+  }
+
   /// One operation in words, for the report of a violation.
   [[nodiscard]] virtual std::string describe(std::size_t operation) const = 0;
 };
@@ -69,6 +77,7 @@ struct ExploreOptions {
   std::size_t images_per_moment = 64;  ///< More legal images than that are sampled.
   std::size_t recovery_every = 1;      ///< Of the recoveries that have work, one in so many is explored itself.
   std::uint64_t seed = 1;              ///< Of the samples.
+  std::uint64_t schedules = 0;         ///< Other ways for the threads to take turns, of which no images are taken.
   Mutation mutation;
 };
 
@@ -77,17 +86,22 @@ struct ExploreResult {
   std::uint64_t recovery_images = 0;  ///< Those inside recovery.
   std::uint64_t moments = 0;          ///< Stores and acknowledgements after which images were taken.
   std::uint64_t moments_sampled = 0;  ///< Of these, the ones with too many legal images for all.
+  std::uint64_t schedules = 0;        ///< Ways in which the threads have taken turns, besides the first one.
   std::optional<std::string> violation;
-  /// Which durable steps the records contain, so that a list of planted bugs can be shown to leave none out.
-  std::vector<bool> steps_seen;
-  [[nodiscard]] bool saw(SimMemory::EventKind kind, Point point) const {
-    const std::size_t index = index_of(kind, point);
-    return index < steps_seen.size() && steps_seen[index];
-  }
-  static std::size_t index_of(SimMemory::EventKind kind, Point point) {
-    return static_cast<std::size_t>(point) * 4 + static_cast<std::size_t>(kind);
-  }
+  /// A step that the records contain: a line of the source that stores, flushes or fences, or asks is_taken().
+  struct Step {
+    Mutation::Kind left_out_by;  ///< The kind of planted bug that leaves it out.
+    Point point;
+    std::uint32_t line;
+    std::string_view file;  ///< Its name, without folders.
+  };
+  /// All of them, each once, so that a list of planted bugs can be shown to leave none out.
+  std::vector<Step> steps;
+  [[nodiscard]] bool saw(SimMemory::EventKind kind, Point point) const;
 };
+
+/// The kind of planted bug that leaves out a step which is recorded so; kNone for a mark.
+[[nodiscard]] Mutation::Kind left_out_by(SimMemory::EventKind kind) noexcept;
 
 /// Records the subject's workload and explores it, up to the first violation.
 [[nodiscard]] ExploreResult explore(Subject& subject, const std::vector<std::size_t>& keep,

@@ -1,0 +1,42 @@
+// A mutex that simulated threads can wait for, too: they share a real one, which must not block.
+#pragma once
+
+#include <mutex>
+#include <type_traits>
+
+#include "dunnock/pmem/media.hpp"
+
+namespace dunnock::detail {
+
+/// Are threads on this media simulated (pmem/sim_media.hpp)?
+template <class M>
+inline constexpr bool kSimulated = requires(const M media, Point point) {
+  media.skips(point);
+};
+
+template <Media M>
+class MediaMutex {
+ public:
+  explicit MediaMutex(const M& media) : media_(media) {}
+  void lock() {
+    if constexpr (kSimulated<M>) {
+      while (mutex_) media_.pause();
+      mutex_ = true;
+    } else {
+      mutex_.lock();
+    }
+  }
+  void unlock() {
+    if constexpr (kSimulated<M>) {
+      mutex_ = false;
+    } else {
+      mutex_.unlock();
+    }
+  }
+
+ private:
+  [[no_unique_address]] M media_;
+  std::conditional_t<kSimulated<M>, bool, std::mutex> mutex_{};
+};
+
+}  // namespace dunnock::detail
