@@ -348,7 +348,7 @@ int checkpoint_command(const Options& options) {
   auto pool = Pool::create(scratch.at("pool"), {.bytes = CheckpointStore<DirectMedia>::pool_bytes(sizes)});
   if (!pool) fail(pool.error().message);
   // In memory: what a pool on persistent memory does. On a disk: what this file calls for.
-  const auto detected = detect_media(pool->path());
+  const auto detected = detect_media(*pool);
   if (!detected) fail(detected.error().message);
   const bool in_memory = options.directory.starts_with("/dev/shm");
   const MediaKind kind = in_memory ? MediaKind::kDirect : detected->kind;

@@ -32,18 +32,21 @@ Result<MediaKind> media_kind(std::string_view name) {
                     "no media '" + std::string(name) + "'; there are dram, process, file, direct, eadr");
 }
 
-Result<Detection> detect_media(const std::string& path) {
+namespace {
+
+/// `path` finds the file, and people read `name`.
+Result<Detection> detect(const std::string& path, const std::string& name) {
   UniqueFd file(open(path.c_str(), O_RDWR | O_CLOEXEC));
   if (!file && (errno == EACCES || errno == EROFS)) file = UniqueFd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!file) return system_error("can't open " + path, errno);
+  if (!file) return system_error("can't open " + name, errno);
   const int fd = file.get();
-  Detection detection{MediaKind::kFile, path + " is an ordinary file: fences write to its journal"};
+  Detection detection{MediaKind::kFile, name + " is an ordinary file: fences write to its journal"};
   // PMDK's answer alone would not do: PMEM2_FORCE_GRANULARITY makes it say anything of any file.
   if (!detail::is_dax(fd)) return detection;
   const bool told = std::getenv("PMEM2_FORCE_GRANULARITY") != nullptr;
   if (told)
     return Detection{MediaKind::kDirect,
-                     path + " is mapped with DAX; what PMEM2_FORCE_GRANULARITY says is not believed"};
+                     name + " is mapped with DAX; what PMEM2_FORCE_GRANULARITY says is not believed"};
   pmem2_config* config = nullptr;
   pmem2_source* source = nullptr;
   pmem2_map* map = nullptr;
@@ -52,10 +55,10 @@ Result<Detection> detect_media(const std::string& path) {
       pmem2_map_new(&map, config, source) == 0) {
     switch (pmem2_map_get_store_granularity(map)) {
       case PMEM2_GRANULARITY_BYTE:
-        detection = {MediaKind::kEadr, path + " is on DAX and the platform flushes its caches on power loss (eADR)"};
+        detection = {MediaKind::kEadr, name + " is on DAX and the platform flushes its caches on power loss (eADR)"};
         break;
       case PMEM2_GRANULARITY_CACHE_LINE:
-        detection = {MediaKind::kDirect, path + " is mapped with DAX: cache lines are written back with clwb"};
+        detection = {MediaKind::kDirect, name + " is mapped with DAX: cache lines are written back with clwb"};
         break;
       case PMEM2_GRANULARITY_PAGE: break;
     }
@@ -65,5 +68,10 @@ Result<Detection> detect_media(const std::string& path) {
   if (config != nullptr) pmem2_config_delete(&config);
   return detection;
 }
+
+}  // namespace
+
+Result<Detection> detect_media(const std::string& path) { return detect(path, path); }
+Result<Detection> detect_media(const Pool& pool) { return detect(pool.path_of_descriptor(), pool.path()); }
 
 }  // namespace dunnock

@@ -1,7 +1,7 @@
 #include "dunnock/pmem/pool.hpp"
 
+#include <dlfcn.h>
 #include <fcntl.h>
-#include <libpmem.h>
 #include <libpmemobj.h>
 #include <linux/magic.h>
 #include <sys/mman.h>
@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <random>
@@ -45,13 +46,22 @@ std::uint64_t journal_bytes_for(std::uint64_t pool_bytes) noexcept {
   return std::clamp<std::uint64_t>(pool_bytes / 8, 8 << 20, 64 << 20);
 }
 
+/// Does libpmemobj take the mapping for persistent memory? It asks libpmem, which it has loaded; so do we.
+bool is_taken_for_pmem(const void* base, std::uint64_t bytes) noexcept {
+  using Ask = int (*)(const void*, std::size_t);
+  const auto ask = reinterpret_cast<Ask>(dlsym(RTLD_DEFAULT, "pmem_is_pmem"));
+  if (ask != nullptr) return ask(base, bytes) != 0;
+  const char* const forced = std::getenv("PMEM_IS_PMEM_FORCE");
+  return forced != nullptr && std::strcmp(forced, "1") == 0;
+}
+
 /// libpmemobj makes its own part durable in a way that the environment can turn off for the whole process. Then
 /// nothing in an ordinary file could be promised.
 Status check_libpmemobj(const detail::PoolFile& file, const void* base) {
   struct statfs info {};
   if (fstatfs(file.fd(), &info) == 0 && (info.f_type == TMPFS_MAGIC || info.f_type == RAMFS_MAGIC))
     return {};  // A file in memory survives no power failure anyway.
-  if (pmem_is_pmem(base, file.bytes()) == 0 || detail::is_dax(file.fd())) return {};
+  if (!is_taken_for_pmem(base, file.bytes()) || detail::is_dax(file.fd())) return {};
   return make_error(ErrorCode::kUnsupported,
                     file.path() +
                         " is an ordinary file, and PMDK takes it for persistent memory: is "
@@ -259,6 +269,12 @@ Pool& Pool::operator=(Pool&&) noexcept = default;
 Pool::~Pool() = default;
 
 Result<Pool> Pool::create(const std::string& path, const PoolOptions& options) {
+  return create_with(path, options, [](Pool&) { return Status(); });
+}
+
+Status Pool::publish() { return impl_->file->publish(); }
+
+Result<Pool> Pool::create_unnamed(const std::string& path, const PoolOptions& options) {
   if (options.bytes < PMEMOBJ_MIN_POOL) {
     return make_error(ErrorCode::kInvalidArgument, "a pool has at least " + std::to_string(PMEMOBJ_MIN_POOL) +
                                                        " bytes, not " + std::to_string(options.bytes));
@@ -284,8 +300,7 @@ Result<Pool> Pool::create(const std::string& path, const PoolOptions& options) {
   root->head.magic = detail::kPoolMagic;
   pmemobj_persist(impl->handle, &root->head.magic, sizeof root->head.magic);
   if (Status shared = impl->check_mapping(oid.off); !shared) return tl::unexpected(shared.error());
-  if (Status named = impl->file->publish(); !named) return tl::unexpected(named.error());
-  impl->root = root;  // The pool exists.
+  impl->root = root;
   impl->root_offset = oid.off;
   impl->journal_bytes = options.journal_bytes;
   impl->start(forks_kept_out, options.abort_on_error, options.catch_sigbus);
@@ -655,6 +670,7 @@ Status PendingRegions::finish(const Status& formatted) {
 }
 
 const std::string& Pool::path() const noexcept { return impl_->path; }
+std::string Pool::path_of_descriptor() const { return impl_->file->self(); }
 std::uint64_t Pool::bytes() const noexcept { return impl_->bytes; }
 FileMedia Pool::file_media() const noexcept { return FileMedia(*impl_->sync); }
 

@@ -209,6 +209,7 @@ TEST_F(PendingRegionsTest, a_pool_goes_away_again_when_what_is_made_in_it_is_ref
   (void)Pool::remove(path);
   const auto refused = Pool::create_with(path, {24 << 20}, [](Pool& pool) -> Status {
     EXPECT_TRUE(pool.create_regions(kOne));
+    EXPECT_FALSE(std::filesystem::exists(pool.path())) << "it has its name when it is whole";
     return make_error(ErrorCode::kInvalidArgument, "a capacity of 1 is too small");
   });
   ASSERT_FALSE(refused);

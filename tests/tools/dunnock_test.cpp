@@ -4,6 +4,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
+#include <thread>
 #include <array>
 #include <cstdio>
 #include <cstdlib>
@@ -520,9 +523,95 @@ TEST_F(DunnockTool, says_what_is_wrong) {
   EXPECT_EQ(run("checkpoint list --store data " + at("p")).status, 2);
   auto pool = Pool::open(at("p"));
   ASSERT_TRUE(pool);
-  const Ran open = run("info " + at("p"));
+  const Ran open = run("check " + at("p"));
   EXPECT_EQ(open.status, 3);
   EXPECT_NE(open.output.find("AlreadyOpen"), std::string::npos) << open.output;
+}
+
+TEST_F(DunnockTool, looks_into_a_pool_without_changing_it) {
+  make_pool(at("p"));
+  ASSERT_EQ(chmod(at("p").c_str(), 0444), 0);
+  const std::string before = read(at("p"));
+  for (const std::string& command :
+       {"info " + at("p"), "check " + at("p"), "dump --name data " + at("p"), "dump --name where " + at("p"),
+        "checkpoint list " + at("p"), "checkpoint show " + at("p") + " model", "checkpoint verify " + at("p"),
+        "checkpoint diff " + at("p") + " model@1 model@2", "checkpoint export " + at("p") + " model@3 " + at("f")}) {
+    const Ran ran = run(command);
+    EXPECT_EQ(ran.status, 0) << command << ran.output;
+  }
+  EXPECT_TRUE(read(at("p")) == before);
+  for (const std::string& name : {"p", "f"}) std::filesystem::remove(at(name));
+  EXPECT_TRUE(std::filesystem::is_empty(directory_)) << "nothing is left beside it";
+}
+
+// A killed pool is looked into as it is when it has been recovered, and stays as it is.
+TEST_F(DunnockTool, looks_into_a_pool_that_was_killed) {
+  make_pool(at("p"));
+  const pid_t child = fork();
+  if (child == 0) {
+    auto pool = Pool::open(at("p"));
+    auto opened = KvStore<FileMedia>::open(*pool, "data", pool->file_media());
+    for (std::uint64_t key = 1000; key < 1100; ++key) {
+      if (opened->store.put({key, ~key}, std::vector<std::byte>(40)) == PutResult::kIo) _exit(1);
+    }
+    _exit(0);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  ASSERT_EQ(status, 0);
+  const std::string before = read(at("p"));
+  const Ran info = run("info --json " + at("p"));
+  ASSERT_EQ(info.status, 0) << info.output;
+  EXPECT_EQ(nlohmann::json::parse(info.output)["structures"][0]["entries"], 600) << info.output;
+  EXPECT_EQ(run("check " + at("p")).status, 0);
+  EXPECT_TRUE(read(at("p")) == before);
+}
+
+TEST_F(DunnockTool, looks_beside_a_writer_and_says_so) {
+  make_pool(at("p"));
+  auto pool = Pool::open(at("p"));
+  ASSERT_TRUE(pool) << pool.error().message;
+  const FileMedia media = pool->file_media();
+  auto opened = KvStore<FileMedia>::open(*pool, "data", media);
+  ASSERT_TRUE(opened) << opened.error().message;
+  std::atomic<bool> ends = false;
+  std::thread writer([&] {
+    for (std::uint64_t key = 1000; !ends; ++key)
+      ASSERT_LE(opened->store.put({key % 2000, ~(key % 2000)}, std::vector<std::byte>(key % 300)), PutResult::kReplaced);
+  });
+  for (int look = 0; look < 5; ++look) {
+    const Ran info = run("info --json " + at("p"));
+    EXPECT_EQ(info.status, 0) << info.output;
+    const auto json = nlohmann::json::parse(info.output);
+    EXPECT_TRUE(json["open_for_writing"].get<bool>());
+    EXPECT_GE(json["structures"][0]["entries"], 500) << "what was there before";
+    EXPECT_EQ(json["structures"][1]["checkpoints"], 4);
+    const Ran list = run("checkpoint list " + at("p"));
+    EXPECT_EQ(list.status, 0) << list.output;
+    EXPECT_EQ(std::count(list.output.begin(), list.output.end(), '\n'), 5) << list.output;
+    EXPECT_EQ(run("checkpoint show " + at("p") + " model").status, 0);
+  }
+  for (const std::string& command : {"check " + at("p"), "dump --name data " + at("p"), "checkpoint verify " + at("p"),
+                                     "copy " + at("p") + " " + at("q")}) {
+    const Ran ran = run(command);
+    EXPECT_EQ(ran.status, 3) << command;
+    EXPECT_NE(ran.output.find("is open already"), std::string::npos) << ran.output;
+  }
+  EXPECT_FALSE(std::filesystem::exists(at("q")));
+  ends = true;
+  writer.join();
+}
+
+TEST_F(DunnockTool, copies_a_pool) {
+  make_pool(at("p"));
+  EXPECT_EQ(run("copy " + at("p") + " " + at("q")).status, 0);
+  EXPECT_TRUE(read(at("q")) == read(at("p")));
+  EXPECT_EQ(run("check " + at("q")).status, 0);
+  const Ran again = run("copy " + at("p") + " " + at("q"));
+  EXPECT_EQ(again.status, 3) << "nothing is written over";
+  EXPECT_EQ(run("copy " + at("p") + " " + at("p")).status, 2);
+  EXPECT_EQ(run("copy " + at("none") + " " + at("r")).status, 3);
+  EXPECT_FALSE(std::filesystem::exists(at("r")));
 }
 
 TEST_F(DunnockTool, has_a_manual_with_every_command_and_option) {
@@ -535,7 +624,7 @@ TEST_F(DunnockTool, has_a_manual_with_every_command_and_option) {
       EXPECT_NE(manual.find("Fl -" + word), std::string::npos) << word;
     }
   };
-  for (const char* command : {"info", "check", "dump", "load"}) {
+  for (const char* command : {"info", "check", "dump", "load", "copy"}) {
     const Ran help = run(std::string(command) + " --help");
     EXPECT_EQ(help.status, 0);
     EXPECT_NE(manual.find(std::string("Cm ") + command), std::string::npos);

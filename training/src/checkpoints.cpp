@@ -291,7 +291,7 @@ Status Checkpoints::Impl::open(const CheckpointsOptions& options) {
       if (options.media) {
         kind = *options.media;
       } else {
-        const auto detected = detect_media(options.path);
+        const auto detected = detect_media(pool);
         if (!detected) return tl::unexpected(detected.error());
         kind = detected->kind;
       }
@@ -578,7 +578,7 @@ Result<std::optional<CheckpointLabel>> Checkpoints::label(const std::string& pat
     auto pool = Pool::open(path);
     if (!pool) return {};
     if (!media) {
-      const auto detected = detect_media(path);
+      const auto detected = detect_media(*pool);
       if (!detected) return {};
       media = detected->kind;
     }

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <cstdio>
-#include <cstring>
 #include <vector>
+
+#include "dunnock/base/output_file.hpp"
 
 namespace dunnock::training {
 namespace {
@@ -137,18 +137,7 @@ std::string to_svg(const Plan& plan, const gpu::Timeline& timeline, const SvgOpt
 }
 
 Status write_svg(const std::string& path, const Plan& plan, const gpu::Timeline& timeline, const SvgOptions& options) {
-  const std::string svg = to_svg(plan, timeline, options);
-  const auto fail = [&path](int error) {
-    const bool read_only = error == EACCES || error == EROFS || error == EPERM;
-    return make_error(read_only ? ErrorCode::kReadOnly : ErrorCode::kIo, path + ": " + std::strerror(error));
-  };
-  std::FILE* const file = std::fopen(path.c_str(), "w");
-  if (file == nullptr) return fail(errno);
-  const bool written = std::fwrite(svg.data(), 1, svg.size(), file) == svg.size();
-  const int error = errno;
-  if (std::fclose(file) != 0) return fail(errno);
-  if (!written) return fail(error);
-  return {};
+  return write_output_file(path, to_svg(plan, timeline, options));
 }
 
 }  // namespace dunnock::training

@@ -33,7 +33,7 @@ struct Contents {
 template <class Use>
 auto with_durable_media(const Pool& pool, Use&& use) -> decltype(use(DirectMedia{})) {
   if (pool.read_only()) return use(ReadOnlyMedia{});
-  const auto detected = detect_media(pool.path());
+  const auto detected = detect_media(pool);
   if (!detected) return tl::unexpected(detected.error());
   // Where caches survive a power loss, DirectMedia flushes in vain and is as right.
   if (detected->kind == MediaKind::kFile) return use(pool.file_media());

@@ -195,7 +195,7 @@ Result<std::uint64_t> for_each_entry(const std::string& path, Use&& use, std::ui
   File file;
   std::FILE* from = stdin;
   if (path != "-") {
-    file.reset(std::fopen(path.c_str(), "r"));
+    file.reset(std::fopen(path.c_str(), "re"));
     if (!file) return system_error("can't read " + path, errno);
     from = file.get();
   }

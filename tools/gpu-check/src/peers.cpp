@@ -1,5 +1,6 @@
 #include "peers.hpp"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <charconv>
@@ -122,7 +123,7 @@ class ScratchFile {
   explicit ScratchFile(const std::string& text) {
     const char* const folder = std::getenv("TMPDIR");
     path_ = std::string(folder == nullptr ? "/tmp" : folder) + "/dunnock-cases-XXXXXX";
-    const int file = mkstemp(path_.data());
+    const int file = mkostemp(path_.data(), O_CLOEXEC);
     if (file < 0) return;
     written_ = write(file, text.data(), text.size()) == static_cast<ssize_t>(text.size());
     written_ = close(file) == 0 && written_;

@@ -1,5 +1,6 @@
 #include "data.hpp"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -81,7 +82,7 @@ Result<training::TokenFile> as_token_file(const std::vector<std::int32_t>& token
   const std::filesystem::path folder = std::filesystem::temp_directory_path(error);
   if (error) return make_error(ErrorCode::kIo, "there is no folder for temporary files (TMPDIR): " + error.message());
   std::string name = (folder / "dunnock-tokens-XXXXXX").string();
-  const int descriptor = mkstemp(name.data());
+  const int descriptor = mkostemp(name.data(), O_CLOEXEC);
   if (descriptor < 0) return make_error(ErrorCode::kIo, "no file can be made in " + name);
   close(descriptor);
   const auto write = [&]() -> Result<training::TokenFile> {

@@ -29,6 +29,8 @@ struct Detection {
 /// flushes its caches itself, otherwise file. Never process, which has to be asked for by name. What PMDK's environment
 /// variables say is not believed. Errors: NotFound, ReadOnly, Io.
 [[nodiscard]] Result<Detection> detect_media(const std::string& path);
+/// The same for the file of an open pool, whatever its name is.
+[[nodiscard]] Result<Detection> detect_media(const Pool& pool);
 
 /// Calls `use(media)` with the media of that kind for a pool; kDram is treated as kProcess there. A pool that is open
 /// for reading only has one media, whatever the kind.

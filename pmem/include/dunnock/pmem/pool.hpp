@@ -77,17 +77,15 @@ class Pool {
   /// next create removes what a crash has left of that.) Errors: AlreadyExists, InvalidArgument (size, journal_bytes),
   /// NoSpace, ReadOnly, NotFound (directory), AlreadyOpen (another process is creating it), Unsupported (see open), Io.
   [[nodiscard]] static Result<Pool> create(const std::string& path, const PoolOptions& options);
-  /// The same, and what make(pool), a Status, makes in it. When that is an error, it is returned, and the pool is
-  /// removed again: a refused structure leaves no file behind. `make` is not called for a pool that was there before.
+  /// The same, with what make(pool), a Status, makes in it: the file gets its name after that. So an error of `make`,
+  /// which is returned, or a crash leaves nothing at `path`. (In `make` the name is not there; use path_of_descriptor().)
   /// Errors: those of create and of `make`.
   template <class Make>
   [[nodiscard]] static Result<Pool> create_with(const std::string& path, const PoolOptions& options, Make&& make) {
-    auto pool = create(path, options);
+    auto pool = create_unnamed(path, options);
     if (!pool) return pool;
-    if (Status made = make(*pool); !made) {
-      pool = tl::unexpected(std::move(made.error()));  // Closes it.
-      (void)remove(path);
-    }
+    if (Status made = make(*pool); !made) return tl::unexpected(std::move(made.error()));
+    if (Status named = pool->publish(); !named) return tl::unexpected(std::move(named.error()));
     return pool;
   }
   /// Opens the pool in `path` for writing. Does not read the regions; constant time, but for a journal that a crash has
@@ -145,7 +143,10 @@ class Pool {
   /// The regions that have their names: not those of a creation that is under way.
   [[nodiscard]] std::vector<RegionInfo> regions() const;
 
+  /// As it was given.
   [[nodiscard]] const std::string& path() const noexcept;
+  /// A path to the very file, whatever its name is by now, for this process while the pool is open.
+  [[nodiscard]] std::string path_of_descriptor() const;
   [[nodiscard]] std::uint64_t bytes() const noexcept;
   [[nodiscard]] bool read_only() const noexcept;
   /// Opened by look() while a writer had it open?
@@ -158,6 +159,11 @@ class Pool {
 
  private:
   friend class PendingRegions;
+  /// The pool without its name. When it goes before publish(), nothing was there.
+  [[nodiscard]] static Result<Pool> create_unnamed(const std::string& path, const PoolOptions& options);
+  /// Gives the file its name, durably. Errors: AlreadyExists, Io.
+  [[nodiscard]] Status publish();
+
   struct Impl;
   explicit Pool(std::unique_ptr<Impl> impl) noexcept;
   std::unique_ptr<Impl> impl_;

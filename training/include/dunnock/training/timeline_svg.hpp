@@ -17,7 +17,7 @@ struct SvgOptions {
 
 /// Boxes carry the micro-batch (pipelines) or the layer, where there is room. Lanes with nothing to show are left out.
 [[nodiscard]] std::string to_svg(const Plan& plan, const gpu::Timeline& timeline, const SvgOptions& options = {});
-/// Errors: Io, ReadOnly.
+/// Errors: those of write_output_file.
 [[nodiscard]] Status write_svg(const std::string& path, const Plan& plan, const gpu::Timeline& timeline,
                                const SvgOptions& options = {});
 
