@@ -93,7 +93,7 @@ TEST_F(ReadOnly, stores_give_values_and_refuse_puts) {
         EXPECT_FALSE(store.put_bulk(items));
         const std::array<IndexKey, 1> keys{{{7, 7}}};
         EXPECT_EQ(store.erase_bulk(keys), 0u);
-        EXPECT_EQ(store.compact(), 0u);
+        EXPECT_EQ(store.compact(1), 0u);
         EXPECT_EQ(store.size(), 200u);
         for (std::uint64_t key = 0; key < 200; ++key) {
           const auto value = store.get({key, key});
