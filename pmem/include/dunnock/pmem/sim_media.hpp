@@ -40,13 +40,13 @@ struct Mutation {
 
 class SimMemory {
  public:
-  enum class EventKind : std::uint8_t { kStore, kFlush, kFence, kMark };
+  enum class EventKind : std::uint8_t { kStore, kFlush, kFence, kMark, kCall };
   struct Event {
     EventKind kind;
     std::uint8_t thread;
     Point point;
-    std::uint32_t word;   // index of the 8-byte word (store) or of its line (flush)
-    std::uint64_t value;  // store
+    std::uint32_t word;   // index of the 8-byte word (store) or of its line (flush); the number of a call
+    std::uint64_t value;  // store; what a class that is derived from this notes of a call
   };
 
   /// `bytes` of zeroed memory, a multiple of a line. Nothing is recorded until start().
@@ -82,17 +82,20 @@ class SimMemory {
   void fence(Point point) noexcept;
   void pause() noexcept;
 
+ protected:
+  // For memory that belongs to more than itself, such as a file.
+  void record(EventKind kind, Point point, std::uint32_t word, std::uint64_t value);
+  [[nodiscard]] std::uint8_t thread() const noexcept;
+  void may_switch(unsigned rarer = 1) noexcept;
+
  private:
   struct Fibers;
   struct Late {
     Event event;
     bool store;
   };
-  void record(EventKind kind, Point point, std::uint32_t word, std::uint64_t value);
   void perform_late(Point point) noexcept;
   [[nodiscard]] std::uint32_t word_of(const void* address) const noexcept;
-  [[nodiscard]] std::uint8_t thread() const noexcept;
-  void may_switch(unsigned rarer = 1) noexcept;
 
   std::byte* memory_;
   std::size_t bytes_;
