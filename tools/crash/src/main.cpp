@@ -21,10 +21,7 @@
 #include <numeric>
 #include <thread>
 
-#include "file_explorer.hpp"
-#include "file_structures.hpp"
-#include "life.hpp"
-#include "shrink.hpp"
+#include "file_commands.hpp"
 #include "structures.hpp"
 
 namespace {
@@ -42,7 +39,7 @@ struct Options {
   unsigned threads = 4;
   unsigned operations = 24;
   std::uint64_t images = 1000000;
-  std::size_t images_per_moment = 0;  // 0: as many as suit the media
+  std::size_t images_per_moment = 64;
   std::size_t recovery_every = 16;
   unsigned jobs = 0;
   bool eadr = false;
@@ -52,13 +49,9 @@ struct Options {
   std::string json;
   std::string directory;
   std::string media = "process";
-  std::string explored_media = "memory";
-  [[nodiscard]] bool in_files() const { return explored_media == "file"; }
   unsigned kills = 20;
   unsigned rounds = 200;
   std::uint64_t budget = 2000000;  // images a mutant
-  std::uint64_t life_images = 1000;
-  std::string drop;
 };
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
@@ -86,8 +79,6 @@ int finish(const Options& options, const Json& report, int code) {
 std::unique_ptr<dunnock::crash::Subject> subject_of(const Structure& structure, const Options& options,
                                                     std::uint64_t seed) {
   const unsigned threads = 1 + static_cast<unsigned>(seed % options.threads);
-  if (options.in_files())
-    return dunnock::crash::file_subject(structure.name, seed, threads, options.operations, options.bits);
   return structure.subject(seed, threads, options.operations, options.bits, options.eadr);
 }
 
@@ -97,54 +88,8 @@ std::vector<std::size_t> everything(const dunnock::crash::Subject& subject) {
   return all;
 }
 
-/// A bug to plant, in memory or in files.
-struct Planted {
-  std::string name;
-  dunnock::Mutation mutation;
-  dunnock::crash::FileMutation file_mutation;
-};
-std::vector<Planted> bugs_of(const Structure& structure, const Options& options) {
-  std::vector<Planted> all;
-  if (options.in_files()) {
-    for (const auto& one : dunnock::crash::file_mutants(structure.name)) {
-      using Kind = dunnock::crash::FileMutation::Kind;
-      // The sync of the note after the first group is no bug: that group's fence has not returned by then.
-      const bool is_no_bug =
-          one.mutation.kind == Kind::kSwapped && one.mutation.site == dunnock::crash::Site::kNoteSync;
-      if (!is_no_bug) all.push_back({one.name, {}, one.mutation});
-    }
-  } else {
-    for (const auto& one : structure.mutants()) all.push_back({one.name, one.mutation, {}});
-  }
-  return all;
-}
-
-/// Explores one history.
-dunnock::crash::FileExploreResult explore_history(const Options& options, dunnock::crash::Subject& subject,
-                                                  const std::vector<std::size_t>& keep, std::uint64_t seed,
-                                                  const Planted& planted) {
-  if (options.in_files()) {
-    dunnock::crash::FileExploreOptions how;
-    how.seed = seed;
-    how.images_per_moment = options.images_per_moment;
-    how.recovery_every = options.recovery_every;
-    how.mutation = planted.file_mutation;
-    return dunnock::crash::explore_file(subject, keep, how);
-  }
-  dunnock::crash::ExploreOptions how;
-  how.eadr = options.eadr;
-  how.mutation = planted.mutation;
-  how.seed = seed;
-  how.images_per_moment = options.images_per_moment;
-  how.recovery_every = options.recovery_every;
-  dunnock::crash::FileExploreResult result;
-  static_cast<dunnock::crash::ExploreResult&>(result) = dunnock::crash::explore(subject, keep, how);
-  return result;
-}
-
 std::string replay_line(const Options& options, std::uint64_t seed, const std::vector<std::size_t>& keep) {
-  std::string line = "dunnock-crash explore --structure " + options.structure +
-                     (options.in_files() ? " --media file" : "") + " --fingerprint-bits " +
+  std::string line = "dunnock-crash explore --structure " + options.structure + " --fingerprint-bits " +
                      std::to_string(options.bits) + " --threads " + std::to_string(options.threads) + " --ops " +
                      std::to_string(options.operations) + " --seed " + std::to_string(seed) + " --only-seed" +
                      " --images-per-moment " + std::to_string(options.images_per_moment) + " --recovery-every " +
@@ -168,23 +113,22 @@ extern "C" void report_stopped_structure(int signal) {
 }
 
 int explore(const Structure& structure, const Options& options) {
-  Planted planted;
+  dunnock::Mutation mutation;
   if (!options.mutant.empty()) {
-    const std::vector<Planted> all = bugs_of(structure, options);
-    const auto named = [&](const Planted& one) { return one.name == options.mutant; };
+    const std::vector<dunnock::crash::Mutant> all = structure.mutants();
+    const auto named = [&](const dunnock::crash::Mutant& one) { return one.name == options.mutant; };
     const auto mutant = std::find_if(all.begin(), all.end(), named);
     if (mutant == all.end()) {
       std::fprintf(stderr, "no planted bug '%s'; dunnock-crash mutants names them\n", options.mutant.c_str());
       return kUsage;
     }
-    planted = *mutant;
+    mutation = mutant->mutation;
   }
   for (const int signal : {SIGABRT, SIGSEGV, SIGBUS, SIGFPE}) std::signal(signal, report_stopped_structure);
   const bool terminal = isatty(STDERR_FILENO) != 0;
   const auto start = Clock::now();
   std::atomic<std::uint64_t> next_seed{options.seed};
   std::atomic<std::uint64_t> images{0}, recovery_images{0}, histories{0}, moments{0}, sampled{0};
-  std::atomic<std::uint64_t> replayed{0}, refused{0};
   std::atomic<bool> stop{false};
   std::mutex mutex;
   Json violation;
@@ -192,22 +136,24 @@ int explore(const Structure& structure, const Options& options) {
     while (!stop.load() && images.load() < options.images) {
       const std::uint64_t seed = next_seed.fetch_add(1);
       const auto subject = subject_of(structure, options, seed);
+      dunnock::crash::ExploreOptions how;
+      how.eadr = options.eadr;
+      how.mutation = mutation;
+      how.seed = seed;
+      how.images_per_moment = options.images_per_moment;
+      how.recovery_every = options.recovery_every;
       std::vector<std::size_t> keep = options.keep.empty() ? everything(*subject) : options.keep;
       std::erase_if(keep, [&](std::size_t i) { return i >= subject->operations(); });
       running_replay = replay_line(options, seed, keep);
-      const auto result = explore_history(options, *subject, keep, seed, planted);
+      const auto result = dunnock::crash::explore(*subject, keep, how);
       images += result.images;
       recovery_images += result.recovery_images;
       moments += result.moments;
       sampled += result.moments_sampled;
-      replayed += result.replayed;
-      refused += result.refused;
       ++histories;
       if (result.violation && !stop.exchange(true)) {
-        keep = dunnock::crash::shrink_while(keep, [&](const std::vector<std::size_t>& fewer) {
-          return explore_history(options, *subject, fewer, seed, planted).violation.has_value();
-        });
-        const auto shrunk = explore_history(options, *subject, keep, seed, planted);
+        keep = dunnock::crash::shrink(*subject, keep, how);
+        const auto shrunk = dunnock::crash::explore(*subject, keep, how);
         const std::lock_guard lock(mutex);
         violation = {{"seed", seed},
                      {"what", shrunk.violation.value_or(*result.violation)},
@@ -235,12 +181,8 @@ int explore(const Structure& structure, const Options& options) {
       static_cast<unsigned long long>(images.load()), static_cast<unsigned long long>(recovery_images.load()),
       static_cast<unsigned long long>(histories.load()), static_cast<unsigned long long>(moments.load()),
       static_cast<unsigned long long>(sampled.load()), seconds, static_cast<double>(images.load()) / seconds);
-  if (options.in_files())
-    std::printf("%llu images needed the journal; in %llu histories the disk refused a call\n",
-                static_cast<unsigned long long>(replayed.load()), static_cast<unsigned long long>(refused.load()));
   Json report = {{"command", "explore"},
                  {"structure", options.structure},
-                 {"media", options.explored_media},
                  {"fingerprint_bits", options.bits},
                  {"eadr", options.eadr},
                  {"mutant", options.mutant},
@@ -250,8 +192,6 @@ int explore(const Structure& structure, const Options& options) {
                  {"histories", histories.load()},
                  {"moments", moments.load()},
                  {"moments_sampled", sampled.load()},
-                 {"replayed", replayed.load()},
-                 {"refused", refused.load()},
                  {"seconds", seconds},
                  {"images_per_second", static_cast<double>(images.load()) / seconds},
                  {"violations", violation.is_null() ? 0 : 1}};
@@ -273,17 +213,20 @@ struct Search {
   std::uint64_t images = 0, histories = 0;
   char what[400] = {};
   bool seen[4 * 256] = {};  // ExploreResult::steps_seen, of the code without a bug
-  bool sites[dunnock::crash::kSites] = {};
   void say(const std::string& text) { text.copy(what, sizeof what - 1); }
 };
 
-void search(const Structure& structure, const Options& options, const Planted& planted, Search& result) {
+void search(const Structure& structure, const Options& options, const dunnock::Mutation& mutation, Search& result) {
   for (std::uint64_t seed = options.seed; result.images < options.budget; ++seed) {
     const auto subject = subject_of(structure, options, seed);
+    dunnock::crash::ExploreOptions how;
+    how.seed = seed;
+    how.images_per_moment = options.images_per_moment;
+    how.recovery_every = options.recovery_every;
+    how.mutation = mutation;
     ++result.histories;
-    const auto explored = explore_history(options, *subject, everything(*subject), seed, planted);
+    const auto explored = dunnock::crash::explore(*subject, everything(*subject), how);
     result.images += explored.images + 1;
-    for (std::size_t i = 0; i < dunnock::crash::kSites; ++i) result.sites[i] = result.sites[i] || explored.sites[i];
     for (std::size_t i = 0; i < std::min(explored.steps_seen.size(), std::size(result.seen)); ++i) {
       result.seen[i] = result.seen[i] || explored.steps_seen[i];
     }
@@ -298,8 +241,8 @@ struct Searcher {
   int words = -1;
 };
 
-Searcher start_search(const Structure& structure, const Options& options, std::size_t mutant, const Planted& planted,
-                      Search& result) {
+Searcher start_search(const Structure& structure, const Options& options, std::size_t mutant,
+                      const dunnock::Mutation& mutation, Search& result) {
   int ends[2];
   if (pipe(ends) != 0) return {-1, mutant, -1};
   const pid_t process = fork();
@@ -307,7 +250,7 @@ Searcher start_search(const Structure& structure, const Options& options, std::s
     dup2(ends[1], STDERR_FILENO);
     const rlimit none{0, 0};
     setrlimit(RLIMIT_CORE, &none);
-    search(structure, options, planted, result);
+    search(structure, options, mutation, result);
     _exit(0);
   }
   close(ends[1]);
@@ -330,7 +273,7 @@ void finish_search(const Searcher& searcher, int status, Search& result) {
 }
 
 /// A durable step of the running code that no planted bug leaves out.
-std::vector<std::string> steps_left_alone(const Structure& structure, const std::vector<Planted>& all,
+std::vector<std::string> steps_left_alone(const Structure& structure, const std::vector<dunnock::crash::Mutant>& all,
                                           const Search& original) {
   using Event = dunnock::SimMemory::EventKind;
   using Kind = dunnock::Mutation::Kind;
@@ -346,7 +289,7 @@ std::vector<std::string> steps_left_alone(const Structure& structure, const std:
     const auto point = static_cast<dunnock::Point>(p);
     for (const auto& step : kSteps) {
       if (!original.seen[dunnock::crash::ExploreResult::index_of(step.event, point)]) continue;
-      const bool planted = std::any_of(all.begin(), all.end(), [&](const Planted& one) {
+      const bool planted = std::any_of(all.begin(), all.end(), [&](const dunnock::crash::Mutant& one) {
         return one.mutation.kind == step.drop && one.mutation.point == point;
       });
       if (!planted) alone.push_back(std::string(step.name) + " " + std::string(structure.point_name(point)));
@@ -355,26 +298,8 @@ std::vector<std::string> steps_left_alone(const Structure& structure, const std:
   return alone;
 }
 
-/// And a call of the running code.
-std::vector<std::string> calls_left_alone(const std::vector<Planted>& all, const Search& original) {
-  using dunnock::crash::Site;
-  std::vector<std::string> alone;
-  for (std::size_t i = 0; i < dunnock::crash::kSites; ++i) {
-    const auto site = static_cast<Site>(i);
-    // The zeros of new blocks mean nothing, and what others do is the harness's own.
-    if (!original.sites[i] || site == Site::kBeginFill || site == Site::kOthersSync) continue;
-    const bool planted = std::any_of(all.begin(), all.end(), [&](const Planted& one) {
-      using Kind = dunnock::crash::FileMutation::Kind;
-      const bool drops = one.file_mutation.kind == Kind::kNotDone || one.file_mutation.kind == Kind::kFailed;
-      return drops && one.file_mutation.site == site;
-    });
-    if (!planted) alone.emplace_back(dunnock::crash::name(site));
-  }
-  return alone;
-}
-
 int mutants(const Structure& structure, const Options& options) {
-  const std::vector<Planted> all = bugs_of(structure, options);
+  const std::vector<dunnock::crash::Mutant> all = structure.mutants();
   const std::size_t searches = all.size() + 1;  // The last one is for the code without a bug, and takes longest.
   const std::size_t bytes = searches * sizeof(Search);
   void* shared = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -391,8 +316,8 @@ int mutants(const Structure& structure, const Options& options) {
     if (next < searches && running.size() < options.jobs) {
       const std::size_t mutant = searches - 1 - next++;
       if (terminal) std::fprintf(stderr, "\r%zu of %zu ", next, searches);
-      const Planted planted = mutant < all.size() ? all[mutant] : Planted{};
-      running.push_back(start_search(structure, options, mutant, planted, results[mutant]));
+      const auto mutation = mutant < all.size() ? all[mutant].mutation : dunnock::Mutation{};
+      running.push_back(start_search(structure, options, mutant, mutation, results[mutant]));
       if (running.back().process > 0) continue;
       std::fprintf(stderr, "can't start a process\n");
       return kEnvironment;
@@ -407,10 +332,8 @@ int mutants(const Structure& structure, const Options& options) {
   }
   if (terminal) std::fprintf(stderr, "\r\033[K");
 
-  Json report = {
-      {"command", "mutants"},           {"structure", options.structure},  {"fingerprint_bits", options.bits},
-      {"seed", options.seed},           {"media", options.explored_media}, {"budget", options.budget},
-      {"seconds", seconds_since(start)}};
+  Json report = {{"command", "mutants"}, {"structure", options.structure}, {"fingerprint_bits", options.bits},
+                 {"seed", options.seed}, {"budget", options.budget},       {"seconds", seconds_since(start)}};
   std::size_t caught = 0;
   for (std::size_t i = 0; i < all.size(); ++i) {
     const std::string what = results[i].what;
@@ -426,8 +349,7 @@ int mutants(const Structure& structure, const Options& options) {
   }
   const Search& original = results[all.size()];
   const std::string what = original.what;
-  const std::vector<std::string> alone =
-      options.in_files() ? calls_left_alone(all, original) : steps_left_alone(structure, all, original);
+  const std::vector<std::string> alone = steps_left_alone(structure, all, original);
   for (const std::string& step : alone) std::printf("UNTRIED  %s: no planted bug leaves it out\n", step.c_str());
   std::printf("%zu of %zu planted bugs caught; the code without any: %llu images, %s\n", caught, all.size(),
               static_cast<unsigned long long>(original.images), what.empty() ? "no violation" : what.c_str());
@@ -511,33 +433,6 @@ int corrupt(const Structure& structure, const Options& options) {
   return finish(options, report, fine ? kFine : kViolated);
 }
 
-int life(const Options& options) {
-  const auto start = Clock::now();
-  dunnock::crash::LifeOptions how;
-  how.seed = options.seed;
-  how.images = options.life_images;
-  how.drop = options.drop;
-  const auto result = dunnock::crash::live_and_crash(how);
-  const std::string violation = result.violation;
-  std::printf("%llu images of %llu lives (%llu began with a crashed pool), %llu syncs, %.1f s\n",
-              static_cast<unsigned long long>(result.images), static_cast<unsigned long long>(result.lives),
-              static_cast<unsigned long long>(result.replayed), static_cast<unsigned long long>(result.calls),
-              seconds_since(start));
-  const std::string replay = "\nreplay: dunnock-crash life --seed " + std::to_string(options.seed) + " --images " +
-                             std::to_string(options.life_images) +
-                             (options.drop.empty() ? "" : " --drop '" + options.drop + "'");
-  std::printf("%s\n", violation.empty() ? "no violation" : ("VIOLATION " + violation + replay).c_str());
-  const Json report = {{"command", "life"},
-                       {"seed", options.seed},
-                       {"images", result.images},
-                       {"lives", result.lives},
-                       {"replayed", result.replayed},
-                       {"syncs", result.calls},
-                       {"violations", violation.empty() ? 0 : 1},
-                       {"violation", violation}};
-  return finish(options, report, violation.empty() ? kFine : kViolated);
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -563,9 +458,7 @@ int main(int argc, char** argv) {
     command->add_option("--ops", options.operations, "operations in a history")
         ->check(CLI::Range(1, 200))
         ->capture_default_str();
-    command->add_option("--images-per-moment", options.images_per_moment, "sample when more are legal [64; file: 8]");
-    command->add_option("--media", options.explored_media, "memory or file")
-        ->check(CLI::IsMember({"memory", "file"}))
+    command->add_option("--images-per-moment", options.images_per_moment, "sample when more are legal")
         ->capture_default_str();
     command->add_option("--recovery-every", options.recovery_every, "explore one recovery in so many for crashes in it")
         ->check(CLI::Range(1, 1000000))
@@ -584,6 +477,19 @@ int main(int argc, char** argv) {
   common(mutants_command);
   exploring(mutants_command);
   mutants_command->add_option("--budget", options.budget, "images to catch one with")->capture_default_str();
+  dunnock::crash::FileCommandOptions files;
+  for (CLI::App* command : {explore_command, mutants_command}) {
+    command->add_option("--media", files.media, "memory, or file: a model of a file and its disk")
+        ->check(CLI::IsMember({"memory", "file"}))
+        ->capture_default_str();
+  }
+  CLI::App* life_command = app.add_subcommand("life", "play power failures in the life of a real pool's file");
+  life_command->add_option("--seed", options.seed, "of everything random")->capture_default_str();
+  life_command->add_option("--json", options.json, "file for a summary");
+  life_command->add_option("--images", files.life_images, "stop after so many")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  life_command->add_option("--drop", files.life_drop, "plant a bug: these syncs do nothing, such as 'folder'");
   CLI::App* kill_command = app.add_subcommand("kill", "SIGKILL a process on a real pool, again and again");
   common(kill_command);
   kill_command->add_option("--kills", options.kills)->capture_default_str();
@@ -595,23 +501,10 @@ int main(int argc, char** argv) {
   common(corrupt_command);
   corrupt_command->add_option("--rounds", options.rounds, "random damages of each kind")->capture_default_str();
   corrupt_command->add_option("--directory", options.directory, "for the pool files")->capture_default_str();
-  CLI::App* life_command = app.add_subcommand("life", "play power failures in the life of a real pool's file");
-  life_command->add_option("--seed", options.seed, "of everything random")->capture_default_str();
-  life_command->add_option("--json", options.json, "file for a summary");
-  life_command->add_option("--images", options.life_images, "stop after so many")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  life_command->add_option("--drop", options.drop, "plant a bug: these syncs do nothing, such as 'folder'");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kFine : kUsage;
-  }
-  if (*life_command) return life(options);
-  if (options.images_per_moment == 0) options.images_per_moment = options.in_files() ? 8 : 64;
-  if (options.in_files() && options.eadr) {
-    std::fprintf(stderr, "a file has no caches that survive: --eadr is for --media memory\n");
-    return kUsage;
   }
   const Structure* structure = find_structure(options.structure);
   if (structure == nullptr) {
@@ -624,6 +517,31 @@ int main(int argc, char** argv) {
   if (!std::filesystem::is_directory(options.directory)) {
     std::fprintf(stderr, "%s is not a directory\n", options.directory.c_str());
     return kEnvironment;
+  }
+  if (*life_command || files.media == "file") {
+    files.structure = structure->name;
+    files.bits = options.bits;
+    files.seed = options.seed;
+    files.threads = options.threads;
+    files.operations = options.operations;
+    files.images = options.images;
+    // Fewer images a moment, and more histories: most of a file's state is the same for a long time.
+    const bool chosen =
+        explore_command->count("--images-per-moment") + mutants_command->count("--images-per-moment") > 0;
+    files.images_per_moment = chosen ? options.images_per_moment : 8;
+    files.recovery_every = options.recovery_every;
+    files.jobs = options.jobs;
+    files.only_seed = options.only_seed;
+    files.keep = options.keep;
+    files.mutant = options.mutant;
+    files.json = options.json;
+    files.budget = options.budget;
+    if (*life_command) return live(files);
+    if (options.eadr) {
+      std::fprintf(stderr, "a file has no caches that survive: --eadr is for --media memory\n");
+      return kUsage;
+    }
+    return *explore_command ? explore_files(files) : mutants_of_files(files);
   }
   if (*explore_command) return explore(*structure, options);
   if (*mutants_command) return mutants(*structure, options);
