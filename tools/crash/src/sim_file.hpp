@@ -7,8 +7,8 @@
 //
 // The production code for ordinary files (FileSync, Journal, replay_journal) runs on it as it is, on simulated threads:
 // what it asks of the operating system goes through a FileSystem that records each call with its beginning and its end
-// among the events of the memory. So stores fall before, into and after every call. From the record, the explorer derives
-// what a disk may hold (file_explorer.hpp).
+// among the events of the memory. So stores fall before, into and after every call. From the record, the explorer
+// derives what a disk may hold (file_explorer.hpp).
 //
 // A SimFile can also refuse one call, and plant bugs (FileMutation).
 #pragma once
@@ -117,7 +117,9 @@ class SimFile final : public SimMemory {
   /// What the calls that could fail were for, so far.
   [[nodiscard]] const std::vector<Site>& fallible() const noexcept { return fallible_; }
   /// Has the call `fail_at` failed?
-  [[nodiscard]] bool has_failed() const noexcept { return options_.fail_at != 0 && fallible_.size() >= options_.fail_at; }
+  [[nodiscard]] bool has_failed() const noexcept {
+    return options_.fail_at != 0 && fallible_.size() >= options_.fail_at;
+  }
 
   /// What Pool does when it opens a file after a crash (PoolFile::recover), recorded. A sentence when that fails.
   std::optional<std::string> replay();
