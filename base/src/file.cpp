@@ -157,6 +157,8 @@ int FileSystem::rename(int from_directory, const char* from, int to_directory, c
 
 int FileSystem::unlink(int directory, const char* name) noexcept { return ::unlinkat(directory, name, 0); }
 
+bool FileSystem::leaves_out(std::string_view) noexcept { return false; }
+
 FileSystem& file_system() noexcept {
   static FileSystem system;
   FileSystem* const other = replaced.load(std::memory_order_acquire);  // Partner: set_file_system.

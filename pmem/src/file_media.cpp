@@ -28,12 +28,8 @@
 namespace dunnock::detail {
 namespace {
 
-/// Fences before a journal is made: who opens a pool to look at it needs none.
-constexpr std::uint64_t kFencesBefore = 32;
 /// The longest that a fence waits for others to share its write: less than half of what a write to a disk takes.
 constexpr auto kGatherFor = std::chrono::microseconds(50);
-/// Writes of so many bytes go past the journal.
-constexpr std::size_t kLongWrite = 16 << 10;
 
 /// What is to be made durable: offsets in the pool.
 struct Noted {
@@ -163,7 +159,7 @@ struct FileSync::State {
   }
   /// Takes note of a call that answers 0 when it went well.
   bool succeeded(int status) noexcept {
-    if (status == 0) return true;
+    if (status == 0 || file_system().leaves_out("error of a sync")) return true;
     fail(errno);
     return false;
   }
@@ -181,7 +177,7 @@ struct FileSync::State {
     if (options.file < 0 || !options.journal_extent) return;
     Journal::Options place;
     place.extent = options.journal_extent(place.fresh);
-    if (place.extent.bytes < kJournalBytesMin) return;
+    if (place.extent.bytes < kJournalBytesLeast) return;
     place.file = open_for_journal();
     if (!place.file) return;
     std::random_device random;
@@ -192,10 +188,11 @@ struct FileSync::State {
     const std::uint64_t id = place.id;
     auto made = Journal::create(std::move(place));
     if (!made) {
-      if (made.error().code == ErrorCode::kIo) fail(EIO);  // A disk that has refused one write is not asked again.
+      if (made.error().code == ErrorCode::kIo && !file_system().leaves_out("error of a new journal"))
+        fail(EIO);  // A disk that has refused one write is not asked again.
       return;
     }
-    if (!options.note_journal(id)) {
+    if (!options.note_journal(id) && !file_system().leaves_out("error of the note")) {
       fail(errno);
       return;
     }
@@ -215,7 +212,8 @@ struct FileSync::State {
 
   /// Makes what has gathered durable. One thread at a time.
   void commit(Noted& noted) {
-    if (!journal && !journal_tried && fences.load(std::memory_order_relaxed) >= kFencesBefore) start_journal();
+    if (!journal && !journal_tried && fences.load(std::memory_order_relaxed) >= options.fences_before_journal)
+      start_journal();
     if (!ok()) return;
     std::sort(noted.lines.begin(), noted.lines.end());
     noted.lines.erase(std::unique(noted.lines.begin(), noted.lines.end()), noted.lines.end());
@@ -242,18 +240,24 @@ struct FileSync::State {
       write_back_all();
       return;
     }
-    for (const JournalRevoke& range : noted.ranges) write_back(range.offset, range.bytes);
+    if (!file_system().leaves_out("write-back of ranges")) {
+      for (const JournalRevoke& range : noted.ranges) write_back(range.offset, range.bytes);
+    }
     // Older lines there must not come back. Those between ranges that were joined are written back, too.
     std::erase_if(noted.ranges,
                   [this](const JournalRevoke& range) { return !journal->may_hold(range.offset, range.bytes); });
+    if (file_system().leaves_out("revoke")) noted.ranges.clear();
     if (!ok() || (noted.lines.empty() && noted.ranges.empty())) return;
     append(noted.lines, noted.ranges);
   }
 
   void append(std::span<const std::uint64_t> lines, std::span<const JournalRevoke> revokes) {
-    const int error = journal->append(
-        lines, revokes, [this](std::uint64_t offset, std::uint64_t* words) { copy_line(base + offset, words); });
-    if (error != 0)
+    const int error = journal->append(lines, revokes, [this](std::uint64_t offset, std::uint64_t* words) {
+      if (!options.between_words) return copy_line(base + offset, words);
+      copy_line(base + offset, words, options.between_words,
+                file_system().leaves_out("second reading of a line") ? 1 : 2);
+    });
+    if (error != 0 && !file_system().leaves_out("error of the journal"))
       fail(error);
     else
       syncs.fetch_add(1, std::memory_order_relaxed);
@@ -277,9 +281,9 @@ struct FileSync::State {
   }
 
   void write_back_all() {
-    if (!write_back_pages()) return;
+    if (!file_system().leaves_out("write-back of all") && !write_back_pages()) return;
     syncs.fetch_add(1, std::memory_order_relaxed);
-    if (!journal) return;
+    if (!journal || file_system().leaves_out("revoke of all")) return;
     const JournalRevoke everything{0, bytes};
     append({}, {&everything, 1});
   }
@@ -350,7 +354,10 @@ Status FileSync::close() {
     s.closed = true;
     if (s.journal && !s.fork.is_child()) {
       s.journal->finish_write_back();
-      if (s.ok() && s.write_back_pages() && !s.options.note_journal(0)) s.fail(errno);
+      const bool fine = s.ok() || file_system().leaves_out("error before closing");
+      if (fine && (file_system().leaves_out("write-back at closing") || s.write_back_pages()) &&
+          !s.options.note_journal(0))
+        s.fail(errno);
       s.journal.reset();
     }
   }
@@ -373,7 +380,7 @@ void FileSync::write(void* to, const void* from, std::size_t bytes) noexcept {
   const auto offset = static_cast<std::uint64_t>(static_cast<std::byte*>(to) - s.base);
   DUNNOCK_CHECK(offset < s.bytes, "what is written lies in the pool");
   DUNNOCK_CHECK(bytes <= s.bytes - offset, "what is written lies in the pool");
-  if (bytes >= kLongWrite && s.options.file >= 0 && ok()) {
+  if (bytes >= s.options.long_write && s.options.file >= 0 && ok()) {
     // Through the page cache, which the mapping shows: without a page fault for each page that was written back.
     if (file_system().pwrite(s.options.file, from, bytes, offset)) {
       file_system().start_write(s.options.file, offset, bytes);

@@ -108,7 +108,7 @@ class FileJournal final : public Journal {
       if (const int error = write_back_error(); error != 0) return error;
     }
     // The youngest group has to say so first.
-    if (said_oldest_ != first_ && number_ != first_) {
+    if (said_oldest_ != first_ && number_ != first_ && !file_system().leaves_out("hand-over")) {
       if (const int error = write_group({}, {}, {}); error != 0) return error;
     }
     const std::lock_guard lock(mutex_);
@@ -161,7 +161,7 @@ class FileJournal final : public Journal {
   /// The first group that a replay needs from now on.
   [[nodiscard]] std::uint64_t oldest_needed() {
     const std::lock_guard lock(mutex_);
-    return writing_back_ ? other_first_ : first_;
+    return writing_back_ && !file_system().leaves_out("older half") ? other_first_ : first_;
   }
 
   void write_back_halves() {
@@ -177,10 +177,13 @@ class FileJournal final : public Journal {
     }
   }
 
-  void write_back_now() { note_write_back(options_.write_back()); }
+  void write_back_now() {
+    note_write_back(file_system().leaves_out("write-back of a half") ? 0 : options_.write_back());
+  }
 
   /// After an error, what the full half holds is needed for ever: `writing_back_` stays.
   void note_write_back(int error) noexcept {
+    if (error != 0 && file_system().leaves_out("error of a half")) error = 0;
     if (error != 0)
       error_.store(error, std::memory_order_release);  // Partner: write_back_error.
     else
@@ -282,8 +285,8 @@ Status find_needed(Half& older, Half& newer, bool side_journal) {
   return {};
 }
 
-/// Writes the head, and the blocks if they are new.
-bool begin_journal(const Journal::Options& options, std::uint64_t half_bytes) {
+/// Writes the head, and the blocks if they are new. `syncing` is set before the sync.
+bool begin_journal(const Journal::Options& options, std::uint64_t half_bytes, bool& syncing) {
   constexpr std::uint64_t kPiece = 1 << 20;
   const std::unique_ptr<std::byte, void (*)(void*)> piece(
       static_cast<std::byte*>(std::aligned_alloc(kJournalBlock, kPiece)), &std::free);
@@ -300,17 +303,23 @@ bool begin_journal(const Journal::Options& options, std::uint64_t half_bytes) {
   JournalHead head{kJournalMagic, options.id, half_bytes, 0};
   head.checksum = checksum_of(head);
   std::memcpy(piece.get(), &head, sizeof head);
-  return files.pwrite(options.file.get(), piece.get(), kJournalBlock, options.extent.offset) &&
-         files.fdatasync(options.file.get()) == 0;
+  if (!files.pwrite(options.file.get(), piece.get(), kJournalBlock, options.extent.offset)) return false;
+  syncing = true;
+  return files.fdatasync(options.file.get()) == 0;
 }
 
 }  // namespace
 
 Result<std::unique_ptr<Journal>> Journal::create(Options options) {
-  DUNNOCK_CHECK(options.extent.bytes >= kJournalBytesMin, "a journal has room for some groups");
+  DUNNOCK_CHECK(options.extent.bytes >= kJournalBytesLeast, "a journal has room for some groups");
   const std::uint64_t half_bytes = (options.extent.bytes - kJournalBlock) / 2 / kJournalBlock * kJournalBlock;
   errno = 0;
-  if (!begin_journal(options, half_bytes)) return system_error("can't begin a journal", errno != 0 ? errno : EIO);
+  bool syncing = false;
+  if (!begin_journal(options, half_bytes, syncing)) {
+    // A sync that fails may have lost pages of the pool, whatever its reason: without a journal it doesn't go on.
+    if (syncing) return make_error(ErrorCode::kIo, std::string("can't begin a journal: ") + std::strerror(errno));
+    return system_error("can't begin a journal", errno != 0 ? errno : EIO);
+  }
   return std::make_unique<FileJournal>(std::move(options), half_bytes);
 }
 

@@ -39,6 +39,8 @@ namespace dunnock::detail {
 inline constexpr std::uint64_t kJournalBlock = 4096;
 /// Two halves of seven blocks: a third of one still takes a group of a hundred lines.
 inline constexpr std::uint64_t kJournalBytesMin = 64 << 10;
+/// Two halves of four: less has no room for any group. (The explorer takes it, so that halves change all the time.)
+inline constexpr std::uint64_t kJournalBytesLeast = 9 * kJournalBlock;
 
 /// Where a journal lies in the pool's file; multiples of kJournalBlock.
 struct JournalExtent {
@@ -80,7 +82,7 @@ class Journal {
  public:
   struct Options {
     UniqueFd file;         ///< Of the pool, opened for synchronous writes (O_DSYNC, and O_DIRECT where that works).
-    JournalExtent extent;  ///< At least kJournalBytesMin long. Nobody else writes there.
+    JournalExtent extent;  ///< At least kJournalBytesLeast long. Nobody else writes there.
     std::uint64_t id = 0;
     std::uint64_t pool_bytes = 0;
     /// The extent's blocks were never written: they are, so that a later write changes no data of the file system's

@@ -52,6 +52,40 @@ TEST(CrashTool, gives_the_same_result_for_the_same_seed) {
   EXPECT_EQ(first.substr(0, first.find(" moments")), again.substr(0, again.find(" moments")));
 }
 
+TEST(CrashTool, explores_files_the_same_for_the_same_seed) {
+  for (const char* structure : {"filter", "index", "log", "checkpoint", "prefix"}) {
+    const std::string how = std::string("explore --media file --only-seed --structure ") + structure + " --seed ";
+    for (const char* seed : {"4", "5"}) {  // The second is one in which the disk refuses a call.
+      std::string first, again;
+      EXPECT_EQ(exit_code(how + seed, &first), 0) << first;
+      EXPECT_EQ(exit_code(how + seed, &again), 0) << again;
+      EXPECT_EQ(first.substr(0, first.find(" moments")), again.substr(0, again.find(" moments")));
+    }
+  }
+  EXPECT_EQ(exit_code("explore --media file --eadr"), 2);
+  EXPECT_EQ(exit_code("explore --media tape"), 2);
+}
+
+TEST(CrashTool, prints_a_line_that_replays_a_violation_of_a_file) {
+  std::string found, again;
+  EXPECT_EQ(exit_code("explore --media file --structure log --jobs 1 --mutant 'no sync of a half'", &found), 1);
+  const std::size_t at = found.find("replay: dunnock-crash ");
+  ASSERT_NE(at, std::string::npos) << found;
+  const std::size_t begin = at + std::string("replay: dunnock-crash ").size();
+  EXPECT_EQ(exit_code(found.substr(begin, found.find('\n', begin) - begin), &again), 1) << again;
+  EXPECT_NE(again.find("VIOLATION"), std::string::npos);
+}
+
+TEST(CrashTool, notices_in_the_life_of_a_pool_when_syncs_do_nothing) {
+  for (const char* syncs : {"folder", "msync", "durable write", "fdatasync while opening", "fdatasync while closing"}) {
+    std::string output;
+    EXPECT_EQ(exit_code("life --images 3000 --drop '" + std::string(syncs) + "'", &output), 1)
+        << syncs << ": " << output;
+    EXPECT_NE(output.find("VIOLATION"), std::string::npos) << output;
+  }
+  EXPECT_EQ(exit_code("life --images 0"), 2);
+}
+
 std::string line_with(const std::string& text, const std::string& word) {
   const std::size_t at = text.find(word);
   return at == std::string::npos ? "" : text.substr(at, text.find('\n', at) - at);

@@ -7,6 +7,8 @@
 #include <string_view>
 #include <unordered_set>
 
+#include "shrink.hpp"
+
 namespace dunnock::crash {
 namespace {
 
@@ -54,7 +56,8 @@ class Walk {
         }
         flushed_[event.thread].clear();
         break;
-      case EventKind::kMark: break;
+      case EventKind::kMark:
+      case EventKind::kCall: break;
     }
   }
 
@@ -301,21 +304,9 @@ ExploreResult explore(Subject& subject, const std::vector<std::size_t>& keep, co
 }
 
 std::vector<std::size_t> shrink(Subject& subject, std::vector<std::size_t> keep, const ExploreOptions& options) {
-  // Halves first, then smaller pieces, then one by one (delta debugging, Zeller 1999, in its simplest form).
-  for (std::size_t piece = keep.size() / 2; piece >= 1; piece /= 2) {
-    for (std::size_t at = 0; at < keep.size();) {
-      std::vector<std::size_t> fewer;
-      for (std::size_t i = 0; i < keep.size(); ++i) {
-        if (i < at || i >= at + piece) fewer.push_back(keep[i]);
-      }
-      if (fewer.size() < keep.size() && explore(subject, fewer, options).violation) {
-        keep = std::move(fewer);
-      } else {
-        at += piece;
-      }
-    }
-  }
-  return keep;
+  return shrink_while(std::move(keep), [&](const std::vector<std::size_t>& fewer) {
+    return explore(subject, fewer, options).violation.has_value();
+  });
 }
 
 }  // namespace dunnock::crash

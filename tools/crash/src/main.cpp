@@ -26,6 +26,7 @@
 #include "dunnock/base/last_catch.hpp"
 #include "dunnock/base/output_file.hpp"
 #include "dunnock/base/standard_streams.hpp"
+#include "file_commands.hpp"
 #include "structures.hpp"
 
 namespace {
@@ -625,6 +626,19 @@ int run(int argc, char** argv) try {
   mutants_command->add_option("--budget", options.budget, "images to catch one with")
       ->check(some)
       ->capture_default_str();
+  dunnock::crash::FileCommandOptions files;
+  for (CLI::App* command : {explore_command, mutants_command}) {
+    command->add_option("--media", files.media, "memory, or file: a model of a file and its disk")
+        ->check(CLI::IsMember({"memory", "file"}))
+        ->capture_default_str();
+  }
+  CLI::App* life_command = app.add_subcommand("life", "play power failures in the life of a real pool's file");
+  life_command->add_option("--seed", options.seed, "of everything random")->capture_default_str();
+  life_command->add_option("--json", options.json, "file for a summary");
+  life_command->add_option("--images", files.life_images, "stop after so many")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  life_command->add_option("--drop", files.life_drop, "plant a bug: these syncs do nothing, such as 'folder'");
   CLI::App* kill_command = app.add_subcommand("kill", "SIGKILL a process on a real pool, again and again");
   common(kill_command);
   kill_command->add_option("--kills", options.kills)->check(a_number)->capture_default_str();
@@ -654,6 +668,31 @@ int run(int argc, char** argv) try {
   if (!std::filesystem::is_directory(options.directory, unknown)) {
     std::fprintf(stderr, "%s is not a directory\n", options.directory.c_str());
     return kEnvironment;
+  }
+  if (*life_command || files.media == "file") {
+    files.structure = structure->name;
+    files.bits = options.bits;
+    files.seed = options.seed;
+    files.threads = options.threads;
+    files.operations = options.operations;
+    files.images = options.images;
+    // Fewer images a moment, and more histories: most of a file's state is the same for a long time.
+    const bool chosen =
+        explore_command->count("--images-per-moment") + mutants_command->count("--images-per-moment") > 0;
+    files.images_per_moment = chosen ? options.images_per_moment : 8;
+    files.recovery_every = options.recovery_every;
+    files.jobs = options.jobs;
+    files.only_seed = options.only_seed;
+    files.keep = options.keep;
+    files.mutant = options.mutant;
+    files.json = options.json;
+    files.budget = options.budget;
+    if (*life_command) return live(files);
+    if (options.eadr) {
+      std::fprintf(stderr, "a file has no caches that survive: --eadr is for --media memory\n");
+      return kUsage;
+    }
+    return *explore_command ? explore_files(files) : mutants_of_files(files);
   }
   if (*explore_command) return explore(*structure, options);
   if (*mutants_command) return mutants(*structure, options);

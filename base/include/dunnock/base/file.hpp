@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "dunnock/base/result.hpp"
@@ -95,6 +96,10 @@ class FileSystem {
   virtual int name_file(int fd, int directory, const char* name) noexcept;
   virtual int rename(int from_directory, const char* from, int to_directory, const char* to, unsigned flags) noexcept;
   virtual int unlink(int directory, const char* name) noexcept;
+
+  /// Asked by the library before a step that its calls alone do not show: is it left out, as a planted bug? It also
+  /// says what the next call is for. Never, but in a harness that proves that it would notice.
+  [[nodiscard]] virtual bool leaves_out(std::string_view step) noexcept;
 };
 
 /// The operating system, or what set_file_system() has put in its place.

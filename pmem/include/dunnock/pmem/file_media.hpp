@@ -56,6 +56,12 @@ class FileSync {
     std::function<void()> pause;
     /// The number of the calling thread, small. Null: of the real one. (Simulated threads share a real one.)
     std::function<unsigned()> thread;
+    /// Called between the words of a line that is copied for the journal (simulated threads). Null: nothing.
+    std::function<void()> between_words;
+    /// Fences before a journal is made: who opens a pool to look at it needs none.
+    std::uint64_t fences_before_journal = 32;
+    /// Writes of so many bytes go past the journal.
+    std::size_t long_write = 16 << 10;
   };
   FileSync(void* base, std::size_t bytes, Options options);
   /// As close(), without a word.

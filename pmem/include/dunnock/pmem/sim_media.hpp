@@ -44,13 +44,13 @@ struct Mutation {
 
 class SimMemory {
  public:
-  enum class EventKind : std::uint8_t { kStore, kFlush, kFence, kMark };
+  enum class EventKind : std::uint8_t { kStore, kFlush, kFence, kMark, kCall };
   struct Event {
     EventKind kind;
     std::uint8_t thread;
     Point point;
-    std::uint32_t word;      // index of the 8-byte word (store) or of its line (flush)
-    std::uint64_t value;     // store
+    std::uint32_t word;      // index of the 8-byte word (store) or of its line (flush); the number of a call
+    std::uint64_t value;     // store; what a class that is derived from this notes of a call
     std::uint32_t line = 0;  // of the source, and its file
     const char* file = "";
   };
@@ -99,21 +99,25 @@ class SimMemory {
   void pause() noexcept;
   bool skips(Point point, const Where& where = Where::current()) noexcept;
 
+ protected:
+  // For memory that belongs to more than itself, such as a file.
+  void record(EventKind kind, Point point, std::uint32_t word, std::uint64_t value,
+              const Where& where = Where::current());
+  [[nodiscard]] std::uint8_t thread() const noexcept;
+  void may_switch(unsigned rarer = 1, unsigned dozes = 4) noexcept;
+
  private:
   struct Fibers;
   struct Late {
     Event event;
     bool store;
   };
-  void record(EventKind kind, Point point, std::uint32_t word, std::uint64_t value, const Where& where);
   [[nodiscard]] bool drops(Mutation::Kind kind, Point point, const Where& where) const noexcept {
     return mutation_.kind == kind && mutation_.point == point &&
            (mutation_.line == 0 || mutation_.line == where.line());
   }
   void perform_late(Point point) noexcept;
   [[nodiscard]] std::uint32_t word_of(const void* address) const noexcept;
-  [[nodiscard]] std::uint8_t thread() const noexcept;
-  void may_switch(unsigned rarer = 1, unsigned dozes = 4) noexcept;
 
   std::byte* memory_;
   std::size_t bytes_;

@@ -101,7 +101,9 @@ bool KvIndex<M>::read_record(const IndexRecord& record, const IndexKey& key, Rea
 template <Media M>
 bool KvIndex<M>::read_word(std::uint64_t word, std::uint64_t pattern, const IndexRecord* records, const IndexKey& key,
                            Reading& reading) const {
-  for (std::uint64_t lanes = L::match_quickly(word, pattern); lanes != 0; lanes &= lanes - 1) {
+  if (L::match_quickly(word, pattern) == 0) return false;
+  // Exactly, now: the record of an empty lane may be that of a put under way, or of one that a crash has interrupted.
+  for (std::uint64_t lanes = L::zero_lanes(word ^ pattern); lanes != 0; lanes &= lanes - 1) {
     if (read_record(records[L::lane_of(lanes)], key, reading)) return true;
   }
   return false;
