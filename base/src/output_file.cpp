@@ -58,7 +58,8 @@ Result<OutputFile> OutputFile::create(const std::string& path) {
   const std::string target = ordinary ? follow(path) : path;
   if (target.empty()) return cannot(errno);
   if (!ordinary || is_descriptor(target)) {
-    const int descriptor = file_system().open(AT_FDCWD, path.c_str(), O_WRONLY | O_NOCTTY | (ordinary ? O_TRUNC : 0), 0);
+    const int descriptor =
+        file_system().open(AT_FDCWD, path.c_str(), O_WRONLY | O_NOCTTY | (ordinary ? O_TRUNC : 0), 0);
     if (descriptor < 0) return cannot(errno);
     OutputFile output(descriptor, path);
     struct stat opened {};
@@ -77,7 +78,7 @@ Result<OutputFile> OutputFile::create(const std::string& path) {
     const std::string temporary =
         folder + "/" + name.substr(0, kNameMost) + ".part-" + std::to_string(::getpid()) + "-" + std::to_string(n);
     const int descriptor = file_system().open(AT_FDCWD, temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW,
-                                  exists ? 0600 : 0666);  // Never more than the file that it replaces.
+                                              exists ? 0600 : 0666);  // Never more than the file that it replaces.
     if (descriptor < 0 && errno == EEXIST) continue;
     if (descriptor < 0) return cannot(errno);
     OutputFile output(descriptor, path);
@@ -117,7 +118,8 @@ Status OutputFile::write_at(std::uint64_t offset_bytes, std::span<const std::byt
   if (stream_) {
     if (offset_bytes != appended_bytes_)
       return make_error(ErrorCode::kInvalidArgument, "can't write " + path_ + ": it takes bytes in their order only");
-    if (!file_system().write(descriptor_, bytes.data(), bytes.size())) return system_error("can't write " + path_, errno);
+    if (!file_system().write(descriptor_, bytes.data(), bytes.size()))
+      return system_error("can't write " + path_, errno);
     appended_bytes_ += bytes.size();
   } else if (!file_system().pwrite(descriptor_, bytes.data(), bytes.size(), offset_bytes)) {
     return system_error("can't write " + path_, errno);

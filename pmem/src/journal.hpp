@@ -39,7 +39,7 @@ namespace dunnock::detail {
 inline constexpr std::uint64_t kJournalBlock = 4096;
 /// Two halves of seven blocks: a third of one still takes a group of a hundred lines.
 inline constexpr std::uint64_t kJournalBytesMin = 64 << 10;
-/// Two halves of four: less has no room for any group. (The explorer takes it, so that halves change all the time.)
+/// Two halves of four: less has no room for any group. (As `dunnock-crash explore` has it, to change halves often.)
 inline constexpr std::uint64_t kJournalBytesLeast = 9 * kJournalBlock;
 
 /// Where a journal lies in the pool's file; multiples of kJournalBlock.

@@ -11,7 +11,7 @@ namespace dunnock::detail {
 
 /// A line as it is at one moment, while others may store to it: what was read twice alike. Their stores to one line
 /// become durable in their order, so a copy must not have a younger word and lack an older one. between_words() is
-/// called after each word of the first reading; `readings`: 2, or 1 as a planted bug.
+/// called after each word of the first reading; `readings`: 2, or 1 to see what that would do (`journal_test`).
 template <class BetweenWords>
 #if defined(__SANITIZE_THREAD__)
 __attribute__((no_sanitize("thread")))

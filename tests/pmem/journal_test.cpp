@@ -22,6 +22,7 @@
 
 #include "dunnock/pmem/pool.hpp"
 #include "journal.hpp"
+#include "line_copy.hpp"
 #include "support/seed.hpp"
 
 namespace {
@@ -492,6 +493,40 @@ TEST_F(Journal, that_is_damaged_is_an_error_and_nothing_is_changed) {
     other[where] = static_cast<char>(other[where] ^ (1 << random() % 8));
     (void)with(other);
   }
+}
+
+// A thread stores the words of a line in order, each with the number of the round; some of it happens while the line is
+// being read. A copy that has a younger word has all older ones.
+TEST(Line, is_copied_as_it_was_at_one_moment) {
+  std::mt19937_64 random = test::generator(8);
+  alignas(kLineBytes) std::array<std::uint64_t, kWords> line{};
+  std::array<std::uint64_t, kWords> copy{};
+  unsigned torn = 0;
+  for (const unsigned readings : {2U, 1U}) {
+    std::uint64_t stored = 0;  // words, in all rounds
+    for (int i = 0; i < 2000; ++i) {
+      unsigned stores_left = static_cast<unsigned>(random() % 12);
+      detail::copy_line(
+          reinterpret_cast<const std::byte*>(line.data()), copy.data(),
+          [&] {
+            if (stores_left == 0 || random() % 2 == 0) return;
+            --stores_left;
+            line[stored % kWords] = stored / kWords + 1;
+            ++stored;
+          },
+          readings);
+      // In order: the words of a round, and then those of the round before.
+      bool in_order = true;
+      for (std::size_t at = 1; at < kWords; ++at) in_order = in_order && copy[at] <= copy[at - 1];
+      in_order = in_order && copy[0] - copy[kWords - 1] <= 1;
+      if (readings == 2) {
+        ASSERT_TRUE(in_order);
+      } else {
+        torn += in_order ? 0 : 1;
+      }
+    }
+  }
+  EXPECT_GT(torn, 0u) << "one reading would not do";
 }
 
 /// A file with an extent for a journal of so many bytes, and what a crash leaves of it.

@@ -730,8 +730,11 @@ TEST_F(PoolLife, remembers_that_a_write_back_has_failed) {
 }
 
 TEST_F(PoolLife, acknowledges_nothing_after_any_call_that_fails) {
-  for (const auto call : {FailingFiles::kPwrite, FailingFiles::kDurable, FailingFiles::kFdatasync, FailingFiles::kMsync,
-                          FailingFiles::kOpen}) {
+  using Failure = std::pair<FailingFiles::Call, int>;
+  for (const auto& [call, error] : {Failure{FailingFiles::kPwrite, EIO}, Failure{FailingFiles::kDurable, EIO},
+                                    Failure{FailingFiles::kDurable, ENOSPC}, Failure{FailingFiles::kFdatasync, EIO},
+                                    Failure{FailingFiles::kFdatasync, ENOSPC}, Failure{FailingFiles::kMsync, EIO},
+                                    Failure{FailingFiles::kOpen, EIO}}) {
     for (int nth = 1; nth <= 40; nth += nth < 5 ? 1 : 12) {
       std::uint64_t acknowledged = 0;
       bool failed = false;
@@ -739,7 +742,7 @@ TEST_F(PoolLife, acknowledges_nothing_after_any_call_that_fails) {
         FailingFiles files;
         Pool pool = make(path_, {.bytes = kPoolBytes, .journal_bytes = 65536});
         const std::vector<std::byte> longer(20000, std::byte{1});
-        files.fail(call, nth);
+        files.fail(call, nth, error);
         for (std::uint64_t i = 0; i < 150; ++i) {
           const bool done = put(pool, i % 100, i + 1);
           if (done) {

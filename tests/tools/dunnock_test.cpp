@@ -579,7 +579,7 @@ TEST_F(DunnockTool, looks_beside_a_writer_and_says_so) {
   std::atomic<bool> ends = false;
   std::thread writer([&] {
     for (std::uint64_t key = 1000; !ends; ++key)
-      ASSERT_LE(opened->store.put({key % 2000, ~(key % 2000)}, std::vector<std::byte>(key % 300)), PutResult::kReplaced);
+      ASSERT_LE(opened->store.put({key % 2000, ~key}, std::vector<std::byte>(key % 300)), PutResult::kReplaced);
   });
   for (int look = 0; look < 5; ++look) {
     const Ran info = run("info --json " + at("p"));

@@ -45,10 +45,10 @@ std::vector<FileMutant> file_mutants(std::string_view) {
       Site::kNoteWrite, Site::kNoteSync, Site::kGroup, Site::kRevokes, Site::kHandOver, Site::kCloseSync,
       Site::kForgetWrite, Site::kForgetSync, Site::kReplayWrite, Site::kReplaySync, Site::kReplayForgetWrite,
       Site::kReplayForgetSync, Site::kLongWrite});
-  for (const char* step : {"hand-over", "write-back of a half", "older half", "second reading of a line",
-                           "write-back of ranges", "revoke", "write-back of all", "revoke of all",
-                           "write-back at closing", "error of a half", "error of a sync", "error of the journal",
-                           "error of the note", "error of a new journal", "error before closing"})
+  for (const char* step :
+       {"hand-over", "write-back of a half", "older half", "write-back of ranges", "revoke", "write-back of all",
+        "revoke of all", "write-back at closing", "error of a half", "error of a sync", "error of the journal",
+        "error of the note", "error of a new journal", "error before closing"})
     all.push_back({std::string("left out: ") + step, {Kind::kLeftOut, {}, step}});
   return all;
 }

@@ -54,13 +54,13 @@ std::string time_of(std::uint64_t seconds) {
 }
 
 enum class Access : std::uint8_t {
-  kLook,   ///< Also beside a writer.
-  kRead,   ///< Changes nothing.
+  kLook,  ///< Also beside a writer.
+  kRead,  ///< Changes nothing.
   kWrite,
 };
 
-/// Opens the pool's checkpoint store and calls use(store). `access` is what use() needs; kLook: it prints nothing before
-/// it has read everything, for it may be called again.
+/// Opens the pool's checkpoint store and calls use(store). `access` is what use() needs; kLook: it prints nothing
+/// before it has read everything, for it may be called again.
 template <class Use>
 Result<int> with_checkpoints(const Options& options, Access access, Use&& use) {
   const auto use_pool = [&](Pool& pool) -> Result<int> {

@@ -40,8 +40,8 @@ auto with_durable_media(const Pool& pool, Use&& use) -> decltype(use(DirectMedia
   return use(DirectMedia{});
 }
 
-/// Opens a pool for looking at it, also beside a process that has it open for writing. What such a look finds damaged may
-/// have been read at different moments, so use(pool) is asked again then, each time with a pool that is opened anew.
+/// Opens a pool for looking at it, also beside a process that has it open for writing. What such a look finds damaged
+/// may have been read at different moments, so use(pool) is asked again then, with a pool that is opened anew.
 template <class Use>
 auto look_into(const std::string& path, Use&& use) -> decltype(use(std::declval<Pool&>())) {
   constexpr unsigned kLooksBesideWriter = 20;

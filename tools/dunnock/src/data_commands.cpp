@@ -238,7 +238,8 @@ Result<int> load_store(KvStore<M>& store, const std::string& file, Loaded& loade
     const bool put = store.put_bulk(items);
     if (Status fine = store.status(); !fine) return fine;
     if (!put)
-      return make_error(ErrorCode::kNoSpace, fmt::format("there is no room after {} entries, which are kept", loaded.entries));
+      return make_error(ErrorCode::kNoSpace,
+                        fmt::format("there is no room after {} entries, which are kept", loaded.entries));
     loaded.entries += entries.size();
     entries.clear();
     return {};
@@ -345,7 +346,6 @@ Result<int> info(const Options& options) {
     print_as_text(*json);
   return status;
 }
-
 
 Result<int> check(const Options& options) {
   auto pool = Pool::open_read_only(options.pool);

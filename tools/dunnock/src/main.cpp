@@ -155,7 +155,8 @@ int run(int argc, char** argv) {
     return explain(app, error);
   }
   if (options.file.empty() && *load) options.file = "-";
-  if (const dunnock::Status apart = check_files(options, *dump || *export_ || *copy); !apart) return status_of(apart.error());
+  if (const dunnock::Status apart = check_files(options, *dump || *export_ || *copy); !apart)
+    return status_of(apart.error());
   const auto status = chosen(options);
   return status ? *status : status_of(status.error());
 }

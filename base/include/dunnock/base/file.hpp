@@ -97,8 +97,8 @@ class FileSystem {
   virtual int rename(int from_directory, const char* from, int to_directory, const char* to, unsigned flags) noexcept;
   virtual int unlink(int directory, const char* name) noexcept;
 
-  /// Asked by the library before a step that its calls alone do not show: is it left out, as a planted bug? It also
-  /// says what the next call is for. Never, but in a harness that proves that it would notice.
+  /// Asked by the library before a step that its calls alone do not show: is it left out, as a planted bug (by
+  /// `dunnock-crash mutants`)? It also says what the next call is for. Never, but in that harness.
   [[nodiscard]] virtual bool leaves_out(std::string_view step) noexcept;
 };
 

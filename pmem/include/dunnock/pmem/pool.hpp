@@ -78,8 +78,8 @@ class Pool {
   /// NoSpace, ReadOnly, NotFound (directory), AlreadyOpen (another process is creating it), Unsupported (see open), Io.
   [[nodiscard]] static Result<Pool> create(const std::string& path, const PoolOptions& options);
   /// The same, with what make(pool), a Status, makes in it: the file gets its name after that. So an error of `make`,
-  /// which is returned, or a crash leaves nothing at `path`. (In `make` the name is not there; use path_of_descriptor().)
-  /// Errors: those of create and of `make`.
+  /// which is returned, or a crash leaves nothing at `path`. (In `make` the name is not there: path_of_descriptor()
+  /// finds the file.) Errors: those of create and of `make`.
   template <class Make>
   [[nodiscard]] static Result<Pool> create_with(const std::string& path, const PoolOptions& options, Make&& make) {
     auto pool = create_unnamed(path, options);
