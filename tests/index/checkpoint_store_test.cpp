@@ -299,23 +299,27 @@ TEST_F(CheckpointStoreTest, heals_what_has_rotted_when_the_same_bytes_are_saved_
   std::uint64_t version = 0;
   const auto chunk = [&](std::size_t n) { return std::span(model.bytes[0]).subspan(n * 4096, 64); };
   // In the payload, at its beginning and at its end; in each field of the record's header; in the index's record.
-  const auto damages = [&](std::size_t n) -> std::vector<std::byte*> {
+  // `which`: of the index's records of the chunk; those that were healed are still there, and mean nothing.
+  const auto damages = [&](std::size_t n, std::size_t which_record) -> std::vector<std::byte*> {
     std::byte* payload = nullptr;  // The last one: those before it are what was healed.
     for (std::size_t which = 0; std::byte* const one = find_bytes(*log, chunk(n), which); ++which) payload = one;
     if (payload == nullptr) return {};
     const IndexKey key = chunk_digest(std::span(model.bytes[0]).subspan(n * 4096, 4096)).key;
-    std::byte* const record = find_bytes(*index, std::as_bytes(std::span(&key, 1)));
+    std::byte* const record = find_bytes(*index, std::as_bytes(std::span(&key, 1)), which_record);
     std::vector<std::byte*> all{payload, payload + 4095, payload - 32, payload - 16, payload - 12, payload - 8};
     if (record != nullptr) all.insert(all.end(), {record + 16, record + 24, record + 28, record - 8, record - 4});
     return all;
   };
-  const std::size_t kinds = damages(3).size();
+  const std::size_t kinds = damages(3, 0).size();
   ASSERT_EQ(kinds, 11u);
   for (std::size_t kind = 0; kind < kinds; ++kind) {
-    const std::vector<std::byte*> places = damages(3);
-    ASSERT_EQ(places.size(), kinds) << kind;
-    *places[kind] ^= std::byte{0x10};
-    ASSERT_FALSE(holds(*store_, "run", version, model)) << kind;
+    for (std::size_t which = 0;; ++which) {
+      const std::vector<std::byte*> places = damages(3, which);
+      ASSERT_EQ(places.size(), kinds) << "no damage of kind " << kind << " is noticed";
+      *places[kind] ^= std::byte{0x10};
+      if (!holds(*store_, "run", version, model)) break;
+      *places[kind] ^= std::byte{0x10};
+    }
     const auto saved =
         store_->save("run", ++version, model.sources(), {.threads = static_cast<unsigned>(kind % 3 + 1)});
     ASSERT_TRUE(saved) << kind << ": " << saved.error().message;

@@ -15,6 +15,11 @@
 namespace dunnock {
 namespace {
 
+template <class T>
+bool is_io(const Result<T>& answer) {
+  return !answer && answer.error().code == ErrorCode::kIo;
+}
+
 using test::FailingMedia;
 using test::FailingStorage;
 
@@ -249,8 +254,8 @@ struct ACheckpointStore {
     const std::array sinks{TensorSink{{"w", Dtype::kU8, {bytes.size()}}, bytes, {}}};
     return store.restore("run", n, sinks).error().code == ErrorCode::kIo &&
            store.manifest("run", n).error().code == ErrorCode::kIo &&
-           store.verify("run", n).error().code == ErrorCode::kIo && !store.latest("run") && store.collect() == 0 &&
-           store.retain("run", {.keep_last = 1, .keep_every = 0}) == 0;
+           store.verify("run", n).error().code == ErrorCode::kIo && is_io(store.latest("run")) &&
+           is_io(store.collect()) && is_io(store.retain("run", {.keep_last = 1, .keep_every = 0}));
   }
   template <Media M>
   static bool has(Of<M>& store, std::uint64_t n) {

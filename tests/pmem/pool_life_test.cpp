@@ -468,18 +468,17 @@ TEST_F(PoolLife, is_not_locked_by_a_worker_that_outlives_its_killed_parent) {
     for (std::uint64_t i = 0; i < 100; ++i) {
       if (!put(pool, i, i + 1)) _exit(1);
     }
-    const pid_t worker = fork();
-    if (worker == 0) {
-      ::close(ends[0]);
-      sleep(30);
-      _exit(0);
+    if (fork() == 0) {
+      const pid_t worker = getpid();
+      if (write(ends[1], &worker, sizeof worker) != sizeof worker) _exit(1);
     }
-    if (write(ends[1], &worker, sizeof worker) != sizeof worker) _exit(1);
-    kill(getpid(), SIGKILL);
+    sleep(30);  // Both: they are killed.
+    _exit(0);
   }
   ::close(ends[1]);
   pid_t worker = -1;
   ASSERT_EQ(read(ends[0], &worker, sizeof worker), static_cast<ssize_t>(sizeof worker));
+  ASSERT_EQ(kill(parent, SIGKILL), 0);
   waitpid(parent, nullptr, 0);
   {
     const auto pool = Pool::open(path_);

@@ -3,10 +3,13 @@
 
 #include <CLI/CLI.hpp>
 #include <array>
+#include <span>
 #include <sstream>
+#include <string>
 #include <string_view>
 
 #include "dunnock/base/last_catch.hpp"
+#include "dunnock/base/printable.hpp"
 #include "dunnock/base/same_file.hpp"
 #include "options.hpp"
 #include "print.hpp"
@@ -16,13 +19,21 @@ namespace {
 using dunnock::tool::Options;
 using Command = dunnock::Result<int> (*)(const Options&);
 
-/// Help, or what is wrong with the arguments; these may quote names of files, which may hold anything.
-int explain(const CLI::App& app, const CLI::ParseError& error) {
+/// Help, or what is wrong with the arguments; these may quote names of files, which may hold anything. The parser's own
+/// line breaks stay; those in what the user typed are printed escaped, too.
+int explain(const CLI::App& app, const CLI::ParseError& error, std::span<char* const> arguments) {
   namespace tool = dunnock::tool;
   std::ostringstream out, complaint;
   const int status = app.exit(error, out, complaint);
   dunnock::write_standard_output(out.str());
-  std::istringstream lines(complaint.str());
+  std::string text = complaint.str();
+  for (const std::string argument : arguments) {
+    const std::string shown = dunnock::printable(argument);
+    if (shown == argument) continue;
+    for (std::size_t at = 0; (at = text.find(argument, at)) != std::string::npos; at += shown.size())
+      text.replace(at, argument.size(), shown);
+  }
+  std::istringstream lines(text);
   for (std::string line; std::getline(lines, line);) tool::complain("{}", line);
   return status == 0 ? tool::kFine : tool::kUsage;
 }
@@ -152,7 +163,7 @@ int run(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return explain(app, error);
+    return explain(app, error, {argv, static_cast<std::size_t>(argc)});
   }
   if (options.file.empty() && *load) options.file = "-";
   if (const dunnock::Status apart = check_files(options, *dump || *export_ || *copy); !apart)

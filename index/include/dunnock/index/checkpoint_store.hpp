@@ -156,7 +156,7 @@ class CheckpointStore {
   /// See KvIndex::close.
   void close() { data_.close(); }
   /// Can the structure go on? After a failure of the medium nothing is acknowledged any more: what returns a Result or
-  /// Status is Io; there is no latest(); nothing is removed or collected.
+  /// Status is Io, and nothing is forgotten.
   /// What was acknowledged before is there when the pool is opened again. Errors: Io.
   [[nodiscard]] Status status() const { return media_status(media_); }
 

@@ -732,12 +732,14 @@ std::vector<CheckpointInfo> CheckpointStore<M>::list(std::string_view name) cons
 
 template <Media M>
 Result<std::optional<std::uint64_t>> CheckpointStore<M>::latest(std::string_view name) const {
+  if (Status fine = status(); !fine) return tl::unexpected(fine.error());
   if (damaged() != 0) return no_such(name, kLatestVersion);
   const std::lock_guard lock(shared_->catalog);
   const auto line = find_line(name, kLatestVersion);
   if (!line) return std::nullopt;
   const auto fields = read_line(*line);
-  return fields && status() ? std::optional(fields->version) : std::nullopt;
+  if (Status fine = status(); !fine) return tl::unexpected(fine.error());
+  return fields ? std::optional(fields->version) : std::nullopt;
 }
 
 template <Media M>
@@ -903,6 +905,7 @@ std::uint64_t CheckpointStore<M>::count_damaged() const {
 template <Media M>
 std::uint64_t CheckpointStore<M>::forget_damaged() {
   if constexpr (kIsReadOnly<M>) return 0;
+  if (!status()) return 0;
   const std::lock_guard lock(shared_->catalog);
   std::uint64_t count = 0;
   for (std::uint64_t line = 0; line < lines_; ++line) {
@@ -930,6 +933,7 @@ template <Media M>
 Result<RetainReport> CheckpointStore<M>::retain(std::string_view name, const Retention& retention) {
   if constexpr (kIsReadOnly<M>) return make_error(ErrorCode::kReadOnly, "the pool is open for reading only");
   if (Status valid = check_retention(retention); !valid) return tl::unexpected(valid.error());
+  if (Status fine = status(); !fine) return tl::unexpected(fine.error());
   std::vector<std::uint64_t> versions;
   {
     const std::lock_guard lock(shared_->catalog);
@@ -951,16 +955,17 @@ Result<RetainReport> CheckpointStore<M>::retain(std::string_view name, const Ret
     if (retention.keep_every != 0 && version % retention.keep_every == 0) continue;
     report.removed += remove(name, version) ? 1 : 0;
   }
+  if (Status fine = status(); !fine) return tl::unexpected(fine.error());
   return report;
 }
 
 template <Media M>
 Result<std::uint64_t> CheckpointStore<M>::collect() {
   if constexpr (kIsReadOnly<M>) return make_error(ErrorCode::kReadOnly, "the pool is open for reading only");
+  if (Status fine = status(); !fine) return tl::unexpected(fine.error());
   Shared& shared = *shared_;
   const std::unique_lock gate(shared.gate);
   const std::lock_guard lock(shared.catalog);
-  if (!status()) return 0;
   std::unordered_set<IndexKey, KeyHash> needed;
   for (std::uint64_t line = 0; line < lines_; ++line) {
     bool damaged = false;
@@ -984,8 +989,8 @@ Result<std::uint64_t> CheckpointStore<M>::collect() {
   (void)data_.index().for_each([&](const IndexKey& key, const IndexValue&) {
     if (!needed.contains(key)) garbage.push_back(key);
   });
-  const std::size_t erased = data_.erase_bulk(garbage);
-  if (!status()) return erased;
+  data_.erase_bulk(garbage);
+  if (Status fine = status(); !fine) return tl::unexpected(fine.error());
   shared.removed.clear();
   shared.references.reset();  // They still count what was removed.
   shared.references_unsure = false;

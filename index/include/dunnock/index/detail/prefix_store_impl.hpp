@@ -56,6 +56,7 @@ PrefixStore<M>::PrefixStore(KvStore<M> data, const PrefixOptions& options)
 template <Media M>
 auto PrefixStore<M>::create_in(PendingRegions& pending, std::string_view name, const PrefixOptions& options, M media)
     -> Result<PrefixStore> {
+  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
   auto data = KvStore<M>::create_in(pending, name, store_options(options), std::move(media));
   if (!data) return tl::unexpected(data.error());
   return PrefixStore(std::move(*data), options);
@@ -83,6 +84,7 @@ auto PrefixStore<M>::open(Pool& pool, std::string_view name, const PrefixOptions
 template <Media M>
 auto PrefixStore<M>::open_or_create(Pool& pool, std::string_view name, const PrefixOptions& options, M media)
     -> Result<PrefixStore> {
+  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
   const StoreOptions store = store_options(options);
   if (Status valid = KvStore<M>::check_options(store); !valid) return tl::unexpected(valid.error());
   PendingRegions pending(pool);
