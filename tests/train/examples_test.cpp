@@ -154,7 +154,17 @@ TEST_F(Examples, AreTrainedByTheCommandsOfTheGuide) {
     commands.emplace_back();
     for (std::string word; words >> word;) commands.back().push_back(word);
   }
-  ASSERT_EQ(commands.size(), 4U);
+  ASSERT_EQ(commands.size(), 6U);
+  // The run that some of them go on with, so far as it is here: a step, not 4000.
+  std::string config_of_run = file_bytes(folder_.path("examples/shakespeare.toml"));
+  const std::string data = "data/shakespeare.txt";
+  config_of_run.replace(config_of_run.find(data), data.size(), "examples/" + data);
+  (void)folder_.write("run.toml", config_of_run);
+  const Words pool{"--set", "checkpoint.pool=run.pool"};
+  Words first{DUNNOCK_TRAIN, "--quiet", "--config", "run.toml"};
+  for (const Words& more : {short_run("shakespeare.toml"), pool}) first.insert(first.end(), more.begin(), more.end());
+  const ChildEnd begun = run(first);
+  ASSERT_EQ(begun.status, 0) << begun.output;
   write_gpt2(folder_.path("gpt2.safetensors"));
   setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
   setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
@@ -166,12 +176,16 @@ TEST_F(Examples, AreTrainedByTheCommandsOfTheGuide) {
       if (words[i] == "dunnock-train") words[i] = DUNNOCK_TRAIN;
       if (words[i] == "--config") config = words.at(i + 1);
       if (words[i] == "--weights") ++weights;
+      if (words[i] == "--resume-step") words.at(i + 1) = "1";
     }
 #ifdef DUNNOCK_MPIEXEC
     if (words[0] == "mpirun") words[0] = DUNNOCK_MPIEXEC;
 #endif
     if (words[0] == "mpirun") continue;
-    for (const std::string& word : short_run(std::filesystem::path(config).filename().string())) words.push_back(word);
+    const bool goes_on = config == "run.toml";
+    const std::string name = goes_on ? "shakespeare.toml" : std::filesystem::path(config).filename().string();
+    for (const std::string& word : short_run(name)) words.push_back(word);
+    if (goes_on) words.insert(words.end(), pool.begin(), pool.end());
     if (words[0] != DUNNOCK_TRAIN) words.insert(words.end(), {"--set", "run.batch=8"});  // Of its ranks' micro-batches.
     const ChildEnd ended = run(words);
     EXPECT_EQ(ended.status, 0) << ::testing::PrintToString(words) << "\n" << ended.output;
