@@ -441,10 +441,10 @@ TEST_F(Program, ASignalIsHeardWhileTextIsGenerated) {
 }
 
 TEST_F(Program, ASignalBeforeTheFirstStepEndsAtOnce) {
-  // A log that is a pipe waits for its reader.
+  // Events that go to a pipe wait for its reader.
   ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
   for (const int number : {SIGINT, SIGTERM}) {
-    Child child(folder_, words({"--set", "log.csv=" + path("pipe")}));
+    Child child(folder_, words({"--events", path("pipe")}));
     std::this_thread::sleep_for(std::chrono::milliseconds(700));
     child.signal(number);
     const Ended ended = child.wait();
