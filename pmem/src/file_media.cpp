@@ -254,8 +254,7 @@ struct FileSync::State {
   void append(std::span<const std::uint64_t> lines, std::span<const JournalRevoke> revokes) {
     const int error = journal->append(lines, revokes, [this](std::uint64_t offset, std::uint64_t* words) {
       if (!options.between_words) return copy_line(base + offset, words);
-      copy_line(base + offset, words, options.between_words,
-                file_system().leaves_out("second reading of a line") ? 1 : 2);
+      copy_line(base + offset, words, options.between_words, 2);
     });
     if (error != 0 && !file_system().leaves_out("error of the journal"))
       fail(error);

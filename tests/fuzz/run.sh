@@ -36,7 +36,8 @@ fuzz() {
 }
 
 fuzz safetensors seeds 600 "$source"/index/src/{safetensors,tensor,manifest}.cpp "$source"/base/src/*.cpp
-fuzz headers headers_seeds 60 "$source"/{base,filter,index}/src/*.cpp "$source"/pmem/src/{media,volatile_region,fork_mark}.cpp
+fuzz headers headers_seeds 60 "$source"/{base,filter,index}/src/*.cpp \
+  "$source"/pmem/src/{media,volatile_region,fork_mark}.cpp
 fuzz dump dump_seeds 300 "$source"/tools/dunnock/src/dump_text.cpp "$source"/base/src/*.cpp
 fuzz journal journal_seeds 1000 "$source"/pmem/src/{journal,fork_mark}.cpp "$source"/base/src/*.cpp
 fuzz data data_seeds 1200 "$source"/training/src/{idx,token_file,llama2c_tokeniser,files}.cpp "$source"/base/src/*.cpp

@@ -20,7 +20,7 @@
 //   ReadOnlyMedia   | nothing         | -                | -                    | yes; nothing may change
 //   EadrMedia       | power loss      | -                | sfence               | yes
 //   DirectMedia     | power loss      | clwb             | sfence               | no
-//   FileMedia       | power loss      | notes the page   | one msync a group    | no     (file_media.hpp)
+//   FileMedia       | power loss      | notes the line   | one write a group    | no     (file_media.hpp)
 //   SimMedia        | what it says    | recorded         | recorded             | per mode (sim_media.hpp)
 #pragma once
 
