@@ -260,47 +260,79 @@ std::vector<Many> models_of_many() {
           {"cnn", training::CnnOptions{.image = {6, 6, 2}, .stages = {{4, 4}}, .hidden = {16}, .classes = 8}}};
 }
 
+/// The rows of one micro-batch of `batch`, of which it has `count`.
+DoubleBatch micro_batch(const DoubleBatch& batch, std::size_t m, std::size_t count) {
+  const auto part = [&](const auto& values) {
+    const auto a_row = static_cast<std::ptrdiff_t>(values.size() / count);
+    const auto first = values.begin() + static_cast<std::ptrdiff_t>(m) * a_row;
+    return std::remove_cvref_t<decltype(values)>(first, first + a_row);
+  };
+  DoubleBatch one = batch;
+  one.rows = 1;
+  one.images = part(batch.images);
+  one.labels = part(batch.labels);
+  one.tokens = part(batch.tokens);
+  one.targets = part(batch.targets);
+  return one;
+}
+
+/// One micro-batch `count` times.
+DoubleBatch repeated(const DoubleBatch& one, std::size_t count) {
+  const auto many = [&](const auto& values) {
+    std::remove_cvref_t<decltype(values)> all;
+    for (std::size_t i = 0; i < count; ++i) all.insert(all.end(), values.begin(), values.end());
+    return all;
+  };
+  DoubleBatch all = one;
+  all.rows = static_cast<unsigned>(count);
+  all.images = many(one.images);
+  all.labels = many(one.labels);
+  all.tokens = many(one.tokens);
+  all.targets = many(one.targets);
+  return all;
+}
+
 /// The sum of 512 micro-batches is as near to f32's as one of them: bf16's 8 bits are those of the values, not of the
-/// sum. The same sums in bf16, made here by hand, show that there is something to lose.
+/// sum.
 TEST(Gradients, OfHundredsOfMicroBatchesInBf16KeepTheirNorm) {
   constexpr unsigned kMicroBatches = 512;
   auto random = generator(7);
-  double most_lost = 0;
   for (const auto& [name, model] : models_of_many()) {
     SCOPED_TRACE(name);
     const DoubleWeights weights = random_weights(model, random);
     const DoubleBatch batch = random_batch(model, kMicroBatches, random);
     const Found wide = gradients_of<float>(model, weights, batch, {.micro_batches = kMicroBatches});
     const Found narrow = gradients_of<gpu::Bf16>(model, weights, batch, {.micro_batches = kMicroBatches});
-    EXPECT_NEAR(norm_of(narrow.gradients) / norm_of(wide.gradients), 1, 0.005);
+    EXPECT_NEAR(norm_of(narrow.gradients) / norm_of(wide.gradients), 1, 0.02);
+  }
+}
 
-    std::map<std::string, std::vector<gpu::Bf16>> sums;
-    for (std::size_t m = 0; m < kMicroBatches; ++m) {
-      const auto part = [&](const auto& values) {
-        const auto a_row = static_cast<std::ptrdiff_t>(values.size() / kMicroBatches);
-        const auto first = values.begin() + static_cast<std::ptrdiff_t>(m) * a_row;
-        return std::remove_cvref_t<decltype(values)>(first, first + a_row);
-      };
-      DoubleBatch one = batch;
-      one.rows = 1;
-      one.images = part(batch.images);
-      one.labels = part(batch.labels);
-      one.tokens = part(batch.tokens);
-      one.targets = part(batch.targets);
-      for (const auto& [tensor, values] : gradients_of<gpu::Bf16>(model, weights, one).gradients) {
-        std::vector<gpu::Bf16>& sum = sums[tensor];
-        sum.resize(values.size(), gpu::Bf16(0.0F));
-        for (std::size_t i = 0; i < values.size(); ++i)
-          sum[i] = gpu::Bf16(static_cast<float>(sum[i]) + static_cast<float>(values[i] / kMicroBatches));
+/// The sum of 512 equal micro-batches is 512 times one of them. In bf16, here by hand, it stands still at about half of
+/// that: what is added is less than half a unit in the last place.
+TEST(Gradients, OfHundredsOfEqualMicroBatchesInBf16AreThoseOfOne) {
+  constexpr unsigned kMicroBatches = 512;
+  auto random = generator(9);
+  for (const auto& [name, model] : models_of_many()) {
+    SCOPED_TRACE(name);
+    const DoubleWeights weights = random_weights(model, random);
+    const DoubleBatch one = micro_batch(random_batch(model, 2, random), 1, 2);
+    const auto of_one = gradients_of<gpu::Bf16>(model, weights, one).gradients;
+    const auto of_all =
+        gradients_of<gpu::Bf16>(model, weights, repeated(one, kMicroBatches), {.micro_batches = kMicroBatches})
+            .gradients;
+    EXPECT_NEAR(norm_of(of_all) / norm_of(of_one), 1, 1e-3);
+
+    std::map<std::string, std::vector<double>> by_hand;
+    for (const auto& [tensor, values] : of_one) {
+      for (const double value : values) {
+        gpu::Bf16 sum(0.0F);
+        for (unsigned m = 0; m < kMicroBatches; ++m)
+          sum = gpu::Bf16(static_cast<float>(sum) + static_cast<float>(value / kMicroBatches));
+        by_hand[tensor].push_back(static_cast<double>(static_cast<float>(sum)));
       }
     }
-    std::map<std::string, std::vector<double>> rounded;
-    for (const auto& [tensor, sum] : sums) {
-      for (const gpu::Bf16 value : sum) rounded[tensor].push_back(static_cast<double>(static_cast<float>(value)));
-    }
-    most_lost = std::max(most_lost, std::abs(norm_of(rounded) / norm_of(wide.gradients) - 1));
+    EXPECT_LT(norm_of(by_hand) / norm_of(of_one), 0.8) << "sums in bf16 would have passed";
   }
-  EXPECT_GT(most_lost, 0.02) << "sums in bf16 would have passed";
 }
 
 /// What a run reports and clips by.

@@ -310,7 +310,9 @@ class FileExploration {
     for (std::size_t i = 0; i < events.size(); ++i) {
       const Event& event = events[i];
       const std::uint32_t newest = walk.step(event, calls);
-      if (!walk.frozen() && i >= unpromised) promise.step(event, calls);
+      // A long write that another thread had begun when the disk refused may still come; it is in flight, as before.
+      const bool counts = !walk.frozen() || event.kind == EventKind::kCall;
+      if (counts && i >= unpromised) promise.step(event, calls);
       if (event.kind == EventKind::kCall) result_.sites.set(static_cast<std::size_t>(calls[event.word].site));
       if (walk.frozen() && !frozen_at) frozen_at = i + 1;
       const bool last = i + 1 == events.size();

@@ -510,7 +510,8 @@ class FilterSubject final : public Subject {
       prefilled_ = erased_at_ + 2 + random() % 6;
       erased_before_ = 2 + random() % 8;
       const auto wanted = class_of(random());
-      for (std::size_t looked = 0; keys_.size() < others + 30 && looked < 500000; ++looked) {
+      // Of 16 bits there may be few: then some, however long that takes.
+      for (std::size_t looked = 0; keys_.size() < others + (looked < 500000 ? 30 : 4); ++looked) {
         const std::uint64_t key = random();
         if (class_of(key) == wanted) keys_.push_back(key);
       }

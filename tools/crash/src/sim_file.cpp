@@ -304,7 +304,9 @@ void SimFile::use_others_pages() {
     default: {  // Another takes over what was fenced.
       put();
       if (!fence_now(kNowhere)) return;
+      ++syncing_;  // Nobody closes the pool meanwhile.
       sync_->write_back_all();
+      --syncing_;
       if (!sync_->ok()) {
         failed_ = true;
         return;

@@ -119,7 +119,8 @@ std::vector<Mutant> index_mutants() {
   add(Kind::kDropFlush, "no flush", flushes);
   add(Kind::kDropFlush, "no flush", {kReadPersist});
   add(Kind::kSkipCheck, "no check",
-      {kControlAgain, kSplitAgainLocked, kOwnGroupDirty, kOtherGroupDirty, kPersistOther, kPersistGet, kPersistMaybe});
+      {kControlAgain, kSplitAgainLocked, kOwnGroupDirty, kOtherGroupDirty, kPersistOther, kPersistGet, kPersistMaybe,
+       kLaneAgain});
   add(Kind::kFlushTooEarly, "flush before store", flushes);
   add(Kind::kDropFence, "no fence",
       {kResetRecord, kFarMark, kPutFence, kUpdateLive, kEraseRecord, kBatchFence, kReadPersist, kSplitFence, kDepth,

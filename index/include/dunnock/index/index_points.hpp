@@ -51,7 +51,8 @@ inline constexpr Point kOtherGroupDirty{32};   // is the other group, if it was 
 inline constexpr Point kPersistOther{33};      // then the other group is persisted, too
 inline constexpr Point kPersistGet{34};        // get persists
 inline constexpr Point kPersistMaybe{35};      // may_contain persists
-inline constexpr unsigned kCount = 35;
+inline constexpr Point kLaneAgain{36};         // the lane that led to a record, after the record
+inline constexpr unsigned kCount = 36;
 
 /// The name of a point as it stands above, without the k. "?" for a number that is none.
 [[nodiscard]] constexpr std::string_view name(Point point) noexcept {
@@ -90,7 +91,8 @@ inline constexpr unsigned kCount = 35;
                                          "OtherGroupDirty",
                                          "PersistOther",
                                          "PersistGet",
-                                         "PersistMaybe"};
+                                         "PersistMaybe",
+                                         "LaneAgain"};
   static_assert(sizeof(kNames) / sizeof(kNames[0]) == kCount + 1);
   const auto index = static_cast<unsigned>(point);
   return index <= kCount ? kNames[index] : kNames[0];

@@ -365,7 +365,7 @@ class KvIndex {
     bool far = false;  // the other group, too
   };
   [[nodiscard]] bool read_record(const IndexRecord& record, const IndexKey& key, Reading& reading) const;
-  [[nodiscard]] bool read_word(std::uint64_t word, std::uint64_t pattern, const IndexRecord* records,
+  [[nodiscard]] bool read_word(const Word& word, std::uint64_t seen, std::uint64_t pattern, const IndexRecord* records,
                                const IndexKey& key, Reading& reading) const;
   void read_segment(Segment segment, const IndexKey& key, const Place& place, Reading& reading) const;
   [[nodiscard]] GetResult get_at(const IndexKey& key, const Place& place) const;

@@ -97,14 +97,20 @@ bool KvIndex<M>::read_record(const IndexRecord& record, const IndexKey& key, Rea
   return false;
 }
 
-/// The lanes of one word that hold the fingerprint, and their records.
+/// The lanes of one word that hold the fingerprint, and their records. `seen`: what was loaded from `word`.
 template <Media M>
-bool KvIndex<M>::read_word(std::uint64_t word, std::uint64_t pattern, const IndexRecord* records, const IndexKey& key,
-                           Reading& reading) const {
-  if (L::match_quickly(word, pattern) == 0) return false;
+bool KvIndex<M>::read_word(const Word& word, std::uint64_t seen, std::uint64_t pattern, const IndexRecord* records,
+                           const IndexKey& key, Reading& reading) const {
+  if (L::match_quickly(seen, pattern) == 0) return false;
   // Exactly, now: the record of an empty lane may be that of a put under way, or of one that a crash has interrupted.
-  for (std::uint64_t lanes = L::zero_lanes(word ^ pattern); lanes != 0; lanes &= lanes - 1) {
-    if (read_record(records[L::lane_of(lanes)], key, reading)) return true;
+  for (std::uint64_t lanes = L::zero_lanes(seen ^ pattern); lanes != 0; lanes &= lanes - 1) {
+    const GetResult before = reading.result;
+    if (!read_record(records[L::lane_of(lanes)], key, reading)) continue;
+    // So may that of a lane that was emptied since then. If it is occupied now, the entry was there after it was read.
+    const std::uint64_t lane = lanes & (0 - lanes);
+    if ((L::zero_lanes(media_.load(word) ^ pattern) & lane) != 0 || !is_taken(media_, index_point::kLaneAgain))
+      return true;
+    reading.result = before;
   }
   return false;
 }
@@ -115,17 +121,18 @@ void KvIndex<M>::read_segment(Segment segment, const IndexKey& key, const Place&
   const Word* words = words_of(segment, place.group);
   const IndexRecord* records = records_of(segment, place.group);
   const std::uint64_t home = media_.load(words[place.word]);
-  if (read_word(home, pattern, records + place.word * L::kLanes, key, reading)) return;
+  if (read_word(words[place.word], home, pattern, records + place.word * L::kLanes, key, reading)) return;
   if (L::level(home) == 0) return;
   for (unsigned v = 0; v < kGroupWords; ++v) {
-    if (v != place.word && read_word(media_.load(words[v]), pattern, records + v * L::kLanes, key, reading)) return;
+    if (v != place.word && read_word(words[v], media_.load(words[v]), pattern, records + v * L::kLanes, key, reading))
+      return;
   }
   if (!L::is_far(home, place.fingerprint)) return;
   reading.far = true;
   words = words_of(segment, place.other);
   records = records_of(segment, place.other);
   for (unsigned v = 0; v < kGroupWords; ++v) {
-    if (read_word(media_.load(words[v]), pattern, records + v * L::kLanes, key, reading)) return;
+    if (read_word(words[v], media_.load(words[v]), pattern, records + v * L::kLanes, key, reading)) return;
   }
 }
 

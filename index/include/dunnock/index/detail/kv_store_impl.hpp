@@ -129,6 +129,7 @@ KvStore<M>::Batch::~Batch() {
 
 template <Media M>
 bool KvStore<M>::Batch::add(const Item& item) {
+  if constexpr (kIsReadOnly<M>) return false;
   if (item.bytes.size() <= IndexValue::kInlineBytesMax) {
     entries_.push_back({item.key, IndexValue::of(item.bytes)});
     return true;
@@ -276,6 +277,7 @@ std::uint64_t KvStore<M>::compact(std::uint64_t segments_max, double live_at_mos
 /// A segment for users is free, or can be made so.
 template <Media M>
 bool KvStore<M>::make_room() {
+  if constexpr (kIsReadOnly<M>) return false;
   while (shared_->compacting.exchange(true, std::memory_order_acquire)) log_.pause();
   bool room = log_.has_room();
   // What is moved may fill a segment before one is gained, so more than one may have to be compacted.
