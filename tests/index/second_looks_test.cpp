@@ -310,6 +310,96 @@ TEST(SecondLooks, of_the_index_tell_no_value_of_a_put_under_way) {
   EXPECT_TRUE(wrong) << "the lane, after the record";
 }
 
+// ----- what the index tells before it is durable --------------------------------------------------------------------
+
+/// What a power failure would leave of a memory: lines as they were at the last fence after a flush of theirs.
+struct Disk {
+  Memory& memory;
+  Memory durable;
+  Point left_out{};
+  Point fence_at{};
+  std::function<void()> before_fence{};
+};
+
+/// Memory that is visible before it is durable. Copies share what has been flushed since the last fence: one thread.
+struct DiskMedia {
+  static constexpr Durability kDurability = Durability::kPower;
+  static constexpr bool kVisibleIsDurable = false;
+  Disk* disk;
+  std::shared_ptr<std::vector<std::size_t>> flushed = std::make_shared<std::vector<std::size_t>>();
+  [[nodiscard]] std::uint64_t load(const Word& word) const noexcept { return word.load(std::memory_order_acquire); }
+  void store(Point, Word& word, std::uint64_t value) const noexcept { word.store(value, std::memory_order_release); }
+  void flush(Point, const void* address) const noexcept {
+    const auto at = static_cast<std::size_t>(static_cast<const std::byte*>(address) - disk->memory.data());
+    flushed->push_back(at / kLineBytes * kLineBytes);
+  }
+  void fence(Point point) const noexcept {
+    if (point == disk->fence_at && disk->before_fence) {
+      const auto mine = std::exchange(*flushed, {});  // What another flushes meanwhile is his.
+      std::exchange(disk->before_fence, nullptr)();
+      *flushed = mine;
+    }
+    for (const std::size_t line : *flushed)
+      std::memcpy(disk->durable.data() + line, disk->memory.data() + line, kLineBytes);
+    flushed->clear();
+  }
+  void pause() const noexcept {}
+  [[nodiscard]] bool skips(Point point) const noexcept { return point == disk->left_out; }
+};
+static_assert(Media<DiskMedia>);
+
+/// A put or an erase stops before its fence. Another asks for the key, by get or may_contain, and is answered. Then the
+/// power fails. True: the key is there and the answer was no, or the other way round by get.
+bool contradicted(bool put, bool maybe, Point left_out) {
+  using Index = KvIndex<DiskMedia>;
+  const std::size_t segment = Index::segment_bytes(2);
+  const IndexOptions options{.bytes_max = segment, .segment_groups = 2, .seed = HashSeed::from(test::seed())};
+  const std::size_t meta_bytes = Index::meta_bytes(options);
+  Memory memory(meta_bytes + segment);
+  Disk disk{memory, Memory(meta_bytes + segment), left_out, {}, {}};
+  const auto chunks_of = [&](const Memory& of) {
+    const auto chunk = [&of, meta_bytes](unsigned, std::uint64_t bytes) -> Result<Region> {
+      return of.region(meta_bytes, bytes);
+    };
+    return IndexMemory{chunk, chunk};
+  };
+  const IndexKey key{1, 2};
+  bool there = false;
+  {
+    auto writer = std::move(*Index::format(memory.region(0, meta_bytes), chunks_of(memory), options, DiskMedia{&disk}));
+    if (!put) {
+      EXPECT_EQ(writer.put(key, IndexValue::of(std::uint64_t{1})), PutResult::kInserted);
+    }
+    // Its groups are locked in the object that writes, so that is also the one that is read.
+    disk.fence_at = put ? index_point::kPutFence : index_point::kEraseRecord;
+    Memory at_crash(meta_bytes + segment);
+    disk.before_fence = [&] {
+      there = maybe ? writer.may_contain(key) : static_cast<bool>(writer.get(key));
+      at_crash.become(disk.durable);
+    };
+    if (put) {
+      EXPECT_EQ(writer.put(key, IndexValue::of(std::uint64_t{1})), PutResult::kInserted);
+    } else {
+      EXPECT_TRUE(writer.erase(key));
+    }
+    disk.durable.become(at_crash);
+  }
+  memory.become(disk.durable);
+  disk.left_out = {};
+  auto opened = Index::attach(memory.region(0, meta_bytes), chunks_of(memory), DiskMedia{&disk});
+  const bool still_there = static_cast<bool>(opened->index.get(key));
+  return maybe ? !there && still_there : there != still_there;
+}
+
+TEST(SecondLooks, of_the_index_tell_nothing_that_a_crash_contradicts) {
+  for (const bool put : {true, false}) {
+    for (const bool maybe : {true, false}) EXPECT_FALSE(contradicted(put, maybe, {})) << put << maybe;
+  }
+  EXPECT_TRUE(contradicted(true, false, index_point::kPersistGet));
+  EXPECT_TRUE(contradicted(false, false, index_point::kPersistGet));
+  EXPECT_TRUE(contradicted(false, true, index_point::kPersistMaybe)) << "that there is no fingerprint any more";
+}
+
 // ----- the log ------------------------------------------------------------------------------------------------------
 
 std::vector<std::byte> bytes_of(std::uint64_t number) {

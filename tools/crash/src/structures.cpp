@@ -119,8 +119,7 @@ std::vector<Mutant> index_mutants() {
   add(Kind::kDropFlush, "no flush", flushes);
   add(Kind::kDropFlush, "no flush", {kReadPersist});
   add(Kind::kSkipCheck, "no check",
-      {kControlAgain, kSplitAgainLocked, kOwnGroupDirty, kOtherGroupDirty, kPersistOther, kPersistGet, kPersistMaybe,
-       kLaneAgain});
+      {kControlAgain, kSplitAgainLocked, kOwnGroupDirty, kOtherGroupDirty, kPersistOther, kPersistGet});
   add(Kind::kFlushTooEarly, "flush before store", flushes);
   add(Kind::kDropFence, "no fence",
       {kResetRecord, kFarMark, kPutFence, kUpdateLive, kEraseRecord, kBatchFence, kReadPersist, kSplitFence, kDepth,
@@ -266,7 +265,10 @@ const std::vector<Structure>& structures() {
        kill_index,
        corrupt_index,
        1,
-       {{kCheck, index_point::kSplitAgain, kOfIndex}, {kCheck, index_point::kSplitAgainMaybe, kOfIndex}}},
+       {{kCheck, index_point::kSplitAgain, kOfIndex},
+        {kCheck, index_point::kSplitAgainMaybe, kOfIndex},
+        {kCheck, index_point::kLaneAgain, "SecondLooks.of_the_index_tell_no_value_of_a_put_under_way"},
+        {kCheck, index_point::kPersistMaybe, "SecondLooks.of_the_index_tell_nothing_that_a_crash_contradicts"}}},
       {"log",
        log_subject,
        log_mutants,
@@ -282,6 +284,13 @@ const std::vector<Structure>& structures() {
       {"prefix", prefix_subject, prefix_mutants, prefix_point::name, kill_prefix, corrupt_prefix,
        prefix_point::kFirst}};
   return kAll;
+}
+
+const Structure* find_structure(std::string_view name) {
+  for (const Structure& one : structures()) {
+    if (one.name == name) return &one;
+  }
+  return nullptr;
 }
 
 }  // namespace dunnock::crash

@@ -75,5 +75,7 @@ struct Structure {
 };
 
 [[nodiscard]] const std::vector<Structure>& structures();
+/// nullptr: there is none of that name.
+[[nodiscard]] const Structure* find_structure(std::string_view name);
 
 }  // namespace dunnock::crash

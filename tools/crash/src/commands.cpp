@@ -1,0 +1,385 @@
+#include "commands.hpp"
+
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <span>
+#include <thread>
+
+#include "dunnock/base/output_file.hpp"
+#include "shrink.hpp"
+
+namespace dunnock::crash {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Json = nlohmann::json;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+unsigned long long number(std::uint64_t value) { return value; }
+
+std::vector<std::size_t> everything(const Subject& subject) {
+  std::vector<std::size_t> all(subject.operations());
+  std::iota(all.begin(), all.end(), 0);
+  return all;
+}
+
+/// `keep` empty: all operations.
+std::string replay_line(const Settings& settings, const Exploration& way, std::uint64_t seed,
+                        const std::vector<std::size_t>& keep) {
+  std::string line =
+      "dunnock-crash explore --structure " + settings.structure + way.own_options() + " --fingerprint-bits " +
+      std::to_string(settings.bits) + " --threads " + std::to_string(settings.threads) + " --ops " +
+      std::to_string(settings.operations) + " --seed " + std::to_string(seed) + " --only-seed --images-per-moment " +
+      std::to_string(way.images_per_moment()) + " --recovery-every " + std::to_string(settings.recovery_every) +
+      (settings.bug.empty() ? "" : " --mutant '" + settings.bug + "'");
+  for (std::size_t i = 0; i < keep.size(); ++i) line += (i == 0 ? " --keep " : ",") + std::to_string(keep[i]);
+  return line;
+}
+
+Json report_of(const char* command, const Settings& settings) {
+  return {{"command", command},    {"structure", settings.structure},   {"media", settings.media},
+          {"eadr", settings.eadr}, {"fingerprint_bits", settings.bits}, {"seed", settings.seed}};
+}
+
+/// The replay line of the history that this thread explores.
+thread_local std::string running_replay;
+
+/// A structure that stops the process (a failed check, a stray pointer) has violated its contract, too. Such a history
+/// can't be shrunk here, but it can be replayed.
+extern "C" void report_stopped_structure(int signal) {
+  const auto say = [](const char* text, std::size_t length) { return write(STDOUT_FILENO, text, length) >= 0; };
+  const char* const kind = signal == SIGABRT  ? "VIOLATION: a check of the structure failed\nreplay: "
+                           : signal == SIGFPE ? "VIOLATION: a division by zero\nreplay: "
+                                              : "VIOLATION: the structure touched memory that is not there\nreplay: ";
+  (void)(say(kind, std::strlen(kind)) && say(running_replay.data(), running_replay.size()) && say("\n", 1));
+  _exit(kViolated);
+}
+
+/// Progress of a long run, for a person at a terminal.
+class Progress {
+ public:
+  Progress() : shown_(isatty(STDERR_FILENO) != 0) {}
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+  ~Progress() {
+    if (shown_) std::fprintf(stderr, "\r\033[K");
+  }
+  [[nodiscard]] bool shown() const { return shown_; }
+  void say(const std::string& text) const {
+    if (shown_) std::fprintf(stderr, "\r%s ", text.c_str());
+  }
+
+ private:
+  bool shown_;
+};
+
+/// What has come of all histories so far.
+struct Totals {
+  std::atomic<std::uint64_t> images{0}, recovery_images{0}, histories{0}, moments{0}, sampled{0}, operations{0},
+      replayed{0}, refused{0};
+  void add(const Explored& one) {
+    images += one.images;
+    recovery_images += one.recovery_images;
+    moments += one.moments;
+    sampled += one.moments_sampled;
+    replayed += one.replayed;
+    refused += one.refused;
+    ++histories;
+  }
+};
+
+/// What the search for one planted bug has come to. Lies in memory that the searching process shares with us, for a
+/// planted bug may make the structure stop the process.
+struct Search {
+  std::uint64_t images = 0, histories = 0;
+  char what[400] = {};
+  std::size_t step_count = 0;
+  /// Of the code without a bug. Names of files are literals of this program, which its children share.
+  Exploration::Step steps[512] = {};
+  void say(const std::string& text) { text.copy(what, sizeof what - 1); }
+  [[nodiscard]] std::span<const Exploration::Step> all_steps() const { return std::span(steps).first(step_count); }
+  void note(const Exploration::Step& one) {
+    const auto known = all_steps();
+    const bool is_known = std::any_of(known.begin(), known.end(), [&](const Exploration::Step& other) {
+      return other.left_out_by == one.left_out_by && other.point == one.point && other.line == one.line;
+    });
+    if (!is_known && step_count < std::size(steps)) steps[step_count++] = one;
+  }
+};
+
+void search(const Exploration& way, const Settings& settings, std::size_t bug, Search& result) {
+  for (std::uint64_t seed = settings.seed; result.images < settings.budget; ++seed) {
+    const auto subject = way.subject(seed);
+    ++result.histories;
+    const Explored explored = way.explore(*subject, everything(*subject), seed, bug);
+    result.images += explored.images + 1;
+    for (const auto& step : explored.steps) result.note(step);
+    if (explored.violation) return result.say(*explored.violation);
+  }
+}
+
+/// A process that searches; what it prints (a check that fails has last words) goes to `words`.
+struct Searcher {
+  pid_t process = 0;
+  std::size_t place = 0;
+  int words = -1;
+};
+
+Searcher start_search(const Exploration& way, const Settings& settings, std::size_t place, std::size_t bug,
+                      Search& result) {
+  int ends[2];
+  if (pipe(ends) != 0) return {-1, place, -1};
+  const pid_t process = fork();
+  if (process == 0) {
+    dup2(ends[1], STDERR_FILENO);
+    const rlimit none{0, 0};
+    setrlimit(RLIMIT_CORE, &none);
+    search(way, settings, bug, result);
+    _exit(0);
+  }
+  close(ends[1]);
+  return {process, place, ends[0]};
+}
+
+/// The structure may notice a planted bug by itself and stop; that counts as noticed.
+void finish_search(const Searcher& searcher, int status, Search& result) {
+  std::string words;
+  char buffer[400];
+  for (ssize_t got; (got = read(searcher.words, buffer, sizeof buffer)) > 0;) {
+    words.append(buffer, static_cast<std::size_t>(got));
+  }
+  close(searcher.words);
+  if (!WIFSIGNALED(status)) return;
+  words.erase(std::min(words.find('\n'), words.size()));
+  const std::size_t check = words.find("check failed");
+  result.say("it stopped with signal " + std::to_string(WTERMSIG(status)) + ": " +
+             (check == std::string::npos ? words : words.substr(check)));
+}
+
+/// Searches for each of the bugs in a process of its own, the last ones of the list first.
+class Searches {
+ public:
+  Searches(const Exploration& way, const Settings& settings, const std::vector<std::size_t>& bugs)
+      : count_(bugs.size()) {
+    void* shared =
+        mmap(nullptr, count_ * sizeof(Search) + 1, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (shared == MAP_FAILED) return;
+    results_ = static_cast<Search*>(shared);
+    std::uninitialized_value_construct_n(results_, count_);
+    const Progress progress;
+    std::vector<Searcher> running;
+    for (std::size_t next = 0; next < count_ || !running.empty();) {
+      if (next < count_ && running.size() < settings.jobs) {
+        const std::size_t place = count_ - 1 - next++;
+        progress.say(std::to_string(next) + " of " + std::to_string(count_));
+        running.push_back(start_search(way, settings, place, bugs[place], results_[place]));
+        if (running.back().process > 0) continue;
+        return;
+      }
+      int status = 0;
+      const pid_t ended = waitpid(-1, &status, 0);
+      const auto searcher =
+          std::find_if(running.begin(), running.end(), [&](const Searcher& s) { return s.process == ended; });
+      if (searcher == running.end()) continue;
+      finish_search(*searcher, status, results_[searcher->place]);
+      running.erase(searcher);
+    }
+    done_ = true;
+  }
+  Searches(const Searches&) = delete;
+  Searches& operator=(const Searches&) = delete;
+  ~Searches() {
+    if (results_ != nullptr) munmap(results_, count_ * sizeof(Search) + 1);
+  }
+  /// False: there was no memory or no process for them.
+  [[nodiscard]] bool done() const {
+    if (!done_) std::fprintf(stderr, "no memory or no processes for %zu searches\n", count_);
+    return done_;
+  }
+  [[nodiscard]] const Search& operator[](std::size_t i) const { return results_[i]; }
+
+ private:
+  std::size_t count_;
+  Search* results_ = nullptr;
+  bool done_ = false;
+};
+
+}  // namespace
+
+int finish(const std::string& json, const Json& report, int code) {
+  if (json.empty()) return code;
+  const Status written = write_output_file(json, report.dump(2) + "\n");
+  if (written) return code;
+  std::fprintf(stderr, "%s\n", written.error().message.c_str());
+  return kEnvironment;
+}
+
+int finish_without_a_check(const std::string& json, Json report, const char* what) {
+  std::printf("FAILED: %s\n", what);
+  report["failed"] = what;
+  return finish(json, report, kViolated);
+}
+
+int explore_histories(const Settings& settings) {
+  const auto way = make_exploration(settings);
+  std::size_t bug = Exploration::kNoBug;
+  if (!settings.bug.empty()) {
+    bug = way->bug(settings.bug);
+    if (bug == Exploration::kNoBug) {
+      std::fprintf(stderr, "no planted bug '%s'; dunnock-crash mutants names them\n", settings.bug.c_str());
+      return kUsage;
+    }
+  }
+  for (const int signal : {SIGABRT, SIGSEGV, SIGBUS, SIGFPE}) std::signal(signal, report_stopped_structure);
+  const auto start = Clock::now();
+  std::atomic<std::uint64_t> next_seed{settings.seed};
+  Totals totals;
+  std::atomic<bool> stop{false};
+  std::mutex mutex;
+  Json violation;
+  const auto work = [&] {
+    while (!stop.load() && totals.images.load() < settings.images) {
+      const std::uint64_t seed = next_seed.fetch_add(1);
+      running_replay = replay_line(settings, *way, seed, settings.keep);
+      const auto subject = way->subject(seed);
+      std::vector<std::size_t> keep = settings.keep.empty() ? everything(*subject) : settings.keep;
+      std::erase_if(keep, [&](std::size_t i) { return i >= subject->operations(); });
+      totals.operations += keep.size();
+      const Explored result = way->explore(*subject, keep, seed, bug);
+      totals.add(result);
+      if (result.violation && !stop.exchange(true)) {
+        keep = shrink_while(keep, [&](const std::vector<std::size_t>& fewer) {
+          return way->explore(*subject, fewer, seed, bug).violation.has_value();
+        });
+        const Explored shrunk = way->explore(*subject, keep, seed, bug);
+        const std::lock_guard lock(mutex);
+        violation = {{"seed", seed},
+                     {"what", shrunk.violation.value_or(*result.violation)},
+                     {"replay", replay_line(settings, *way, seed, keep)}};
+        for (const std::size_t i : keep) violation["history"].push_back(subject->describe(i));
+      }
+      if (settings.only_seed) stop.store(true);
+    }
+  };
+  {
+    const Progress progress;
+    std::vector<std::thread> threads;
+    for (unsigned i = 0; i < (settings.only_seed ? 1 : settings.jobs); ++i) threads.emplace_back(work);
+    while (progress.shown() && !stop.load() && totals.images.load() < settings.images) {
+      progress.say(std::to_string(totals.images) + " images of " + std::to_string(totals.histories) + " histories");
+      std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    }
+    for (std::thread& thread : threads) thread.join();
+  }
+  const double seconds = seconds_since(start);
+  const double a_second = static_cast<double>(totals.images) / seconds;
+  std::printf(
+      "%llu images (%llu of them in the middle of recovery) of %llu histories at %llu moments (%llu sampled), %.1f s, "
+      "%.0f images/s\n",
+      number(totals.images), number(totals.recovery_images), number(totals.histories), number(totals.moments),
+      number(totals.sampled), seconds, a_second);
+  Json report = report_of("explore", settings);
+  report["mutant"] = settings.bug;
+  report["images"] = totals.images.load();
+  report["recovery_images"] = totals.recovery_images.load();
+  report["histories"] = totals.histories.load();
+  report["moments"] = totals.moments.load();
+  report["moments_sampled"] = totals.sampled.load();
+  report["seconds"] = seconds;
+  report["images_per_second"] = a_second;
+  report["violations"] = violation.is_null() ? 0 : 1;
+  if (settings.media == "file") {
+    std::printf("%llu images needed the journal; in %llu histories the disk refused a call\n", number(totals.replayed),
+                number(totals.refused));
+    report["replayed"] = totals.replayed.load();
+    report["refused"] = totals.refused.load();
+  }
+  if (violation.is_null()) {
+    if (totals.images == 0 || totals.operations == 0)
+      return finish_without_a_check(settings.json, report, "no image of any operation was checked");
+    std::printf("no violation\n");
+    return finish(settings.json, report, kFine);
+  }
+  report["violation"] = violation;
+  std::printf("VIOLATION with seed %llu: %s\n", number(violation["seed"].get<std::uint64_t>()),
+              violation["what"].get<std::string>().c_str());
+  for (const auto& line : violation["history"]) std::printf("  %s\n", line.get<std::string>().c_str());
+  std::printf("replay: %s\n", violation["replay"].get<std::string>().c_str());
+  return finish(settings.json, report, kViolated);
+}
+
+int plant_bugs(const Settings& settings) {
+  const auto way = make_exploration(settings);
+  const auto start = Clock::now();
+  Json report = report_of("mutants", settings);
+  report["budget"] = settings.budget;
+  std::size_t planted = 0, caught = 0;
+  const auto tell = [&](const std::string& name, const Search& result) {
+    const std::string what = result.what;
+    const bool found = !what.empty();
+    ++planted;
+    caught += found ? 1 : 0;
+    std::printf("%-8s %-52s %9llu images  %s\n", found ? "caught" : "MISSED", name.c_str(), number(result.images),
+                what.c_str());
+    report["mutants"].push_back({{"name", name},
+                                 {"caught", found},
+                                 {"images", result.images},
+                                 {"histories", result.histories},
+                                 {"what", what}});
+  };
+  const std::vector<std::string> names = way->bugs();
+  std::vector<std::size_t> bugs;
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    if (names[i].find(settings.bug) != std::string::npos) bugs.push_back(i);
+  }
+  bugs.push_back(Exploration::kNoBug);  // The code without a bug, which takes longest.
+  const Searches searches(*way, settings, bugs);
+  if (!searches.done()) return kEnvironment;
+  bugs.pop_back();
+  const Search& original = searches[bugs.size()];
+  for (std::size_t i = 0; i < bugs.size(); ++i) tell(names[bugs[i]], searches[i]);
+
+  const std::vector<std::string> alone =
+      settings.bug.empty() ? way->untried(original.all_steps()) : std::vector<std::string>();
+  way->add_bugs_of_lines(original.all_steps());
+  const std::vector<std::string> more_names = way->bugs();
+  std::vector<std::size_t> bugs_of_lines;
+  for (std::size_t i = names.size(); i < more_names.size(); ++i) {
+    if (more_names[i].find(settings.bug) != std::string::npos) bugs_of_lines.push_back(i);
+  }
+  const Searches line_searches(*way, settings, bugs_of_lines);
+  if (!line_searches.done()) return kEnvironment;
+  for (std::size_t i = 0; i < bugs_of_lines.size(); ++i) tell(more_names[bugs_of_lines[i]], line_searches[i]);
+
+  const std::string what = original.what;
+  for (const std::string& test : way->left_to_tests()) std::printf("left to  %s\n", test.c_str());
+  for (const std::string& step : alone) std::printf("UNTRIED  %s: no planted bug leaves it out\n", step.c_str());
+  std::printf(
+      "%zu of %zu planted bugs caught (%zu of them in one line of several that share a step); the code without "
+      "any: %llu images, %s; %.0f s\n",
+      caught, planted, bugs_of_lines.size(), number(original.images), what.empty() ? "no violation" : what.c_str(),
+      seconds_since(start));
+  report["seconds"] = seconds_since(start);
+  report["planted"] = planted;
+  report["caught"] = caught;
+  report["untried_steps"] = alone;
+  report["original"] = {{"images", original.images}, {"violation", what}};
+  const bool fine = caught == planted && what.empty() && alone.empty();
+  const bool checked = planted != 0 && original.images != 0;
+  if (fine && !checked) return finish_without_a_check(settings.json, report, "no bug was planted, or no image checked");
+  return finish(settings.json, report, fine ? kFine : kViolated);
+}
+
+}  // namespace dunnock::crash
