@@ -43,8 +43,8 @@ bool write_pieces(const void* from, std::size_t bytes, const Put& put) noexcept 
 
 bool write_all(int fd, const void* from, std::size_t bytes, std::uint64_t offset) noexcept {
   return write_pieces(from, bytes, [&](const std::byte* at, std::size_t length) {
-    return ::pwrite(fd, at, length, static_cast<off_t>(offset + static_cast<std::uint64_t>(
-                                        at - static_cast<const std::byte*>(from))));
+    return ::pwrite(fd, at, length,
+                    static_cast<off_t>(offset + static_cast<std::uint64_t>(at - static_cast<const std::byte*>(from))));
   });
 }
 
@@ -198,6 +198,16 @@ Result<UniqueFd> open_folder(const std::string& folder) {
   UniqueFd fd(uninterrupted([&] { return ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
   if (!fd) return system_error("can't open the folder " + folder, errno);
   return fd;
+}
+
+Result<NewFile> create_new_file(const std::string& start, mode_t mode) {
+  for (unsigned n = 0; n < 1000; ++n) {
+    std::string path = start + std::to_string(::getpid()) + "-" + std::to_string(n);
+    UniqueFd file(file_system().open(AT_FDCWD, path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, mode));
+    if (file) return NewFile{std::move(file), std::move(path)};
+    if (errno != EEXIST) return system_error("can't make a file " + path, errno);
+  }
+  return system_error("can't make a file " + start + "...", EEXIST);
 }
 
 int sync_folder(int directory) noexcept {

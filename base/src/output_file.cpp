@@ -71,27 +71,20 @@ Result<OutputFile> OutputFile::create(const std::string& path) {
   }
   if (exists && ::faccessat(AT_FDCWD, target.c_str(), W_OK, AT_EACCESS) != 0) return cannot(errno);
 
-  // A name that nobody else has, so that nobody's file is written over, and no link is followed.
   const auto [folder, name] = split_path(target);
   constexpr std::size_t kNameMost = 200;  // With the rest of it, less than the 255 bytes that a name may have.
-  for (unsigned n = 0; n < 1000; ++n) {
-    const std::string temporary =
-        folder + "/" + name.substr(0, kNameMost) + ".part-" + std::to_string(::getpid()) + "-" + std::to_string(n);
-    const int descriptor = file_system().open(AT_FDCWD, temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW,
-                                              exists ? 0600 : 0666);  // Never more than the file that it replaces.
-    if (descriptor < 0 && errno == EEXIST) continue;
-    if (descriptor < 0) return cannot(errno);
-    OutputFile output(descriptor, path);
-    output.target_ = target;
-    output.temporary_ = temporary;
-    if (exists) {
-      // Who may not give a file away keeps it. Its mode comes last, for a change of owner takes rights away.
-      (void)!::fchown(descriptor, there.st_uid, there.st_gid);
-      if (::fchmod(descriptor, there.st_mode & 0777) != 0) return cannot(errno);
-    }
-    return output;
+  // Never more rights than the file that it replaces.
+  auto made = create_new_file(folder + "/" + name.substr(0, kNameMost) + ".part-", exists ? 0600 : 0666);
+  if (!made) return make_error(made.error().code, "can't write " + path + ": " + made.error().message);
+  OutputFile output(made->file.release(), path);
+  output.target_ = target;
+  output.temporary_ = made->path;
+  if (exists) {
+    // Who may not give a file away keeps it. Its mode comes last, for a change of owner takes rights away.
+    (void)!::fchown(output.descriptor_, there.st_uid, there.st_gid);
+    if (::fchmod(output.descriptor_, there.st_mode & 0777) != 0) return cannot(errno);
   }
-  return cannot(EEXIST);
+  return output;
 }
 
 OutputFile::OutputFile(OutputFile&& other) noexcept

@@ -7,11 +7,13 @@
 
 #include <array>
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <optional>
 #include <system_error>
+
+#include "dunnock/base/file.hpp"
+#include "dunnock/base/printable.hpp"
 
 namespace dunnock {
 namespace {
@@ -22,8 +24,17 @@ constexpr int kLinksMax = 40;  // As many as Linux follows.
 
 std::optional<struct stat> look_at(const std::string& path) {
   struct stat info {};
-  if (stat(path.c_str(), &info) != 0) return std::nullopt;
+  if (::stat(path.c_str(), &info) != 0) return std::nullopt;
   return info;
+}
+
+bool is_shareable(const struct stat& info) noexcept {
+  return !S_ISREG(info.st_mode) && !S_ISBLK(info.st_mode) && !S_ISDIR(info.st_mode);
+}
+
+bool is_same(const struct stat& first, const struct stat& second) noexcept {
+  if (S_ISBLK(first.st_mode) && S_ISBLK(second.st_mode)) return first.st_rdev == second.st_rdev;
+  return first.st_dev == second.st_dev && first.st_ino == second.st_ino;
 }
 
 /// Where the file would be made: behind links that lead nowhere yet.
@@ -45,37 +56,58 @@ std::optional<fs::path> place_of(const std::string& path) {
 }
 
 tl::unexpected<Error> refused(const std::string& path, int error) {
-  ErrorCode code = ErrorCode::kIo;
-  if (error == ENOENT || error == ENOTDIR) code = ErrorCode::kNotFound;
-  if (error == EACCES || error == EPERM || error == EROFS || error == ETXTBSY) code = ErrorCode::kReadOnly;
-  if (error == ENOSPC || error == EDQUOT) code = ErrorCode::kNoSpace;
-  return make_error(code, path + " can't be written: " + std::strerror(error));
+  return make_error(error_code_of(error == ETXTBSY ? EACCES : error),
+                    path + " can't be written: " + std::strerror(error));
 }
 
-/// A file beside `path`, with a block in it, which goes at once. 0, or an errno.
-int try_beside(const std::string& path) {
-  std::string name = path + ".XXXXXX";
-  const int file = mkostemp(name.data(), O_CLOEXEC);
-  if (file < 0) return errno;
+/// A file beside `path`, with a block in it, which goes at once.
+Status try_beside(const std::string& path) {
+  FileSystem& files = file_system();
   const std::array<char, 4096> block{};
-  int error = write(file, block.data(), block.size()) == static_cast<ssize_t>(block.size()) ? 0 : errno;
-  if (error == 0 && fsync(file) != 0) error = errno;  // Some file systems refuse only now.
-  if (close(file) != 0 && error == 0) error = errno;
-  (void)unlink(name.c_str());
-  return error;
+  const auto made = create_new_file(path + ".try-", 0600);
+  if (!made) return make_error(made.error().code, path + " can't be written: " + made.error().message);
+  // Some file systems refuse only at the sync.
+  const bool fine = files.pwrite(made->file.get(), block.data(), block.size(), 0) && files.fsync(made->file.get()) == 0;
+  const int error = fine ? 0 : errno;
+  (void)files.unlink(AT_FDCWD, made->path.c_str());
+  if (!fine) return refused(path, error);
+  return {};
 }
 
 }  // namespace
 
-bool same_file(const std::string& a, const std::string& b) {
-  if (a.empty() || b.empty()) return false;
-  const auto first = look_at(a);
-  const auto second = look_at(b);
-  if (first && second) return first->st_dev == second->st_dev && first->st_ino == second->st_ino;
-  if (first || second) return false;
-  const auto first_place = place_of(a);
-  const auto second_place = place_of(b);
-  return first_place && second_place && *first_place == *second_place;
+bool is_same_file(const std::string& first, const std::string& second) {
+  if (first.empty() || second.empty()) return false;
+  const auto first_there = look_at(first);
+  const auto second_there = look_at(second);
+  if (first_there && second_there) return !is_shareable(*first_there) && is_same(*first_there, *second_there);
+  if (first_there || second_there) return false;
+  const auto one = place_of(first);
+  const auto other = place_of(second);
+  if (!one || !other || one->filename() != other->filename()) return false;
+  if (*one == *other) return true;
+  // One folder may have several names: bind mounts, for one.
+  const auto one_folder = look_at(one->parent_path().string());
+  const auto other_folder = look_at(other->parent_path().string());
+  return one_folder && other_folder && is_same(*one_folder, *other_folder);
+}
+
+bool is_same_file(int descriptor, const std::string& path) {
+  struct stat info {};
+  const auto there = look_at(path);
+  return there && ::fstat(descriptor, &info) == 0 && !is_shareable(info) && is_same(info, *there);
+}
+
+Status check_paths(std::span<const NamedPath> paths) {
+  for (std::size_t i = 0; i < paths.size(); ++i) {
+    for (std::size_t j = i + 1; j < paths.size(); ++j) {
+      if (!paths[i].written && !paths[j].written) continue;
+      if (!is_same_file(paths[i].path, paths[j].path)) continue;
+      const auto text = [](const NamedPath& one) { return std::string(one.what) + " (" + printable(one.path) + ")"; };
+      return make_error(ErrorCode::kInvalidArgument, text(paths[i]) + " and " + text(paths[j]) + " are the same file");
+    }
+  }
+  return {};
 }
 
 Status check_output(const std::string& path, OutputKind kind, std::uint64_t bytes) {
@@ -90,9 +122,8 @@ Status check_output(const std::string& path, OutputKind kind, std::uint64_t byte
                         path + " can't be written: it is not an ordinary file, and would be replaced by one");
     if (kind == OutputKind::kInPlace) {
       // Not blocking: a pipe may have no reader yet, which is no mistake.
-      const int file = open(path.c_str(), O_WRONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-      if (file < 0 && errno != ENXIO) return refused(path, errno);
-      if (file >= 0) (void)close(file);
+      const UniqueFd file(file_system().open(AT_FDCWD, path.c_str(), O_WRONLY | O_NONBLOCK | O_NOCTTY, 0));
+      if (!file && errno != ENXIO) return refused(path, errno);
       if (!S_ISREG(there->st_mode)) return {};
     }
   }
@@ -102,7 +133,7 @@ Status check_output(const std::string& path, OutputKind kind, std::uint64_t byte
     if (const auto at = place_of(path)) place = at->string();
   }
   if (kind == OutputKind::kReplaced || !there) {
-    if (const int error = try_beside(place); error != 0) return refused(path, error);
+    if (Status tried = try_beside(place); !tried) return tried;
   }
   struct statvfs disk {};
   const std::string folder = fs::path(place).parent_path().string();

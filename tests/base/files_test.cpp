@@ -1,11 +1,14 @@
-// What a program writes for a user: whole or not at all, through links and devices, never over one of its own inputs;
-// and standard output whose failures are noticed.
+// How files are written: in pieces if the system wants it so. What a program writes for a user: whole or not at all,
+// through links and devices, never over one of its own inputs; and standard output whose failures are noticed.
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -14,7 +17,7 @@
 #include <thread>
 
 #include "dunnock/base/output_file.hpp"
-#include "dunnock/base/same_file.hpp"
+#include "dunnock/base/paths.hpp"
 #include "dunnock/base/standard_streams.hpp"
 
 namespace dunnock {
@@ -44,6 +47,77 @@ class Files : public ::testing::Test {
 };
 using OutputFiles = Files;
 using SamePaths = Files;
+
+// ----- writes that the system does in pieces ------------------------------------------------------------------------
+
+void ignore_alarm(int) {}
+
+/// A pipe holds 64 KiB, and its reader is slow: write(2) waits in the middle, and a signal that comes often interrupts
+/// it there, with a part written, or before anything is.
+TEST_F(Files, are_written_whole_though_signals_interrupt) {
+  struct sigaction interrupting {
+  }, before{};
+  interrupting.sa_handler = ignore_alarm;  // Without SA_RESTART.
+  ASSERT_EQ(::sigaction(SIGALRM, &interrupting, &before), 0);
+  int ends[2];
+  ASSERT_EQ(::pipe(ends), 0);
+  std::string sent(1 << 20, ' '), received;
+  for (std::size_t i = 0; i < sent.size(); ++i) sent[i] = static_cast<char>(i * 7 + i / 251);
+  // The alarm is for the thread that writes.
+  sigset_t alarm, all;
+  sigemptyset(&alarm);
+  sigaddset(&alarm, SIGALRM);
+  ASSERT_EQ(pthread_sigmask(SIG_BLOCK, &alarm, &all), 0);
+  std::thread reader([&] {
+    char piece[10000];
+    for (ssize_t got; (got = ::read(ends[0], piece, sizeof piece)) > 0;) {
+      received.append(piece, static_cast<std::size_t>(got));
+      std::this_thread::sleep_for(std::chrono::microseconds(500));
+    }
+  });
+  ASSERT_EQ(pthread_sigmask(SIG_SETMASK, &all, nullptr), 0);
+  const itimerval often{{0, 200}, {0, 200}}, never{};
+  ASSERT_EQ(::setitimer(ITIMER_REAL, &often, nullptr), 0);
+  const bool fine = file_system().write(ends[1], sent.data(), sent.size());
+  ASSERT_EQ(::setitimer(ITIMER_REAL, &never, nullptr), 0);
+  ::close(ends[1]);
+  reader.join();
+  ::close(ends[0]);
+  ::sigaction(SIGALRM, &before, nullptr);
+  EXPECT_TRUE(fine);
+  EXPECT_TRUE(received == sent);
+}
+
+/// A limit of the file's size (or a disk that is almost full) lets the system write a part and then nothing.
+TEST_F(Files, that_take_a_part_only_are_an_error_with_its_reason) {
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  rlimit small = before;
+  small.rlim_cur = 1000;
+  auto* const handler = std::signal(SIGXFSZ, SIG_IGN);
+  const UniqueFd file(file_system().open(AT_FDCWD, at("f").c_str(), O_WRONLY | O_CREAT, 0600));
+  ASSERT_TRUE(file);
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  const std::string text(3000, 'x');
+  errno = 0;
+  const bool fine = file_system().pwrite(file.get(), text.data(), text.size(), 0);
+  const int error = errno;
+  ::setrlimit(RLIMIT_FSIZE, &before);
+  std::signal(SIGXFSZ, handler);
+  EXPECT_FALSE(fine);
+  EXPECT_EQ(error, EFBIG);
+  EXPECT_EQ(read(at("f")).size(), 1000u) << "the part that there was room for";
+}
+
+TEST_F(Files, that_are_new_are_nobody_elses) {
+  const auto first = create_new_file(at("new-"), 0600);
+  ASSERT_TRUE(first) << first.error().message;
+  const auto second = create_new_file(at("new-"), 0600);
+  ASSERT_TRUE(second) << second.error().message;
+  EXPECT_NE(first->path, second->path);
+  EXPECT_EQ(mode_of(first->path) & 0777, 0600u);
+  EXPECT_EQ(create_new_file(at("nowhere/new-"), 0600).error().code, ErrorCode::kNotFound);
+}
 
 TEST_F(OutputFiles, get_their_name_when_they_are_whole) {
   write(at("f"), "old");

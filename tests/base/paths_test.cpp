@@ -44,9 +44,9 @@ TEST_F(Paths, of_one_file_are_the_same_through_every_spelling_and_link) {
   fs::create_hard_link(file, path("second"));
   fs::create_directory_symlink(folder_, path("here"));
   for (const char* other : {"a", "./a", "folder/../a", "link", "second", "here/a", "here/here/link"})
-    EXPECT_TRUE(same_file(file, path(other))) << other;
-  EXPECT_FALSE(same_file(file, write("b", "x")));
-  EXPECT_FALSE(same_file(file, path("nowhere")));
+    EXPECT_TRUE(is_same_file(file, path(other))) << other;
+  EXPECT_FALSE(is_same_file(file, write("b", "x")));
+  EXPECT_FALSE(is_same_file(file, path("nowhere")));
 }
 
 TEST_F(Paths, of_a_file_that_is_not_there_yet_are_compared_by_folder_and_name) {
@@ -56,23 +56,23 @@ TEST_F(Paths, of_a_file_that_is_not_there_yet_are_compared_by_folder_and_name) {
   fs::create_symlink("link", path("link_of_link"));
   fs::create_symlink(path("new"), path("folder/absolute"));
   for (const char* other : {"new", "./new", "folder/../new", "here/new", "link", "link_of_link", "folder/absolute"})
-    EXPECT_TRUE(same_file(path("new"), path(other))) << other;
-  EXPECT_FALSE(same_file(path("new"), path("folder/new")));
-  EXPECT_FALSE(same_file(path("new"), path("newer")));
-  EXPECT_TRUE(same_file(path("no/such/new"), path("no/such/../such/new")));
+    EXPECT_TRUE(is_same_file(path("new"), path(other))) << other;
+  EXPECT_FALSE(is_same_file(path("new"), path("folder/new")));
+  EXPECT_FALSE(is_same_file(path("new"), path("newer")));
+  EXPECT_TRUE(is_same_file(path("no/such/new"), path("no/such/../such/new")));
 }
 
 TEST_F(Paths, that_lead_nowhere_are_the_same_as_none) {
   fs::create_symlink("circle", path("circle"));
-  EXPECT_FALSE(same_file(path("circle"), path("circle")));
-  EXPECT_FALSE(same_file("", ""));
-  EXPECT_FALSE(same_file("", path("a")));
+  EXPECT_FALSE(is_same_file(path("circle"), path("circle")));
+  EXPECT_FALSE(is_same_file("", ""));
+  EXPECT_FALSE(is_same_file("", path("a")));
 }
 
 TEST_F(Paths, relative_ones_begin_at_the_working_directory) {
   const fs::path before = fs::current_path();
   fs::current_path(folder_);
-  EXPECT_TRUE(same_file("new", path("new")));
+  EXPECT_TRUE(is_same_file("new", path("new")));
   EXPECT_TRUE(check_output("new", OutputKind::kInPlace));
   fs::current_path(before);
 }

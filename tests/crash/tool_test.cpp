@@ -77,7 +77,8 @@ TEST(CrashTool, prints_a_line_that_replays_a_violation_of_a_file) {
 }
 
 TEST(CrashTool, notices_in_the_life_of_a_pool_when_syncs_do_nothing) {
-  for (const char* syncs : {"folder", "msync", "durable write", "fdatasync while opening", "fdatasync while closing"}) {
+  for (const char* syncs : {"folder", "folder while removal", "msync", "durable write", "fdatasync while opening",
+                            "fdatasync while closing"}) {
     std::string output;
     EXPECT_EQ(exit_code("life --images 3000 --drop '" + std::string(syncs) + "'", &output), 1)
         << syncs << ": " << output;

@@ -16,37 +16,60 @@ if ! command -v clang++ > /dev/null; then
   exit 77
 fi
 
-# fuzz NAME SEEDS LONGEST SOURCES...
-fuzz() {
+flags=(-std=c++20 -O1 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
+  -I"$source"/base/include -I"$source"/pmem/include -I"$source"/filter/include -I"$source"/index/include
+  -I"$source"/tools/dunnock/src -I"$source"/pmem/src -I"$source"/training/include -I"$source"/training/src
+  -I"$source"/gpu/include -I"$source"/tools/train/src)
+at_once=$(nproc)
+
+# What all of them are linked with.
+mkdir -p "$build/base"
+printf '%s\n' |
+  xargs -P "$at_once" -I{} sh -c 'clang++ "$@" -c {} -o "'"$build"'/base/$(basename {} .cpp).o"' sh "${flags[@]}"
+
+# build_and_run NAME SEEDS LONGEST SOURCES...
+build_and_run() {
   local name=$1 seeds=$2 longest=$3
   shift 3
   mkdir -p "$build/corpus.$name"
-  clang++ -std=c++20 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
-    -I"$source"/base/include -I"$source"/pmem/include -I"$source"/filter/include -I"$source"/index/include \
-    -I"$source"/tools/dunnock/src -I"$source"/pmem/src -I"$source"/training/include -I"$source"/training/src \
-    -I"$source"/gpu/include -I"$source"/tools/train/src \
-    "$source/tests/fuzz/${name}_fuzz.cpp" "$@" -lxxhash -lz -o "$build/${name}_fuzz"
+  clang++ "${flags[@]}" -fsanitize=fuzzer "$source/tests/fuzz/${name}_fuzz.cpp" "$@" "$build"/base/*.o -lxxhash -lz \
+    -o "$build/${name}_fuzz" || return
   "$build/${name}_fuzz" -max_total_time="$seconds" -max_len="$longest" -artifact_prefix="$build/" -print_final_stats=1 \
-    "$build/corpus.$name" "$source/tests/fuzz/$seeds" 2>&1 | grep -v "NEW\|REDUCE\|pulse\|# Uses\|dictionary" |
-    tee "$build/$name.log"
-  if ! grep -q '^stat::number_of_executed_units: *[1-9]' "$build/$name.log"; then
-    echo "${name}_fuzz has run nothing" >&2
-    exit 1
-  fi
+    "$build/corpus.$name" "$source/tests/fuzz/$seeds" || return
 }
 
-fuzz safetensors seeds 600 "$source"/index/src/{safetensors,tensor,manifest}.cpp "$source"/base/src/*.cpp
-fuzz headers headers_seeds 60 "$source"/{base,filter,index}/src/*.cpp \
+names=() failed=0
+# fuzz NAME SEEDS LONGEST SOURCES...: as many at once as there are processors.
+fuzz() {
+  while [ "$(jobs -rp | wc -l)" -ge "$at_once" ]; do wait -n || true; done
+  names+=("$1")
+  rm -f "$build/$1.passed"
+  (build_and_run "$@" > "$build/$1.log" 2>&1 && touch "$build/$1.passed") &
+}
+
+fuzz safetensors seeds 600 "$source"/index/src/{safetensors,tensor,manifest}.cpp
+fuzz headers headers_seeds 60 "$source"/{filter,index}/src/*.cpp \
   "$source"/pmem/src/{media,volatile_region,fork_mark}.cpp
-fuzz dump dump_seeds 300 "$source"/tools/dunnock/src/dump_text.cpp "$source"/base/src/*.cpp
-fuzz journal journal_seeds 1000 "$source"/pmem/src/{journal,fork_mark}.cpp "$source"/base/src/*.cpp
-fuzz data data_seeds 1200 "$source"/training/src/{idx,token_file,llama2c_tokeniser,files}.cpp "$source"/base/src/*.cpp
-fuzz bpe bpe_seeds 400 "$source"/training/src/{bpe,pieces,json,files}.cpp "$source"/base/src/*.cpp
-fuzz tokenizer_json tokenizer_json_seeds 1200 "$source"/training/src/{bpe,pieces,json,files}.cpp \
-  "$source"/base/src/*.cpp
+fuzz dump dump_seeds 300 "$source"/tools/dunnock/src/dump_text.cpp
+fuzz journal journal_seeds 1000 "$source"/pmem/src/{journal,fork_mark}.cpp
+fuzz data data_seeds 1200 "$source"/training/src/{idx,token_file,llama2c_tokeniser}.cpp
+fuzz bpe bpe_seeds 400 "$source"/training/src/{bpe,pieces,json}.cpp
+fuzz tokenizer_json tokenizer_json_seeds 1200 "$source"/training/src/{bpe,pieces,json}.cpp
 if [ -e /usr/include/toml++/toml.h ]; then
-  fuzz config config_seeds 1500 "$source"/tools/train/src/config.cpp "$source"/training/src/{files,learning_rate}.cpp \
-    "$source"/base/src/*.cpp
+  fuzz config config_seeds 1500 "$source"/tools/train/src/config.cpp "$source"/training/src/learning_rate.cpp
 else
   echo "config is left out: toml++ is not installed (Debian: libtomlplusplus-dev)"
 fi
+
+wait
+for name in "${names[@]}"; do
+  echo "----- $name"
+  grep -v "NEW\|REDUCE\|pulse\|# Uses\|dictionary" "$build/$name.log" || true
+  if [ ! -e "$build/$name.passed" ]; then
+    failed=1
+  elif ! grep -q '^stat::number_of_executed_units: *[1-9]' "$build/$name.log"; then
+    echo "${name}_fuzz has run nothing"
+    failed=1
+  fi
+done
+exit "$failed"

@@ -69,8 +69,18 @@ inline constexpr std::string_view kMayNameIt = "tests/tidy/";
 inline constexpr std::array<std::string_view, 8> kPersisting = {"clwb",       "clflush", "sfence",     "mfence",
                                                                 "_mm_stream", "msync(",  "fdatasync(", "pmem_persist"};
 inline constexpr std::array<std::string_view, 7> kMayPersist = {
-    "base/include/dunnock/base/file.hpp", "base/src/file.cpp", "pmem/",      "tests/pmem/",
+    "base/include/dunnock/base/file.hpp", "base/src/file.cpp",        "pmem/",      "tests/pmem/",
     "tools/crash/src/sim_file.cpp",       "tools/crash/src/life.cpp", "tests/tidy/"};
+
+/// Calls that change files or make them durable. In what ships they go through FileSystem, where a harness can see
+/// them: as its members, which a '.' or an arrow precedes.
+inline constexpr std::array<std::string_view, 14> kWriting = {
+    "std::ofstream", "std::fstream", "fopen(",  "rename(",   "renameat(", "renameat2(", "unlink(",
+    "fsync(",        "ftruncate(",   "pwrite(", "pwritev2(", "mkostemp(", "mkstemp(",   "fallocate("};
+inline constexpr std::array<std::string_view, 2> kProgramsThatShipData = {"tools/dunnock/", "tools/train/"};
+/// Itself; and memory that MPI's ranks share, which is no file to anybody.
+inline constexpr std::array<std::string_view, 3> kMayWrite = {"base/include/dunnock/base/file.hpp", "base/src/file.cpp",
+                                                              "gpu/src/mpi/"};
 
 // ----- text ---------------------------------------------------------------------------------------------------------
 
@@ -207,6 +217,18 @@ enum class Strings { kKept, kBlanked };
 }
 
 /// Rules for C++: of layers, headers, printing, exceptions and persistence.
+/// Does the line call it otherwise than as a member of an object?
+[[nodiscard]] inline bool calls_directly(std::string_view line, std::string_view word) {
+  for (std::size_t at = line.find(word); at != std::string_view::npos; at = line.find(word, at + 1)) {
+    const std::string_view before = line.substr(0, at);
+    const bool part_of_a_word =
+        !before.empty() && (std::isalnum(static_cast<unsigned char>(before.back())) != 0 || before.back() == '_');
+    const bool member = before.ends_with('.') || before.ends_with("->") || before.ends_with("FileSystem::");
+    if (!part_of_a_word && !member) return true;
+  }
+  return false;
+}
+
 [[nodiscard]] inline std::vector<Finding> check_cpp(const std::string& path, std::string_view text) {
   std::vector<Finding> findings;
   const std::string code_text = without_comments(text, Strings::kKept);
@@ -228,6 +250,9 @@ enum class Strings { kKept, kBlanked };
   }
   const bool may_persist =
       std::ranges::any_of(kMayPersist, [&](std::string_view prefix) { return path.starts_with(prefix); });
+  const auto starts_path = [&](std::string_view prefix) { return path.starts_with(prefix); };
+  const bool ships_data = in_layer || std::ranges::any_of(kProgramsThatShipData, starts_path);
+  const bool may_write = !ships_data || std::ranges::any_of(kMayWrite, starts_path);
   for (std::size_t i = 0; i < code.size(); ++i) {
     const auto find = [&](std::string what) { findings.push_back({path, i + 1, std::move(what)}); };
     const std::string_view included = included_layer(code[i]);
@@ -243,6 +268,9 @@ enum class Strings { kKept, kBlanked };
     }
     if (!path.starts_with(kMayNameIt) && has_word(code[i], kStatusOfAnother))
       find("a mistake on the command line ends with a status of CLI11's own, not with 2");
+    for (const std::string_view word : kWriting) {
+      if (!may_write && calls_directly(bare[i], word)) find("writes past the FileSystem: " + std::string(word));
+    }
     for (const std::string_view word : kPersisting) {
       // In a string it is an instruction only when assembly stands around it; elsewhere it is a word for people.
       const std::string_view line = code[i].find("asm") == std::string_view::npos ? bare[i] : code[i];

@@ -307,6 +307,17 @@ TEST(Persistence, goes_through_the_media) {
   EXPECT_TRUE(accepts("bench/a.hpp", "const char* kTitle = \"store + clwb\";"));
 }
 
+TEST(Files, are_changed_through_the_file_system) {
+  EXPECT_TRUE(complains(kFilter, "void f() { std::ofstream(\"a\") << 1; }"));
+  EXPECT_TRUE(complains("tools/dunnock/src/a.hpp", "void f() { ::unlink(\"a\"); }"));
+  EXPECT_TRUE(complains("tools/train/src/a.hpp", "void f() { std::filesystem::rename(\"a\", \"b\"); }"));
+  EXPECT_TRUE(complains("training/src/a.hpp", "int f(int file) { return fsync(file); }"));
+  EXPECT_TRUE(accepts("training/src/a.hpp", "int f(int file) { return file_system().fsync(file); }"));
+  EXPECT_TRUE(accepts("pmem/src/a.hpp", "int f(FileSystem* files) { return files->unlink(1, \"a\"); }"));
+  EXPECT_TRUE(accepts("pmem/src/a.hpp", "// as rename(2) does"));
+  EXPECT_TRUE(accepts("bench/a.hpp", "int f(int file) { return fsync(file); }"));
+}
+
 TEST(Comments, are_told_from_strings_characters_and_thousands) {
   EXPECT_EQ(without_comments("a // b\nc"), "a     \nc");
   EXPECT_EQ(without_comments("a /* b\nc */ d"), "a     \n     d");

@@ -1,12 +1,9 @@
 #include "dunnock/training/bpe.hpp"
 
-#include <fcntl.h>
-#include <unistd.h>
 #include <xxhash.h>
 
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <cstddef>
 #include <cstring>
 #include <functional>
@@ -14,8 +11,9 @@
 #include <queue>
 
 #include "dunnock/base/check.hpp"
+#include "dunnock/base/input_file.hpp"
+#include "dunnock/base/output_file.hpp"
 #include "dunnock/training/pieces.hpp"
-#include "files.hpp"
 #include "json.hpp"
 #include "permutation.hpp"
 
@@ -175,18 +173,6 @@ Result<std::vector<std::string>> read_vocabulary(std::string_view json) {
   return bytes;
 }
 
-Status write_file(const std::string& path, std::string_view text) {
-  const std::string temporary = path + ".part";
-  const detail::Descriptor file(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
-  if (file.get() < 0) return detail::system_error("can't write " + temporary, errno);
-  Status done;
-  if (!detail::write_all(file.get(), 0, std::as_bytes(std::span(text))))
-    done = detail::system_error("can't write " + temporary, errno);
-  if (done) done = detail::publish(file, temporary, path);
-  if (!done) (void)::unlink(temporary.c_str());
-  return done;
-}
-
 constexpr std::uint64_t pair_key(std::int32_t left, std::int32_t right) {
   return static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32 | static_cast<std::uint32_t>(right);
 }
@@ -265,9 +251,9 @@ Result<Bpe> Bpe::parse(const Texts& texts) {
 }
 
 Result<Bpe> Bpe::load(const Paths& paths) {
-  const auto vocabulary = detail::read_file(paths.vocabulary);
+  const auto vocabulary = read_file(paths.vocabulary);
   if (!vocabulary) return tl::unexpected(vocabulary.error());
-  const auto merges = detail::read_file(paths.merges);
+  const auto merges = read_file(paths.merges);
   if (!merges) return tl::unexpected(merges.error());
   auto bpe = parse_vocabulary(*vocabulary);
   if (!bpe) return make_error(bpe.error().code, paths.vocabulary + ": " + bpe.error().message);
@@ -294,8 +280,8 @@ std::string Bpe::merges_text() const {
 }
 
 Status Bpe::save(const Paths& paths) const {
-  if (auto written = write_file(paths.vocabulary, vocabulary_json()); !written) return written;
-  return write_file(paths.merges, merges_text());
+  if (auto written = write_output_file(paths.vocabulary, vocabulary_json()); !written) return written;
+  return write_output_file(paths.merges, merges_text());
 }
 
 std::string_view Bpe::bytes_of(std::int32_t token) const {
@@ -883,7 +869,7 @@ Result<Bpe> Bpe::parse_json(std::string_view text) {
 }
 
 Result<Bpe> Bpe::load_json(const std::string& path) {
-  const auto text = detail::read_file(path);
+  const auto text = read_file(path);
   if (!text) return tl::unexpected(text.error());
   auto bpe = parse_json(*text);
   if (!bpe) return make_error(bpe.error().code, path + ": " + bpe.error().message);

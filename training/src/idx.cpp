@@ -8,7 +8,8 @@
 #include <bit>
 #include <cstring>
 
-#include "files.hpp"
+#include "dunnock/base/input_file.hpp"
+
 
 namespace dunnock::training {
 namespace {
@@ -158,7 +159,7 @@ Result<IdxArray> parse_idx(std::span<const std::byte> file, std::uint64_t bytes_
 }
 
 Result<IdxArray> read_idx(const std::string& path, std::uint64_t bytes_max) {
-  const auto file = detail::read_file(path);
+  const auto file = read_file(path);
   if (!file) return tl::unexpected(file.error());
   auto array = parse_idx(std::as_bytes(std::span(*file)), bytes_max);
   if (!array) return make_error(array.error().code, path + ": " + array.error().message);

@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "dunnock/base/check.hpp"
-#include "files.hpp"
+#include "dunnock/base/input_file.hpp"
 
 namespace dunnock::training {
 namespace {
@@ -61,7 +61,7 @@ Result<Llama2cTokeniser> Llama2cTokeniser::parse(std::span<const std::byte> file
 }
 
 Result<Llama2cTokeniser> Llama2cTokeniser::load(const std::string& path) {
-  const auto file = detail::read_file(path);
+  const auto file = read_file(path);
   if (!file) return tl::unexpected(file.error());
   auto made = parse(std::as_bytes(std::span(*file)));
   if (!made) return make_error(made.error().code, path + ": " + made.error().message);

@@ -1,16 +1,14 @@
 #include "dunnock/training/token_file.hpp"
 
-#include <fcntl.h>
-#include <unistd.h>
 #include <xxhash.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <vector>
 
 #include "dunnock/base/check.hpp"
-#include "files.hpp"
+#include "dunnock/base/input_file.hpp"
+#include "dunnock/base/output_file.hpp"
 
 namespace dunnock::training {
 namespace {
@@ -126,7 +124,7 @@ void look_at(std::span<const std::byte> block, std::uint64_t first, std::uint64_
 }
 
 /// Read, not mapped: a file that is cut off meanwhile is an error then, and no signal.
-Result<Scan> scan_tokens(const detail::MappedFile& file, const Place& place) {
+Result<Scan> scan_tokens(const InputFile& file, const Place& place) {
   constexpr std::size_t kBlockBytes = 256U << 10;  // Is still in a core's cache when it is looked at.
   std::vector<std::uint32_t> memory(kBlockBytes / sizeof(std::uint32_t));
   const std::span<std::byte> block = std::as_writable_bytes(std::span(memory));
@@ -159,7 +157,7 @@ TokenSplit split_tokens(std::uint64_t count, double validation_share) {
 }
 
 Result<TokenFile> TokenFile::open(const std::string& path, const Options& options) {
-  auto mapped = detail::MappedFile::open(path);
+  auto mapped = InputFile::open(path);
   if (!mapped) return tl::unexpected(mapped.error());
   const auto place = place_of(mapped->bytes(), options);
   if (!place) return make_error(place.error().code, path + ": " + place.error().message);
@@ -179,7 +177,7 @@ Result<TokenFile> TokenFile::open(const std::string& path, const Options& option
     if (place->count > 0) file.largest_ = scan->largest;
   }
   file.format_ = options.format;
-  file.file_ = std::make_shared<const detail::MappedFile>(std::move(*mapped));
+  file.file_ = std::make_shared<const InputFile>(std::move(*mapped));
   file.tokens_ = file.file_->bytes().data() + place->begin_bytes;
   file.count_ = place->count;
   file.vocabulary_ = place->vocabulary;
@@ -202,8 +200,7 @@ Status TokenFile::copy(std::uint64_t first, std::span<std::int32_t> to) const {
   return {};
 }
 
-// ----- the writer
-// -----------------------------------------------------------------------------------------------------
+// ----- the writer ---------------------------------------------------------------------------------------------------
 
 namespace detail {
 
@@ -211,8 +208,8 @@ class TokenSink {
  public:
   static constexpr std::size_t kBufferBytes = 1U << 20;
 
-  TokenSink(Descriptor file, std::string path, std::string temporary, std::uint64_t vocabulary)
-      : file_(std::move(file)), path_(std::move(path)), temporary_(std::move(temporary)), state_(XXH3_createState()) {
+  TokenSink(OutputFile file, std::string path, std::uint64_t vocabulary)
+      : file_(std::move(file)), path_(std::move(path)), state_(XXH3_createState()) {
     header_.vocabulary = vocabulary;
     header_.width_bytes = vocabulary <= 1U << 16 ? 2 : 4;
     XXH3_64bits_reset(state_);
@@ -220,10 +217,7 @@ class TokenSink {
   }
   TokenSink(const TokenSink&) = delete;
   TokenSink& operator=(const TokenSink&) = delete;
-  ~TokenSink() {
-    XXH3_freeState(state_);
-    if (!finished_) (void)::unlink(temporary_.c_str());
-  }
+  ~TokenSink() { XXH3_freeState(state_); }
 
   Status append(std::span<const std::int32_t> tokens) {
     DUNNOCK_CHECK(!finished_, "a finished file gets no more tokens");
@@ -231,7 +225,7 @@ class TokenSink {
       return token < 0 || static_cast<std::uint64_t>(token) >= header_.vocabulary;
     });
     if (wrong != tokens.end())
-      return make_error(ErrorCode::kInvalidArgument, temporary_ + ": the token " + std::to_string(*wrong) +
+      return make_error(ErrorCode::kInvalidArgument, path_ + ": the token " + std::to_string(*wrong) +
                                                          " is not of a vocabulary of " +
                                                          std::to_string(header_.vocabulary));
     for (auto rest = tokens; !rest.empty();) {
@@ -252,9 +246,8 @@ class TokenSink {
     if (auto written = flush(); !written) return written;
     header_.tokens_checksum = XXH3_64bits_digest(state_);
     header_.checksum = checksum_of(header_);
-    if (!write_all(file_.get(), 0, std::as_bytes(std::span(&header_, 1))))
-      return system_error("can't write " + temporary_, errno);
-    if (auto published = publish(file_, temporary_, path_); !published) return published;
+    if (Status written = file_.write_at(0, std::as_bytes(std::span(&header_, 1))); !written) return written;
+    if (Status published = file_.commit(); !published) return published;
     finished_ = true;
     return {};
   }
@@ -262,7 +255,7 @@ class TokenSink {
  private:
   Status flush() {
     const auto used = std::span(buffer_).first(used_);
-    if (!write_all(file_.get(), at_, used)) return system_error("can't write " + temporary_, errno);
+    if (Status written = file_.write_at(at_, used); !written) return written;
     XXH3_64bits_update(state_, used.data(), used.size());
     at_ += used_;
     used_ = 0;
@@ -279,8 +272,8 @@ class TokenSink {
     }
   }
 
-  Descriptor file_;
-  std::string path_, temporary_;
+  OutputFile file_;
+  std::string path_;
   XXH3_state_t* state_;
   TokenFileHeader header_;
   std::vector<std::byte> buffer_;
@@ -299,10 +292,9 @@ TokenFileWriter::~TokenFileWriter() = default;
 Result<TokenFileWriter> TokenFileWriter::create(const std::string& path, std::uint64_t vocabulary) {
   if (vocabulary == 0 || vocabulary > TokenFile::kVocabularyMax)
     return make_error(ErrorCode::kInvalidArgument, "a vocabulary has 1 to 2^31 tokens");
-  const std::string temporary = path + ".part";
-  detail::Descriptor file(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
-  if (file.get() < 0) return detail::system_error("can't write " + temporary, errno);
-  return TokenFileWriter(std::make_unique<detail::TokenSink>(std::move(file), path, temporary, vocabulary));
+  auto file = OutputFile::create(path);
+  if (!file) return tl::unexpected(file.error());
+  return TokenFileWriter(std::make_unique<detail::TokenSink>(std::move(*file), path, vocabulary));
 }
 
 Status TokenFileWriter::append(std::span<const std::int32_t> tokens) { return sink_->append(tokens); }

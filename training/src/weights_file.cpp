@@ -14,8 +14,8 @@
 #include <utility>
 #include <variant>
 
+#include "dunnock/base/input_file.hpp"
 #include "dunnock/index/checkpoint_files.hpp"
-#include "files.hpp"
 #include "json.hpp"
 
 namespace dunnock::training {
@@ -119,7 +119,7 @@ struct FileTensor {
 
 /// The files that an index names, each once. {"weight_map": {tensor: file, ..}, ..}
 Result<std::map<std::string, std::string>> read_index(const std::string& path) {
-  const auto text = detail::read_file(path);
+  const auto text = read_file(path);
   if (!text) return tl::unexpected(text.error());
   const auto wrong = [&path](const std::string& what) {
     return make_error(ErrorCode::kCorrupt, path + " is no index of safetensors files: " + what);

@@ -378,6 +378,15 @@ class Life final : public FileSystem {
     acknowledged();
   }
 
+  /// Until it returns the pool is there, whole, or it is not there.
+  void remove(const std::string& path) {
+    doing_ = "removal";
+    exists_acknowledged_ = false;
+    if (Status removed = Pool::remove(path); !removed) return violated(removed.error().message);
+    const std::lock_guard lock(mutex_);
+    if (name_durable_) violated("the name of a removed pool may come back");
+  }
+
   const LifeOptions& options_;
   Shared& shared_;
   int to_opener_, from_opener_;
@@ -457,6 +466,7 @@ void Life::run(bool crashed) {
     doing_ = "closing";
     pool.reset();
     acknowledged();
+    remove(path);
   }
   living = nullptr;
   set_file_system(nullptr);

@@ -12,7 +12,7 @@
 
 #include "contents.hpp"
 #include "dunnock/base/output_file.hpp"
-#include "dunnock/base/same_file.hpp"
+#include "dunnock/base/paths.hpp"
 #include "dunnock/index/checkpoint_files.hpp"
 #include "dunnock/index/checkpoint_store.hpp"
 #include "options.hpp"

@@ -10,7 +10,7 @@
 
 #include "dunnock/base/last_catch.hpp"
 #include "dunnock/base/printable.hpp"
-#include "dunnock/base/same_file.hpp"
+#include "dunnock/base/paths.hpp"
 #include "options.hpp"
 #include "print.hpp"
 

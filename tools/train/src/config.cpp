@@ -15,8 +15,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "dunnock/base/input_file.hpp"
 #include "dunnock/training/schedules.hpp"
-#include "files.hpp"
 
 // Errors as values, as everywhere here. In release builds toml++ 3.3 tells the compiler to assume what it asserts, but
 // a file may say otherwise ("[=" begins no key, found by tests/fuzz). Where an assertion is nothing, its code goes on
@@ -841,10 +841,10 @@ std::string LoadedConfig::where(const std::string& key) const {
 Result<LoadedConfig> read_config(const std::string& path, std::span<const std::string> overrides) {
   constexpr std::size_t kBytesMax = 1 << 20;
   std::uint64_t bytes = 0;
-  if (const auto file = training::detail::open_to_read(path, bytes); !file) return tl::unexpected(file.error());
+  if (const auto file = open_to_read(path, bytes); !file) return tl::unexpected(file.error());
   if (bytes > kBytesMax)
     return make_error(ErrorCode::kInvalidArgument, path + " has more than 1 MiB: not a config file");
-  const auto text = training::detail::read_file(path);
+  const auto text = read_file(path);
   if (!text) return tl::unexpected(text.error());
   auto loaded = parse_config(*text, path, overrides);
   if (loaded) loaded->has_file = true;

@@ -8,11 +8,11 @@
 #include <filesystem>
 #include <variant>
 
+#include "dunnock/base/input_file.hpp"
 #include "dunnock/training/bpe.hpp"
 #include "dunnock/training/byte_tokeniser.hpp"
 #include "dunnock/training/idx.hpp"
 #include "dunnock/training/llama2c_tokeniser.hpp"
-#include "files.hpp"
 
 namespace dunnock::train {
 namespace {
@@ -44,9 +44,9 @@ Result<Tokeniser> open_tokeniser(const LoadedConfig& loaded) {
       const auto of_file = [](const std::string& path, const Error& error) {
         return Error{error.code, path + ": " + error.message};
       };
-      const auto vocabulary = training::detail::read_file(vocabulary_path);
+      const auto vocabulary = read_file(vocabulary_path);
       if (!vocabulary) return about(loaded, "data.vocabulary", vocabulary.error());
-      const auto merges = training::detail::read_file(merges_path);
+      const auto merges = read_file(merges_path);
       if (!merges) return about(loaded, "data.merges", merges.error());
       auto bpe = training::Bpe::parse_vocabulary(*vocabulary);
       if (!bpe) return about(loaded, "data.vocabulary", of_file(vocabulary_path, bpe.error()));
@@ -81,10 +81,10 @@ Result<training::TokenFile> as_token_file(const std::vector<std::int32_t>& token
   std::error_code error;
   const std::filesystem::path folder = std::filesystem::temp_directory_path(error);
   if (error) return make_error(ErrorCode::kIo, "there is no folder for temporary files (TMPDIR): " + error.message());
-  std::string name = (folder / "dunnock-tokens-XXXXXX").string();
-  const int descriptor = mkostemp(name.data(), O_CLOEXEC);
-  if (descriptor < 0) return make_error(ErrorCode::kIo, "no file can be made in " + name);
-  close(descriptor);
+  auto made = create_new_file((folder / "dunnock-tokens-").string(), 0600);
+  if (!made) return tl::unexpected(made.error());
+  const std::string name = made->path;
+  made->file.reset();
   const auto write = [&]() -> Result<training::TokenFile> {
     auto writer = training::TokenFileWriter::create(name, vocabulary);
     if (!writer) return tl::unexpected(writer.error());
@@ -93,8 +93,7 @@ Result<training::TokenFile> as_token_file(const std::vector<std::int32_t>& token
     return training::TokenFile::open(name);
   };
   auto file = write();
-  std::error_code ignored;
-  std::filesystem::remove(name, ignored);
+  (void)file_system().unlink(AT_FDCWD, name.c_str());
   return file;
 }
 
@@ -238,7 +237,7 @@ Status TrainingData::State::open_tokens() {
   tokeniser = std::move(*opened);
   vocabulary = vocabulary_of(tokeniser);
   if (!data.text.empty()) {
-    const auto text = training::detail::read_file(config.path_of(data.text));
+    const auto text = read_file(config.path_of(data.text));
     if (!text) return about(config, "data.text", text.error());
     auto made = as_token_file(encode_with(tokeniser, *text), vocabulary);
     if (!made) return about(config, "data.text", made.error());

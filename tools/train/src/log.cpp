@@ -12,18 +12,14 @@
 #include <cstdio>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <span>
 #include <type_traits>
 #include <utility>
 
+#include "dunnock/base/input_file.hpp"
+#include "dunnock/base/output_file.hpp"
+
 namespace dunnock::train {
 namespace {
-
-using training::detail::Descriptor;
-using training::detail::publish;
-using training::detail::read_file;
-using training::detail::system_error;
-using training::detail::write_all;
 
 /// Calls visit(name, member) for each column, in the order of the file.
 template <class Row, class Visit>
@@ -144,10 +140,10 @@ Result<Lines> lines_of(std::string_view text, LogFormat format, const std::strin
   return lines;
 }
 
-Result<Descriptor> open_for_writing(const std::string& path, int flags) {
+Result<UniqueFd> open_for_writing(const std::string& path, int flags) {
   // Without O_NONBLOCK, opening a FIFO would wait for whoever reads it.
-  Descriptor file(::open(path.c_str(), O_WRONLY | O_CLOEXEC | O_NONBLOCK | flags, 0666));
-  if (file.get() < 0) return system_error("can't open " + path, errno);
+  UniqueFd file(file_system().open(AT_FDCWD, path.c_str(), O_WRONLY | O_NONBLOCK | flags, 0666));
+  if (!file) return system_error("can't open " + path, errno);
   return file;
 }
 
@@ -203,7 +199,8 @@ Result<TrainingLog::File> TrainingLog::begin(const std::string& path, LogFormat 
   // Only ordinary files: /dev/null keeps its name.
   if (stat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode) && info.st_size > 0) {
     const std::string old = path + ".old";
-    if (std::rename(path.c_str(), old.c_str()) != 0) return system_error("can't rename " + path + " to " + old, errno);
+    if (file_system().rename(AT_FDCWD, path.c_str(), AT_FDCWD, old.c_str(), 0) != 0)
+      return system_error("can't rename " + path + " to " + old, errno);
   }
   auto descriptor = open_for_writing(path, O_CREAT);
   if (!descriptor) return tl::unexpected(descriptor.error());
@@ -227,28 +224,20 @@ Result<TrainingLog::File> TrainingLog::resume(const std::string& path, LogFormat
     }
     kept = text.substr(0, end);
   }
-  // A new file takes the old one's place, so that a crash leaves either. One that a crash has left is overwritten.
-  const std::string temporary = path + ".resumed";
-  auto descriptor = open_for_writing(temporary, O_CREAT | O_TRUNC);
+  // A new file takes the old one's place, so that a crash leaves either.
+  if (Status written = write_output_file(path, kept); !written) return tl::unexpected(written.error());
+  auto descriptor = open_for_writing(path, 0);
   if (!descriptor) return tl::unexpected(descriptor.error());
-  Status done;
-  if (!write_all(descriptor->get(), 0, std::as_bytes(std::span(kept))))
-    done = system_error("can't write " + temporary, errno);
-  if (done) done = publish(*descriptor, temporary, path);
-  if (!done) {
-    (void)unlink(temporary.c_str());
-    return tl::unexpected(done.error());
-  }
   return File{path, format, std::move(*descriptor), kept.size()};
 }
 
 Status TrainingLog::append(File& file, const LogRow& row) {
   std::string text = to_line(row, file.format);
   if (file.bytes == 0 && file.format == LogFormat::kCsv) text = csv_header() + text;
-  if (!write_all(file.descriptor.get(), file.bytes, std::as_bytes(std::span(text)))) {
+  if (!file_system().pwrite(file.descriptor.get(), text.data(), text.size(), file.bytes)) {
     const int error = errno;
     // If this fails too, the next row is written over the rest, or a resumed run cuts it off.
-    (void)!ftruncate(file.descriptor.get(), static_cast<off_t>(file.bytes));
+    (void)file_system().truncate(file.descriptor.get(), file.bytes);
     return system_error("can't write " + file.path + " (training goes on)", error);
   }
   file.bytes += text.size();

@@ -15,8 +15,8 @@
 #include <string_view>
 #include <vector>
 
+#include "dunnock/base/file.hpp"
 #include "dunnock/base/result.hpp"
-#include "files.hpp"
 
 namespace dunnock::train {
 
@@ -74,7 +74,7 @@ class TrainingLog {
   struct File {
     std::string path;
     LogFormat format;
-    training::detail::Descriptor descriptor;
+    UniqueFd descriptor;
     std::uint64_t bytes = 0;  // Whole lines; what follows is not ours.
     bool failing = false;
   };

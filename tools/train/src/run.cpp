@@ -227,10 +227,7 @@ Status check_paths(const LoadedConfig& loaded, const RunOptions& options, unsign
   const std::vector<Output> outputs = outputs_of(loaded.config, options, ranks);
   std::vector<NamedPath> others = inputs_of(loaded, options);
   const auto differs = [](const NamedPath& output, const NamedPath& other) -> Status {
-    std::error_code unseen;
-    const auto status = std::filesystem::status(output.path, unseen);
-    const bool is_device = std::filesystem::exists(status) && !std::filesystem::is_regular_file(status);
-    if (is_device || !same_file(output.path, other.path)) return {};
+    if (!is_same_file(output.path, other.path)) return {};
     return invalid(output.what + ": " + output.path + " is the same file as " + other.what +
                    (output.path == other.path ? "" : ", " + other.path));
   };

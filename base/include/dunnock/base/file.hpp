@@ -121,6 +121,14 @@ struct PathParts {
 /// Opens the folder of a path, so that what happens in it does not depend on what its name means later. Errors: that of
 /// open(2).
 [[nodiscard]] Result<UniqueFd> open_folder(const std::string& folder);
+/// A file for writing that was not there before.
+struct NewFile {
+  UniqueFd file;
+  std::string path;
+};
+/// Makes a file whose path is `start` and some more: of a name that nobody else has, so that nobody's file is written
+/// over, and no link is followed. Errors: that of open(2).
+[[nodiscard]] Result<NewFile> create_new_file(const std::string& start, mode_t mode);
 /// fsync of a directory. A file system that has nothing to sync there (EINVAL) has no error.
 [[nodiscard]] int sync_folder(int directory) noexcept;
 

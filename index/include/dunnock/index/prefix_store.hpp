@@ -161,6 +161,7 @@ class PrefixStore {
   /// Evicts up to so many blocks. Returns how many.
   std::size_t evict(std::size_t blocks_max) const;
 
+  /// Zeros after a failure of the medium.
   [[nodiscard]] PrefixStats stats() const;
   /// KvStore::check, and that each block's parent is there. Needs the store for itself.
   [[nodiscard]] IndexCheck check() const;

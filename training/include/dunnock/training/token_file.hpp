@@ -25,10 +25,12 @@
 
 #include "dunnock/base/result.hpp"
 
+namespace dunnock {
+class InputFile;
+}
 namespace dunnock::training {
 
 namespace detail {
-class MappedFile;
 class TokenSink;
 }  // namespace detail
 
@@ -109,7 +111,7 @@ class TokenFile {
 
  private:
   TokenFile() = default;
-  std::shared_ptr<const detail::MappedFile> file_;
+  std::shared_ptr<const InputFile> file_;
   const std::byte* tokens_ = nullptr;
   std::uint64_t count_ = 0;
   std::uint64_t vocabulary_ = 0;

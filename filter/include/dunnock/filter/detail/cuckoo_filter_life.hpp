@@ -275,6 +275,7 @@ void CuckooFilter<kBits, M, kPolicy>::close() {
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 void CuckooFilter<kBits, M, kPolicy>::clear() {
   if constexpr (kIsReadOnly<M>) return;
+  if (!media_ok(media_)) return;
   rewrite([](std::uint64_t) { return std::uint64_t{0}; });
 }
 
@@ -354,7 +355,7 @@ std::uint64_t CuckooFilter<kBits, M, kPolicy>::size() const {
     for (const Shard& one : shared.shards) sum += one.items.load(std::memory_order_relaxed);
     return sum;
   };
-  if (!shared.base_known.load(std::memory_order_acquire)) {
+  if (!shared.base_known.load(std::memory_order_acquire) && media_ok(media_)) {
     const std::lock_guard lock(shared.recount);
     if (!shared.base_known.load(std::memory_order_relaxed)) {
       // Writers stand still while the table is counted; those that have just left their stripe are counted there but

@@ -113,6 +113,8 @@ void CuckooFilter<kBits, M, kPolicy>::persist_read(std::uint64_t group, std::uin
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 [[gnu::always_inline]] inline bool CuckooFilter<kBits, M, kPolicy>::insert_place(const Place& place) {
   if constexpr (kIsReadOnly<M>) return false;
+  if (!media_ok(media_)) [[unlikely]]  // After a fork, who holds a stripe may not be here.
+    return false;
   {
     if constexpr (kUseStripes) __builtin_prefetch(&word_at(place.bucket), 1);  // while the stripe is fetched
     const Guard guard(shared_->stripes, media_, stripe_of(group_of(place)));
@@ -483,6 +485,8 @@ void CuckooFilter<kBits, M, kPolicy>::give_back(const LogLine& log) noexcept {
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 bool CuckooFilter<kBits, M, kPolicy>::erase_place(const Place& place) {
   if constexpr (kIsReadOnly<M>) return false;
+  if (!media_ok(media_)) [[unlikely]]
+    return false;
   const std::uint64_t pattern = L::pattern(place.fingerprint);
   {
     if constexpr (kUseStripes) __builtin_prefetch(&word_at(place.bucket), 1);

@@ -599,7 +599,7 @@ std::uint64_t KvIndex<M>::size() const {
     for (const Shard& one : shared.shards) sum += one.entries.load(std::memory_order_relaxed);
     return sum;
   };
-  if (!shared.base_known.load(std::memory_order_acquire)) {
+  if (!shared.base_known.load(std::memory_order_acquire) && media_ok(media_)) {
     const std::lock_guard guard(shared.recount);
     if (!shared.base_known.load(std::memory_order_relaxed)) {
       // Writers stand still while the table is counted.

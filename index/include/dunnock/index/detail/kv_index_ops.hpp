@@ -502,6 +502,8 @@ PutResult KvIndex<M>::put(const IndexKey& key, const IndexValue& value, IndexVal
 template <Media M>
 bool KvIndex<M>::erase(const IndexKey& key, IndexValue* previous) {
   if constexpr (kIsReadOnly<M>) return false;
+  if (!media_ok(media_)) [[unlikely]]  // After a fork, who holds a lock may not be here.
+    return false;
   Writer writer(*this, false);
   const Place place = place_of(key);
   const Site site = lock_and_find(writer, key, place, false);
@@ -515,6 +517,8 @@ bool KvIndex<M>::erase(const IndexKey& key, IndexValue* previous) {
 template <Media M>
 bool KvIndex<M>::erase_if(const IndexKey& key, const IndexValue& expected) {
   if constexpr (kIsReadOnly<M>) return false;
+  if (!media_ok(media_)) [[unlikely]]  // After a fork, who holds a lock may not be here.
+    return false;
   Writer writer(*this, false);
   const Place place = place_of(key);
   const Site site = lock_and_find(writer, key, place, false);
@@ -527,6 +531,8 @@ bool KvIndex<M>::erase_if(const IndexKey& key, const IndexValue& expected) {
 template <Media M>
 bool KvIndex<M>::replace_if(const IndexKey& key, const IndexValue& expected, const IndexValue& desired) {
   if constexpr (kIsReadOnly<M>) return false;
+  if (!media_ok(media_)) [[unlikely]]  // After a fork, who holds a lock may not be here.
+    return false;
   Writer writer(*this, false);
   const Place place = place_of(key);
   const Site site = lock_and_find(writer, key, place, false);
@@ -594,7 +600,7 @@ std::size_t KvIndex<M>::erase_bulk(std::span<const IndexKey> keys, std::uint8_t*
   std::size_t gone = 0;
   std::array<Place, kBatch> places;
   for (std::size_t fenced = 0; fenced < keys.size(); fenced += kFenceBatch) {
-    const std::size_t end = std::min<std::size_t>(fenced + kFenceBatch, keys.size());
+    const std::size_t end = std::min<std::size_t>(fenced + kFenceBatch, media_ok(media_) ? keys.size() : fenced);
     Writer writer(*this, true);
     std::size_t gone_here = 0;
     for (std::size_t from = fenced; from < end; from += kBatch) {

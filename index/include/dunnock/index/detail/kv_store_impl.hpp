@@ -267,6 +267,7 @@ bool KvStore<M>::compact_one(double live_at_most) {
 template <Media M>
 std::uint64_t KvStore<M>::compact(std::uint64_t segments_max, double live_at_most) {
   if constexpr (kIsReadOnly<M>) return 0;
+  if (!status()) return 0;  // After a fork, who compacts may not be here.
   std::uint64_t freed = 0;
   while (shared_->compacting.exchange(true, std::memory_order_acquire)) log_.pause();  // Partner: the store below.
   while (freed < segments_max && compact_one(live_at_most)) ++freed;
@@ -278,6 +279,7 @@ std::uint64_t KvStore<M>::compact(std::uint64_t segments_max, double live_at_mos
 template <Media M>
 bool KvStore<M>::make_room() {
   if constexpr (kIsReadOnly<M>) return false;
+  if (!status()) return false;
   while (shared_->compacting.exchange(true, std::memory_order_acquire)) log_.pause();
   bool room = log_.has_room();
   // What is moved may fill a segment before one is gained, so more than one may have to be compacted.

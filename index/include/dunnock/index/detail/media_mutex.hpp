@@ -26,6 +26,8 @@ class MediaMutex {
       mutex_.lock();
     }
   }
+  /// After a fork, who holds it may not be here: ask media_ok() before locking.
+  [[nodiscard]] const M& media() const noexcept { return media_; }
   void unlock() {
     if constexpr (kSimulated<M>) {
       mutex_ = false;

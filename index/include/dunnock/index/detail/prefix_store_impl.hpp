@@ -196,6 +196,7 @@ auto PrefixStore<M>::lookup(std::span<const IndexKey> keys) const -> Match {
 
 template <Media M>
 void PrefixStore<M>::unpin(Shared& shared, const IndexKey& key) {
+  if (!media_ok(shared.mutex.media())) return;  // Nothing is evicted any more.
   const std::lock_guard<Mutex> lock(shared.mutex);
   const auto pin = shared.pins.find(key);
   if (pin != shared.pins.end() && --pin->second == 0) shared.pins.erase(pin);
@@ -324,6 +325,7 @@ bool PrefixStore<M>::evict_one(std::unique_lock<Mutex>& lock) const {
 template <Media M>
 std::size_t PrefixStore<M>::evict(std::size_t blocks_max) const {
   if constexpr (kIsReadOnly<M>) return 0;
+  if (!status()) return 0;
   std::unique_lock<Mutex> lock(shared_->mutex);
   know_tree();
   std::size_t gone = 0;
@@ -468,11 +470,11 @@ PutResult PrefixStore<M>::write(std::unique_lock<Mutex>& lock, const IndexKey& k
   return result;
 }
 
-// ----- the whole
-// ------------------------------------------------------------------------------------------------------
+// ----- the whole -----------------------------------------------------------------------------------------------------
 
 template <Media M>
 PrefixStats PrefixStore<M>::stats() const {
+  if (!status()) return {};
   const Shared& shared = *shared_;
   const std::lock_guard<Mutex> lock(shared_->mutex);
   PrefixStats stats;

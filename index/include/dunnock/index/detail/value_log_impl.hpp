@@ -298,7 +298,7 @@ bool ValueLog<M>::take_segment(Head& head, std::uint64_t kept_back) {
 /// Room for a record, pinned.
 template <Media M>
 auto ValueLog<M>::reserve(unsigned number, std::uint64_t length, std::uint64_t kept_back) -> std::optional<Ticket> {
-  if (length > value_bytes_max()) return std::nullopt;
+  if (length > value_bytes_max() || !media_ok(media_)) return std::nullopt;
   Shared& shared = *shared_;
   Head& head = shared.heads[number];
   const SpinLock lock(head.taken, media_);
@@ -376,6 +376,7 @@ auto ValueLog<M>::append_moved(std::uint64_t victim, const IndexKey& key, std::s
 /// make all segments full. What may be there of a record that was being written is nobody's.
 template <Media M>
 bool ValueLog<M>::adopt_tail(std::uint64_t victim, std::uint64_t bytes) {
+  if (!media_ok(media_)) return false;
   std::uint64_t best = kNone;
   std::uint64_t best_used = segment_bytes_;
   for (std::uint64_t s = 0; s < segments_; ++s) {
