@@ -37,8 +37,7 @@ Result<UniqueFd> open_to_read(const std::string& path, std::uint64_t& bytes) {
 
 Result<std::string> read_file(const std::string& path) {
   std::uint64_t bytes = 0;
-  const auto file = open_to_read(path, bytes);
-  if (!file) return tl::unexpected(file.error());
+  DUNNOCK_TRY(const auto file, open_to_read(path, bytes));
   try {
     std::string text;
     text.resize(bytes + 1);  // One more, in which the end is met.
@@ -46,7 +45,7 @@ Result<std::string> read_file(const std::string& path) {
     while (true) {
       // Files of /proc say that they have 0 bytes; and a file may have grown.
       if (done == text.size()) text.resize(done + std::max<std::size_t>(4096, done / 8));
-      const ssize_t got = ::read(file->get(), text.data() + done, std::min<std::size_t>(text.size() - done, 1U << 30));
+      const ssize_t got = ::read(file.get(), text.data() + done, std::min<std::size_t>(text.size() - done, 1U << 30));
       if (got < 0 && errno == EINTR) continue;
       if (got < 0) return system_error("can't read " + path, errno);
       if (got == 0) break;
@@ -63,14 +62,13 @@ Result<std::string> read_file(const std::string& path) {
 
 Result<InputFile> InputFile::open(const std::string& path) {
   std::uint64_t bytes = 0;
-  auto file = open_to_read(path, bytes);
-  if (!file) return tl::unexpected(file.error());
+  DUNNOCK_TRY(auto file, open_to_read(path, bytes));
   MappedFile mapped;
   if (bytes != 0) {
-    mapped = MappedFile(file->get(), bytes, PROT_READ, MAP_SHARED);
+    mapped = MappedFile(file.get(), bytes, PROT_READ, MAP_SHARED);
     if (!mapped) return system_error("can't map " + path, errno);
   }
-  return InputFile(std::move(*file), path, std::move(mapped));
+  return InputFile(std::move(file), path, std::move(mapped));
 }
 
 Status InputFile::read(std::uint64_t at, std::span<std::byte> to) const {

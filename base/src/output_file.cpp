@@ -102,7 +102,7 @@ OutputFile::~OutputFile() {
 }
 
 Status OutputFile::append(std::span<const std::byte> bytes) {
-  if (Status written = write_at(appended_bytes_, bytes); !written) return written;
+  DUNNOCK_TRY(write_at(appended_bytes_, bytes));
   if (!stream_) appended_bytes_ += bytes.size();
   return {};
 }
@@ -136,17 +136,15 @@ Status OutputFile::commit() {
   if (::close(std::exchange(descriptor_, -1)) != 0) return system_error("can't write " + path_, errno);
   // The new name is durable when the folder is.
   const std::string folder = split_path(target_).folder;
-  auto opened = open_folder(folder);
-  if (!opened) return tl::unexpected(opened.error());
-  if (sync_folder(opened->get()) != 0) return system_error("can't write " + folder, errno);
+  DUNNOCK_TRY(auto opened, open_folder(folder));
+  if (sync_folder(opened.get()) != 0) return system_error("can't write " + folder, errno);
   return {};
 }
 
 Status write_output_file(const std::string& path, std::string_view text) {
-  auto output = OutputFile::create(path);
-  if (!output) return tl::unexpected(output.error());
-  if (Status written = output->append(text); !written) return written;
-  return output->commit();
+  DUNNOCK_TRY(auto output, OutputFile::create(path));
+  DUNNOCK_TRY(output.append(text));
+  return output.commit();
 }
 
 }  // namespace dunnock

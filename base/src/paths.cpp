@@ -133,7 +133,7 @@ Status check_output(const std::string& path, OutputKind kind, std::uint64_t byte
     if (const auto at = place_of(path)) place = at->string();
   }
   if (kind == OutputKind::kReplaced || !there) {
-    if (Status tried = try_beside(place); !tried) return tried;
+    DUNNOCK_TRY(try_beside(place));
   }
   struct statvfs disk {};
   const std::string folder = fs::path(place).parent_path().string();

@@ -112,10 +112,9 @@ struct Overlap {
 /// One rank of `options.ranks` that are all alike, simulated. Errors: those of lay_out_buckets() and simulate().
 inline Result<Overlap> simulate_overlap(const BackwardPass& pass, std::size_t value_bytes,
                                         const gpu::BucketOptions& buckets, const gpu::AllReduceOptions& options) {
-  auto layout = gpu::lay_out_buckets(pass.sizes, value_bytes, buckets);
-  if (!layout) return tl::unexpected(layout.error());
+  DUNNOCK_TRY(auto layout, gpu::lay_out_buckets(pass.sizes, value_bytes, buckets));
   gpu::TaskGraph graph;
-  const auto gradients = gpu::add_gradients(graph, *layout);
+  const auto gradients = gpu::add_gradients(graph, layout);
   Overlap overlap;
   gpu::ValueId before = graph.add_value("loss", 0);
   for (const BackwardStep& step : pass.steps) {
@@ -126,15 +125,13 @@ inline Result<Overlap> simulate_overlap(const BackwardPass& pass, std::size_t va
     before = behind;
     overlap.compute_ms += step.cost_us / 1e3;
   }
-  for (const auto& bucket : gpu::add_all_reduces(graph, *layout, gradients, options))
+  for (const auto& bucket : gpu::add_all_reduces(graph, layout, gradients, options))
     overlap.communication_ms += graph.op(bucket.op).cost_us / 1e3;
-  const auto schedule = gpu::overlapped(graph);
-  if (!schedule) return tl::unexpected(schedule.error());
-  const auto timeline = gpu::simulate(graph, *schedule);
-  if (!timeline) return tl::unexpected(timeline.error());
-  overlap.makespan_ms = timeline->makespan_us() / 1e3;
-  overlap.hidden = gpu::hidden_share(graph, *schedule, timeline->makespan_us());
-  overlap.buckets = layout->buckets.size();
+  DUNNOCK_TRY(const auto schedule, gpu::overlapped(graph));
+  DUNNOCK_TRY(const auto timeline, gpu::simulate(graph, schedule));
+  overlap.makespan_ms = timeline.makespan_us() / 1e3;
+  overlap.hidden = gpu::hidden_share(graph, schedule, timeline.makespan_us());
+  overlap.buckets = layout.buckets.size();
   std::size_t last = 0;
   for (const std::size_t gradient : pass.steps.back().gradients) last += pass.sizes[gradient];
   const double exposed_ms = gpu::all_reduce_us(options.link, last * value_bytes, options.ranks) / 1e3;

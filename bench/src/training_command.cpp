@@ -172,9 +172,8 @@ class Timed {
     options.optimizer = {.weight_decay = 0.01F};
     options.window = kWindow;
     auto timed = std::unique_ptr<Timed>(new Timed(one));
-    auto trainer = Trainer::create(gpu::Device::cpu(), options);
-    if (!trainer) return tl::unexpected(trainer.error());
-    timed->trainer_ = std::move(*trainer);
+    DUNNOCK_TRY(auto trainer, Trainer::create(gpu::Device::cpu(), options));
+    timed->trainer_ = std::move(trainer);
     for (int i = 0; i < 2; ++i) (void)timed->window_ms();  // Kernels make their plans.
     return timed;
   }

@@ -52,23 +52,20 @@ Result<std::vector<Communicator>> Communicator::threads(unsigned ranks, const Co
 }
 
 Result<Communicator> Communicator::mpi(const CommunicatorOptions& options) {
-  auto impl = detail::make_mpi(options);
-  if (!impl) return tl::unexpected(impl.error());
-  return Communicator(std::move(*impl));
+  DUNNOCK_TRY(auto impl, detail::make_mpi(options));
+  return Communicator(std::move(impl));
 }
 
 Result<Communicator> Communicator::nccl(Device device, Communicator& others, const CommunicatorOptions& options) {
-  auto impl = detail::make_nccl(device, others, options);
-  if (!impl) return tl::unexpected(impl.error());
-  return Communicator(std::move(*impl));
+  DUNNOCK_TRY(auto impl, detail::make_nccl(device, others, options));
+  return Communicator(std::move(impl));
 }
 
 Result<Communicator> Communicator::split(unsigned color, unsigned key) {
   DUNNOCK_CHECK(color <= INT_MAX, "a color is below 2^31");
   DUNNOCK_CHECK(key <= INT_MAX, "a key is below 2^31");
-  auto impl = impl_->split(color, key);
-  if (!impl) return tl::unexpected(impl.error());
-  return Communicator(std::move(*impl));
+  DUNNOCK_TRY(auto impl, impl_->split(color, key));
+  return Communicator(std::move(impl));
 }
 
 unsigned Communicator::rank() const noexcept { return impl_->rank(); }

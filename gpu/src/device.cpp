@@ -13,9 +13,8 @@ using detail::CachingAllocator;
 Device Device::cpu(unsigned ordinal) { return Device(detail::cpu_driver(ordinal)); }
 
 Result<Device> Device::cuda(unsigned ordinal) {
-  auto driver = detail::cuda_driver(ordinal);
-  if (!driver) return tl::unexpected(driver.error());
-  return Device(**driver);
+  DUNNOCK_TRY(auto driver, detail::cuda_driver(ordinal));
+  return Device(*driver);
 }
 
 unsigned Device::cuda_count() {
@@ -41,9 +40,8 @@ void Device::release_kept_memory() { driver_->allocator().release_kept(); }
 // ----- Event -----------------------------------------------------------------------------------------------------
 
 Result<Event> Event::create(Device device) {
-  auto impl = device.driver().make_event();
-  if (!impl) return tl::unexpected(impl.error());
-  return Event(std::move(*impl));
+  DUNNOCK_TRY(auto impl, device.driver().make_event());
+  return Event(std::move(impl));
 }
 Event::Event(std::unique_ptr<detail::EventImpl> impl) noexcept : impl_(std::move(impl)) {}
 Event::Event(Event&&) noexcept = default;
@@ -66,9 +64,8 @@ void end_stream(std::unique_ptr<detail::StreamImpl>& impl) {
 }  // namespace
 
 Result<Stream> Stream::create(Device device, const StreamOptions& options) {
-  auto impl = device.driver().make_stream(device, options);
-  if (!impl) return tl::unexpected(impl.error());
-  return Stream(std::move(*impl));
+  DUNNOCK_TRY(auto impl, device.driver().make_stream(device, options));
+  return Stream(std::move(impl));
 }
 Stream::Stream(std::unique_ptr<detail::StreamImpl> impl) noexcept : impl_(std::move(impl)) {}
 Stream::Stream(Stream&&) noexcept = default;
@@ -91,11 +88,10 @@ bool Stream::capturing() const { return impl_->capturing(); }
 // ----- Graph -----------------------------------------------------------------------------------------------------
 
 Result<Graph> Graph::capture(Stream& stream, const std::function<void()>& issue) {
-  if (Status begun = stream.impl().begin_capture(); !begun) return tl::unexpected(begun.error());
+  DUNNOCK_TRY(stream.impl().begin_capture());
   issue();
-  auto impl = stream.impl().end_capture();
-  if (!impl) return tl::unexpected(impl.error());
-  return Graph(std::move(*impl));
+  DUNNOCK_TRY(auto impl, stream.impl().end_capture());
+  return Graph(std::move(impl));
 }
 Graph::Graph(std::unique_ptr<detail::GraphImpl> impl) noexcept : impl_(std::move(impl)) {}
 Graph::Graph(Graph&&) noexcept = default;

@@ -46,7 +46,7 @@ Executor::~Executor() = default;
 Result<Executor> Executor::create(Device device, const TaskGraph& graph, const Schedule& schedule,
                                   const ExecutorOptions& options) {
   const auto invalid = [](std::string what) { return make_error(ErrorCode::kInvalidArgument, std::move(what)); };
-  if (const Status valid = validate(graph, schedule); !valid) return tl::unexpected(valid.error());
+  DUNNOCK_TRY(validate(graph, schedule));
   if (options.measures && options.as_graph) return invalid("a recorded graph does not measure its operations");
 
   auto state = std::make_unique<State>();
@@ -57,13 +57,12 @@ Result<Executor> Executor::create(Device device, const TaskGraph& graph, const S
   state->done.resize(graph.ops().size());
   for (std::size_t i = 0; i < schedule.lanes.size(); ++i) {
     if (schedule.lanes[i].rank != options.rank) continue;
-    auto stream = Stream::create(device, {.priority = schedule.lanes[i].priority, .threads = options.threads});
-    if (!stream) return tl::unexpected(stream.error());
-    stream->impl().set_name(schedule.lanes[i].name);
-    state->streams[i].emplace(std::move(*stream));
-    auto event = Event::create(device);
-    if (!event) return tl::unexpected(event.error());
-    state->lane_done.push_back(std::move(*event));
+    DUNNOCK_TRY(auto stream,
+                Stream::create(device, {.priority = schedule.lanes[i].priority, .threads = options.threads}));
+    stream.impl().set_name(schedule.lanes[i].name);
+    state->streams[i].emplace(std::move(stream));
+    DUNNOCK_TRY(auto event, Event::create(device));
+    state->lane_done.push_back(std::move(event));
   }
   std::vector<unsigned> rank_of(graph.ops().size());
   for (const Slot& slot : schedule.slots) rank_of[slot.op] = schedule.lanes[slot.lane].rank;
@@ -75,25 +74,22 @@ Result<Executor> Executor::create(Device device, const TaskGraph& graph, const S
       if (rank_of[op] != options.rank)
         return invalid("operation '" + name + "' waits for '" + graph.op(op).name + "' of another rank");
       if (state->done[op]) continue;
-      auto event = Event::create(device);
-      if (!event) return tl::unexpected(event.error());
-      state->done[op].emplace(std::move(*event));
+      DUNNOCK_TRY(auto event, Event::create(device));
+      state->done[op].emplace(std::move(event));
     }
     if (!options.measures) continue;
     auto begin = Event::create(device);
     auto end = Event::create(device);
-    if (!begin) return tl::unexpected(begin.error());
-    if (!end) return tl::unexpected(end.error());
+    DUNNOCK_TRY(begin);
+    DUNNOCK_TRY(end);
     state->measured.emplace_back(std::move(*begin), std::move(*end));
   }
-  auto begun = Event::create(device);
-  if (!begun) return tl::unexpected(begun.error());
-  state->begun.emplace(std::move(*begun));
+  DUNNOCK_TRY(auto begun, Event::create(device));
+  state->begun.emplace(std::move(begun));
   if (options.as_graph) {
-    auto stream = Stream::create(device);
-    if (!stream) return tl::unexpected(stream.error());
-    auto recorded = Graph::capture(*stream, [&] { state->issue(*stream); });
-    if (!recorded) return tl::unexpected(recorded.error());
+    DUNNOCK_TRY(auto stream, Stream::create(device));
+    auto recorded = Graph::capture(stream, [&] { state->issue(stream); });
+    DUNNOCK_TRY(recorded);
     state->recorded.emplace(std::move(*recorded));
   }
   return Executor(std::move(state));

@@ -42,14 +42,12 @@ Result<BucketLayout> lay_out_buckets(std::span<const std::size_t> sizes, std::si
 template <class T>
 Result<GradientBuckets<T>> GradientBuckets<T>::create(std::span<const std::size_t> sizes, Stream& stream,
                                                       const BucketOptions& options) {
-  auto layout = lay_out_buckets(sizes, sizeof(T), options);
-  if (!layout) return tl::unexpected(layout.error());
-  auto buffer = Buffer<T>::create(layout->size, stream);
-  if (!buffer) return tl::unexpected(buffer.error());
-  fill_bytes(buffer->span(), std::byte{0}, stream);
+  DUNNOCK_TRY(auto layout, lay_out_buckets(sizes, sizeof(T), options));
+  DUNNOCK_TRY(auto buffer, Buffer<T>::create(layout.size, stream));
+  fill_bytes(buffer.span(), std::byte{0}, stream);
   GradientBuckets made;
-  made.layout_ = std::move(*layout);
-  made.buffer_ = std::move(*buffer);
+  made.layout_ = std::move(layout);
+  made.buffer_ = std::move(buffer);
   return made;
 }
 

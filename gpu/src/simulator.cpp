@@ -159,7 +159,7 @@ class Run {
 }  // namespace
 
 Result<Timeline> simulate(const TaskGraph& graph, const Schedule& schedule, const SimulatorOptions& options) {
-  if (const Status valid = validate(graph, schedule); !valid) return tl::unexpected(valid.error());
+  DUNNOCK_TRY(validate(graph, schedule));
   return Run(graph, schedule, options).finish();
 }
 

@@ -201,8 +201,7 @@ class ThreadCommunicator final : public CommunicatorImpl {
     };
     const Post post{reinterpret_cast<const std::byte*>(&mine), nullptr};
     // After an error the end goes, so that the others of the group, should they have theirs, do not wait for it.
-    if (Status met = meet(*job_, rank_, {0, 0, number}, call_of(Call::Kind::kSplit), 2, post, join, nullptr); !met)
-      return tl::unexpected(met.error());
+    DUNNOCK_TRY(meet(*job_, rank_, {0, 0, number}, call_of(Call::Kind::kSplit), 2, post, join, nullptr));
     return end;
   }
 

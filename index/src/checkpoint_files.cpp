@@ -89,15 +89,12 @@ std::vector<TensorSource> SafetensorsFile::sources() const {
 
 Result<SafetensorsWriter> SafetensorsWriter::create(const std::string& path, std::span<const TensorSpec> tensors,
                                                     std::span<const std::pair<std::string, std::string>> notes) {
-  const auto header = safetensors_header(tensors, notes);
-  if (!header) return tl::unexpected(header.error());
-  std::vector<std::uint64_t> begins{header->size()};
+  DUNNOCK_TRY(const auto header, safetensors_header(tensors, notes));
+  std::vector<std::uint64_t> begins{header.size()};
   for (const TensorSpec& spec : tensors) begins.push_back(begins.back() + spec.bytes().value_or(0));
-  auto output = OutputFile::create(path);
-  if (!output) return tl::unexpected(output.error());
-  if (Status written = output->write_at(0, std::as_bytes(std::span(*header))); !written)
-    return tl::unexpected(written.error());
-  return SafetensorsWriter(std::move(*output), std::move(begins));
+  DUNNOCK_TRY(auto output, OutputFile::create(path));
+  DUNNOCK_TRY(output.write_at(0, std::as_bytes(std::span(header))));
+  return SafetensorsWriter(std::move(output), std::move(begins));
 }
 
 Status SafetensorsWriter::write(std::size_t tensor, std::uint64_t offset_bytes, std::span<const std::byte> from) {

@@ -111,9 +111,8 @@ Result<SafetensorsHeader> parse_safetensors_header(std::span<const std::byte> js
       }
       continue;
     }
-    auto entry = parse_entry(name, value);
-    if (!entry) return tl::unexpected(entry.error());
-    header.tensors.push_back(std::move(*entry));
+    DUNNOCK_TRY(auto entry, parse_entry(name, value));
+    header.tensors.push_back(std::move(entry));
   }
   std::sort(header.tensors.begin(), header.tensors.end(), [](const SafetensorsEntry& a, const SafetensorsEntry& b) {
     const std::uint64_t a_bytes = a.spec.bytes().value_or(0), b_bytes = b.spec.bytes().value_or(0);

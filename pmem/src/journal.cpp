@@ -337,7 +337,7 @@ Status replay_journal(std::span<const std::byte> journal, std::uint64_t id, std:
   std::array<Half, 2> halves;
   for (std::size_t i = 0; i < 2; ++i)
     halves[i] = read_half(journal.subspan(kJournalBlock + i * head.half_bytes, head.half_bytes), id);
-  if (Status found = find_needed(halves[0], halves[1], side_journal); !found) return found;
+  DUNNOCK_TRY(find_needed(halves[0], halves[1], side_journal));
   std::map<std::uint64_t, const std::byte*> lines;  // the last of each
   for (const Half& half : halves) {
     for (const Half::Group& group : half.groups) {

@@ -90,8 +90,8 @@ struct Pool::Impl {
   std::optional<detail::PoolGuard> guard;
   std::mutex catalog_mutex;
   std::mutex creation_mutex;  // Held by PendingRegions while it lives; taken before the catalog's.
-  std::mutex allocating;  // Held by the fence that allocates the journal; taken after catalog_mutex.
-  Status closed_with;     // what close() has answered
+  std::mutex allocating;      // Held by the fence that allocates the journal; taken after catalog_mutex.
+  Status closed_with;         // what close() has answered
 
   ~Impl() { (void)close(); }
 
@@ -279,15 +279,14 @@ Result<Pool> Pool::create_unnamed(const std::string& path, const PoolOptions& op
     return make_error(ErrorCode::kInvalidArgument, "a pool has at least " + std::to_string(PMEMOBJ_MIN_POOL) +
                                                        " bytes, not " + std::to_string(options.bytes));
   }
-  if (Status fine = check_journal_bytes(options.journal_bytes); !fine) return tl::unexpected(fine.error());
+  DUNNOCK_TRY(check_journal_bytes(options.journal_bytes));
   const auto forks_kept_out = detail::PoolGuard::keep_forks_out();
-  auto file = detail::PoolFile::create(path, options.bytes / 4096 * 4096, options.mode);
-  if (!file) return tl::unexpected(file.error());
-  auto impl = std::make_unique<Impl>(std::move(*file));
-  impl->handle = pmemobj_create(impl->file->self().c_str(), detail::kPoolLayout, 0, 0600);
+  DUNNOCK_TRY(auto file, detail::PoolFile::create(path, options.bytes / 4096 * 4096, options.mode));
+  auto impl = std::make_unique<Impl>(std::move(file));
+  impl->handle = pmemobj_create(impl->file.self().c_str(), detail::kPoolLayout, 0, 0600);
   if (impl->handle == nullptr) return system_error("can't create a pool in " + path, errno);
   impl->base = reinterpret_cast<std::byte*>(impl->handle);
-  if (Status fine = check_libpmemobj(*impl->file, impl->handle); !fine) return tl::unexpected(fine.error());
+  DUNNOCK_TRY(check_libpmemobj(*impl->file, impl->handle));
   const PMEMoid oid = pmemobj_root(impl->handle, sizeof(PoolRoot));
   if (OID_IS_NULL(oid)) return system_error("can't create the root of " + path, errno);
   DUNNOCK_CHECK(oid.off / 512 == (oid.off + sizeof(detail::PoolHead) - 1) / 512, "the root's head lies in one sector");
@@ -299,7 +298,7 @@ Result<Pool> Pool::create_unnamed(const std::string& path, const PoolOptions& op
   pmemobj_persist(impl->handle, root, sizeof root->head);
   root->head.magic = detail::kPoolMagic;
   pmemobj_persist(impl->handle, &root->head.magic, sizeof root->head.magic);
-  if (Status shared = impl->check_mapping(oid.off); !shared) return tl::unexpected(shared.error());
+  DUNNOCK_TRY(impl->check_mapping(oid.off));
   impl->root = root;
   impl->root_offset = oid.off;
   impl->journal_bytes = options.journal_bytes;
@@ -310,21 +309,20 @@ Result<Pool> Pool::create_unnamed(const std::string& path, const PoolOptions& op
 Status Pool::remove(const std::string& path) { return detail::PoolFile::remove(path); }
 
 Result<Pool> Pool::open(const std::string& path, const OpenOptions& options) {
-  if (Status fine = check_journal_bytes(options.journal_bytes); !fine) return tl::unexpected(fine.error());
+  DUNNOCK_TRY(check_journal_bytes(options.journal_bytes));
   const auto forks_kept_out = detail::PoolGuard::keep_forks_out();
-  auto file = detail::PoolFile::open(path, detail::PoolAccess::kWrite);
-  if (!file) return tl::unexpected(file.error());
-  if (Status filled = file->fill_holes(); !filled) return tl::unexpected(filled.error());
-  const std::optional<detail::FoundHead> found = file->read_head();
+  DUNNOCK_TRY(auto file, detail::PoolFile::open(path, detail::PoolAccess::kWrite));
+  DUNNOCK_TRY(file.fill_holes());
+  const std::optional<detail::FoundHead> found = file.read_head();
   if (found) {
-    if (Status fine = file->check_head(*found); !fine) return tl::unexpected(fine.error());
-    if (Status recovered = file->recover(*found); !recovered) return tl::unexpected(recovered.error());
+    DUNNOCK_TRY(file.check_head(*found));
+    DUNNOCK_TRY(file.recover(*found));
   }
   // Its name must survive a power failure, too: whoever gave it may have died before that was so.
   if (auto folder = open_folder(split_path(path).folder); folder && sync_folder(folder->get()) != 0)
     return system_error("can't sync the folder of " + path, errno);
-  auto impl = std::make_unique<Impl>(std::move(*file));
-  impl->handle = pmemobj_open(impl->file->self().c_str(), detail::kPoolLayout);
+  auto impl = std::make_unique<Impl>(std::move(file));
+  impl->handle = pmemobj_open(impl->file.self().c_str(), detail::kPoolLayout);
   if (impl->handle == nullptr) {
     const int error = errno;
     const std::string reason = pmemobj_errormsg();
@@ -339,7 +337,7 @@ Result<Pool> Pool::open(const std::string& path, const OpenOptions& options) {
     return system_error("can't open the pool " + path, error);
   }
   impl->base = reinterpret_cast<std::byte*>(impl->handle);
-  if (Status fine = check_libpmemobj(*impl->file, impl->handle); !fine) return tl::unexpected(fine.error());
+  DUNNOCK_TRY(check_libpmemobj(*impl->file, impl->handle));
   if (pmemobj_root_size(impl->handle) != sizeof(PoolRoot)) {
     return make_error(ErrorCode::kNotADunnockPool, path + " is a libpmemobj pool, but its root is not ours");
   }
@@ -351,9 +349,9 @@ Result<Pool> Pool::open(const std::string& path, const OpenOptions& options) {
     return make_error(ErrorCode::kNotADunnockPool,
                       path + " was never finished or is not ours: the root's magic word is missing");
   }
-  if (Status shared = impl->check_mapping(oid.off); !shared) return tl::unexpected(shared.error());
+  DUNNOCK_TRY(impl->check_mapping(oid.off));
   auto* root = static_cast<PoolRoot*>(pmemobj_direct(oid));
-  if (Status fine = impl->check_catalog(*root); !fine) return tl::unexpected(fine.error());
+  DUNNOCK_TRY(impl->check_catalog(*root));
   impl->root = root;
   impl->root_offset = oid.off;
   impl->journal_bytes = options.journal_bytes;
@@ -376,28 +374,27 @@ Result<Pool> Pool::Impl::open_to_read(const std::string& path, bool beside_write
   const auto forks_kept_out = detail::PoolGuard::keep_forks_out();
   auto alone = detail::PoolFile::open(path, detail::PoolAccess::kRead);
   const bool is_beside_writer = !alone && beside_writer && alone.error().code == ErrorCode::kAlreadyOpen;
-  auto file = is_beside_writer ? detail::PoolFile::open(path, detail::PoolAccess::kLook) : std::move(alone);
-  if (!file) return tl::unexpected(file.error());
-  const std::optional<detail::FoundHead> found = file->read_head();
+  DUNNOCK_TRY(auto file, is_beside_writer ? detail::PoolFile::open(path, detail::PoolAccess::kLook) : std::move(alone));
+  const std::optional<detail::FoundHead> found = file.read_head();
   if (!found)
     return make_error(ErrorCode::kNotADunnockPool,
                       path + " was never finished or is not ours: the root's magic word is missing");
-  if (Status fine = file->check_head(*found); !fine) return tl::unexpected(fine.error());
-  auto impl = std::make_unique<Impl>(std::move(*file));
-  impl->mapped = MappedFile(impl->file->fd(), impl->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE);
+  DUNNOCK_TRY(file.check_head(*found));
+  auto impl = std::make_unique<Impl>(std::move(file));
+  impl->mapped = MappedFile(impl->file.fd(), impl->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE);
   if (!impl->mapped) return system_error("can't map " + path, errno);
   impl->base = impl->mapped.bytes().data();
   impl->is_read_only = true;
   impl->is_beside_writer = is_beside_writer;
   // A writer that is at work has everything in the pages.
   if (!is_beside_writer) {
-    Status replayed = impl->file->replay(*found, [&](std::uint64_t offset, const std::uint64_t* words) {
+    Status replayed = impl->file.replay(*found, [&](std::uint64_t offset, const std::uint64_t* words) {
       std::memcpy(impl->base + offset, words, kLineBytes);
     });
-    if (!replayed) return tl::unexpected(replayed.error());
+    DUNNOCK_TRY(replayed);
   }
   auto* root = reinterpret_cast<PoolRoot*>(impl->base + found->root_offset);
-  if (Status fine = impl->check_catalog(*root); !fine) return tl::unexpected(fine.error());
+  DUNNOCK_TRY(impl->check_catalog(*root));
   impl->root = root;
   impl->root_offset = found->root_offset;
   impl->start(forks_kept_out, false, true);
@@ -408,37 +405,34 @@ Result<Pool> Pool::open_read_only(const std::string& path) { return Impl::open_t
 Result<Pool> Pool::look(const std::string& path) { return Impl::open_to_read(path, true); }
 
 Status Pool::copy(const std::string& from, const std::string& to) {
-  auto file = detail::PoolFile::open(from, detail::PoolAccess::kRead);
-  if (!file) return tl::unexpected(file.error());
-  const std::optional<detail::FoundHead> found = file->read_head();
+  DUNNOCK_TRY(auto file, detail::PoolFile::open(from, detail::PoolAccess::kRead));
+  const std::optional<detail::FoundHead> found = file.read_head();
   if (!found) return make_error(ErrorCode::kNotADunnockPool, from + " was never finished or is not ours");
-  if (Status fine = file->check_head(*found); !fine) return fine;
+  DUNNOCK_TRY(file.check_head(*found));
   // In version 2 a crashed pool is not one file.
   if (found->head.format_version == detail::kSideJournalVersion && found->head.sealed == 0 && found->head.journal != 0)
     return make_error(ErrorCode::kWrongVersion,
                       from + " has pool format version 2 and was not closed: open it for writing once, then copy it");
-  auto copy = detail::PoolFile::create_like(to, *file);
-  if (!copy) return tl::unexpected(copy.error());
+  DUNNOCK_TRY(auto copy, detail::PoolFile::create_like(to, file));
   FileSystem& files = file_system();
   std::vector<std::byte> piece(1 << 20);
-  for (std::uint64_t at = 0; at < file->bytes();) {
-    const ssize_t got = pread(file->fd(), piece.data(), std::min<std::uint64_t>(piece.size(), file->bytes() - at),
+  for (std::uint64_t at = 0; at < file.bytes();) {
+    const ssize_t got = pread(file.fd(), piece.data(), std::min<std::uint64_t>(piece.size(), file.bytes() - at),
                               static_cast<off_t>(at));
     if (got < 0 && errno == EINTR) continue;
     if (got <= 0) return system_error("can't read " + from, got == 0 ? EIO : errno);
-    if (!files.pwrite(copy->fd(), piece.data(), static_cast<std::size_t>(got), at))
+    if (!files.pwrite(copy.fd(), piece.data(), static_cast<std::size_t>(got), at))
       return system_error("can't write to " + to, errno);
     at += static_cast<std::uint64_t>(got);
   }
-  return copy->publish();
+  return copy.publish();
 }
 
 Status Pool::copy_to(const std::string& path) const {
   Impl& impl = *impl_;
   if (impl.is_read_only) return copy(impl.file->self(), path);
-  if (Status fine = impl.status(); !fine) return fine;
-  auto copy = detail::PoolFile::create_like(path, *impl.file);
-  if (!copy) return tl::unexpected(copy.error());
+  DUNNOCK_TRY(impl.status());
+  DUNNOCK_TRY(auto copy, detail::PoolFile::create_like(path, *impl.file));
   const std::lock_guard catalog(impl.catalog_mutex);
   // The journal's own extent is no part of the copy; it is only where it is once nobody allocates it any more.
   const std::lock_guard allocating(impl.allocating);
@@ -453,7 +447,7 @@ Status Pool::copy_to(const std::string& path) const {
       const std::uint64_t length = std::min<std::uint64_t>(piece.size(), end - from);
       for (std::uint64_t at = 0; at < length; at += kLineBytes)
         detail::copy_line(impl.base + from + at, reinterpret_cast<std::uint64_t*>(piece.data() + at));
-      fine = file_system().pwrite(copy->fd(), piece.data(), length, from);
+      fine = file_system().pwrite(copy.fd(), piece.data(), length, from);
       from += length;
     }
   };
@@ -470,13 +464,13 @@ Status Pool::copy_to(const std::string& path) const {
                  (range.offset + range.bytes + kLineBytes - 1) / kLineBytes * kLineBytes);
   });
   if (!fine) return system_error("can't write to " + path, errno);
-  if (Status still = impl.status(); !still) return still;
+  DUNNOCK_TRY(impl.status());
   // All its lines are in its pages.
   detail::PoolHead head = impl.root->head;
   head.sealed = head.seal = head.journal = 0;
-  if (!file_system().pwrite(copy->fd(), &head, sizeof head, impl.root_offset))
+  if (!file_system().pwrite(copy.fd(), &head, sizeof head, impl.root_offset))
     return system_error("can't write to " + path, errno);
-  return copy->publish();
+  return copy.publish();
 }
 
 Status Pool::close() { return impl_->close(); }
@@ -519,10 +513,9 @@ Result<std::vector<CatalogEntry*>> Pool::Impl::choose_entries(std::span<const Re
 
 /// All regions in this state, or none.
 Result<std::vector<Region>> Pool::Impl::allocate(std::span<const RegionSpec> specs, detail::CatalogState state) {
-  if (Status fine = writable(); !fine) return tl::unexpected(fine.error());
-  const auto chosen = choose_entries(specs);
-  if (!chosen) return tl::unexpected(chosen.error());
-  const std::vector<CatalogEntry*>& entries = *chosen;
+  DUNNOCK_TRY(writable());
+  DUNNOCK_TRY(const auto chosen, choose_entries(specs));
+  const std::vector<CatalogEntry*>& entries = chosen;
 
   // Reserved memory exists only in this process until it is published together with the entries' states.
   std::vector<pobj_action> actions;
@@ -565,10 +558,10 @@ Result<std::vector<Region>> Pool::Impl::allocate(std::span<const RegionSpec> spe
 /// All of them, or none.
 Status Pool::Impl::free_regions(std::span<CatalogEntry* const> entries) {
   if (entries.empty()) return {};
-  if (Status fine = writable(); !fine) return fine;
+  DUNNOCK_TRY(writable());
   // What the journal has of them must not come back over what libpmemobj writes there.
   if (sync->has_journal()) sync->write_back_all();
-  if (Status fine = status(); !fine) return fine;
+  DUNNOCK_TRY(status());
   std::vector<pobj_action> actions;
   const std::uint64_t uuid = pmemobj_oid(root).pool_uuid_lo;
   for (CatalogEntry* entry : entries) {
@@ -652,7 +645,7 @@ Status PendingRegions::finish(const Status& formatted) {
   DUNNOCK_CHECK(turn_.owns_lock(), "a creation is finished once");
   if (!formatted) return formatted;
   Pool::Impl& impl = *pool_->impl_;
-  if (Status fine = impl.writable(); !fine) return fine;
+  DUNNOCK_TRY(impl.writable());
   {
     const std::lock_guard guard(impl.catalog_mutex);
     std::vector<pobj_action> actions;

@@ -154,7 +154,7 @@ Result<PoolFile> PoolFile::open(const std::string& path, PoolAccess access) {
   if (!S_ISREG(info.st_mode) && !S_ISCHR(info.st_mode))
     return make_error(ErrorCode::kNotADunnockPool, path + " is not a file");
   PoolFile file(std::move(fd), path);
-  if (Status locked = file.lock(access); !locked) return tl::unexpected(locked.error());
+  DUNNOCK_TRY(file.lock(access));
   // What was read before the lock was held says nothing.
   if (fstat(file.fd(), &info) != 0) return system_error("can't open " + path, errno);
   if (write && info.st_nlink == 0)
@@ -171,31 +171,30 @@ Result<PoolFile> PoolFile::open(const std::string& path, PoolAccess access) {
 
 Result<PoolFile> PoolFile::create(const std::string& path, std::uint64_t bytes, mode_t mode) {
   const auto [folder_path, name] = split_path(path);
-  auto folder = open_folder(folder_path);
-  if (!folder) return tl::unexpected(folder.error());
+  DUNNOCK_TRY(auto folder, open_folder(folder_path));
   struct stat info {};
-  if (name.empty() || fstatat(folder->get(), name.c_str(), &info, AT_SYMLINK_NOFOLLOW) == 0)
+  if (name.empty() || fstatat(folder.get(), name.c_str(), &info, AT_SYMLINK_NOFOLLOW) == 0)
     return system_error("can't create a pool in " + path, EEXIST);
   FileSystem& files = file_system();
-  UniqueFd fd(files.open(folder->get(), ".", O_TMPFILE | O_RDWR, mode));
+  UniqueFd fd(files.open(folder.get(), ".", O_TMPFILE | O_RDWR, mode));
   std::string unfinished_name;
   if (!fd && (errno == EOPNOTSUPP || errno == EISDIR || errno == ENOENT)) {
     // This file system knows no file without a name.
     unfinished_name = name + ".new";
-    if (!remove_unfinished(folder->get(), unfinished_name)) {
+    if (!remove_unfinished(folder.get(), unfinished_name)) {
       if (errno == EWOULDBLOCK) return make_error(ErrorCode::kAlreadyOpen, "another process is creating " + path);
       return system_error("can't remove " + path + ".new", errno);
     }
-    fd = UniqueFd(files.open(folder->get(), unfinished_name.c_str(), O_CREAT | O_EXCL | O_RDWR | O_NOFOLLOW, mode));
+    fd = UniqueFd(files.open(folder.get(), unfinished_name.c_str(), O_CREAT | O_EXCL | O_RDWR | O_NOFOLLOW, mode));
     if (!fd && errno == EEXIST) return make_error(ErrorCode::kAlreadyOpen, "another process is creating " + path);
   }
   if (!fd) return system_error("can't create a pool in " + path, errno);
   PoolFile file(std::move(fd), path);
-  file.folder_ = std::move(*folder);
+  file.folder_ = std::move(folder);
   file.name_ = name;
   file.has_name_ = false;
   file.unfinished_name_ = std::move(unfinished_name);
-  if (Status locked = file.lock(PoolAccess::kWrite); !locked) return tl::unexpected(locked.error());
+  DUNNOCK_TRY(file.lock(PoolAccess::kWrite));
   if (files.truncate(file.fd(), bytes) != 0 || files.allocate(file.fd(), 0, bytes) != 0)
     return system_error("can't create a pool in " + path, errno);
   file.bytes_ = bytes;
@@ -238,9 +237,8 @@ Status PoolFile::publish() {
 
 Status PoolFile::remove(const std::string& path) {
   const auto [folder_path, name] = split_path(path);
-  auto folder = open_folder(folder_path);
-  if (!folder) return tl::unexpected(folder.error());
-  UniqueFd fd(openat(folder->get(), name.c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW));
+  DUNNOCK_TRY(auto folder, open_folder(folder_path));
+  UniqueFd fd(openat(folder.get(), name.c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW));
   const auto refuse = [&path](int error) { return system_error("can't remove " + path, error); };
   if (!fd) {
     if (errno != EACCES && errno != EROFS) {
@@ -248,7 +246,7 @@ Status PoolFile::remove(const std::string& path) {
                  ? Status(make_error(ErrorCode::kNotADunnockPool, path + " is not a file"))
                  : Status(refuse(errno));
     }
-    fd = UniqueFd(openat(folder->get(), name.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW));
+    fd = UniqueFd(openat(folder.get(), name.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW));
     if (!fd) return refuse(errno);
   }
   PoolFile file(std::move(fd), path);
@@ -260,13 +258,13 @@ Status PoolFile::remove(const std::string& path) {
     return make_error(ErrorCode::kNotADunnockPool, path + " does not start like a libpmemobj pool");
   // A description for reading can't hold a writer's lock; a reader's keeps writers away as well.
   const bool may_write = (fcntl(file.fd(), F_GETFL) & O_ACCMODE) == O_RDWR;
-  if (Status locked = file.lock(may_write ? PoolAccess::kWrite : PoolAccess::kRead); !locked) return locked;
-  if (!is_named(folder->get(), name, file.fd()))
+  DUNNOCK_TRY(file.lock(may_write ? PoolAccess::kWrite : PoolAccess::kRead));
+  if (!is_named(folder.get(), name, file.fd()))
     return make_error(ErrorCode::kNotFound, path + " was removed or replaced in the meantime");
   const std::optional<FoundHead> found = file.read_head();
-  if (file_system().unlink(folder->get(), name.c_str()) != 0) return refuse(errno);
-  if (found) remove_side_journal(folder->get(), name, found->head);
-  if (sync_folder(folder->get()) != 0) return refuse(errno);
+  if (file_system().unlink(folder.get(), name.c_str()) != 0) return refuse(errno);
+  if (found) remove_side_journal(folder.get(), name, found->head);
+  if (sync_folder(folder.get()) != 0) return refuse(errno);
   return {};
 }
 

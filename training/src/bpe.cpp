@@ -160,9 +160,8 @@ Result<std::vector<std::string>> read_vocabulary(std::string_view json) {
   if (!Json::sax_parse(json.begin(), json.end(), &reader))
     return corrupt("not a vocabulary: " + reader.what_is_wrong());
   auto& entries = reader.entries();
-  const auto size = vocabulary_size(entries);
-  if (!size) return tl::unexpected(size.error());
-  std::vector<std::string> bytes(*size);
+  DUNNOCK_TRY(const auto size, vocabulary_size(entries));
+  std::vector<std::string> bytes(size);
   for (const auto& [text, number] : entries) {
     if (!bytes[number].empty()) return corrupt("not a vocabulary: two tokens are number " + std::to_string(number));
     auto decoded = from_visible(text);
@@ -196,9 +195,8 @@ Result<Bpe> Bpe::of_vocabulary(std::vector<std::string> bytes) {
 }
 
 Result<Bpe> Bpe::parse_vocabulary(std::string_view json) {
-  auto bytes = read_vocabulary(json);
-  if (!bytes) return tl::unexpected(bytes.error());
-  auto bpe = of_vocabulary(std::move(*bytes));
+  DUNNOCK_TRY(auto bytes, read_vocabulary(json));
+  auto bpe = of_vocabulary(std::move(bytes));
   if (bpe) bpe->index_merges();
   return bpe;
 }
@@ -246,18 +244,16 @@ Result<Bpe::Merge> Bpe::pair_of(std::string_view left, std::string_view right) c
 Result<Bpe> Bpe::parse(const Texts& texts) {
   auto bpe = parse_vocabulary(texts.vocabulary);
   if (!bpe) return bpe;
-  if (Status added = bpe->add_merges(texts.merges); !added) return tl::unexpected(added.error());
+  DUNNOCK_TRY(bpe->add_merges(texts.merges));
   return bpe;
 }
 
 Result<Bpe> Bpe::load(const Paths& paths) {
-  const auto vocabulary = read_file(paths.vocabulary);
-  if (!vocabulary) return tl::unexpected(vocabulary.error());
-  const auto merges = read_file(paths.merges);
-  if (!merges) return tl::unexpected(merges.error());
-  auto bpe = parse_vocabulary(*vocabulary);
+  DUNNOCK_TRY(const auto vocabulary, read_file(paths.vocabulary));
+  DUNNOCK_TRY(const auto merges, read_file(paths.merges));
+  auto bpe = parse_vocabulary(vocabulary);
   if (!bpe) return make_error(bpe.error().code, paths.vocabulary + ": " + bpe.error().message);
-  if (Status added = bpe->add_merges(*merges); !added)
+  if (Status added = bpe->add_merges(merges); !added)
     return make_error(added.error().code, paths.merges + ": " + added.error().message);
   return bpe;
 }
@@ -280,7 +276,7 @@ std::string Bpe::merges_text() const {
 }
 
 Status Bpe::save(const Paths& paths) const {
-  if (auto written = write_output_file(paths.vocabulary, vocabulary_json()); !written) return written;
+  DUNNOCK_TRY(write_output_file(paths.vocabulary, vocabulary_json()));
   return write_output_file(paths.merges, merges_text());
 }
 
@@ -589,13 +585,13 @@ class Bpe::JsonReader {
     if (!file_.is_object()) return corrupt("it is not an object");
     constexpr std::string_view kMembers[] = {"version",       "truncation",     "padding", "added_tokens", "normalizer",
                                              "pre_tokenizer", "post_processor", "decoder", "model"};
-    if (Status known = only(file_, kMembers, ""); !known) return tl::unexpected(known.error());
+    DUNNOCK_TRY(only(file_, kMembers, ""));
     if (const Json& version = member(file_, "version"); !version.is_null() && version != "1.0")
       return unsupported("version", version);
     for (const auto& read_part : {&JsonReader::read_limits, &JsonReader::read_pre_tokenizer,
                                   &JsonReader::read_post_processor, &JsonReader::read_decoder, &JsonReader::read_model,
                                   &JsonReader::read_vocabulary, &JsonReader::read_merges, &JsonReader::read_added}) {
-      if (Status done = (this->*read_part)(); !done) return tl::unexpected(done.error());
+      DUNNOCK_TRY((this->*read_part)());
     }
     return std::move(bpe_);
   }
@@ -656,13 +652,11 @@ class Bpe::JsonReader {
     const Json& part = alone(member(file_, "pre_tokenizer"), "pretokenizers");
     if (type_of(part) != "ByteLevel") return unsupported("pre_tokenizer", part);
     constexpr std::string_view kMembers[] = {"type", "add_prefix_space", "trim_offsets", "use_regex"};
-    if (Status known = only(part, kMembers, "pre_tokenizer."); !known) return known;
-    const auto space = flag(part, "add_prefix_space", true, "pre_tokenizer.");
-    if (!space) return tl::unexpected(space.error());
-    const auto pieces = flag(part, "use_regex", true, "pre_tokenizer.");
-    if (!pieces) return tl::unexpected(pieces.error());
-    bpe_.adds_space_ = *space;
-    bpe_.whole_texts_ = !*pieces;
+    DUNNOCK_TRY(only(part, kMembers, "pre_tokenizer."));
+    DUNNOCK_TRY(const auto space, flag(part, "add_prefix_space", true, "pre_tokenizer."));
+    DUNNOCK_TRY(const auto pieces, flag(part, "use_regex", true, "pre_tokenizer."));
+    bpe_.adds_space_ = space;
+    bpe_.whole_texts_ = !pieces;
     return {};
   }
 
@@ -673,7 +667,7 @@ class Bpe::JsonReader {
     if (part.is_null() || type == "ByteLevel") return {};
     if (type == "Sequence" && member(part, "processors").is_array()) {
       for (const Json& one : member(part, "processors")) {
-        if (Status sound = check_post_processor(one); !sound) return sound;
+        DUNNOCK_TRY(check_post_processor(one));
       }
       return {};
     }
@@ -704,7 +698,7 @@ class Bpe::JsonReader {
                                              "ignore_merges",
                                              "vocab",
                                              "merges"};
-    if (Status known = only(model, kMembers, "model."); !known) return known;
+    DUNNOCK_TRY(only(model, kMembers, "model."));
     if (const Json& dropout = member(model, "dropout"); !dropout.is_null() && dropout != 0)
       return unsupported("model.dropout", dropout);
     for (const char* name : {"continuing_subword_prefix", "end_of_word_suffix"}) {
@@ -712,9 +706,8 @@ class Bpe::JsonReader {
         return unsupported(std::string("model.") + name, text);
     }
     // Of a vocabulary that has every byte nothing is unknown, so unk_token, fuse_unk and byte_fallback say nothing.
-    const auto ignores = flag(model, "ignore_merges", false, "model.");
-    if (!ignores) return tl::unexpected(ignores.error());
-    bpe_.ignores_merges_ = *ignores;
+    DUNNOCK_TRY(const auto ignores, flag(model, "ignore_merges", false, "model."));
+    bpe_.ignores_merges_ = ignores;
     return {};
   }
 
@@ -726,10 +719,9 @@ class Bpe::JsonReader {
       if (!number.is_number_unsigned()) return corrupt("\"model.vocab\" gives '" + text + "' no number");
       entries.emplace_back(text, number.get<std::uint64_t>());
     }
-    const auto size = vocabulary_size(entries);
-    if (!size) return tl::unexpected(size.error());
-    std::vector<std::string> bytes(*size);
-    std::vector<bool> taken(*size);
+    DUNNOCK_TRY(const auto size, vocabulary_size(entries));
+    std::vector<std::string> bytes(size);
+    std::vector<bool> taken(size);
     for (const auto& [text, number] : entries) {
       if (taken[number]) return corrupt("two tokens are number " + std::to_string(number));
       taken[number] = true;
@@ -741,11 +733,10 @@ class Bpe::JsonReader {
         foreign_.emplace_back(text, static_cast<std::int32_t>(number));  // An added token may be it.
       }
     }
-    auto made = of_vocabulary(std::move(bytes));
-    if (!made) return tl::unexpected(made.error());
-    bpe_.bytes_ = std::move(made->bytes_);
-    bpe_.tokens_ = std::move(made->tokens_);
-    bpe_.byte_tokens_ = made->byte_tokens_;
+    DUNNOCK_TRY(auto made, of_vocabulary(std::move(bytes)));
+    bpe_.bytes_ = std::move(made.bytes_);
+    bpe_.tokens_ = std::move(made.tokens_);
+    bpe_.byte_tokens_ = made.byte_tokens_;
     return {};
   }
 
@@ -798,7 +789,7 @@ class Bpe::JsonReader {
       constexpr std::string_view kMembers[] = {"id",     "content", "single_word", "lstrip",
                                                "rstrip", "special", "normalized"};
       if (!one.is_object()) return corrupt("an added token is not an object");
-      if (Status known = only(one, kMembers, "added_tokens."); !known) return known;
+      DUNNOCK_TRY(only(one, kMembers, "added_tokens."));
       const Json& content = member(one, "content");
       const Json& id = member(one, "id");
       if (!content.is_string() || content == "") return corrupt("an added token has no content");
@@ -869,9 +860,8 @@ Result<Bpe> Bpe::parse_json(std::string_view text) {
 }
 
 Result<Bpe> Bpe::load_json(const std::string& path) {
-  const auto text = read_file(path);
-  if (!text) return tl::unexpected(text.error());
-  auto bpe = parse_json(*text);
+  DUNNOCK_TRY(const auto text, read_file(path));
+  auto bpe = parse_json(text);
   if (!bpe) return make_error(bpe.error().code, path + ": " + bpe.error().message);
   return bpe;
 }

@@ -56,8 +56,7 @@ Status on_first(gpu::Communicator* world, const std::function<Status()>& work) {
   constexpr std::chrono::milliseconds kRound{20};
   if (world == nullptr) return work();
   const bool works = world->rank() == 0;
-  auto stream = gpu::Stream::create(gpu::Device::cpu());
-  if (!stream) return tl::unexpected(stream.error());
+  DUNNOCK_TRY(auto stream, gpu::Stream::create(gpu::Device::cpu()));
   std::future<Status> result;
   if (works) result = std::async(std::launch::async, work);
   Status status;
@@ -77,8 +76,8 @@ Status on_first(gpu::Communicator* world, const std::function<Status()>& work) {
         status.error().message.copy(words.message, sizeof(words.message) - 1);
       }
     }
-    world->broadcast<std::byte>({reinterpret_cast<std::byte*>(&words), sizeof(words)}, 0, *stream);
-    if (Status told = stream->synchronize(); !told) return told;
+    world->broadcast<std::byte>({reinterpret_cast<std::byte*>(&words), sizeof(words)}, 0, stream);
+    DUNNOCK_TRY(stream.synchronize());
   }
   if (words.failed != 0 && !works) return make_error(static_cast<ErrorCode>(words.code), words.message);
   return status;
@@ -87,17 +86,16 @@ Status on_first(gpu::Communicator* world, const std::function<Status()>& work) {
 /// Bytes of rank 0 to all; the others have room for as many.
 Status tell(gpu::Communicator* world, std::span<std::byte> bytes) {
   if (world == nullptr) return {};
-  auto stream = gpu::Stream::create(gpu::Device::cpu());
-  if (!stream) return tl::unexpected(stream.error());
-  world->broadcast<std::byte>({bytes.data(), bytes.size()}, 0, *stream);
-  return stream->synchronize();
+  DUNNOCK_TRY(auto stream, gpu::Stream::create(gpu::Device::cpu()));
+  world->broadcast<std::byte>({bytes.data(), bytes.size()}, 0, stream);
+  return stream.synchronize();
 }
 Status tell(gpu::Communicator* world, std::uint64_t& word) {
   return tell(world, std::as_writable_bytes(std::span(&word, 1)));
 }
 Status tell(gpu::Communicator* world, std::string& text) {
   std::uint64_t size = text.size();
-  if (Status told = tell(world, size); !told) return told;
+  DUNNOCK_TRY(tell(world, size));
   text.resize(size);
   return size == 0 ? Status() : tell(world, std::as_writable_bytes(std::span(text)));
 }
@@ -177,9 +175,8 @@ class DiskOf final : public Checkpoints::Impl::Disk {
     store_.close();
   }
   Status start(const SaverOptions& options) {
-    auto saver = CheckpointSaver<M>::create(store_, options);
-    if (!saver) return tl::unexpected(saver.error());
-    saver_ = std::move(*saver);
+    DUNNOCK_TRY(auto saver, CheckpointSaver<M>::create(store_, options));
+    saver_ = std::move(saver);
     retention_ = options.retention;
     return {};
   }
@@ -191,8 +188,7 @@ class DiskOf final : public Checkpoints::Impl::Disk {
   }
 
   Status restore(std::uint64_t version, std::span<const TensorSink> sinks) const override {
-    const auto restored = store_.restore(kRun, version, sinks);
-    if (!restored) return tl::unexpected(restored.error());
+    DUNNOCK_TRY(const auto restored, store_.restore(kRun, version, sinks));
     return {};
   }
   PendingSave save(std::uint64_t version, std::vector<TensorSource> sources, CheckpointNotes notes) override {
@@ -204,7 +200,7 @@ class DiskOf final : public Checkpoints::Impl::Disk {
     const std::vector<CheckpointInfo> all = store_.list(kRun);
     for (auto newest = all.rbegin(); newest != all.rend(); ++newest) {
       if (newest->version == kLatestVersion || newest->version <= version) continue;
-      if (Status removed = store_.remove(kRun, newest->version); !removed) return removed;
+      DUNNOCK_TRY(store_.remove(kRun, newest->version));
     }
     store_.forget_damaged();
     retain();
@@ -291,34 +287,32 @@ Status Checkpoints::Impl::open(const CheckpointsOptions& options) {
       if (options.media) {
         kind = *options.media;
       } else {
-        const auto detected = detect_media(pool);
-        if (!detected) return tl::unexpected(detected.error());
-        kind = detected->kind;
+        DUNNOCK_TRY(const auto detected, detect_media(pool));
+        kind = detected.kind;
       }
       return with_media(pool, kind, use);
     };
     const auto make_store = [&](Pool& pool) -> Status {
       return with_its_media(pool, [&]<class M>(M media) -> Status {
-        auto store = CheckpointStore<M>::create(pool, kStore, store_options, media);
-        if (!store) return tl::unexpected(store.error());
-        store->close();
+        DUNNOCK_TRY(auto store, CheckpointStore<M>::create(pool, kStore, store_options, media));
+        store.close();
         return {};
       });
     };
     if (!there) {  // Sizes that can't be are refused before a file is made.
-      if (Status valid = CheckpointStore<FileMedia>::check_options(store_options); !valid) return valid;
+      DUNNOCK_TRY(CheckpointStore<FileMedia>::check_options(store_options));
     }
-    auto pool = there ? Pool::open(options.path)
-                      : Pool::create_with(options.path,
-                                          {.bytes = CheckpointStore<FileMedia>::pool_bytes(store_options)}, make_store);
-    if (!pool) return tl::unexpected(pool.error());
-    pool_.emplace(std::move(*pool));
+    DUNNOCK_TRY(auto pool, there ? Pool::open(options.path)
+                                 : Pool::create_with(options.path,
+                                                     {.bytes = CheckpointStore<FileMedia>::pool_bytes(store_options)},
+                                                     make_store));
+    pool_.emplace(std::move(pool));
     return with_its_media(*pool_, [&]<class M>(M media) -> Status {
       // One of other sizes goes on as it is.
       auto store = CheckpointStore<M>::open(*pool_, kStore, media);
       if (!store && store.error().code == ErrorCode::kNotFound)
         store = CheckpointStore<M>::create(*pool_, kStore, store_options, media);
-      if (!store) return tl::unexpected(store.error());
+      DUNNOCK_TRY(store);
       const std::uint64_t least = staging_bytes_min(1, store->chunk_bytes());
       const std::uint64_t staging = options.staging_bytes != 0
                                         ? options.staging_bytes
@@ -336,13 +330,12 @@ Status Checkpoints::Impl::open(const CheckpointsOptions& options) {
 
 Result<std::optional<Position>> Checkpoints::Impl::read(std::optional<std::uint64_t> step, std::uint64_t setup,
                                                         std::vector<std::vector<float>>& whole) const {
-  const auto found = disk_->find(step);
-  if (!found) return tl::unexpected(found.error());
-  if (!*found) return std::nullopt;
-  const std::uint64_t version = **found;
+  DUNNOCK_TRY(const auto found, disk_->find(step));
+  if (!found) return std::nullopt;
+  const std::uint64_t version = *found;
   Position position;
   const std::vector<TensorSink> first{{position_spec(), std::as_writable_bytes(std::span(&position, 1)), {}}};
-  if (Status restored = disk_->restore(version, first); !restored) return tl::unexpected(restored.error());
+  DUNNOCK_TRY(disk_->restore(version, first));
   if (position.version != Position{}.version)
     return make_error(ErrorCode::kWrongVersion, "the checkpoint is of version " + std::to_string(position.version));
   if (position.setup != setup)
@@ -354,13 +347,13 @@ Result<std::optional<Position>> Checkpoints::Impl::read(std::optional<std::uint6
     whole[i].resize(size_of(tensors[i]));
     sinks.push_back({spec_of(tensors[i]), std::as_writable_bytes(std::span(whole[i])), {}});
   }
-  if (Status restored = disk_->restore(version, sinks); !restored) return tl::unexpected(restored.error());
+  DUNNOCK_TRY(disk_->restore(version, sinks));
   return position;
 }
 
 Result<std::optional<Position>> Checkpoints::Impl::resume(std::optional<std::uint64_t> step, std::uint64_t setup) {
   // What is still being copied must not change under it, nor a newer one appear.
-  if (Status waited = wait_for_save(); !waited) return tl::unexpected(waited.error());
+  DUNNOCK_TRY(wait_for_save());
   const std::vector<StateTensor> tensors = trainer_.whole_state();
   std::vector<std::vector<float>> whole(tensors.size());
   struct Found {
@@ -368,34 +361,32 @@ Result<std::optional<Position>> Checkpoints::Impl::resume(std::optional<std::uin
     Position position;
   } found;
   const Status shared = together([&]() -> Status {
-    auto position = read(step, setup, whole);
-    if (!position) return tl::unexpected(position.error());
-    if (*position) found = {1, **position};
+    DUNNOCK_TRY(auto position, read(step, setup, whole));
+    if (position) found = {1, *position};
     return {};
   });
-  if (!shared) return tl::unexpected(shared.error());
+  DUNNOCK_TRY(shared);
   if (world_ != nullptr) {
-    auto stream = gpu::Stream::create(gpu::Device::cpu());
-    if (!stream) return tl::unexpected(stream.error());
-    world_->broadcast<std::byte>({reinterpret_cast<std::byte*>(&found), sizeof(found)}, 0, *stream);
-    if (Status done = stream->synchronize(); !done) return tl::unexpected(done.error());
+    DUNNOCK_TRY(auto stream, gpu::Stream::create(gpu::Device::cpu()));
+    world_->broadcast<std::byte>({reinterpret_cast<std::byte*>(&found), sizeof(found)}, 0, stream);
+    DUNNOCK_TRY(stream.synchronize());
     if (found.there != 0) {
       for (std::size_t i = 0; i < tensors.size(); ++i) {
         whole[i].resize(size_of(tensors[i]));
-        world_->broadcast<float>({whole[i].data(), whole[i].size()}, 0, *stream);
+        world_->broadcast<float>({whole[i].data(), whole[i].size()}, 0, stream);
       }
-      if (Status done = stream->synchronize(); !done) return tl::unexpected(done.error());
+      DUNNOCK_TRY(stream.synchronize());
     }
   }
   if (found.there == 0) return std::nullopt;
-  if (Status loaded = trainer_.load(whole); !loaded) return tl::unexpected(loaded.error());
+  DUNNOCK_TRY(trainer_.load(whole));
   trainer_.set_steps_done(found.position.step);
   if (!step) {
     const Status retained = together([&]() -> Status {
       disk_->retain();
       return {};
     });
-    if (!retained) return tl::unexpected(retained.error());
+    DUNNOCK_TRY(retained);
   }
   return found.position;
 }
@@ -406,10 +397,9 @@ Status Checkpoints::Impl::remove_newer(std::uint64_t step) {
 
 Status Checkpoints::Impl::verify(std::optional<std::uint64_t> step) {
   return together([&]() -> Status {
-    const auto found = disk_->find(step);
-    if (!found) return tl::unexpected(found.error());
-    if (!*found) return make_error(ErrorCode::kNotFound, "there is no checkpoint");
-    return disk_->verify(**found);
+    DUNNOCK_TRY(const auto found, disk_->find(step));
+    if (!found) return make_error(ErrorCode::kNotFound, "there is no checkpoint");
+    return disk_->verify(*found);
   });
 }
 
@@ -431,19 +421,19 @@ Result<std::optional<std::uint64_t>> Checkpoints::Impl::newest_sound(std::uint64
     }
     return {};
   });
-  if (!looked) return tl::unexpected(looked.error());
+  DUNNOCK_TRY(looked);
   for (std::uint64_t& word : found) {
-    if (Status told = tell(world_, word); !told) return tl::unexpected(told.error());
+    DUNNOCK_TRY(tell(world_, word));
   }
   return found[0] != 0 ? std::optional(found[1]) : std::nullopt;
 }
 
 Result<std::optional<SaveReport>> Checkpoints::Impl::wait() {
-  if (Status waited = wait_for_save(); !waited) return tl::unexpected(waited.error());
+  DUNNOCK_TRY(wait_for_save());
   if (!pending_) return std::nullopt;
   auto report = pending_->wait();
   pending_.reset();
-  if (!report) return tl::unexpected(report.error());
+  DUNNOCK_TRY(report);
   return *report;
 }
 
@@ -488,15 +478,13 @@ Result<std::optional<SaveReport>> Checkpoints::Impl::save(const Position& positi
   // Where kernels write elsewhere than the host reads, or on several stages, a copy is made first. All stages must say
   // the same: the last one may have as many tensors as there are, one of them a copy of the first one's.
   if (!in_place() && trainer_.data_rank() == 0) {
-    auto gathered = trainer_.gather();
-    if (!gathered) return tl::unexpected(gathered.error());
-    gathered_ = std::move(*gathered);
+    DUNNOCK_TRY(auto gathered, trainer_.gather());
+    gathered_ = std::move(gathered);
   }
   if (!works()) return before;
   saved_ = position;
-  auto sources = sources_of(saved_, trainer_.state());
-  if (!sources) return tl::unexpected(sources.error());
-  pending_.emplace(disk_->save(position.step, std::move(*sources), std::move(notes)));
+  DUNNOCK_TRY(auto sources, sources_of(saved_, trainer_.state()));
+  pending_.emplace(disk_->save(position.step, std::move(sources), std::move(notes)));
   if (in_place()) {
     trainer_.before_next_update([pending = *pending_]() -> Status {
       pending.wait_captured();
@@ -511,9 +499,8 @@ Result<SaveReport> Checkpoints::Impl::save_held(const Position& position, Checkp
   if (!in_place() || !works())
     return make_error(ErrorCode::kUnsupported, "only the first rank saves alone, and what lies in its own memory");
   held_ = position;
-  auto sources = sources_of(held_, trainer_.held_state());
-  if (!sources) return tl::unexpected(sources.error());
-  const PendingSave pending = disk_->save(position.step, std::move(*sources), std::move(notes));
+  DUNNOCK_TRY(auto sources, sources_of(held_, trainer_.held_state()));
+  const PendingSave pending = disk_->save(position.step, std::move(sources), std::move(notes));
   pending.wait_captured();
   captured();
   return pending.wait();
@@ -526,16 +513,15 @@ Checkpoints::~Checkpoints() = default;
 
 Result<Checkpoints> Checkpoints::open(const CheckpointsOptions& options, Trainer& trainer, gpu::Communicator* world) {
   auto impl = std::make_unique<Impl>(trainer, world);
-  if (Status opened = impl->open(options); !opened) return tl::unexpected(opened.error());
+  DUNNOCK_TRY(impl->open(options));
   return Checkpoints(std::move(impl));
 }
 
 Result<std::optional<Position>> Checkpoints::resume(std::uint64_t setup) { return impl_->resume({}, setup); }
 Status Checkpoints::remove_newer(std::uint64_t step) { return impl_->remove_newer(step); }
 Result<Position> Checkpoints::resume_from(std::uint64_t step, std::uint64_t setup) {
-  const auto position = impl_->resume(step, setup);
-  if (!position) return tl::unexpected(position.error());
-  return **position;
+  DUNNOCK_TRY(const auto position, impl_->resume(step, setup));
+  return *position;
 }
 Result<std::optional<SaveReport>> Checkpoints::save(const Position& position, CheckpointNotes notes) {
   return impl_->save(position, std::move(notes));
@@ -585,15 +571,15 @@ Result<std::optional<CheckpointLabel>> Checkpoints::label(const std::string& pat
     (void)read(*pool, *media);
     return {};
   });
-  if (!looked) return tl::unexpected(looked.error());
+  DUNNOCK_TRY(looked);
   std::uint64_t count = label.notes.size();
   for (std::uint64_t* word : {&there, &label.step, &count}) {
-    if (Status told = tell(world, *word); !told) return tl::unexpected(told.error());
+    DUNNOCK_TRY(tell(world, *word));
   }
   label.notes.resize(count);
   for (auto& [name, text] : label.notes) {
-    if (Status told = tell(world, name); !told) return tl::unexpected(told.error());
-    if (Status told = tell(world, text); !told) return tl::unexpected(told.error());
+    DUNNOCK_TRY(tell(world, name));
+    DUNNOCK_TRY(tell(world, text));
   }
   return there != 0 ? std::optional(std::move(label)) : std::nullopt;
 }

@@ -10,7 +10,6 @@
 
 #include "dunnock/base/input_file.hpp"
 
-
 namespace dunnock::training {
 namespace {
 
@@ -112,9 +111,8 @@ void to_other_byte_order(IdxType type, std::span<std::byte> data) {
 Result<IdxArray> parse_idx(std::span<const std::byte> file, std::uint64_t bytes_max) {
   Source source(file);
   std::array<std::byte, 4> head{};
-  const auto head_bytes = source.read(head);
-  if (!head_bytes) return tl::unexpected(head_bytes.error());
-  if (*head_bytes != head.size()) return corrupt("it has no header");
+  DUNNOCK_TRY(const auto head_bytes, source.read(head));
+  if (head_bytes != head.size()) return corrupt("it has no header");
   if (head[0] != std::byte{0} || head[1] != std::byte{0}) return corrupt("it does not begin with two zero bytes");
   IdxArray array;
   array.type = static_cast<IdxType>(head[2]);
@@ -127,9 +125,8 @@ Result<IdxArray> parse_idx(std::span<const std::byte> file, std::uint64_t bytes_
   std::uint64_t expected = element_bytes;
   for (std::size_t i = 0; i < dimensions; ++i) {
     std::array<std::byte, 4> length{};
-    const auto length_bytes = source.read(length);
-    if (!length_bytes) return tl::unexpected(length_bytes.error());
-    if (*length_bytes != length.size()) return corrupt("its header is cut off");
+    DUNNOCK_TRY(const auto length_bytes, source.read(length));
+    if (length_bytes != length.size()) return corrupt("its header is cut off");
     std::uint32_t value = 0;
     for (const std::byte byte : length) value = value << 8 | std::to_integer<std::uint32_t>(byte);
     array.shape.push_back(value);
@@ -144,24 +141,22 @@ Result<IdxArray> parse_idx(std::span<const std::byte> file, std::uint64_t bytes_
   while (array.data.size() < expected) {
     const std::size_t had = array.data.size();
     array.data.resize(std::min<std::uint64_t>(expected, std::max<std::uint64_t>(kFirst, 2 * had)));
-    const auto got = source.read(std::span(array.data).subspan(had));
-    if (!got) return tl::unexpected(got.error());
-    if (*got < array.data.size() - had)
-      return corrupt("its header promises " + std::to_string(expected) + " bytes, but " + std::to_string(had + *got) +
+    DUNNOCK_TRY(const auto got, source.read(std::span(array.data).subspan(had)));
+    if (got < array.data.size() - had)
+      return corrupt("its header promises " + std::to_string(expected) + " bytes, but " + std::to_string(had + got) +
                      " are there");
   }
   std::byte more{};
   const auto beyond = source.read({&more, 1});  // Of compressed data it also compares the checksum.
-  if (!beyond) return tl::unexpected(beyond.error());
+  DUNNOCK_TRY(beyond);
   if (*beyond != 0) return corrupt("bytes follow the " + std::to_string(expected) + " that its header promises");
   to_other_byte_order(array.type, array.data);
   return array;
 }
 
 Result<IdxArray> read_idx(const std::string& path, std::uint64_t bytes_max) {
-  const auto file = read_file(path);
-  if (!file) return tl::unexpected(file.error());
-  auto array = parse_idx(std::as_bytes(std::span(*file)), bytes_max);
+  DUNNOCK_TRY(const auto file, read_file(path));
+  auto array = parse_idx(std::as_bytes(std::span(file)), bytes_max);
   if (!array) return make_error(array.error().code, path + ": " + array.error().message);
   return array;
 }
@@ -252,7 +247,7 @@ Result<IdxArray> labels_from(const IdxArray& array, unsigned classes) {
     case IdxType::kF32:
     case IdxType::kF64: return refuse("labels are whole numbers, and this is " + described(array));
   }
-  if (!found) return tl::unexpected(found.error());
+  DUNNOCK_TRY(found);
   return IdxArray{IdxType::kU8, {array.shape[0]}, std::move(*found)};
 }
 
@@ -273,10 +268,9 @@ Result<IdxArray> read_labels(const std::string& path, unsigned classes) {
 }
 
 Result<ImageSet> ImageSet::create(IdxArray images, IdxArray labels, unsigned classes) {
-  if (Status sound = check_images(images); !sound) return tl::unexpected(sound.error());
-  auto bytes = labels_from(labels, classes);
-  if (!bytes) return tl::unexpected(bytes.error());
-  labels = std::move(*bytes);
+  DUNNOCK_TRY(check_images(images));
+  DUNNOCK_TRY(auto bytes, labels_from(labels, classes));
+  labels = std::move(bytes);
   if (images.shape[0] != labels.shape[0])
     return refuse(std::to_string(images.shape[0]) + " images, but " + std::to_string(labels.shape[0]) + " labels");
   ImageSet set;
@@ -292,11 +286,9 @@ Result<ImageSet> ImageSet::create(IdxArray images, IdxArray labels, unsigned cla
 }
 
 Result<ImageSet> ImageSet::open(const Paths& paths, unsigned classes) {
-  auto images = read_images(paths.images);
-  if (!images) return tl::unexpected(images.error());
-  auto labels = read_labels(paths.labels, classes);
-  if (!labels) return tl::unexpected(labels.error());
-  auto set = create(std::move(*images), std::move(*labels), classes);
+  DUNNOCK_TRY(auto images, read_images(paths.images));
+  DUNNOCK_TRY(auto labels, read_labels(paths.labels, classes));
+  auto set = create(std::move(images), std::move(labels), classes);
   if (!set) return make_error(set.error().code, paths.images + ", " + paths.labels + ": " + set.error().message);
   return set;
 }

@@ -61,9 +61,8 @@ Result<Llama2cTokeniser> Llama2cTokeniser::parse(std::span<const std::byte> file
 }
 
 Result<Llama2cTokeniser> Llama2cTokeniser::load(const std::string& path) {
-  const auto file = read_file(path);
-  if (!file) return tl::unexpected(file.error());
-  auto made = parse(std::as_bytes(std::span(*file)));
+  DUNNOCK_TRY(const auto file, read_file(path));
+  auto made = parse(std::as_bytes(std::span(file)));
   if (!made) return make_error(made.error().code, path + ": " + made.error().message);
   return made;
 }

@@ -204,8 +204,7 @@ struct TokenLoader::State {
 
 Result<TokenLoader> TokenLoader::create(const TokenFile& file, TokenRange range, const TokenLoaderOptions& options,
                                         gpu::Device device, const LoaderPosition* start) {
-  if (auto common = check_common(options.batch, options.shard, options.buffers); !common)
-    return tl::unexpected(common.error());
+  DUNNOCK_TRY(check_common(options.batch, options.shard, options.buffers));
   if (options.tokens == 0 || options.tokens > kBatchMax) return refuse("a row has 1 to 2^31 tokens");
   if (range.first > file.count() || range.count > file.count() - range.first)
     return refuse("tokens " + std::to_string(range.first) + " to " + std::to_string(range.first + range.count) +
@@ -224,8 +223,7 @@ Result<TokenLoader> TokenLoader::create(const TokenFile& file, TokenRange range,
   };
   plan.setup = setup_with(file.checksum());
   if (file.format() != TokenFile::Format::kDunnock) plan.setup_without_checksum = setup_with(0);
-  const auto first = first_number(plan, start);
-  if (!first) return tl::unexpected(first.error());
+  DUNNOCK_TRY(const auto first, first_number(plan, start));
 
   std::vector<detail::TokenSlot> slots(options.buffers);
   for (detail::TokenSlot& slot : slots) {
@@ -234,16 +232,16 @@ Result<TokenLoader> TokenLoader::create(const TokenFile& file, TokenRange range,
     for (auto* buffer : {&slot.windows, &slot.inputs, &slot.targets}) {
       auto made =
           gpu::PinnedBuffer<std::int32_t>::create(buffer == &slot.windows ? count + plan.rows_max() : count, device);
-      if (!made) return tl::unexpected(made.error());
+      DUNNOCK_TRY(made);
       *buffer = std::move(*made);
     }
   }
   auto state = std::make_unique<State>();
   state->plan = plan;
-  state->number = *first;
+  state->number = first;
   state->start_lacks_checksum = start != nullptr && start->setup != plan.setup;
   state->prefetch = std::make_shared<detail::Prefetch<detail::TokenSlot>>(
-      std::move(slots), *first, [file, plan, windows](std::uint64_t number, detail::TokenSlot& slot) {
+      std::move(slots), first, [file, plan, windows](std::uint64_t number, detail::TokenSlot& slot) {
         return fill_tokens(file, plan, windows, number, slot);
       });
   return TokenLoader(std::move(state));
@@ -255,10 +253,9 @@ TokenLoader& TokenLoader::operator=(TokenLoader&&) noexcept = default;
 TokenLoader::~TokenLoader() = default;
 
 Result<TokenBatch> TokenLoader::next() {
-  const auto slot = state_->prefetch->next();
-  if (!slot) return tl::unexpected(slot.error());
+  DUNNOCK_TRY(const auto slot, state_->prefetch->next());
   ++state_->number;
-  return TokenBatch(std::make_unique<detail::Lease<detail::TokenSlot>>(state_->prefetch, *slot));
+  return TokenBatch(std::make_unique<detail::Lease<detail::TokenSlot>>(state_->prefetch, slot));
 }
 LoaderPosition TokenLoader::position() const noexcept { return state_->plan.position(state_->number); }
 std::uint64_t TokenLoader::batches_per_epoch() const noexcept { return state_->plan.batches; }
@@ -297,11 +294,10 @@ struct ImageLoader::State {
 Result<ImageLoader> ImageLoader::create(std::shared_ptr<const ImageSet> images, const ImageLoaderOptions& options,
                                         gpu::Device device, const LoaderPosition* start) {
   DUNNOCK_CHECK(images != nullptr, "a loader of images has images");
-  if (auto common = check_common(options.batch, options.shard, options.buffers); !common)
-    return tl::unexpected(common.error());
+  DUNNOCK_TRY(check_common(options.batch, options.shard, options.buffers));
   if (options.order == Order::kAnywhere) return refuse("images come in sequence or shuffled");
   auto table = pixel_table(options, images->channels());
-  if (!table) return tl::unexpected(table.error());
+  DUNNOCK_TRY(table);
   BatchPlan plan{
       .items = images->count(), .batch = options.batch, .setup_without_checksum = {}, .shard = options.shard};
   plan.batches = options.keep_remainder ? (plan.items + plan.batch - 1) / plan.batch : plan.items / plan.batch;
@@ -310,26 +306,24 @@ Result<ImageLoader> ImageLoader::create(std::shared_ptr<const ImageSet> images, 
   plan.setup = setup_of(std::array<std::uint64_t, 9>{
       2, plan.items, images->pixels(), images->channels(), images->checksum(), options.batch,
       options.keep_remainder ? 1U : 0U, static_cast<std::uint64_t>(options.order), options.seed});
-  const auto first = first_number(plan, start);
-  if (!first) return tl::unexpected(first.error());
+  DUNNOCK_TRY(const auto first, first_number(plan, start));
 
   std::vector<detail::ImageSlot> slots(options.buffers);
   for (detail::ImageSlot& slot : slots) {
     slot.pixels = images->pixels();
     std::size_t count = 0;
     if (__builtin_mul_overflow(plan.rows_max(), slot.pixels, &count)) count = SIZE_MAX;
-    auto pixels = gpu::PinnedBuffer<float>::create(count, device);
-    if (!pixels) return tl::unexpected(pixels.error());
-    slot.images = std::move(*pixels);
+    DUNNOCK_TRY(auto pixels, gpu::PinnedBuffer<float>::create(count, device));
+    slot.images = std::move(pixels);
     auto labels = gpu::PinnedBuffer<std::int32_t>::create(plan.rows_max(), device);
-    if (!labels) return tl::unexpected(labels.error());
+    DUNNOCK_TRY(labels);
     slot.labels = std::move(*labels);
   }
   auto state = std::make_unique<State>();
   state->plan = plan;
-  state->number = *first;
+  state->number = first;
   state->prefetch = std::make_shared<detail::Prefetch<detail::ImageSlot>>(
-      std::move(slots), *first,
+      std::move(slots), first,
       [images = std::move(images), plan, options, table = std::move(*table)](std::uint64_t number,
                                                                              detail::ImageSlot& slot) {
         fill_images(*images, plan, options, table, number, slot);
@@ -344,10 +338,9 @@ ImageLoader& ImageLoader::operator=(ImageLoader&&) noexcept = default;
 ImageLoader::~ImageLoader() = default;
 
 Result<ImageBatch> ImageLoader::next() {
-  const auto slot = state_->prefetch->next();
-  if (!slot) return tl::unexpected(slot.error());
+  DUNNOCK_TRY(const auto slot, state_->prefetch->next());
   ++state_->number;
-  return ImageBatch(std::make_unique<detail::Lease<detail::ImageSlot>>(state_->prefetch, *slot));
+  return ImageBatch(std::make_unique<detail::Lease<detail::ImageSlot>>(state_->prefetch, slot));
 }
 LoaderPosition ImageLoader::position() const noexcept { return state_->plan.position(state_->number); }
 std::uint64_t ImageLoader::batches_per_epoch() const noexcept { return state_->plan.batches; }

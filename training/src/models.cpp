@@ -32,7 +32,7 @@ Status check_sizes(const MlpOptions& model) {
 }
 
 Status check_sizes(const CnnOptions& model) {
-  if (Status sound = check_image(model.image); !sound) return sound;
+  DUNNOCK_TRY(check_image(model.image));
   std::size_t height = model.image.height;
   std::size_t width = model.image.width;
   if (model.stages.empty()) return invalid("a CNN has stages");
@@ -53,15 +53,15 @@ Status check_blocks(std::string_view kind, const std::vector<std::size_t>& block
 }
 
 Status check_sizes(const ResNetOptions& model) {
-  if (Status sound = check_image(model.image); !sound) return sound;
-  if (Status sound = check_blocks("ResNet", model.blocks); !sound) return sound;
+  DUNNOCK_TRY(check_image(model.image));
+  DUNNOCK_TRY(check_blocks("ResNet", model.blocks));
   if (model.width == 0) return invalid("a ResNet has a width");
   return model.classes == 0 ? invalid("a ResNet has classes") : Status();
 }
 
 Status check_sizes(const DenseNetOptions& model) {
-  if (Status sound = check_image(model.image); !sound) return sound;
-  if (Status sound = check_blocks("DenseNet", model.blocks); !sound) return sound;
+  DUNNOCK_TRY(check_image(model.image));
+  DUNNOCK_TRY(check_blocks("DenseNet", model.blocks));
   if (model.growth == 0 || model.stem_width == 0 || model.bottleneck == 0)
     return invalid("a DenseNet has a growth, a stem's width and a bottleneck");
   std::size_t smallest = std::min(model.image.height, model.image.width);

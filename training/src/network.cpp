@@ -10,7 +10,7 @@ namespace dunnock::training {
 
 template <class T>
 Result<Network<T>> Network<T>::create(const ModelOptions& model, const NetworkOptions& options, gpu::Stream& stream) {
-  if (const Status sound = check(model); !sound) return tl::unexpected(sound.error());
+  DUNNOCK_TRY(check(model));
   if (options.slots == 0) return make_error(ErrorCode::kInvalidArgument, "a network needs a slot");
   if (options.rows == 0) return make_error(ErrorCode::kInvalidArgument, "a micro-batch has rows");
   Network network;
@@ -28,9 +28,8 @@ Result<Network<T>> Network<T>::create(const ModelOptions& model, const NetworkOp
   std::vector<LayerSpecs> specs;
   for (std::size_t i = 0; i < layers; ++i)
     specs.push_back({network.layers_[i]->parameters(), network.layers_[i]->states(), network.held_[i]});
-  auto parameters = Parameters<T>::create(specs, options.seed, stream);
-  if (!parameters) return tl::unexpected(parameters.error());
-  network.parameters_ = std::move(*parameters);
+  DUNNOCK_TRY(auto parameters, Parameters<T>::create(specs, options.seed, stream));
+  network.parameters_ = std::move(parameters);
 
   network.values_.resize(layers * options.slots);
   network.gradients_.resize(layers * options.slots);
@@ -40,15 +39,13 @@ Result<Network<T>> Network<T>::create(const ModelOptions& model, const NetworkOp
     if (i + 1 < layers && (network.held_[i] || next_held)) {
       for (unsigned slot = 0; slot < options.slots; ++slot) {
         for (auto* buffers : {&network.values_, &network.gradients_}) {
-          auto buffer = gpu::Buffer<T>::create(options.rows * layer.outputs(), stream);
-          if (!buffer) return tl::unexpected(buffer.error());
-          (*buffers)[i * options.slots + slot] = std::move(*buffer);
+          DUNNOCK_TRY(auto buffer, gpu::Buffer<T>::create(options.rows * layer.outputs(), stream));
+          (*buffers)[i * options.slots + slot] = std::move(buffer);
         }
       }
     }
     if (!network.held_[i]) continue;
-    if (const Status made = layer.reserve(options.slots, options.rows, stream); !made)
-      return tl::unexpected(made.error());
+    DUNNOCK_TRY(layer.reserve(options.slots, options.rows, stream));
     layer.bind(network.parameters_.layer(static_cast<unsigned>(i)));
     network.workspace_bytes_ = std::max(network.workspace_bytes_, layer.workspace_bytes(options.rows, stream.device()));
   }

@@ -31,14 +31,12 @@ class NetworkInputs {
     made.sizes_ = input_sizes(model);
     made.rows_ = rows;
     const std::size_t all = count * rows;
-    if (Status done = make(made.targets_, all * made.sizes_.targets, stream); !done)
-      return tl::unexpected(done.error());
-    if (Status done = make(made.losses_, all * made.sizes_.targets, stream); !done) return tl::unexpected(done.error());
-    if (Status done = make(made.tokens_, all * made.sizes_.tokens, stream); !done) return tl::unexpected(done.error());
-    if (Status done = make(made.images_, all * made.sizes_.values, stream); !done) return tl::unexpected(done.error());
+    DUNNOCK_TRY(make(made.targets_, all * made.sizes_.targets, stream));
+    DUNNOCK_TRY(make(made.losses_, all * made.sizes_.targets, stream));
+    DUNNOCK_TRY(make(made.tokens_, all * made.sizes_.tokens, stream));
+    DUNNOCK_TRY(make(made.images_, all * made.sizes_.values, stream));
     if (!std::is_same_v<T, float>) {
-      if (Status done = make(made.casted_, all * made.sizes_.values, stream); !done)
-        return tl::unexpected(done.error());
+      DUNNOCK_TRY(make(made.casted_, all * made.sizes_.values, stream));
     }
     return made;
   }
@@ -104,9 +102,8 @@ class NetworkInputs {
  private:
   template <class U>
   [[nodiscard]] static Status make(gpu::Buffer<U>& buffer, std::size_t size, gpu::Stream& stream) {
-    auto made = gpu::Buffer<U>::create(size, stream);
-    if (!made) return tl::unexpected(made.error());
-    buffer = std::move(*made);
+    DUNNOCK_TRY(auto made, gpu::Buffer<U>::create(size, stream));
+    buffer = std::move(made);
     return {};
   }
 

@@ -137,19 +137,17 @@ Result<Parameters<T>> Parameters<T>::create(const std::vector<LayerSpecs>& layer
 
   const auto zeroed = [&stream](auto& buffer, std::size_t size) -> Status {
     using Buffer = std::remove_reference_t<decltype(buffer)>;
-    auto created = Buffer::create(size, stream);
-    if (!created) return tl::unexpected(created.error());
-    buffer = std::move(*created);
+    DUNNOCK_TRY(auto created, Buffer::create(size, stream));
+    buffer = std::move(created);
     if (size > 0) gpu::fill_bytes(buffer.span(), std::byte{0}, stream);
     return {};
   };
-  if (auto done = zeroed(made.masters_, values); !done) return tl::unexpected(done.error());
-  if (auto done = zeroed(made.copies_, std::is_same_v<T, float> ? 0 : values); !done)
-    return tl::unexpected(done.error());
-  if (auto done = zeroed(made.gradients_, gradient_values); !done) return tl::unexpected(done.error());
-  if (auto done = zeroed(made.first_moments_, values); !done) return tl::unexpected(done.error());
-  if (auto done = zeroed(made.second_moments_, values); !done) return tl::unexpected(done.error());
-  if (auto done = zeroed(made.state_values_, state_values); !done) return tl::unexpected(done.error());
+  DUNNOCK_TRY(zeroed(made.masters_, values));
+  DUNNOCK_TRY(zeroed(made.copies_, std::is_same_v<T, float> ? 0 : values));
+  DUNNOCK_TRY(zeroed(made.gradients_, gradient_values));
+  DUNNOCK_TRY(zeroed(made.first_moments_, values));
+  DUNNOCK_TRY(zeroed(made.second_moments_, values));
+  DUNNOCK_TRY(zeroed(made.state_values_, state_values));
 
   std::vector<float> drawn;
   for (std::size_t i = 0; i < made.tensors_.size(); ++i) {
@@ -160,12 +158,12 @@ Result<Parameters<T>> Parameters<T>::create(const std::vector<LayerSpecs>& layer
     std::vector<float> lying = drawn;
     if (tensor.spec.positions > 1) to_lying_order(tensor.spec, drawn, lying);
     gpu::upload(made.master(i), lying, stream);
-    if (auto done = stream.synchronize(); !done) return tl::unexpected(done.error());
+    DUNNOCK_TRY(stream.synchronize());
   }
   for (const State& state : made.states_)
     gpu::fill<float>(made.state_values_.span().subspan(state.begin, state.spec.size), state.spec.initial, stream);
   made.refresh_weights(stream);
-  if (auto done = stream.synchronize(); !done) return tl::unexpected(done.error());
+  DUNNOCK_TRY(stream.synchronize());
   return made;
 }
 

@@ -112,19 +112,19 @@ Result<Plan> make_plan(std::string_view name, const Step& step, const PlanOption
       message += (&other == &known().front() ? " " : ", ") + std::string(other.name.name);
     return make_error(ErrorCode::kNotFound, message);
   }
-  if (const Status fine = check(step); !fine) return tl::unexpected(fine.error());
-  if (const Status fine = check(options); !fine) return tl::unexpected(fine.error());
+  DUNNOCK_TRY(check(step));
+  DUNNOCK_TRY(check(options));
   Result<Plan> plan = one->make(step, options);
   if (!plan) return plan;
   plan->name = plan->schedule.name = name;
   plan->family = one->name.family;
-  if (const Status valid = gpu::validate(plan->graph, plan->schedule); !valid) return tl::unexpected(valid.error());
+  DUNNOCK_TRY(gpu::validate(plan->graph, plan->schedule));
   return plan;
 }
 
 Result<Figures> figures_of(const Plan& plan) {
   auto timeline = gpu::simulate(plan.graph, plan.schedule, {.launch_us = plan.launch_us});
-  if (!timeline) return tl::unexpected(timeline.error());
+  DUNNOCK_TRY(timeline);
   Figures figures;
   figures.step_us = timeline->makespan_us();
   constexpr double kNever = std::numeric_limits<double>::infinity();

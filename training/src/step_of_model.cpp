@@ -46,11 +46,9 @@ struct Span {
   [[nodiscard]] double us() const { return 1e3 * end.ms_since(begin); }
 };
 Result<Span> make_span(gpu::Device device) {
-  auto begin = gpu::Event::create(device);
-  if (!begin) return tl::unexpected(begin.error());
-  auto end = gpu::Event::create(device);
-  if (!end) return tl::unexpected(end.error());
-  return Span{std::move(*begin), std::move(*end)};
+  DUNNOCK_TRY(auto begin, gpu::Event::create(device));
+  DUNNOCK_TRY(auto end, gpu::Event::create(device));
+  return Span{std::move(begin), std::move(end)};
 }
 
 /// Times operations in the order and in the company that a step has them: a value that an operation reads is as far
@@ -61,11 +59,11 @@ class Profiler {
   static Result<Step> run(gpu::Device device, const ModelOptions& model, std::size_t rows,
                           const OptimizerOptions& optimizer, const ProfileOptions& options) {
     Profiler profiler(options);
-    if (Status made = profiler.make(device, model, rows, optimizer); !made) return tl::unexpected(made.error());
+    DUNNOCK_TRY(profiler.make(device, model, rows, optimizer));
     Step step = step_of_model<T>(model, rows, optimizer.clip > 0);
-    if (Status done = profiler.passes(step); !done) return tl::unexpected(done.error());
+    DUNNOCK_TRY(profiler.passes(step));
     if (options.pairs) {
-      if (Status done = profiler.pairs(step); !done) return tl::unexpected(done.error());
+      DUNNOCK_TRY(profiler.pairs(step));
     }
     return step;
   }
@@ -77,27 +75,23 @@ class Profiler {
     rows_ = rows;
     optimizer_ = optimizer;
     for (int i = 0; i < 2; ++i) {
-      auto stream = gpu::Stream::create(device, {.threads = options_.threads});
-      if (!stream) return tl::unexpected(stream.error());
-      streams_.push_back(std::move(*stream));
+      DUNNOCK_TRY(auto stream, gpu::Stream::create(device, {.threads = options_.threads}));
+      streams_.push_back(std::move(stream));
     }
-    auto network = Network<T>::create(model, {.slots = options_.micro_batches, .rows = rows}, streams_[0]);
-    if (!network) return tl::unexpected(network.error());
-    network_ = std::move(*network);
-    auto inputs = NetworkInputs<T>::create(model, options_.micro_batches, rows, streams_[0]);
-    if (!inputs) return tl::unexpected(inputs.error());
-    inputs_ = std::move(*inputs);
-    if (Status filled = inputs_.fill_with_noise(options_.micro_batches, streams_[0]); !filled) return filled;
+    DUNNOCK_TRY(auto network, Network<T>::create(model, {.slots = options_.micro_batches, .rows = rows}, streams_[0]));
+    network_ = std::move(network);
+    DUNNOCK_TRY(auto inputs, NetworkInputs<T>::create(model, options_.micro_batches, rows, streams_[0]));
+    inputs_ = std::move(inputs);
+    DUNNOCK_TRY(inputs_.fill_with_noise(options_.micro_batches, streams_[0]));
     for (gpu::Stream& stream : streams_) {
-      auto made = gpu::Buffer<std::byte>::create(std::max<std::size_t>(1, network_.workspace_bytes()), stream);
-      if (!made) return tl::unexpected(made.error());
-      workspaces_.push_back(std::move(*made));
+      DUNNOCK_TRY(auto made,
+                  gpu::Buffer<std::byte>::create(std::max<std::size_t>(1, network_.workspace_bytes()), stream));
+      workspaces_.push_back(std::move(made));
     }
     // Of a micro-batch: forward, dO and dW of each layer; then one of the update.
     for (std::size_t i = 0; i <= std::size_t{3} * network_.layers() * options_.micro_batches; ++i) {
-      auto span = make_span(device);
-      if (!span) return tl::unexpected(span.error());
-      spans_.push_back(std::move(*span));
+      DUNNOCK_TRY(auto span, make_span(device));
+      spans_.push_back(std::move(span));
     }
     return make_table();
   }
@@ -117,9 +111,8 @@ class Profiler {
       table.push_back(entry);
     }
     chunks_ = gpu::lay_out<float>(std::span(table));
-    auto on_device = gpu::Buffer<gpu::OptimizerTensor<float>>::create(table.size(), streams_[0]);
-    if (!on_device) return tl::unexpected(on_device.error());
-    table_ = std::move(*on_device);
+    DUNNOCK_TRY(auto on_device, gpu::Buffer<gpu::OptimizerTensor<float>>::create(table.size(), streams_[0]));
+    table_ = std::move(on_device);
     gpu::upload(table_.span(), table, streams_[0]);
     return streams_[0].synchronize();  // For `table` goes.
   }
@@ -171,7 +164,7 @@ class Profiler {
         }
       }
       timed(times.size() - 1, [&] { update(); });
-      if (Status done = main.synchronize(); !done) return done;
+      DUNNOCK_TRY(main.synchronize());
       if (repeat == 0) continue;  // The first makes plans.
       for (std::size_t s = 0; s < what.size(); ++s) times[what[s]].push_back(spans_[s].us());
     }
@@ -207,7 +200,7 @@ class Profiler {
           streams_[0].record(spans_[0].begin);
           issue();
           streams_[0].record(spans_[0].end);
-          if (Status done = streams_[0].synchronize(); !done) return done;
+          DUNNOCK_TRY(streams_[0].synchronize());
           if (repeat > 0) times.push_back(spans_[0].us());
           return {};
         };
@@ -221,7 +214,7 @@ class Profiler {
         streams_[0].wait(spans_[1].end);
         streams_[0].record(spans_[0].end);
         for (gpu::Stream& stream : streams_) {
-          if (Status done = stream.synchronize(); !done) return done;
+          DUNNOCK_TRY(stream.synchronize());
         }
         if (repeat > 0) both.push_back(spans_[0].us());
       }
@@ -287,7 +280,7 @@ Result<Step> profile_step(gpu::Device device, const ModelOptions& model, DataTyp
                           const OptimizerOptions& optimizer, const ProfileOptions& options) {
   if (rows == 0) return make_error(ErrorCode::kInvalidArgument, "a micro-batch has rows");
   if (options.repeats == 0) return make_error(ErrorCode::kInvalidArgument, "a measurement is repeated");
-  if (const Status sound = check(model); !sound) return tl::unexpected(sound.error());
+  DUNNOCK_TRY(check(model));
   if (options.micro_batches == 0) return make_error(ErrorCode::kInvalidArgument, "a step has a micro-batch");
   return type == DataType::kF32 ? Profiler<float>::run(device, model, rows, optimizer, options)
                                 : Profiler<gpu::Bf16>::run(device, model, rows, optimizer, options);

@@ -65,7 +65,7 @@ Result<Place> place_dunnock(std::span<const std::byte> bytes) {
   if (header.vocabulary == 0 || header.vocabulary > TokenFile::kVocabularyMax)
     return corrupt("a vocabulary of " + std::to_string(header.vocabulary));
   const Place place{sizeof header, header.count, header.vocabulary, header.tokens_checksum, header.width_bytes};
-  if (auto size = check_size(bytes.size(), place); !size) return tl::unexpected(size.error());
+  DUNNOCK_TRY(check_size(bytes.size(), place));
   return place;
 }
 
@@ -83,7 +83,7 @@ Result<Place> place_llm_c(std::span<const std::byte> bytes, std::uint64_t vocabu
     return corrupt("a header of llm.c begins with 20240520, 1 or with 20240801, 7, and not with " +
                    std::to_string(header.magic) + ", " + std::to_string(header.version));
   const Place place{kHeaderBytes, header.count, vocabulary, 0, width};
-  if (auto size = check_size(bytes.size(), place); !size) return tl::unexpected(size.error());
+  DUNNOCK_TRY(check_size(bytes.size(), place));
   return place;
 }
 
@@ -135,7 +135,7 @@ Result<Scan> scan_tokens(const InputFile& file, const Place& place) {
   const std::uint64_t bytes = place.count * place.width_bytes;
   for (std::uint64_t at = 0; at < bytes; at += kBlockBytes) {
     const auto part = block.first(std::min<std::uint64_t>(kBlockBytes, bytes - at));
-    if (Status read = file.read(place.begin_bytes + at, part); !read) return tl::unexpected(read.error());
+    DUNNOCK_TRY(file.read(place.begin_bytes + at, part));
     XXH3_64bits_update(state.get(), part.data(), part.size());
     const std::uint64_t first = at / place.width_bytes;
     if (place.width_bytes == 2) {
@@ -157,15 +157,14 @@ TokenSplit split_tokens(std::uint64_t count, double validation_share) {
 }
 
 Result<TokenFile> TokenFile::open(const std::string& path, const Options& options) {
-  auto mapped = InputFile::open(path);
-  if (!mapped) return tl::unexpected(mapped.error());
-  const auto place = place_of(mapped->bytes(), options);
+  DUNNOCK_TRY(auto mapped, InputFile::open(path));
+  const auto place = place_of(mapped.bytes(), options);
   if (!place) return make_error(place.error().code, path + ": " + place.error().message);
   TokenFile file;
   file.checksum_ = place->checksum;
   if (options.verify) {
-    const auto scan = scan_tokens(*mapped, *place);
-    if (!scan) return tl::unexpected(scan.error());
+    const auto scan = scan_tokens(mapped, *place);
+    DUNNOCK_TRY(scan);
     if (options.format == Format::kDunnock && scan->checksum != place->checksum)
       return make_error(ErrorCode::kCorrupt,
                         path + ": not a token file: its tokens are damaged: their checksum is another");
@@ -177,7 +176,7 @@ Result<TokenFile> TokenFile::open(const std::string& path, const Options& option
     if (place->count > 0) file.largest_ = scan->largest;
   }
   file.format_ = options.format;
-  file.file_ = std::make_shared<const InputFile>(std::move(*mapped));
+  file.file_ = std::make_shared<const InputFile>(std::move(mapped));
   file.tokens_ = file.file_->bytes().data() + place->begin_bytes;
   file.count_ = place->count;
   file.vocabulary_ = place->vocabulary;
@@ -234,7 +233,7 @@ class TokenSink {
       used_ += count * header_.width_bytes;
       rest = rest.subspan(count);
       if (used_ == kBufferBytes) {
-        if (auto written = flush(); !written) return written;
+        DUNNOCK_TRY(flush());
       }
     }
     header_.count += tokens.size();
@@ -243,11 +242,11 @@ class TokenSink {
 
   Status finish() {
     DUNNOCK_CHECK(!finished_, "a file is finished once");
-    if (auto written = flush(); !written) return written;
+    DUNNOCK_TRY(flush());
     header_.tokens_checksum = XXH3_64bits_digest(state_);
     header_.checksum = checksum_of(header_);
-    if (Status written = file_.write_at(0, std::as_bytes(std::span(&header_, 1))); !written) return written;
-    if (Status published = file_.commit(); !published) return published;
+    DUNNOCK_TRY(file_.write_at(0, std::as_bytes(std::span(&header_, 1))));
+    DUNNOCK_TRY(file_.commit());
     finished_ = true;
     return {};
   }
@@ -255,7 +254,7 @@ class TokenSink {
  private:
   Status flush() {
     const auto used = std::span(buffer_).first(used_);
-    if (Status written = file_.write_at(at_, used); !written) return written;
+    DUNNOCK_TRY(file_.write_at(at_, used));
     XXH3_64bits_update(state_, used.data(), used.size());
     at_ += used_;
     used_ = 0;
@@ -292,9 +291,8 @@ TokenFileWriter::~TokenFileWriter() = default;
 Result<TokenFileWriter> TokenFileWriter::create(const std::string& path, std::uint64_t vocabulary) {
   if (vocabulary == 0 || vocabulary > TokenFile::kVocabularyMax)
     return make_error(ErrorCode::kInvalidArgument, "a vocabulary has 1 to 2^31 tokens");
-  auto file = OutputFile::create(path);
-  if (!file) return tl::unexpected(file.error());
-  return TokenFileWriter(std::make_unique<detail::TokenSink>(std::move(*file), path, vocabulary));
+  DUNNOCK_TRY(auto file, OutputFile::create(path));
+  return TokenFileWriter(std::make_unique<detail::TokenSink>(std::move(file), path, vocabulary));
 }
 
 Status TokenFileWriter::append(std::span<const std::int32_t> tokens) { return sink_->append(tokens); }

@@ -27,9 +27,8 @@ tl::unexpected<Error> invalid(std::string what) { return make_error(ErrorCode::k
 /// A piece of device memory, or why there is none.
 template <class U>
 Status make_buffer(gpu::Buffer<U>& buffer, std::size_t size, gpu::Stream& stream) {
-  auto made = gpu::Buffer<U>::create(size, stream);
-  if (!made) return tl::unexpected(made.error());
-  buffer = std::move(*made);
+  DUNNOCK_TRY(auto made, gpu::Buffer<U>::create(size, stream));
+  buffer = std::move(made);
   return {};
 }
 
@@ -44,19 +43,18 @@ class TrainerOf final : public Trainer {
 
   Status set_up() {
     share_threads();
-    if (Status done = choose_costs(); !done) return done;
-    auto program = make_program(window());
-    if (!program) return tl::unexpected(program.error());
-    const Program& whole = **program;
-    if (Status done = make_network(whole); !done) return done;
+    DUNNOCK_TRY(choose_costs());
+    DUNNOCK_TRY(auto program, make_program(window()));
+    const Program& whole = *program;
+    DUNNOCK_TRY(make_network(whole));
     auto inputs =
         NetworkInputs<T>::create(options_.model, std::size_t{window()} * options_.micro_batches, options_.rows, main_);
-    if (!inputs) return tl::unexpected(inputs.error());
+    DUNNOCK_TRY(inputs);
     inputs_ = std::move(*inputs);
-    if (Status done = make_buffers(); !done) return done;
-    if (Status done = make_tables(); !done) return done;
-    if (Status done = bind(**program); !done) return done;
-    programs_.emplace(window(), std::move(*program));
+    DUNNOCK_TRY(make_buffers());
+    DUNNOCK_TRY(make_tables());
+    DUNNOCK_TRY(bind(*program));
+    programs_.emplace(window(), std::move(program));
     return main_.synchronize();
   }
 
@@ -66,13 +64,13 @@ class TrainerOf final : public Trainer {
       return invalid("a run has at most " + std::to_string(options_.window) + " steps, not " +
                      std::to_string(steps.size()));
     for (const StepInput& step : steps) {
-      if (Status fits = check_input(step, step_rows()); !fits) return tl::unexpected(fits.error());
+      DUNNOCK_TRY(check_input(step, step_rows()));
     }
     std::vector<StepResult> results;
     const std::size_t at_once = gate_ ? 1 : window();
     for (std::size_t done = 0; done < steps.size(); done += at_once) {
       const auto part = steps.subspan(done, std::min(at_once, steps.size() - done));
-      if (Status ran = run_window(part, results); !ran) return tl::unexpected(ran.error());
+      DUNNOCK_TRY(run_window(part, results));
     }
     return results;
   }
@@ -81,14 +79,13 @@ class TrainerOf final : public Trainer {
     const InputSizes& sizes = inputs_.sizes();
     if (sizes.targets == 0 || input.targets.size() % sizes.targets != 0) return invalid("an evaluation has whole rows");
     const std::size_t rows = input.targets.size() / sizes.targets;
-    if (Status fits = check_input(input, rows); !fits) return tl::unexpected(fits.error());
+    DUNNOCK_TRY(check_input(input, rows));
     if (std::exchange(statistics_differ_, false))
       ranks_.data->broadcast<float>(network_.parameters().state_values(), 0, main_);
     Evaluation sum;
     for (std::size_t done = 0; done < rows; done += options_.rows) {
       const std::size_t some = std::min(options_.rows, rows - done);
-      if (Status added = evaluate_some(part_of(input, done, some), some, sum); !added)
-        return tl::unexpected(added.error());
+      DUNNOCK_TRY(evaluate_some(part_of(input, done, some), some, sum));
     }
     return sum;
   }
@@ -102,13 +99,13 @@ class TrainerOf final : public Trainer {
       targets.assign(sizes.targets, 0);
       one.targets = targets;
     }
-    if (Status fits = check_input(one, 1); !fits) return tl::unexpected(fits.error());
+    DUNNOCK_TRY(check_input(one, 1));
     evaluation_.upload(0, 1, one, main_);
     forward_all(1);
     const std::size_t count = sizes.targets * sizes.classes;
     std::vector<T> values(count);
     gpu::download(std::span(values), network_.logits(0).subspan(0, count), main_);
-    if (Status done = main_.synchronize(); !done) return tl::unexpected(done.error());
+    DUNNOCK_TRY(main_.synchronize());
     std::vector<float> floats(count);
     std::ranges::transform(values, floats.begin(), [](T value) { return static_cast<float>(value); });
     return floats;
@@ -175,7 +172,7 @@ class TrainerOf final : public Trainer {
       values[i].resize(size);
       gpu::download(std::span(values[i]), from, main_);
     }
-    if (Status done = main_.synchronize(); !done) return tl::unexpected(done.error());
+    DUNNOCK_TRY(main_.synchronize());
     return values;
   }
 
@@ -325,10 +322,9 @@ class TrainerOf final : public Trainer {
       return {};
     }
     if (options_.measures_costs || (alone && options_.schedule == "multi-stream")) {
-      auto measured = profile_step(main_.device(), options_.model, options_.type, options_.rows, options_.optimizer,
-                                   {.threads = options_.threads, .pairs = alone});
-      if (!measured) return tl::unexpected(measured.error());
-      costs_ = std::move(*measured);
+      DUNNOCK_TRY(auto measured, profile_step(main_.device(), options_.model, options_.type, options_.rows,
+                                              options_.optimizer, {.threads = options_.threads, .pairs = alone}));
+      costs_ = std::move(measured);
       return share_costs();
     }
     costs_ = estimate_step(options_.model, options_.type, options_.rows, {});
@@ -346,13 +342,13 @@ class TrainerOf final : public Trainer {
     for (gpu::Communicator* group : {ranks_.data, ranks_.pipeline}) {
       if (size_of(group) == 1) continue;
       gpu::Buffer<float> on_device;
-      if (Status made = make_buffer(on_device, all.size(), main_); !made) return made;
+      DUNNOCK_TRY(make_buffer(on_device, all.size(), main_));
       std::vector<float> us;
       for (const Cost* cost : all) us.push_back(static_cast<float>(cost->us));
       gpu::upload(on_device.span(), us, main_);
       group->all_reduce<float>(on_device.span(), gpu::Reduction::kMean, main_);
       gpu::download(std::span(us), on_device.span(), main_);
-      if (Status done = main_.synchronize(); !done) return done;
+      DUNNOCK_TRY(main_.synchronize());
       for (std::size_t i = 0; i < all.size(); ++i) all[i]->us = static_cast<double>(us[i]);
     }
     return {};
@@ -368,7 +364,7 @@ class TrainerOf final : public Trainer {
     Step costs = costs_;
     costs.clips = costs.clips || holds;
     auto plan = make_plan(options_.schedule, costs, plan_options);
-    if (!plan) return tl::unexpected(plan.error());
+    DUNNOCK_TRY(plan);
     auto program = std::make_unique<Program>();
     program->plan = std::move(*plan);
     program->rank = make_rank_program(program->plan, is_pipeline() ? rank_of(ranks_.pipeline) : 0, clips());
@@ -386,9 +382,8 @@ class TrainerOf final : public Trainer {
         }
       }
     }
-    auto network = Network<T>::create(options_.model, network_options, main_);
-    if (!network) return tl::unexpected(network.error());
-    network_ = std::move(*network);
+    DUNNOCK_TRY(auto network, Network<T>::create(options_.model, network_options, main_));
+    network_ = std::move(network);
     return {};
   }
 
@@ -398,18 +393,16 @@ class TrainerOf final : public Trainer {
   }
 
   Status make_buffers() {
-    auto evaluation = NetworkInputs<T>::create(options_.model, 1, options_.rows, main_);
-    if (!evaluation) return tl::unexpected(evaluation.error());
-    evaluation_ = std::move(*evaluation);
-    if (Status done = make_buffer(main_workspace_, std::max<std::size_t>(1, network_.workspace_bytes()), main_); !done)
-      return done;
-    if (Status done = make_buffer(adamw_steps_, window(), main_); !done) return done;
-    if (Status done = make_buffer(sgd_steps_, window(), main_); !done) return done;
-    if (Status done = make_buffer(means_, window(), main_); !done) return done;
-    if (Status done = make_buffer(norms_, window(), main_); !done) return done;
-    if (Status done = make_buffer(factors_, window(), main_); !done) return done;
-    if (Status done = make_buffer(stage_norms_, size_of(ranks_.pipeline), main_); !done) return done;
-    if (Status done = make_buffer(results_, 3, main_); !done) return done;
+    DUNNOCK_TRY(auto evaluation, NetworkInputs<T>::create(options_.model, 1, options_.rows, main_));
+    evaluation_ = std::move(evaluation);
+    DUNNOCK_TRY(make_buffer(main_workspace_, std::max<std::size_t>(1, network_.workspace_bytes()), main_));
+    DUNNOCK_TRY(make_buffer(adamw_steps_, window(), main_));
+    DUNNOCK_TRY(make_buffer(sgd_steps_, window(), main_));
+    DUNNOCK_TRY(make_buffer(means_, window(), main_));
+    DUNNOCK_TRY(make_buffer(norms_, window(), main_));
+    DUNNOCK_TRY(make_buffer(factors_, window(), main_));
+    DUNNOCK_TRY(make_buffer(stage_norms_, size_of(ranks_.pipeline), main_));
+    DUNNOCK_TRY(make_buffer(results_, 3, main_));
     gpu::fill<float>(means_, 0, main_);
     const InputSizes sizes = input_sizes(options_.model);
     return make_buffer(guesses_, options_.rows * sizes.targets, main_);
@@ -440,21 +433,21 @@ class TrainerOf final : public Trainer {
       }
       tables_[l].chunks = gpu::lay_out<float>(std::span(table));
       if (table.empty()) continue;
-      if (Status done = make_buffer(tables_[l].tensors, table.size(), main_); !done) return done;
+      DUNNOCK_TRY(make_buffer(tables_[l].tensors, table.size(), main_));
       gpu::upload(tables_[l].tensors.span(), table, main_);
-      if (Status done = main_.synchronize(); !done) return done;  // For `table` goes.
+      DUNNOCK_TRY(main_.synchronize());  // For `table` goes.
     }
     if (largest_tie > 0) {
-      if (Status done = make_buffer(other_end_, largest_tie, main_); !done) return done;
+      DUNNOCK_TRY(make_buffer(other_end_, largest_tie, main_));
     }
     norm_chunks_ = gpu::lay_out<float>(std::span(counted));
-    if (Status done = make_buffer(norm_table_, counted.size(), main_); !done) return done;
+    DUNNOCK_TRY(make_buffer(norm_table_, counted.size(), main_));
     gpu::upload(norm_table_.span(), counted, main_);
     std::vector<gpu::ReduceTensor<float>> stages{{stage_norms_.span().device_data(), stage_norms_.size()}};
     stage_norm_chunks_ = gpu::lay_out<float>(std::span(stages));
-    if (Status done = make_buffer(stage_norm_table_, stages.size(), main_); !done) return done;
+    DUNNOCK_TRY(make_buffer(stage_norm_table_, stages.size(), main_));
     gpu::upload(stage_norm_table_.span(), stages, main_);
-    if (Status done = make_buffer(norm_workspace_, norm_chunks_ + stage_norm_chunks_, main_); !done) return done;
+    DUNNOCK_TRY(make_buffer(norm_workspace_, norm_chunks_ + stage_norm_chunks_, main_));
     return main_.synchronize();
   }
 
@@ -486,11 +479,11 @@ class TrainerOf final : public Trainer {
     return make_executor(program, false);
   }
   Status make_executor(Program& program, bool as_graph) {
-    auto executor = gpu::Executor::create(
-        main_.device(), program.graph, program.rank.schedule,
-        {.measures = options_.measures && !as_graph, .as_graph = as_graph, .threads = options_.threads});
-    if (!executor) return tl::unexpected(executor.error());
-    program.executor.emplace(std::move(*executor));
+    DUNNOCK_TRY(auto executor,
+                gpu::Executor::create(
+                    main_.device(), program.graph, program.rank.schedule,
+                    {.measures = options_.measures && !as_graph, .as_graph = as_graph, .threads = options_.threads}));
+    program.executor.emplace(std::move(executor));
     return {};
   }
 
@@ -667,12 +660,11 @@ class TrainerOf final : public Trainer {
     const auto count = static_cast<unsigned>(steps.size());
     auto& program = gate_ ? held_program_ : programs_[count];
     if (program == nullptr) {
-      auto made = make_program(count, gate_ != nullptr);
-      if (!made) return tl::unexpected(made.error());
+      DUNNOCK_TRY(auto made, make_program(count, gate_ != nullptr));
       const auto is_gate = [](const RankOp& op) { return op.tag.part == Part::kNorm; };
-      DUNNOCK_CHECK(!gate_ || std::ranges::any_of((*made)->rank.ops, is_gate), "held updates have a gate");
-      if (Status bound = bind(**made); !bound) return bound;
-      program = std::move(*made);
+      DUNNOCK_CHECK(!gate_ || std::ranges::any_of(made->rank.ops, is_gate), "held updates have a gate");
+      DUNNOCK_TRY(bind(*made));
+      program = std::move(made);
     }
     last_ = program.get();
     if (gate_) {
@@ -690,7 +682,7 @@ class TrainerOf final : public Trainer {
     // Kernels make their plans in the first run, which a graph that is recorded can't. It is made before anything is
     // copied from memory that goes if that fails.
     if (options_.as_graph && program->runs == 1) {
-      if (Status recorded = make_executor(*program, true); !recorded) return recorded;
+      DUNNOCK_TRY(make_executor(*program, true));
     }
     std::vector<gpu::AdamwStep> adamw_steps;
     std::vector<gpu::SgdStep> sgd_steps;
@@ -749,7 +741,7 @@ class TrainerOf final : public Trainer {
     gpu::download(std::span(means), means_.span().subspan(0, count), main_);
     if (clips()) gpu::download(std::span(norms), norms_.span().subspan(0, count), main_);
     const Status done = main_.synchronize();
-    if (Status ran = program.executor->synchronize(); !ran) return ran;
+    DUNNOCK_TRY(program.executor->synchronize());
     if (!done) return done;
     for (unsigned t = 0; t < count; ++t) {
       StepResult result{.loss = means[t]};
@@ -790,7 +782,7 @@ class TrainerOf final : public Trainer {
                           {}, {.rows = targets, .columns = sizes.classes}, main_);
       gpu::download(std::span(losses), evaluation_.losses(0, rows), main_);
       gpu::download(std::span(guesses), guesses_.span().subspan(0, targets), main_);
-      if (Status done = main_.synchronize(); !done) return done;
+      DUNNOCK_TRY(main_.synchronize());
       results[0] = std::accumulate(losses.begin(), losses.end(), 0.0);
       for (std::size_t i = 0; i < targets; ++i) results[1] += guesses[i] == input.targets[i] ? 1 : 0;
     }
@@ -802,7 +794,7 @@ class TrainerOf final : public Trainer {
       ranks_.pipeline->broadcast<std::byte>(on_device, last_stage(), main_);
       gpu::download(bytes, on_device, main_);
     }
-    if (Status done = main_.synchronize(); !done) return done;
+    DUNNOCK_TRY(main_.synchronize());
     sum.loss += results[0];
     sum.correct += static_cast<std::size_t>(results[1]);
     sum.targets += targets;
@@ -846,10 +838,9 @@ class TrainerOf final : public Trainer {
 
 template <class T>
 Result<std::unique_ptr<Trainer>> create_of(gpu::Device device, const TrainerOptions& options, const Ranks& ranks) {
-  auto main = gpu::Stream::create(device, {.priority = 1, .threads = options.threads});
-  if (!main) return tl::unexpected(main.error());
-  auto trainer = std::make_unique<TrainerOf<T>>(std::move(*main), options, ranks);
-  if (const Status done = trainer->set_up(); !done) return tl::unexpected(done.error());
+  DUNNOCK_TRY(auto main, gpu::Stream::create(device, {.priority = 1, .threads = options.threads}));
+  auto trainer = std::make_unique<TrainerOf<T>>(std::move(main), options, ranks);
+  DUNNOCK_TRY(trainer->set_up());
   return trainer;
 }
 
@@ -880,7 +871,7 @@ Result<std::unique_ptr<Trainer>> Trainer::create(gpu::Device device, const Train
   if (size_of(ranks.pipeline) > 1 && ranks.pipeline_sums == nullptr)
     return invalid("stages of a pipeline need a communicator for what they add up");
   if (options.optimizer.nesterov && options.optimizer.momentum == 0) return invalid("Nesterov's way needs a momentum");
-  if (const Status sound = check(options.model); !sound) return tl::unexpected(sound.error());
+  DUNNOCK_TRY(check(options.model));
   return options.type == DataType::kF32 ? create_of<float>(device, options, ranks)
                                         : create_of<gpu::Bf16>(device, options, ranks);
 }

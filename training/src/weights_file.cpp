@@ -119,12 +119,11 @@ struct FileTensor {
 
 /// The files that an index names, each once. {"weight_map": {tensor: file, ..}, ..}
 Result<std::map<std::string, std::string>> read_index(const std::string& path) {
-  const auto text = read_file(path);
-  if (!text) return tl::unexpected(text.error());
+  DUNNOCK_TRY(const auto text, read_file(path));
   const auto wrong = [&path](const std::string& what) {
     return make_error(ErrorCode::kCorrupt, path + " is no index of safetensors files: " + what);
   };
-  const auto json = detail::parse_json(*text);
+  const auto json = detail::parse_json(text);
   if (!json) return wrong(json.error().message);
   if (!json->is_object()) return wrong("it is not an object");
   const auto map = json->find("weight_map");
@@ -150,7 +149,7 @@ struct Files {
 
 Result<Files> open_indexed(const std::string& path) {
   auto index = read_index(path);
-  if (!index) return tl::unexpected(index.error());
+  DUNNOCK_TRY(index);
   const std::filesystem::path folder = std::filesystem::path(path).parent_path();
   std::set<std::string> names;
   for (const auto& [tensor, file] : *index) names.insert(file);
@@ -182,10 +181,9 @@ Result<Files> open_files(const std::string& path) {
     return open_files(has_one ? one : index);
   }
   if (path.ends_with(".json")) return open_indexed(path);
-  auto file = SafetensorsFile::open(path);
-  if (!file) return tl::unexpected(file.error());
+  DUNNOCK_TRY(auto file, SafetensorsFile::open(path));
   Files files;
-  files.all.push_back({path, std::move(*file)});
+  files.all.push_back({path, std::move(file)});
   return files;
 }
 
@@ -325,15 +323,14 @@ bool is_seen(const StateTensor& tensor) {
 }  // namespace
 
 Result<LoadedWeights> load_weights(Trainer& trainer, const std::string& path) {
-  auto files = open_files(path);
-  if (!files) return tl::unexpected(files.error());
+  DUNNOCK_TRY(auto files, open_files(path));
   const ModelOptions& model = trainer.options().model;
   const std::vector<StateTensor> whole = trainer.whole_state();
   Problems problems(path, to_string(model));
-  std::map<std::string, FileTensor> tensors = tensors_of(*files, problems);
+  std::map<std::string, FileTensor> tensors = tensors_of(files, problems);
 
   LoadedWeights loaded;
-  for (const WeightsFile& file : files->all) loaded.files.push_back(file.path);
+  for (const WeightsFile& file : files.all) loaded.files.push_back(file.path);
   // A tied pair is one tensor here, and may have either name there.
   std::optional<FileTensor> head;
   if (const auto found = tensors.find(std::string(kHead)); found != tensors.end() && is_gpt(model)) {
@@ -367,28 +364,25 @@ Result<LoadedWeights> load_weights(Trainer& trainer, const std::string& path) {
   std::vector<std::vector<float>> values(whole.size());
   for (std::size_t i = 0; i < whole.size(); ++i) {
     if (!is_seen(whole[i])) continue;
-    auto seen = read_floats(sources[i]);
-    if (!seen) return tl::unexpected(seen.error());
-    check_numbers(sources[i], *seen, problems);
+    DUNNOCK_TRY(auto seen, read_floats(sources[i]));
+    check_numbers(sources[i], seen, problems);
     if (head && whole[i].name == kTable) {
-      const auto other = read_floats(*head);
-      if (!other) return tl::unexpected(other.error());
-      check_numbers(*head, *other, problems);
-      check_tied(sources[i], *seen, *head, *other, problems);
+      DUNNOCK_TRY(const auto other, read_floats(*head));
+      check_numbers(*head, other, problems);
+      check_tied(sources[i], seen, *head, other, problems);
     }
-    values[i] = *seen;
-    if (whole[i].positions > 1) to_lying_order(order_of(whole[i]), *seen, values[i]);
+    values[i] = seen;
+    if (whole[i].positions > 1) to_lying_order(order_of(whole[i]), seen, values[i]);
   }
   if (problems.any()) return problems.error();
-  if (Status done = trainer.load(values); !done) return tl::unexpected(done.error());
+  DUNNOCK_TRY(trainer.load(values));
   return loaded;
 }
 
 Status save_weights(Trainer& trainer, const std::string& path) {
   const std::vector<StateTensor> whole = trainer.whole_state();
-  auto values = trainer.gather();
-  if (!values) return tl::unexpected(values.error());
-  if (values->empty()) return {};  // Another rank's matter.
+  DUNNOCK_TRY(auto values, trainer.gather());
+  if (values.empty()) return {};  // Another rank's matter.
   std::vector<TensorSpec> specs;
   for (const StateTensor& tensor : whole) {
     if (is_seen(tensor))
@@ -396,15 +390,15 @@ Status save_weights(Trainer& trainer, const std::string& path) {
   }
   const std::array<std::pair<std::string, std::string>, 1> notes{{{"format", "pt"}}};
   auto writer = SafetensorsWriter::create(path, specs, notes);
-  if (!writer) return tl::unexpected(writer.error());
+  DUNNOCK_TRY(writer);
   std::size_t number = 0;
   for (std::size_t i = 0; i < whole.size(); ++i) {
     if (!is_seen(whole[i])) continue;
-    std::vector<float> seen((*values)[i].size());
+    std::vector<float> seen(values[i].size());
     if (whole[i].positions > 1) {
-      to_seen_order(order_of(whole[i]), (*values)[i], seen);
+      to_seen_order(order_of(whole[i]), values[i], seen);
     } else {
-      seen = (*values)[i];
+      seen = values[i];
     }
     if (!writer->write(number++, 0, std::as_bytes(std::span(seen))))
       return make_error(ErrorCode::kIo, "tensor '" + whole[i].name + "' can't be written to " + path);

@@ -137,9 +137,8 @@ class NcclCommunicator final : public CommunicatorImpl {
 
   [[nodiscard]] Result<std::unique_ptr<CommunicatorImpl>> split(unsigned color, unsigned key) override {
     const OnDevice here(device_.ordinal());
-    if (Status done = finish_pending(); !done) return tl::unexpected(done.error());
-    auto nothing = make_nothing(device_);
-    if (!nothing) return tl::unexpected(nothing.error());
+    DUNNOCK_TRY(finish_pending());
+    DUNNOCK_TRY(auto nothing, make_nothing(device_));
     auto made = std::make_unique<ncclComm_t>(nullptr);
     Status split;
     {
@@ -164,12 +163,12 @@ class NcclCommunicator final : public CommunicatorImpl {
         split = tl::unexpected(nccl_error(code, "split"));
     }
     if (!split) {
-      (void)cudaFree(*nothing);
+      (void)cudaFree(nothing);
       if (*made != nullptr) (void)ncclCommAbort(*made);
       (void)made.release();  // NCCL may still write there.
       return tl::unexpected(split.error());
     }
-    return std::make_unique<NcclCommunicator>(*made, *nothing, device_, static_cast<unsigned>(rank),
+    return std::make_unique<NcclCommunicator>(*made, nothing, device_, static_cast<unsigned>(rank),
                                               static_cast<unsigned>(size), CommunicatorOptions{timeout_});
   }
 
@@ -232,7 +231,7 @@ class NcclCommunicator final : public CommunicatorImpl {
     for (;;) {
       {
         const std::lock_guard lock(mutex_);
-        if (Status fine = look(); !fine) return fine;
+        DUNNOCK_TRY(look());
         if (pending_.empty()) return {};
       }
       std::this_thread::sleep_for(std::chrono::microseconds(50));
@@ -299,16 +298,14 @@ Result<std::unique_ptr<CommunicatorImpl>> make_nccl(Device device, Communicator&
     if (const ncclResult_t code = ncclGetUniqueId(&id); code != ncclSuccess)
       return tl::unexpected(nccl_error(code, "an id"));
   }
-  auto stream = Stream::create(Device::cpu());
-  if (!stream) return tl::unexpected(stream.error());
+  DUNNOCK_TRY(auto stream, Stream::create(Device::cpu()));
   std::vector<std::byte> bytes(sizeof id);
   std::memcpy(bytes.data(), &id, sizeof id);
-  others.broadcast(DeviceSpan<std::byte>(bytes.data(), bytes.size()), 0, *stream);
-  if (Status told = stream->synchronize(); !told) return tl::unexpected(told.error());
+  others.broadcast(DeviceSpan<std::byte>(bytes.data(), bytes.size()), 0, stream);
+  DUNNOCK_TRY(stream.synchronize());
   std::memcpy(&id, bytes.data(), sizeof id);
   const OnDevice here(device.ordinal());
-  auto nothing = make_nothing(device);
-  if (!nothing) return tl::unexpected(nothing.error());
+  DUNNOCK_TRY(auto nothing, make_nothing(device));
   ncclComm_t comm = nullptr;
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
@@ -316,10 +313,10 @@ Result<std::unique_ptr<CommunicatorImpl>> make_nccl(Device device, Communicator&
       ncclCommInitRankConfig(&comm, static_cast<int>(others.size()), id, static_cast<int>(others.rank()), &config);
   if (Status joined = settle(comm, code, "joining", options.timeout); !joined) {
     if (comm != nullptr) (void)ncclCommAbort(comm);
-    (void)cudaFree(*nothing);
+    (void)cudaFree(nothing);
     return tl::unexpected(joined.error());
   }
-  return std::make_unique<NcclCommunicator>(comm, *nothing, device, others.rank(), others.size(), options);
+  return std::make_unique<NcclCommunicator>(comm, nothing, device, others.rank(), others.size(), options);
 }
 
 }  // namespace dunnock::gpu::detail

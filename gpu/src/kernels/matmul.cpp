@@ -76,7 +76,7 @@ Status matmul_on_cpu(const MatmulCall<T, C>& call, MatmulMaker maker, MatmulIsa 
     if (maker == MatmulMaker::kBest)
       maker = onednn_makes(call) && !own_is_faster(call) ? MatmulMaker::kOneDnn : MatmulMaker::kOwn;
     if (maker == MatmulMaker::kOneDnn) {
-      if (const Status made = onednn_matmul(call, isa); !made) return made;
+      DUNNOCK_TRY(onednn_matmul(call, isa));
     } else {
       own_matmul(call, isa);
     }

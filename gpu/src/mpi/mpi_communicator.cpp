@@ -813,7 +813,7 @@ Status run_rounds(Operation& op, const Rounds& what, int tag) {
   for (unsigned step = 1; step < ranks; ++step) op.be_greeted(op.before(step), tag, comm, greetings);
   for (unsigned step = 1; step < ranks; ++step) op.greet(nullptr, 0, op.behind(step), tag, comm, greetings);
   if (segments != 0) what.first ? send_first(0) : send_second(0);
-  if (Status same = op.wait(greetings); !same) return same;
+  DUNNOCK_TRY(op.wait(greetings));
   std::vector<const void*> inputs(ranks);
   if (what.first && segments != 0) receive_first(0);
   for (std::size_t s = 0; s < segments; ++s) {
@@ -822,7 +822,7 @@ Status run_rounds(Operation& op, const Rounds& what, int tag) {
         receive_first(s + 1);
         send_first(s + 1);
       }
-      if (Status done = op.wait(*first[s % 2]); !done) return done;
+      DUNNOCK_TRY(op.wait(*first[s % 2]));
       if (what.reduction) {
         for (unsigned rank = 0; rank < ranks; ++rank)
           inputs[rank] = rank == me ? static_cast<const void*>(what.in + at(me, s)) : theirs(rank, s);
@@ -832,13 +832,13 @@ Status run_rounds(Operation& op, const Rounds& what, int tag) {
     if (!what.second) continue;
     const bool is_sent = s == 0 && !what.first;  // Already, and waits for its receivers.
     if (!is_sent) {
-      if (Status done = op.wait(*second[s % 2]); !done) return done;
+      DUNNOCK_TRY(op.wait(*second[s % 2]));
     }
     receive_second(s);
     if (!is_sent) send_second(s);
   }
   for (Group* const group : second) {
-    if (Status done = op.wait(*group); !done) return done;
+    DUNNOCK_TRY(op.wait(*group));
   }
   return {};
 }
@@ -966,7 +966,7 @@ class MpiCommunicator final : public CommunicatorImpl {
     });
   }
   [[nodiscard]] Result<std::unique_ptr<CommunicatorImpl>> split(unsigned color, unsigned key) override {
-    if (Status fine = detail::check(*job_); !fine) return tl::unexpected(fine.error());
+    DUNNOCK_TRY(detail::check(*job_));
     struct Told {
       Choice choice;
       unsigned group = 0;
@@ -1051,14 +1051,14 @@ class MpiCommunicator final : public CommunicatorImpl {
     std::size_t number = 0;
     for (std::size_t at = first; at < bytes; at += kPartBytes, ++number) {
       // Two at a time; of the first two both, as they are what is waited for.
-      if (Status done = op.wait(*groups[number % 2]); !done) return done;
+      DUNNOCK_TRY(op.wait(*groups[number % 2]));
       if (number == 0) {
-        if (Status done = op.wait(*groups[1]); !done) return done;
+        DUNNOCK_TRY(op.wait(*groups[1]));
       }
       part(at, std::min(kPartBytes, bytes - at), *groups[number % 2]);
     }
     for (const std::size_t last : {number % 2, (number + 1) % 2}) {
-      if (Status done = op.wait(*groups[last]); !done) return done;
+      DUNNOCK_TRY(op.wait(*groups[last]));
     }
     return {};
   }
@@ -1078,7 +1078,7 @@ class MpiCommunicator final : public CommunicatorImpl {
   void issue(const Call& call, bool receives, Stream& stream, Work work) {
     DUNNOCK_CHECK(stream.device().backend() == Backend::kCpu, "ranks that are processes of MPI have host memory");
     stream.run(name_of(call.kind, receives), [job = job_, call, receives, work = std::move(work)] {
-      if (Status fine = detail::check(*job); !fine) return fine;
+      DUNNOCK_TRY(detail::check(*job));
       const Computing waits(0);
       ask_for_short_turns();
       Operation op(*job, call, receives);
@@ -1097,7 +1097,7 @@ class MpiCommunicator final : public CommunicatorImpl {
 }  // namespace
 
 Result<std::unique_ptr<CommunicatorImpl>> make_mpi(const CommunicatorOptions& options) {
-  if (Status ready = initialise(); !ready) return tl::unexpected(ready.error());
+  DUNNOCK_TRY(initialise());
   auto world = std::make_shared<World>();
   const std::lock_guard lock(mpi_mutex());
   for (MPI_Comm* const comm : {&world->comm, &world->messages, &world->notices}) {

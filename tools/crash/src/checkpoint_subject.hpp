@@ -171,26 +171,23 @@ class CheckpointSubject final : public Subject {
   // The catalog comes last when it is made and first when it is opened, so that nothing else stands in for its steps.
   template <class M>
   Result<CheckpointStore<M>> format(std::byte* memory, M media) const {
-    auto index = KvIndex<M>::format(region(memory, index_meta_bytes_), chunks(memory), store_options_.index, media);
-    if (!index) return tl::unexpected(index.error());
-    auto log = ValueLog<M>::format(region(memory + log_meta_at_, log_meta_bytes_), region(memory + log_at_, log_bytes_),
-                                   store_options_.log, media);
-    if (!log) return tl::unexpected(log.error());
+    DUNNOCK_TRY(auto index,
+                KvIndex<M>::format(region(memory, index_meta_bytes_), chunks(memory), store_options_.index, media));
+    DUNNOCK_TRY(auto log, ValueLog<M>::format(region(memory + log_meta_at_, log_meta_bytes_),
+                                              region(memory + log_at_, log_bytes_), store_options_.log, media));
     return CheckpointStore<M>::format(region(memory + catalog_at_, catalog_bytes_),
-                                      KvStore<M>(std::move(*index), std::move(*log)), options_, media);
+                                      KvStore<M>(std::move(index), std::move(log)), options_, media);
   }
   template <class M>
   Result<CheckpointStore<M>> attach(std::byte* memory, M media) const {
     std::uint64_t magic;
     std::memcpy(&magic, memory + catalog_at_, sizeof magic);
     if (magic != kCatalogMagic) return make_error(ErrorCode::kWrongLayout, "there is no catalog");
-    auto log = ValueLog<M>::attach(region(memory + log_meta_at_, log_meta_bytes_), region(memory + log_at_, log_bytes_),
-                                   media);
-    if (!log) return tl::unexpected(log.error());
-    auto index = KvIndex<M>::attach(region(memory, index_meta_bytes_), chunks(memory), media);
-    if (!index) return tl::unexpected(index.error());
+    DUNNOCK_TRY(auto log, ValueLog<M>::attach(region(memory + log_meta_at_, log_meta_bytes_),
+                                              region(memory + log_at_, log_bytes_), media));
+    DUNNOCK_TRY(auto index, KvIndex<M>::attach(region(memory, index_meta_bytes_), chunks(memory), media));
     return CheckpointStore<M>::attach(region(memory + catalog_at_, catalog_bytes_),
-                                      KvStore<M>(std::move(index->index), std::move(*log)), media);
+                                      KvStore<M>(std::move(index.index), std::move(log)), media);
   }
   static Region region(std::byte* memory, std::uint64_t bytes) { return Region({memory}, bytes, std::bit_ceil(bytes)); }
   [[nodiscard]] IndexMemory chunks(std::byte* memory) const {

@@ -386,20 +386,17 @@ std::vector<CorruptCase> corrupt_filter(const CorruptOptions& options) {
     return tl::unexpected(result.error());
   };
   refused("wrong fingerprint width", ErrorCode::kWrongLayout, [&]() -> Result<void> {
-    auto pool = Pool::open(good);
-    if (!pool) return tl::unexpected(pool.error());
-    return status_of(CuckooFilter<16, ProcessMedia>::open(*pool, "filter", {}));
+    DUNNOCK_TRY(auto pool, Pool::open(good));
+    return status_of(CuckooFilter<16, ProcessMedia>::open(pool, "filter", {}));
   });
   refused("no such filter", ErrorCode::kNotFound, [&]() -> Result<void> {
-    auto pool = Pool::open(good);
-    if (!pool) return tl::unexpected(pool.error());
-    return status_of(CorruptFilter::open(*pool, "other", {}));
+    DUNNOCK_TRY(auto pool, Pool::open(good));
+    return status_of(CorruptFilter::open(pool, "other", {}));
   });
   refused("no such file", ErrorCode::kNotFound, [&] { return status_of(Pool::open(good.string() + ".none")); });
   refused("a directory", ErrorCode::kNotADunnockPool, [&] { return status_of(Pool::open(options.directory)); });
   refused("pool opened twice", ErrorCode::kAlreadyOpen, [&]() -> Result<void> {
-    auto first = Pool::open(good);
-    if (!first) return tl::unexpected(first.error());
+    DUNNOCK_TRY(auto first, Pool::open(good));
     return status_of(Pool::open(good));
   });
   refused("pool opened by another process", ErrorCode::kAlreadyOpen, [&]() -> Result<void> {
@@ -427,9 +424,8 @@ std::vector<CorruptCase> corrupt_filter(const CorruptOptions& options) {
   });
   fs::remove(bad.string() + ".new");
   refused("pool full", ErrorCode::kNoSpace, [&]() -> Result<void> {
-    auto pool = Pool::open(good);
-    if (!pool) return tl::unexpected(pool.error());
-    return status_of(CorruptFilter::create(*pool, "second", {1ULL << 30}, {}));
+    DUNNOCK_TRY(auto pool, Pool::open(good));
+    return status_of(CorruptFilter::create(pool, "second", {1ULL << 30}, {}));
   });
   refused("file exists", ErrorCode::kAlreadyExists, [&] { return status_of(Pool::create(good, {16 << 20})); });
   fs::copy_file(good, bad, fs::copy_options::overwrite_existing);

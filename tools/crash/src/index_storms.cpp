@@ -60,14 +60,12 @@ struct IndexMap {
     return {.entries = 0, .bytes_max = 12 << 20, .segment_groups = 4, .seed = HashSeed::from(11)};
   }
   static Result<IndexMap> create(Pool& pool, M media) {
-    auto made = KvIndex<M>::create(pool, "map", options(), media);
-    if (!made) return tl::unexpected(made.error());
-    return IndexMap{std::move(*made)};
+    DUNNOCK_TRY(auto made, KvIndex<M>::create(pool, "map", options(), media));
+    return IndexMap{std::move(made)};
   }
   static Result<IndexMap> open(Pool& pool, M media) {
-    auto opened = KvIndex<M>::open(pool, "map", media);
-    if (!opened) return tl::unexpected(opened.error());
-    return IndexMap{std::move(opened->index)};
+    DUNNOCK_TRY(auto opened, KvIndex<M>::open(pool, "map", media));
+    return IndexMap{std::move(opened.index)};
   }
   bool put(std::uint64_t n, std::uint64_t value) {
     return map.put(key_of(n), IndexValue::of(value)) != PutResult::kFull;
@@ -95,14 +93,12 @@ struct StoreMap {
     StoreOptions options;
     options.index = IndexMap<M>::options();
     options.log = {.capacity_bytes = 1 << 20, .segment_bytes = 1 << 15};
-    auto made = KvStore<M>::create(pool, "map", options, media);
-    if (!made) return tl::unexpected(made.error());
-    return StoreMap{std::move(*made)};
+    DUNNOCK_TRY(auto made, KvStore<M>::create(pool, "map", options, media));
+    return StoreMap{std::move(made)};
   }
   static Result<StoreMap> open(Pool& pool, M media) {
-    auto opened = KvStore<M>::open(pool, "map", media);
-    if (!opened) return tl::unexpected(opened.error());
-    return StoreMap{std::move(opened->store)};
+    DUNNOCK_TRY(auto opened, KvStore<M>::open(pool, "map", media));
+    return StoreMap{std::move(opened.store)};
   }
   bool put(std::uint64_t n, std::uint64_t value) {
     return map.put(key_of(n), bytes_of(value, 8, 500)) != PutResult::kFull;
@@ -301,8 +297,7 @@ Status save_version(Store& store, std::uint64_t version) {
   const auto tensors = tensors_of(version);
   std::vector<TensorSource> sources;
   for (std::size_t i = 0; i < kTensors; ++i) sources.push_back({spec_of(i, tensors[i].size()), tensors[i], {}});
-  const auto saved = store.save("run", version, sources, {.threads = 2});
-  if (!saved) return tl::unexpected(saved.error());
+  DUNNOCK_TRY(const auto saved, store.save("run", version, sources, {.threads = 2}));
   return {};
 }
 /// Right, or the error.
@@ -315,8 +310,7 @@ Status restore_version(const Store& store, std::uint64_t version) {
     std::fill(tensors[i].begin(), tensors[i].end(), std::byte{0});
     sinks.push_back({spec_of(i, tensors[i].size()), tensors[i], {}});
   }
-  const auto restored = store.restore("run", version, sinks);
-  if (!restored) return tl::unexpected(restored.error());
+  DUNNOCK_TRY(const auto restored, store.restore("run", version, sinks));
   if (tensors != expected) return make_error(ErrorCode::kInvalidArgument, "other bytes than were saved");
   return {};
 }

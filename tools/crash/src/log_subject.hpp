@@ -208,19 +208,16 @@ class LogSubject final : public Subject {
   // The log comes last when it is made and first when it is opened, so that nothing else stands in for its steps.
   template <class M>
   Result<KvStore<M>> format(std::byte* memory, M media) const {
-    auto index = KvIndex<M>::format(region(memory, index_meta_bytes_), chunks(memory), index_options_, media);
-    if (!index) return tl::unexpected(index.error());
-    auto log = ValueLog<M>::format(log_meta(memory), log_data(memory), log_options_, media);
-    if (!log) return tl::unexpected(log.error());
-    return KvStore<M>(std::move(*index), std::move(*log));
+    DUNNOCK_TRY(auto index,
+                KvIndex<M>::format(region(memory, index_meta_bytes_), chunks(memory), index_options_, media));
+    DUNNOCK_TRY(auto log, ValueLog<M>::format(log_meta(memory), log_data(memory), log_options_, media));
+    return KvStore<M>(std::move(index), std::move(log));
   }
   template <class M>
   Result<KvStore<M>> attach(std::byte* memory, M media) const {
-    auto log = ValueLog<M>::attach(log_meta(memory), log_data(memory), media);
-    if (!log) return tl::unexpected(log.error());
-    auto index = KvIndex<M>::attach(region(memory, index_meta_bytes_), chunks(memory), media);
-    if (!index) return tl::unexpected(index.error());
-    return KvStore<M>(std::move(index->index), std::move(*log));
+    DUNNOCK_TRY(auto log, ValueLog<M>::attach(log_meta(memory), log_data(memory), media));
+    DUNNOCK_TRY(auto index, KvIndex<M>::attach(region(memory, index_meta_bytes_), chunks(memory), media));
+    return KvStore<M>(std::move(index.index), std::move(log));
   }
   [[nodiscard]] Region log_meta(std::byte* memory) const { return region(memory + log_meta_at_, log_meta_bytes_); }
   [[nodiscard]] Region log_data(std::byte* memory) const { return region(memory + log_at_, log_bytes_); }

@@ -294,21 +294,18 @@ class PrefixSubject final : public Subject {
 
   template <class M>
   Result<PrefixStore<M>> format(std::byte* memory, M media) const {
-    auto index = KvIndex<M>::format(region(memory, index_meta_bytes_), chunks(memory), store_options_.index, media);
-    if (!index) return tl::unexpected(index.error());
-    auto log = ValueLog<M>::format(region(memory + log_meta_at_, log_meta_bytes_), region(memory + log_at_, log_bytes_),
-                                   store_options_.log, media);
-    if (!log) return tl::unexpected(log.error());
-    return PrefixStore<M>(KvStore<M>(std::move(*index), std::move(*log)), options_);
+    DUNNOCK_TRY(auto index,
+                KvIndex<M>::format(region(memory, index_meta_bytes_), chunks(memory), store_options_.index, media));
+    DUNNOCK_TRY(auto log, ValueLog<M>::format(region(memory + log_meta_at_, log_meta_bytes_),
+                                              region(memory + log_at_, log_bytes_), store_options_.log, media));
+    return PrefixStore<M>(KvStore<M>(std::move(index), std::move(log)), options_);
   }
   template <class M>
   Result<PrefixStore<M>> attach(std::byte* memory, M media) const {
-    auto log = ValueLog<M>::attach(region(memory + log_meta_at_, log_meta_bytes_), region(memory + log_at_, log_bytes_),
-                                   media);
-    if (!log) return tl::unexpected(log.error());
-    auto index = KvIndex<M>::attach(region(memory, index_meta_bytes_), chunks(memory), media);
-    if (!index) return tl::unexpected(index.error());
-    return PrefixStore<M>(KvStore<M>(std::move(index->index), std::move(*log)), options_);
+    DUNNOCK_TRY(auto log, ValueLog<M>::attach(region(memory + log_meta_at_, log_meta_bytes_),
+                                              region(memory + log_at_, log_bytes_), media));
+    DUNNOCK_TRY(auto index, KvIndex<M>::attach(region(memory, index_meta_bytes_), chunks(memory), media));
+    return PrefixStore<M>(KvStore<M>(std::move(index.index), std::move(log)), options_);
   }
   static Region region(std::byte* memory, std::uint64_t bytes) { return Region({memory}, bytes, std::bit_ceil(bytes)); }
   [[nodiscard]] IndexMemory chunks(std::byte* memory) const {

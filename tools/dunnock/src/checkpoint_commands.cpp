@@ -64,28 +64,24 @@ enum class Access : std::uint8_t {
 template <class Use>
 Result<int> with_checkpoints(const Options& options, Access access, Use&& use) {
   const auto use_pool = [&](Pool& pool) -> Result<int> {
-    const auto structure = find_structure(pool, options.name, {Kind::kCheckpoints});
-    if (!structure) return tl::unexpected(structure.error());
+    DUNNOCK_TRY(const auto structure, find_structure(pool, options.name, {Kind::kCheckpoints}));
     return with_durable_media(pool, [&](auto media) -> Result<int> {
-      auto store = CheckpointStore<decltype(media)>::open(pool, structure->name, media);
-      if (!store) return tl::unexpected(store.error());
-      Result<int> status = use(*store);
-      store->close();
+      DUNNOCK_TRY(auto store, CheckpointStore<decltype(media)>::open(pool, structure.name, media));
+      Result<int> status = use(store);
+      store.close();
       return status;
     });
   };
   if (access == Access::kLook) return look_into(options.pool, use_pool);
-  auto pool = access == Access::kWrite ? Pool::open(options.pool) : Pool::open_read_only(options.pool);
-  if (!pool) return tl::unexpected(pool.error());
-  return use_pool(*pool);
+  DUNNOCK_TRY(auto pool, access == Access::kWrite ? Pool::open(options.pool) : Pool::open_read_only(options.pool));
+  return use_pool(pool);
 }
 
 /// The same, with the checkpoint that the user named.
 template <class Use>
 Result<int> with_checkpoint(const Options& options, Access access, Use&& use) {
-  const auto title = title_of(options.checkpoint);
-  if (!title) return tl::unexpected(title.error());
-  return with_checkpoints(options, access, [&](auto& store) { return use(store, *title); });
+  DUNNOCK_TRY(const auto title, title_of(options.checkpoint));
+  return with_checkpoints(options, access, [&](auto& store) { return use(store, title); });
 }
 
 /// Whether writing to the path is writing to standard output, as it is for /dev/stdout.
@@ -153,13 +149,12 @@ Result<int> checkpoint_list(const Options& options) {
 
 Result<int> checkpoint_show(const Options& options) {
   return with_checkpoint(options, Access::kLook, [&](auto& store, const Title& title) -> Result<int> {
-    const auto manifest = store.manifest(title.name, title.version);
-    if (!manifest) return tl::unexpected(manifest.error());
+    DUNNOCK_TRY(const auto manifest, store.manifest(title.name, title.version));
     Json json = {
-        {"name", manifest->name},     {"version", manifest->version}, {"created_seconds", manifest->created_seconds},
-        {"bytes", manifest->bytes()}, {"notes", Json::object()},      {"tensors", Json::array()}};
-    for (const auto& [key, value] : manifest->notes) json["notes"][key] = value;
-    for (const ManifestTensor& tensor : manifest->tensors)
+        {"name", manifest.name},     {"version", manifest.version}, {"created_seconds", manifest.created_seconds},
+        {"bytes", manifest.bytes()}, {"notes", Json::object()},     {"tensors", Json::array()}};
+    for (const auto& [key, value] : manifest.notes) json["notes"][key] = value;
+    for (const ManifestTensor& tensor : manifest.tensors)
       json["tensors"].push_back({{"name", tensor.spec.name},
                                  {"dtype", name_of(tensor.spec.dtype)},
                                  {"shape", tensor.spec.shape},
@@ -168,10 +163,10 @@ Result<int> checkpoint_show(const Options& options) {
       print_json(json);
       return kFine;
     }
-    print_line("{}, {}, {} tensors, {}", to_text(manifest->name, manifest->version), time_of(manifest->created_seconds),
-               manifest->tensors.size(), human_bytes(manifest->bytes()));
-    for (const auto& [key, value] : manifest->notes) print_line("  {} = {}", key, value);
-    for (const ManifestTensor& tensor : manifest->tensors)
+    print_line("{}, {}, {} tensors, {}", to_text(manifest.name, manifest.version), time_of(manifest.created_seconds),
+               manifest.tensors.size(), human_bytes(manifest.bytes()));
+    for (const auto& [key, value] : manifest.notes) print_line("  {} = {}", key, value);
+    for (const ManifestTensor& tensor : manifest.tensors)
       print_line("  {:<48} {:<24} {:>12}", tensor.spec.name, dunnock::describe(tensor.spec),
                  human_bytes(tensor.spec.bytes().value_or(0)));
     return kFine;
@@ -182,15 +177,13 @@ Result<int> checkpoint_verify(const Options& options) {
   return with_checkpoints(options, Access::kRead, [&](auto& store) -> Result<int> {
     std::vector<CheckpointInfo> all;
     if (!options.checkpoint.empty()) {
-      const auto title = title_of(options.checkpoint);
-      if (!title) return tl::unexpected(title.error());
+      DUNNOCK_TRY(const auto title, title_of(options.checkpoint));
       CheckpointInfo& one = all.emplace_back();
-      one.name = title->name;
-      one.version = title->version;
+      one.name = title.name;
+      one.version = title.version;
       if (one.version == kLatestVersion) {
-        const auto latest = store.latest(one.name);
-        if (!latest) return tl::unexpected(latest.error());
-        if (*latest) one.version = **latest;
+        DUNNOCK_TRY(const auto latest, store.latest(one.name));
+        if (latest) one.version = *latest;
       }
     } else {
       all = store.list();
@@ -208,35 +201,30 @@ Result<int> checkpoint_verify(const Options& options) {
 }
 
 Result<int> checkpoint_diff(const Options& options) {
-  const auto other = title_of(options.other);
-  if (!other) return tl::unexpected(other.error());
+  DUNNOCK_TRY(const auto other, title_of(options.other));
   return with_checkpoint(options, Access::kRead, [&](auto& store, const Title& title) -> Result<int> {
-    const auto diff = store.diff(title.name, title.version, other->name, other->version);
-    if (!diff) return tl::unexpected(diff.error());
+    DUNNOCK_TRY(const auto diff, store.diff(title.name, title.version, other.name, other.version));
     if (options.json) {
-      const Json json = {{"added", diff->added},       {"removed", diff->removed},
-                         {"reshaped", diff->reshaped}, {"changed", diff->changed},
-                         {"same", diff->same},         {"changed_bytes", diff->changed_bytes}};
+      const Json json = {{"added", diff.added},     {"removed", diff.removed}, {"reshaped", diff.reshaped},
+                         {"changed", diff.changed}, {"same", diff.same},       {"changed_bytes", diff.changed_bytes}};
       print_json(json);
       return kFine;
     }
-    for (const auto& [sign, names] : {std::pair{'+', &diff->added}, std::pair{'-', &diff->removed},
-                                      std::pair{'!', &diff->reshaped}, std::pair{'~', &diff->changed}}) {
+    for (const auto& [sign, names] : {std::pair{'+', &diff.added}, std::pair{'-', &diff.removed},
+                                      std::pair{'!', &diff.reshaped}, std::pair{'~', &diff.changed}}) {
       for (const std::string& name : *names) print_line("{} {}", sign, name);
     }
     print_line("{} added, {} removed, {} of another shape, {} changed, {} the same; {} in new chunks",
-               diff->added.size(), diff->removed.size(), diff->reshaped.size(), diff->changed.size(), diff->same.size(),
-               human_bytes(diff->changed_bytes));
+               diff.added.size(), diff.removed.size(), diff.reshaped.size(), diff.changed.size(), diff.same.size(),
+               human_bytes(diff.changed_bytes));
     return kFine;
   });
 }
 
 Result<int> checkpoint_export(const Options& options) {
   return with_checkpoint(options, Access::kRead, [&](auto& store, const Title& title) -> Result<int> {
-    const auto report = export_safetensors(store, title.name, title.version, options.file, options.threads);
-    if (!report) return tl::unexpected(report.error());
-    const auto line =
-        fmt::format("{}: {} in {:.2f} s", options.file, human_bytes(report->tensor_bytes), report->seconds);
+    DUNNOCK_TRY(const auto report, export_safetensors(store, title.name, title.version, options.file, options.threads));
+    const auto line = fmt::format("{}: {} in {:.2f} s", options.file, human_bytes(report.tensor_bytes), report.seconds);
     // What reads the checkpoint from a pipe does not expect more.
     is_standard_output(options.file) ? complain("{}", line) : print_line("{}", line);
     return kFine;
@@ -244,17 +232,15 @@ Result<int> checkpoint_export(const Options& options) {
 }
 
 Result<int> checkpoint_import(const Options& options) {
-  auto title = title_of(options.checkpoint);
-  if (!title) return tl::unexpected(title.error());
+  DUNNOCK_TRY(auto title, title_of(options.checkpoint));
   const auto import = [&](auto& store) -> Result<int> {
-    if (title->version == kLatestVersion) {
-      const auto latest = store.latest(title->name);
-      if (!latest) return tl::unexpected(latest.error());
-      title->version = *latest ? **latest + 1 : 1;
+    if (title.version == kLatestVersion) {
+      const auto latest = store.latest(title.name);
+      DUNNOCK_TRY(latest);
+      title.version = *latest ? **latest + 1 : 1;
     }
-    const auto report = import_safetensors(store, title->name, title->version, options.file, options.threads);
-    if (!report) return tl::unexpected(report.error());
-    return print_saved(*report);
+    DUNNOCK_TRY(const auto report, import_safetensors(store, title.name, title.version, options.file, options.threads));
+    return print_saved(report);
   };
   std::error_code unseen;
   const bool fresh = !std::filesystem::exists(options.pool, unseen);
@@ -266,18 +252,17 @@ Result<int> checkpoint_import(const Options& options) {
     return make_error(ErrorCode::kNotFound, "there is no " + options.pool + "; --create makes one");
   }
   // Before anything is made: is there something to import?
-  if (const auto file = SafetensorsFile::open(options.file); !file) return tl::unexpected(file.error());
+  DUNNOCK_TRY(SafetensorsFile::open(options.file));
   const CheckpointOptions sizes{.capacity_bytes = options.capacity_bytes,
                                 .chunk_bytes = static_cast<std::uint32_t>(options.chunk_bytes),
                                 .segment_bytes = segment_bytes_for(options.capacity_bytes, 2 * options.chunk_bytes)};
   // Sizes that can't be are refused before a file is made.
-  if (Status valid = CheckpointStore<DirectMedia>::check_options(sizes); !valid) return tl::unexpected(valid.error());
+  DUNNOCK_TRY(CheckpointStore<DirectMedia>::check_options(sizes));
   const auto make_store = [&](Pool& pool) -> Status {
     const auto made = with_durable_media(pool, [&](auto media) -> Result<int> {
-      auto store = CheckpointStore<decltype(media)>::create(pool, options.name.empty() ? "checkpoints" : options.name,
-                                                            sizes, media);
-      if (!store) return tl::unexpected(store.error());
-      store->close();
+      DUNNOCK_TRY(auto store, CheckpointStore<decltype(media)>::create(
+                                  pool, options.name.empty() ? "checkpoints" : options.name, sizes, media));
+      store.close();
       return kFine;
     });
     return made ? Status() : tl::unexpected(made.error());
@@ -286,9 +271,9 @@ Result<int> checkpoint_import(const Options& options) {
     auto pool =
         fresh ? Pool::create_with(options.pool, {.bytes = CheckpointStore<DirectMedia>::pool_bytes(sizes)}, make_store)
               : Pool::open(options.pool);
-    if (!pool) return tl::unexpected(pool.error());
+    DUNNOCK_TRY(pool);
     if (!fresh) {
-      if (Status made = make_store(*pool); !made) return tl::unexpected(made.error());
+      DUNNOCK_TRY(make_store(*pool));
     }
   }
   return with_checkpoints(options, Access::kWrite, import);
@@ -299,7 +284,7 @@ Result<int> checkpoint_delete(const Options& options) {
     if (title.version == kLatestVersion)
       return make_error(ErrorCode::kInvalidArgument,
                         "say which version to delete: " + printable(title.name) + "@VERSION");
-    if (Status removed = store.remove(title.name, title.version); !removed) return tl::unexpected(removed.error());
+    DUNNOCK_TRY(store.remove(title.name, title.version));
     print_line("{} deleted", to_text(title.name, title.version));
     return kFine;
   });
@@ -312,7 +297,7 @@ Result<int> checkpoint_retain(const Options& options) {
       return make_error(ErrorCode::kNotFound, "no checkpoint " + in_quotes(options.checkpoint));
     const auto retained =
         store.retain(options.checkpoint, {.keep_last = options.keep_last, .keep_every = options.keep_every});
-    if (!retained) return tl::unexpected(retained.error());
+    DUNNOCK_TRY(retained);
     print_line("{} deleted", retained->removed);
     if (retained->damaged != 0)
       complain("dunnock: {} newer versions are damaged: they do not count as kept, and are left alone",
@@ -324,9 +309,8 @@ Result<int> checkpoint_retain(const Options& options) {
 
 Result<int> checkpoint_collect(const Options& options) {
   return with_checkpoints(options, Access::kWrite, [&](auto& store) -> Result<int> {
-    const auto given_back = store.collect();
-    if (!given_back) return tl::unexpected(given_back.error());
-    print_line("{} values given back", *given_back);
+    DUNNOCK_TRY(const auto given_back, store.collect());
+    print_line("{} values given back", given_back);
     return kFine;
   });
 }

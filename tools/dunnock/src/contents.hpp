@@ -33,10 +33,9 @@ struct Contents {
 template <class Use>
 auto with_durable_media(const Pool& pool, Use&& use) -> decltype(use(DirectMedia{})) {
   if (pool.read_only()) return use(ReadOnlyMedia{});
-  const auto detected = detect_media(pool);
-  if (!detected) return tl::unexpected(detected.error());
+  DUNNOCK_TRY(const auto detected, detect_media(pool));
   // Where caches survive a power loss, DirectMedia flushes in vain and is as right.
-  if (detected->kind == MediaKind::kFile) return use(pool.file_media());
+  if (detected.kind == MediaKind::kFile) return use(pool.file_media());
   return use(DirectMedia{});
 }
 

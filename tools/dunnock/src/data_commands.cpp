@@ -63,42 +63,38 @@ Result<Json> describe(Pool& pool, const Structure& structure, M media) {
         json = {{"fingerprint_bits", 60 / Filter::L::kLanes}, {"slots", stats.slots}, {"items", stats.items}};
         filter.close();
       });
-      if (!done) return tl::unexpected(done.error());
+      DUNNOCK_TRY(done);
       return json;
     }
     case Kind::kIndex: {
-      auto opened = KvIndex<M>::open(pool, structure.name, media);
-      if (!opened) return tl::unexpected(opened.error());
-      json = json_of(opened->index.stats());
-      json["clean_shutdown"] = opened->report.clean_shutdown;
-      opened->index.close();
+      DUNNOCK_TRY(auto opened, KvIndex<M>::open(pool, structure.name, media));
+      json = json_of(opened.index.stats());
+      json["clean_shutdown"] = opened.report.clean_shutdown;
+      opened.index.close();
       return json;
     }
     case Kind::kLog: {
-      auto log = ValueLog<M>::open(pool, structure.name, media);
-      if (!log) return tl::unexpected(log.error());
-      return json_of(log->stats());
+      DUNNOCK_TRY(auto log, ValueLog<M>::open(pool, structure.name, media));
+      return json_of(log.stats());
     }
     case Kind::kStore: {
-      auto opened = KvStore<M>::open(pool, structure.name, media);
-      if (!opened) return tl::unexpected(opened.error());
-      const StoreStats stats = opened->store.stats();
+      DUNNOCK_TRY(auto opened, KvStore<M>::open(pool, structure.name, media));
+      const StoreStats stats = opened.store.stats();
       json = json_of(stats.index);
       json.update(json_of(stats.log));
-      json["clean_shutdown"] = opened->report.clean_shutdown;
-      opened->store.close();
+      json["clean_shutdown"] = opened.report.clean_shutdown;
+      opened.store.close();
       return json;
     }
     case Kind::kCheckpoints: {
-      auto store = CheckpointStore<M>::open(pool, structure.name, media);
-      if (!store) return tl::unexpected(store.error());
-      const StoreStats stats = store->stats();
+      DUNNOCK_TRY(auto store, CheckpointStore<M>::open(pool, structure.name, media));
+      const StoreStats stats = store.stats();
       std::uint64_t sound = 0, damaged = 0;
-      for (const CheckpointInfo& one : store->list()) ++(one.status ? sound : damaged);
-      json = {{"checkpoints", sound}, {"checkpoints_damaged", damaged}, {"chunk_bytes", store->chunk_bytes()}};
+      for (const CheckpointInfo& one : store.list()) ++(one.status ? sound : damaged);
+      json = {{"checkpoints", sound}, {"checkpoints_damaged", damaged}, {"chunk_bytes", store.chunk_bytes()}};
       json.update(json_of(stats.index));
       json.update(json_of(stats.log));
-      store->close();
+      store.close();
       return json;
     }
   }
@@ -115,34 +111,30 @@ Result<std::vector<std::string>> violations_of(Pool& pool, const Structure& stru
         found = filter.check().violations;
         filter.close();
       });
-      if (!done) return tl::unexpected(done.error());
+      DUNNOCK_TRY(done);
       return found;
     }
     case Kind::kIndex: {
-      auto opened = KvIndex<M>::open(pool, structure.name, media);
-      if (!opened) return tl::unexpected(opened.error());
-      found = opened->index.check().violations;
-      opened->index.close();
+      DUNNOCK_TRY(auto opened, KvIndex<M>::open(pool, structure.name, media));
+      found = opened.index.check().violations;
+      opened.index.close();
       return found;
     }
     case Kind::kLog: {
-      auto log = ValueLog<M>::open(pool, structure.name, media);
-      if (!log) return tl::unexpected(log.error());
-      if (std::string what = log->check(); !what.empty()) found.push_back(std::move(what));
+      DUNNOCK_TRY(auto log, ValueLog<M>::open(pool, structure.name, media));
+      if (std::string what = log.check(); !what.empty()) found.push_back(std::move(what));
       return found;
     }
     case Kind::kStore: {
-      auto opened = KvStore<M>::open(pool, structure.name, media);
-      if (!opened) return tl::unexpected(opened.error());
-      found = opened->store.check().violations;
-      opened->store.close();
+      DUNNOCK_TRY(auto opened, KvStore<M>::open(pool, structure.name, media));
+      found = opened.store.check().violations;
+      opened.store.close();
       return found;
     }
     case Kind::kCheckpoints: {
-      auto store = CheckpointStore<M>::open(pool, structure.name, media);
-      if (!store) return tl::unexpected(store.error());
-      found = store->check().violations;
-      store->close();
+      DUNNOCK_TRY(auto store, CheckpointStore<M>::open(pool, structure.name, media));
+      found = store.check().violations;
+      store.close();
       return found;
     }
   }
@@ -160,9 +152,8 @@ class Output {
   static Result<Output> create(const std::string& path) {
     Output output;
     if (path.empty() || path == "-") return Result<Output>(std::move(output));
-    auto file = OutputFile::create(path);
-    if (!file) return tl::unexpected(file.error());
-    output.file_.emplace(std::move(*file));
+    DUNNOCK_TRY(auto file, OutputFile::create(path));
+    output.file_.emplace(std::move(file));
     return Result<Output>(std::move(output));
   }
   /// What fails is remembered.
@@ -208,13 +199,12 @@ Result<std::uint64_t> for_each_entry(const std::string& path, Use&& use, std::ui
     line.reset(buffer);
     std::string_view text(buffer, static_cast<std::size_t>(got));
     if (text.ends_with('\n')) text.remove_suffix(1);
-    auto entry = reader.line(text);
-    if (!entry) return tl::unexpected(entry.error());
-    if (!*entry) continue;
-    if (Status used = use(std::move(**entry)); !used) return tl::unexpected(used.error());
+    DUNNOCK_TRY(auto entry, reader.line(text));
+    if (!entry) continue;
+    DUNNOCK_TRY(use(std::move(*entry)));
   }
   if (std::ferror(from) != 0) return system_error("can't read all of " + path, errno);
-  if (Status ended = reader.end(); !ended) return tl::unexpected(ended.error());
+  DUNNOCK_TRY(reader.end());
   if (damaged != nullptr) *damaged = reader.damaged();
   return reader.entries();
 }
@@ -236,7 +226,7 @@ Result<int> load_store(KvStore<M>& store, const std::string& file, Loaded& loade
     std::vector<typename KvStore<M>::Item> items;
     for (const DumpEntry& entry : entries) items.push_back({entry.key, std::get<0>(entry.value)});
     const bool put = store.put_bulk(items);
-    if (Status fine = store.status(); !fine) return fine;
+    DUNNOCK_TRY(store.status());
     if (!put)
       return make_error(ErrorCode::kNoSpace,
                         fmt::format("there is no room after {} entries, which are kept", loaded.entries));
@@ -257,14 +247,14 @@ Result<int> load_store(KvStore<M>& store, const std::string& file, Loaded& loade
         const bool again =
             std::any_of(entries.begin(), entries.end(), [&](const auto& one) { return one.key == entry.key; });
         if (again || entries.size() == kLoadBatch) {
-          if (Status done = flush(); !done) return done;
+          DUNNOCK_TRY(flush());
         }
         entries.push_back(std::move(entry));
         return {};
       },
       &loaded.damaged);
-  if (!all) return tl::unexpected(all.error());
-  if (Status done = flush(); !done) return tl::unexpected(done.error());
+  DUNNOCK_TRY(all);
+  DUNNOCK_TRY(flush());
   return kFine;
 }
 
@@ -286,7 +276,7 @@ Result<int> load_index(KvIndex<M>& index, const std::string& file, Loaded& loade
         return {};
       },
       &loaded.damaged);
-  if (!all) return tl::unexpected(all.error());
+  DUNNOCK_TRY(all);
   return kFine;
 }
 
@@ -339,7 +329,7 @@ void print_as_text(const Json& json) {
 Result<int> info(const Options& options) {
   int status = kFine;
   const auto json = look_into(options.pool, [&](Pool& pool) { return describe_all(options, pool, status); });
-  if (!json) return tl::unexpected(json.error());
+  DUNNOCK_TRY(json);
   if (options.json)
     print_json(*json);
   else
@@ -348,9 +338,8 @@ Result<int> info(const Options& options) {
 }
 
 Result<int> check(const Options& options) {
-  auto pool = Pool::open_read_only(options.pool);
-  if (!pool) return tl::unexpected(pool.error());
-  std::vector<Structure> structures = contents_of(*pool).structures;
+  DUNNOCK_TRY(auto pool, Pool::open_read_only(options.pool));
+  std::vector<Structure> structures = contents_of(pool).structures;
   if (!options.names.empty()) {
     std::vector<Structure> wanted;
     for (const std::string& name : options.names) {
@@ -362,11 +351,11 @@ Result<int> check(const Options& options) {
     }
     structures = std::move(wanted);
   }
-  return with_durable_media(*pool, [&](auto media) -> Result<int> {
+  return with_durable_media(pool, [&](auto media) -> Result<int> {
     int status = kFine;
     Json json = {{"pool", options.pool}, {"structures", Json::array()}};
     for (const Structure& structure : structures) {
-      auto found = violations_of(*pool, structure, media);
+      auto found = violations_of(pool, structure, media);
       // One that can't be opened does not keep the others from being looked at.
       if (!found) found = std::vector{found.error().message};
       if (!found->empty()) status = kDamaged;
@@ -382,47 +371,42 @@ Result<int> check(const Options& options) {
 }
 
 Result<int> dump(const Options& options) {
-  auto pool = Pool::open_read_only(options.pool);
-  if (!pool) return tl::unexpected(pool.error());
-  const auto structure = find_structure(*pool, options.name, {Kind::kStore, Kind::kIndex});
-  if (!structure) return tl::unexpected(structure.error());
-  auto output = Output::create(options.file);
-  if (!output) return tl::unexpected(output.error());
-  output->write(dump_header());
+  DUNNOCK_TRY(auto pool, Pool::open_read_only(options.pool));
+  DUNNOCK_TRY(const auto structure, find_structure(pool, options.name, {Kind::kStore, Kind::kIndex}));
+  DUNNOCK_TRY(auto output, Output::create(options.file));
+  output.write(dump_header());
   std::uint64_t entries = 0;
   std::uint64_t damaged = 0;
-  const auto done = with_durable_media(*pool, [&](auto media) -> Result<int> {
+  const auto done = with_durable_media(pool, [&](auto media) -> Result<int> {
     using M = decltype(media);
-    if (structure->kind == Kind::kIndex) {
-      auto opened = KvIndex<M>::open(*pool, structure->name, media);
-      if (!opened) return tl::unexpected(opened.error());
-      damaged = opened->index.for_each([&](const IndexKey& key, const IndexValue& value) {
-        (void)dump_index_entry(*output, key, value);
+    if (structure.kind == Kind::kIndex) {
+      DUNNOCK_TRY(auto opened, KvIndex<M>::open(pool, structure.name, media));
+      damaged = opened.index.for_each([&](const IndexKey& key, const IndexValue& value) {
+        (void)dump_index_entry(output, key, value);
         ++entries;
       });
-      opened->index.close();
+      opened.index.close();
       return kFine;
     }
-    auto opened = KvStore<M>::open(*pool, structure->name, media);
-    if (!opened) return tl::unexpected(opened.error());
-    const std::uint64_t unreadable = opened->store.index().for_each([&](const IndexKey& key, const IndexValue&) {
-      const auto value = opened->store.get(key);
+    DUNNOCK_TRY(auto opened, KvStore<M>::open(pool, structure.name, media));
+    const std::uint64_t unreadable = opened.store.index().for_each([&](const IndexKey& key, const IndexValue&) {
+      const auto value = opened.store.get(key);
       if (!value) {
-        output->write(dump_damaged(key));
+        output.write(dump_damaged(key));
         ++damaged;
         return;
       }
-      output->write(dump_line(key, value.bytes()));
+      output.write(dump_line(key, value.bytes()));
       ++entries;
     });
     damaged += unreadable;
-    opened->store.close();
+    opened.store.close();
     return kFine;
   });
   if (!done) return done;
-  if (damaged != 0) output->write(dump_damaged(damaged));
-  output->write(dump_end(entries));
-  if (Status committed = output->commit(); !committed) return tl::unexpected(committed.error());
+  if (damaged != 0) output.write(dump_damaged(damaged));
+  output.write(dump_end(entries));
+  DUNNOCK_TRY(output.commit());
   if (damaged != 0) complain("dunnock: {} damaged entries are not in the dump", damaged);
   return damaged == 0 ? kFine : kDamaged;
 }
@@ -444,40 +428,36 @@ Result<int> load(const Options& options) {
   const std::string name = options.name.empty() ? "data" : options.name;
   const auto make_store = [&](Pool& fresh_pool) -> Status {
     const auto made = with_durable_media(fresh_pool, [&](auto media) -> Result<int> {
-      auto store = KvStore<decltype(media)>::create(fresh_pool, name, sizes, media);
-      if (!store) return tl::unexpected(store.error());
-      store->close();
+      DUNNOCK_TRY(auto store, KvStore<decltype(media)>::create(fresh_pool, name, sizes, media));
+      store.close();
       return kFine;
     });
     return made ? Status() : tl::unexpected(made.error());
   };
   if (fresh) {  // Sizes that can't be are refused before a file is made.
-    if (Status valid = KvStore<DirectMedia>::check_options(sizes); !valid) return tl::unexpected(valid.error());
+    DUNNOCK_TRY(KvStore<DirectMedia>::check_options(sizes));
   }
   const std::array regions{sizes.log.capacity_bytes, sizes.index.bytes_max};
-  auto pool = fresh ? Pool::create_with(options.pool, {.bytes = Pool::bytes_for(regions)}, make_store)
-                    : Pool::open(options.pool);
-  if (!pool) return tl::unexpected(pool.error());
-  auto structure = find_structure(*pool, fresh ? name : options.name, {Kind::kStore, Kind::kIndex});
+  DUNNOCK_TRY(auto pool, fresh ? Pool::create_with(options.pool, {.bytes = Pool::bytes_for(regions)}, make_store)
+                               : Pool::open(options.pool));
+  auto structure = find_structure(pool, fresh ? name : options.name, {Kind::kStore, Kind::kIndex});
   if (!structure && options.create && structure.error().code == ErrorCode::kNotFound) {
-    if (Status made = make_store(*pool); !made) return tl::unexpected(made.error());
-    structure = find_structure(*pool, name, {Kind::kStore});
+    DUNNOCK_TRY(make_store(pool));
+    structure = find_structure(pool, name, {Kind::kStore});
   }
-  if (!structure) return tl::unexpected(structure.error());
+  DUNNOCK_TRY(structure);
   Loaded loaded;
-  const auto done = with_durable_media(*pool, [&](auto media) -> Result<int> {
+  const auto done = with_durable_media(pool, [&](auto media) -> Result<int> {
     using M = decltype(media);
     if (structure->kind == Kind::kStore) {
-      auto opened = KvStore<M>::open(*pool, structure->name, media);
-      if (!opened) return tl::unexpected(opened.error());
-      auto status = load_store(opened->store, options.file, loaded);
-      opened->store.close();
+      DUNNOCK_TRY(auto opened, KvStore<M>::open(pool, structure->name, media));
+      auto status = load_store(opened.store, options.file, loaded);
+      opened.store.close();
       return status;
     }
-    auto opened = KvIndex<M>::open(*pool, structure->name, media);
-    if (!opened) return tl::unexpected(opened.error());
-    auto status = load_index(opened->index, options.file, loaded);
-    opened->index.close();
+    DUNNOCK_TRY(auto opened, KvIndex<M>::open(pool, structure->name, media));
+    auto status = load_index(opened.index, options.file, loaded);
+    opened.index.close();
     return status;
   });
   if (!done) return done;

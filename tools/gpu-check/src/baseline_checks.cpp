@@ -27,7 +27,7 @@ class Keys {
   [[nodiscard]] Result<std::vector<std::uint8_t>> back() {
     std::vector<std::uint8_t> answers(answers_.size(), 9);
     download(answers, answers_.span(), stream_);
-    if (const Status done = stream_.synchronize(); !done) return tl::unexpected(done.error());
+    DUNNOCK_TRY(stream_.synchronize());
     return answers;
   }
 
@@ -43,7 +43,7 @@ std::size_t yes(const std::vector<std::uint8_t>& answers) {
 Result<std::vector<std::uint64_t>> words_of(DeviceSpan<std::uint64_t> there, Stream& stream) {
   std::vector<std::uint64_t> words(there.size());
   download(words, there, stream);
-  if (const Status done = stream.synchronize(); !done) return tl::unexpected(done.error());
+  DUNNOCK_TRY(stream.synchronize());
   return words;
 }
 std::vector<std::uint64_t> random_keys(std::mt19937_64& random, std::size_t count) {

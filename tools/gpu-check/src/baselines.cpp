@@ -54,10 +54,9 @@ void make_keys(DeviceSpan<std::uint64_t> keys, std::uint64_t first, Stream& stre
 
 Result<BloomFilter> BloomFilter::create(std::uint64_t items, double bits_per_item, Stream& stream) {
   const double bits = static_cast<double>(items) * bits_per_item;
-  auto words = sectors(static_cast<std::uint64_t>(std::ceil(bits / (64 * kWords))), std::byte{0}, stream);
-  if (!words) return tl::unexpected(words.error());
+  DUNNOCK_TRY(auto words, sectors(static_cast<std::uint64_t>(std::ceil(bits / (64 * kWords))), std::byte{0}, stream));
   BloomFilter made;
-  made.words_ = std::move(*words);
+  made.words_ = std::move(words);
   return made;
 }
 void BloomFilter::insert(DeviceSpan<const std::uint64_t> keys, Stream& stream) const {
@@ -96,10 +95,9 @@ void BloomFilter::contains(DeviceSpan<const std::uint64_t> keys, DeviceSpan<std:
 
 Result<StaticSet> StaticSet::create(std::uint64_t items, double load, Stream& stream) {
   const double slots = static_cast<double>(items) / load + 1;  // One is always empty: there every search ends.
-  auto made = sectors(static_cast<std::uint64_t>(std::ceil(slots / kWords)), std::byte{0xff}, stream);
-  if (!made) return tl::unexpected(made.error());
+  DUNNOCK_TRY(auto made, sectors(static_cast<std::uint64_t>(std::ceil(slots / kWords)), std::byte{0xff}, stream));
   StaticSet set;
-  set.slots_ = std::move(*made);
+  set.slots_ = std::move(made);
   return set;
 }
 void StaticSet::insert(DeviceSpan<const std::uint64_t> keys, DeviceSpan<std::uint8_t> inserted, Stream& stream) const {

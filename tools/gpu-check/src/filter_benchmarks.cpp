@@ -32,11 +32,9 @@ constexpr const char* kSectorCeiling = "ceiling: reads of random 32-byte sectors
 class Batch {
  public:
   [[nodiscard]] static Result<Batch> create(std::uint64_t size, Stream& stream) {
-    auto keys = Buffer<std::uint64_t>::create(size, stream);
-    if (!keys) return tl::unexpected(keys.error());
-    auto answers = Buffer<std::uint8_t>::create(size, stream);
-    if (!answers) return tl::unexpected(answers.error());
-    return Batch(std::move(*keys), std::move(*answers), stream);
+    DUNNOCK_TRY(auto keys, Buffer<std::uint64_t>::create(size, stream));
+    DUNNOCK_TRY(auto answers, Buffer<std::uint8_t>::create(size, stream));
+    return Batch(std::move(keys), std::move(answers), stream);
   }
   void make(std::uint64_t first) { make_keys(keys_.span(), first, *stream_); }
   [[nodiscard]] std::uint64_t size() const { return keys_.size(); }

@@ -135,9 +135,8 @@ Result<Resolved> resolve(const LoadedConfig& given, std::span<const std::string>
       if (here != now && !now.empty()) kept.push_back({key + "=" + now, "the checkpoint's"});
       return false;
     });
-    auto with = with_overrides(given, kept);
-    if (!with) return tl::unexpected(with.error());
-    made.loaded = std::move(*with);
+    DUNNOCK_TRY(auto with, with_overrides(given, kept));
+    made.loaded = std::move(with);
 
     std::string differ;
     std::string would_do;
@@ -161,9 +160,8 @@ Result<Resolved> resolve(const LoadedConfig& given, std::span<const std::string>
 
   if (wanted.empty()) return made;
   const TrainConfig unchanged = made.loaded.config;
-  auto changed = with_overrides(made.loaded, wanted);
-  if (!changed) return tl::unexpected(changed.error());
-  made.loaded = std::move(*changed);
+  DUNNOCK_TRY(auto changed, with_overrides(made.loaded, wanted));
+  made.loaded = std::move(changed);
   const double momentum = then ? then->optimizer.momentum : unchanged.optimizer.momentum;
   const double momentum_now = made.loaded.config.optimizer.momentum;
   if (saved && (momentum == 0) != (momentum_now == 0))

@@ -841,12 +841,11 @@ std::string LoadedConfig::where(const std::string& key) const {
 Result<LoadedConfig> read_config(const std::string& path, std::span<const std::string> overrides) {
   constexpr std::size_t kBytesMax = 1 << 20;
   std::uint64_t bytes = 0;
-  if (const auto file = open_to_read(path, bytes); !file) return tl::unexpected(file.error());
+  DUNNOCK_TRY(open_to_read(path, bytes));
   if (bytes > kBytesMax)
     return make_error(ErrorCode::kInvalidArgument, path + " has more than 1 MiB: not a config file");
-  const auto text = read_file(path);
-  if (!text) return tl::unexpected(text.error());
-  auto loaded = parse_config(*text, path, overrides);
+  DUNNOCK_TRY(const auto text, read_file(path));
+  auto loaded = parse_config(text, path, overrides);
   if (loaded) loaded->has_file = true;
   return loaded;
 }

@@ -81,15 +81,13 @@ Result<training::TokenFile> as_token_file(const std::vector<std::int32_t>& token
   std::error_code error;
   const std::filesystem::path folder = std::filesystem::temp_directory_path(error);
   if (error) return make_error(ErrorCode::kIo, "there is no folder for temporary files (TMPDIR): " + error.message());
-  auto made = create_new_file((folder / "dunnock-tokens-").string(), 0600);
-  if (!made) return tl::unexpected(made.error());
-  const std::string name = made->path;
-  made->file.reset();
+  DUNNOCK_TRY(auto made, create_new_file((folder / "dunnock-tokens-").string(), 0600));
+  const std::string name = made.path;
+  made.file.reset();
   const auto write = [&]() -> Result<training::TokenFile> {
-    auto writer = training::TokenFileWriter::create(name, vocabulary);
-    if (!writer) return tl::unexpected(writer.error());
-    if (Status done = writer->append(tokens); !done) return tl::unexpected(done.error());
-    if (Status done = writer->finish(); !done) return tl::unexpected(done.error());
+    DUNNOCK_TRY(auto writer, training::TokenFileWriter::create(name, vocabulary));
+    DUNNOCK_TRY(writer.append(tokens));
+    DUNNOCK_TRY(writer.finish());
     return training::TokenFile::open(name);
   };
   auto file = write();
@@ -232,9 +230,8 @@ TrainingData::~TrainingData() = default;
 
 Status TrainingData::State::open_tokens() {
   const DataConfig& data = config.config.data;
-  auto opened = open_tokeniser(config);
-  if (!opened) return tl::unexpected(opened.error());
-  tokeniser = std::move(*opened);
+  DUNNOCK_TRY(auto opened, open_tokeniser(config));
+  tokeniser = std::move(opened);
   vocabulary = vocabulary_of(tokeniser);
   if (!data.text.empty()) {
     const auto text = read_file(config.path_of(data.text));
@@ -250,20 +247,18 @@ Status TrainingData::State::open_tokens() {
     file = std::move(*made);
   }
   split = training::split_tokens(file->count(), data.validation_share);
-  auto gpt = gpt_of(config, vocabulary);
-  if (!gpt) return tl::unexpected(gpt.error());
-  model = *gpt;
+  DUNNOCK_TRY(auto gpt, gpt_of(config, vocabulary));
+  model = gpt;
   return {};
 }
 
 Status TrainingData::State::open_images() {
   const DataConfig& data = config.config.data;
-  auto set = open_images_of(config, {"data.images", data.images}, {"data.labels", data.labels});
-  if (!set) return tl::unexpected(set.error());
-  auto all = std::make_shared<const training::ImageSet>(std::move(*set));
+  DUNNOCK_TRY(auto set, open_images_of(config, {"data.images", data.images}, {"data.labels", data.labels}));
+  auto all = std::make_shared<const training::ImageSet>(std::move(set));
   const auto share = [&](const Result<training::ImageSet>& part,
                          std::shared_ptr<const training::ImageSet>& to) -> Status {
-    if (!part) return tl::unexpected(part.error());
+    DUNNOCK_TRY(part);
     to = std::make_shared<const training::ImageSet>(*part);
     return {};
   };
@@ -271,18 +266,17 @@ Status TrainingData::State::open_images() {
   if (!data.test_images.empty()) {
     const auto test =
         open_images_of(config, {"data.test_images", data.test_images}, {"data.test_labels", data.test_labels});
-    if (!test) return tl::unexpected(test.error());
+    DUNNOCK_TRY(test);
     if (test->pixels() != all->pixels() || test->channels() != all->channels())
       return invalid(config.where("data.test_images") + ": the test images have another size than the others");
-    if (Status shared = share(test, validation); !shared) return shared;
+    DUNNOCK_TRY(share(test, validation));
   } else if (const auto kept = static_cast<std::size_t>(data.validation_share * static_cast<double>(all->count()));
              kept > 0) {
-    if (Status shared = share(part_of(*all, all->count() - kept, kept), validation); !shared) return shared;
-    if (Status shared = share(part_of(*all, 0, all->count() - kept), images); !shared) return shared;
+    DUNNOCK_TRY(share(part_of(*all, all->count() - kept, kept), validation));
+    DUNNOCK_TRY(share(part_of(*all, 0, all->count() - kept), images));
   }
-  auto made = image_model_of(config, {all->height(), all->width(), all->channels()});
-  if (!made) return tl::unexpected(made.error());
-  model = *made;
+  DUNNOCK_TRY(auto made, image_model_of(config, {all->height(), all->width(), all->channels()}));
+  model = made;
   return {};
 }
 
@@ -336,10 +330,10 @@ Result<TrainingData> TrainingData::open(const LoadedConfig& loaded, const traini
   state->config = loaded;
   state->shard = shard;
   const Status opened = loaded.config.model.kind == ModelKind::kGpt ? state->open_tokens() : state->open_images();
-  if (!opened) return tl::unexpected(opened.error());
-  if (const Status sound = training::check(state->model); !sound) return tl::unexpected(sound.error());
+  DUNNOCK_TRY(opened);
+  DUNNOCK_TRY(training::check(state->model));
   TrainingData data(std::move(state));
-  if (const Status started = data.start(nullptr); !started) return tl::unexpected(started.error());
+  DUNNOCK_TRY(data.start(nullptr));
   return data;
 }
 
@@ -390,15 +384,13 @@ Result<std::vector<StepInput>> TrainingData::next(std::size_t count) {
   state.turned.resize(count);
   for (std::size_t i = 0; i < count; ++i) {
     if (state.has_tokens()) {
-      auto batch = state.tokens->next();
-      if (!batch) return tl::unexpected(batch.error());
-      state.token_batches.push_back(std::move(*batch));
+      DUNNOCK_TRY(auto batch, state.tokens->next());
+      state.token_batches.push_back(std::move(batch));
       inputs.push_back(
           {.tokens = state.token_batches.back().inputs(), .targets = state.token_batches.back().targets()});
     } else {
-      auto batch = state.image_loader->next();
-      if (!batch) return tl::unexpected(batch.error());
-      state.image_batches.push_back(std::move(*batch));
+      DUNNOCK_TRY(auto batch, state.image_loader->next());
+      state.image_batches.push_back(std::move(batch));
       inputs.push_back({.images = state.turn(state.image_batches.back(), state.turned[i]),
                         .targets = state.image_batches.back().labels()});
     }
@@ -419,12 +411,12 @@ Result<std::optional<training::Evaluation>> TrainingData::evaluate(training::Tra
         const std::size_t a_row = values.size() / rows;
         return values.subspan(first * a_row, some * a_row);
       };
-      const auto made = trainer.evaluate(
-          {.images = part(input.images), .tokens = part(input.tokens), .targets = part(input.targets)});
-      if (!made) return tl::unexpected(made.error());
-      sum.loss += made->loss;
-      sum.correct += made->correct;
-      sum.targets += made->targets;
+      DUNNOCK_TRY(const auto made,
+                  trainer.evaluate(
+                      {.images = part(input.images), .tokens = part(input.tokens), .targets = part(input.targets)}));
+      sum.loss += made.loss;
+      sum.correct += made.correct;
+      sum.targets += made.targets;
       auto stopped = stops();
       if (!stopped || *stopped) return stopped;
     }
@@ -435,25 +427,21 @@ Result<std::optional<training::Evaluation>> TrainingData::evaluate(training::Tra
     if (!loader) return std::nullopt;  // Too few tokens for a batch.
     const std::uint64_t all = loader->batches_per_epoch();
     for (std::uint64_t i = 0; i < (batches == 0 ? all : std::min(all, batches)); ++i) {
-      const auto batch = loader->next();
-      if (!batch) return tl::unexpected(batch.error());
-      const auto stopped = add({.tokens = batch->inputs(), .targets = batch->targets()}, batch->rows());
-      if (!stopped) return tl::unexpected(stopped.error());
-      if (*stopped) break;
+      DUNNOCK_TRY(const auto batch, loader->next());
+      DUNNOCK_TRY(const auto stopped, add({.tokens = batch.inputs(), .targets = batch.targets()}, batch.rows()));
+      if (stopped) break;
     }
     return sum;
   }
   if (state.validation == nullptr) return std::nullopt;
-  auto loader = state.make_image_loader(state.validation, training::Order::kSequential, true, 3, nullptr);
-  if (!loader) return tl::unexpected(loader.error());
-  const std::uint64_t all = loader->batches_per_epoch();
+  DUNNOCK_TRY(auto loader, state.make_image_loader(state.validation, training::Order::kSequential, true, 3, nullptr));
+  const std::uint64_t all = loader.batches_per_epoch();
   std::vector<float> turned;
   for (std::uint64_t i = 0; i < (batches == 0 ? all : std::min(all, batches)); ++i) {
-    const auto batch = loader->next();
-    if (!batch) return tl::unexpected(batch.error());
-    const auto stopped = add({.images = state.turn(*batch, turned), .targets = batch->labels()}, batch->rows());
-    if (!stopped) return tl::unexpected(stopped.error());
-    if (*stopped) break;
+    DUNNOCK_TRY(const auto batch, loader.next());
+    DUNNOCK_TRY(const auto stopped,
+                add({.images = state.turn(batch, turned), .targets = batch.labels()}, batch.rows()));
+    if (stopped) break;
   }
   return sum;
 }

@@ -173,13 +173,11 @@ std::optional<LogRow> row_of(std::string_view line, LogFormat format) {
 }
 
 Result<std::vector<LogRow>> read_log(const std::string& path) {
-  const auto file = read_file(path);
-  if (!file) return tl::unexpected(file.error());
-  const std::string_view text = *file;
+  DUNNOCK_TRY(const auto file, read_file(path));
+  const std::string_view text = file;
   const LogFormat format = text.starts_with('{') ? LogFormat::kJsonLines : LogFormat::kCsv;
-  auto lines = lines_of(text, format, path, std::numeric_limits<std::uint64_t>::max());
-  if (!lines) return tl::unexpected(lines.error());
-  return std::move(lines->rows);
+  DUNNOCK_TRY(auto lines, lines_of(text, format, path, std::numeric_limits<std::uint64_t>::max()));
+  return std::move(lines.rows);
 }
 
 Result<TrainingLog> TrainingLog::open(const LogPaths& paths, std::optional<std::uint64_t> resumed_step) {
@@ -187,9 +185,8 @@ Result<TrainingLog> TrainingLog::open(const LogPaths& paths, std::optional<std::
   for (const auto& [path, format] :
        {std::pair(paths.csv, LogFormat::kCsv), std::pair(paths.json, LogFormat::kJsonLines)}) {
     if (path.empty()) continue;
-    auto file = resumed_step ? resume(path, format, *resumed_step) : begin(path, format);
-    if (!file) return tl::unexpected(file.error());
-    log.files_.push_back(std::move(*file));
+    DUNNOCK_TRY(auto file, resumed_step ? resume(path, format, *resumed_step) : begin(path, format));
+    log.files_.push_back(std::move(file));
   }
   return log;
 }
@@ -202,9 +199,8 @@ Result<TrainingLog::File> TrainingLog::begin(const std::string& path, LogFormat 
     if (file_system().rename(AT_FDCWD, path.c_str(), AT_FDCWD, old.c_str(), 0) != 0)
       return system_error("can't rename " + path + " to " + old, errno);
   }
-  auto descriptor = open_for_writing(path, O_CREAT);
-  if (!descriptor) return tl::unexpected(descriptor.error());
-  return File{path, format, std::move(*descriptor)};
+  DUNNOCK_TRY(auto descriptor, open_for_writing(path, O_CREAT));
+  return File{path, format, std::move(descriptor)};
 }
 
 Result<TrainingLog::File> TrainingLog::resume(const std::string& path, LogFormat format, std::uint64_t step) {
@@ -212,23 +208,20 @@ Result<TrainingLog::File> TrainingLog::resume(const std::string& path, LogFormat
   {
     const auto file = read_file(path);
     if (!file && file.error().code == ErrorCode::kNotFound) return begin(path, format);
-    if (!file) return tl::unexpected(file.error());
+    DUNNOCK_TRY(file);
     const std::string_view text = *file;
-    const auto lines = lines_of(text, format, path, step);
-    if (!lines) return tl::unexpected(lines.error());
-    const std::size_t end = lines->ends.empty() ? lines->first : lines->ends.back();
+    DUNNOCK_TRY(const auto lines, lines_of(text, format, path, step));
+    const std::size_t end = lines.ends.empty() ? lines.first : lines.ends.back();
     if (end == text.size()) {
-      auto descriptor = open_for_writing(path, 0);
-      if (!descriptor) return tl::unexpected(descriptor.error());
-      return File{path, format, std::move(*descriptor), end};
+      DUNNOCK_TRY(auto descriptor, open_for_writing(path, 0));
+      return File{path, format, std::move(descriptor), end};
     }
     kept = text.substr(0, end);
   }
   // A new file takes the old one's place, so that a crash leaves either.
-  if (Status written = write_output_file(path, kept); !written) return tl::unexpected(written.error());
-  auto descriptor = open_for_writing(path, 0);
-  if (!descriptor) return tl::unexpected(descriptor.error());
-  return File{path, format, std::move(*descriptor), kept.size()};
+  DUNNOCK_TRY(write_output_file(path, kept));
+  DUNNOCK_TRY(auto descriptor, open_for_writing(path, 0));
+  return File{path, format, std::move(descriptor), kept.size()};
 }
 
 Status TrainingLog::append(File& file, const LogRow& row) {

@@ -70,23 +70,22 @@ std::uint64_t memory_bytes() {
 /// Floating point operations a second of a product of 1024 x 1024 matrices: what a share of the peak is a share of.
 Result<double> measured_peak(gpu::Device device, NumberType type, unsigned threads) {
   constexpr std::size_t kSide = 1024;
-  auto stream = gpu::Stream::create(device, {.threads = threads});
-  if (!stream) return tl::unexpected(stream.error());
+  DUNNOCK_TRY(auto stream, gpu::Stream::create(device, {.threads = threads}));
   const auto measure = [&]<class T>(T /*type*/) -> Result<double> {
     const gpu::MatmulShape shape{.rows = kSide, .columns = kSide, .inner = kSide};
-    auto values = gpu::Buffer<T>::create(3 * kSide * kSide, *stream);
+    auto values = gpu::Buffer<T>::create(3 * kSide * kSide, stream);
     auto workspace =
-        gpu::Buffer<std::byte>::create(std::max<std::size_t>(1, gpu::matmul_workspace_bytes(shape, device)), *stream);
-    if (!values) return tl::unexpected(values.error());
-    if (!workspace) return tl::unexpected(workspace.error());
-    gpu::fill_bytes(values->span(), std::byte{0}, *stream);
+        gpu::Buffer<std::byte>::create(std::max<std::size_t>(1, gpu::matmul_workspace_bytes(shape, device)), stream);
+    DUNNOCK_TRY(values);
+    DUNNOCK_TRY(workspace);
+    gpu::fill_bytes(values->span(), std::byte{0}, stream);
     const auto part = [&](std::size_t i) { return values->span().subspan(i * kSide * kSide, kSide * kSide); };
     double best_s = 1e30;
     for (int round = 0; round < 5; ++round) {
-      if (Status done = stream->synchronize(); !done) return tl::unexpected(done.error());
+      DUNNOCK_TRY(stream.synchronize());
       const auto begin = Clock::now();
-      gpu::matmul<T, T>(part(0), part(1), part(2), shape, {}, workspace->span(), *stream);
-      if (Status done = stream->synchronize(); !done) return tl::unexpected(done.error());
+      gpu::matmul<T, T>(part(0), part(1), part(2), shape, {}, workspace->span(), stream);
+      DUNNOCK_TRY(stream.synchronize());
       if (round > 0) best_s = std::min(best_s, seconds_since(begin));
     }
     return 2.0 * kSide * kSide * kSide / best_s;
@@ -141,14 +140,13 @@ struct Groups {
     const unsigned stage = world.rank() / run.data_parallel;
     const unsigned data_rank = world.rank() % run.data_parallel;
     const auto part = [&](unsigned color, unsigned key, std::optional<gpu::Communicator>& to) -> Status {
-      auto made = world.split(color, key);
-      if (!made) return tl::unexpected(made.error());
-      to.emplace(std::move(*made));
+      DUNNOCK_TRY(auto made, world.split(color, key));
+      to.emplace(std::move(made));
       return {};
     };
-    if (Status done = part(stage, data_rank, groups.data); !done) return tl::unexpected(done.error());
-    if (Status done = part(data_rank, stage, groups.pipeline); !done) return tl::unexpected(done.error());
-    if (Status done = part(data_rank, stage, groups.pipeline_sums); !done) return tl::unexpected(done.error());
+    DUNNOCK_TRY(part(stage, data_rank, groups.data));
+    DUNNOCK_TRY(part(data_rank, stage, groups.pipeline));
+    DUNNOCK_TRY(part(data_rank, stage, groups.pipeline_sums));
     return groups;
   }
   [[nodiscard]] training::Ranks ranks() {
@@ -235,23 +233,23 @@ Status check_paths(const LoadedConfig& loaded, const RunOptions& options, unsign
   // The pool is opened by its own rules, and is nobody else's file.
   if (!pool.empty()) {
     for (const NamedPath& input : others) {
-      if (Status apart = differs({"checkpoint.pool", pool}, input); !apart) return apart;
+      DUNNOCK_TRY(differs({"checkpoint.pool", pool}, input));
     }
     others.push_back({"checkpoint.pool", pool});
   }
   for (const Output& output : outputs) {
     for (const NamedPath& other : others) {
-      if (Status apart = differs(output.at, other); !apart) return apart;
+      DUNNOCK_TRY(differs(output.at, other));
     }
     others.push_back(output.at);
   }
   const std::vector<NamedPath> side_files = side_files_of(loaded.config, options);
   for (std::size_t i = 0; i < side_files.size(); ++i) {
     for (const NamedPath& other : others) {
-      if (Status apart = differs(side_files[i], other); !apart) return apart;
+      DUNNOCK_TRY(differs(side_files[i], other));
     }
     for (std::size_t other = 0; other < i; ++other) {
-      if (Status apart = differs(side_files[i], side_files[other]); !apart) return apart;
+      DUNNOCK_TRY(differs(side_files[i], side_files[other]));
     }
   }
   for (const Output& output : outputs) {
@@ -325,7 +323,7 @@ class Runner {
   Runner& operator=(const Runner&) = delete;
 
   Result<RunResult> go() {
-    if (Status done = set_up(); !done) return tl::unexpected(done.error());
+    DUNNOCK_TRY(set_up());
     if (first() && !options_.events.empty()) {
       events_ = std::fopen(options_.events.c_str(), "ae");
       if (events_ == nullptr)
@@ -336,7 +334,7 @@ class Runner {
     auto result = train();
     if (!result) return result;
     event(result->interrupted ? "stopped" : "done", fmt::format(", \"seconds\": {:.3f}", seconds_since(begun_)));
-    if (Status done = finish(*result); !done) return tl::unexpected(done.error());
+    DUNNOCK_TRY(finish(*result));
     result->interrupted = result->interrupted || broken_off_;
     return result;
   }
@@ -376,17 +374,15 @@ class Runner {
                      std::to_string(run.data_parallel) + " ranks x " + std::to_string(run.micro_batches) +
                      " micro-batches");
     if (first()) {
-      if (Status paths = check_paths(loaded_, options_, ranks); !paths) return paths;
+      DUNNOCK_TRY(check_paths(loaded_, options_, ranks));
     }
     if (world_ != nullptr) {
-      auto groups = Groups::split(*world_, run);
-      if (!groups) return tl::unexpected(groups.error());
-      groups_ = std::move(*groups);
+      DUNNOCK_TRY(auto groups, Groups::split(*world_, run));
+      groups_ = std::move(groups);
     }
     const unsigned data_rank = world_ == nullptr ? 0 : world_->rank() % run.data_parallel;
-    auto data = TrainingData::open(loaded_, {data_rank, run.data_parallel});
-    if (!data) return tl::unexpected(data.error());
-    data_.emplace(std::move(*data));
+    DUNNOCK_TRY(auto data, TrainingData::open(loaded_, {data_rank, run.data_parallel}));
+    data_.emplace(std::move(data));
     if (config_.sample.tokens > 0 && data_->items() == "tokens") {
       if (const auto prompt = data_->encode(config_.sample.prompt); !prompt)
         return make_error(prompt.error().code, loaded_.where("sample.tokens") + ": " + prompt.error().message);
@@ -400,16 +396,15 @@ class Runner {
     gpu::Device device = gpu::Device::cpu();
     if (run.device == DeviceKind::kCuda) {
       const unsigned rank = world_ == nullptr ? 0 : world_->rank();
-      auto cuda = gpu::Device::cuda(gpu::Device::cuda_count() > 0 ? rank % gpu::Device::cuda_count() : 0);
-      if (!cuda) return tl::unexpected(cuda.error());
-      device = *cuda;
+      DUNNOCK_TRY(auto cuda, gpu::Device::cuda(gpu::Device::cuda_count() > 0 ? rank % gpu::Device::cuda_count() : 0));
+      device = cuda;
       if (world_ != nullptr) {
-        if (Status done = use_nccl(device); !done) return done;
+        DUNNOCK_TRY(use_nccl(device));
       }
     }
     auto trainer =
         training::Trainer::create(device, trainer_options(config_, data_->model(), options_), groups_.ranks());
-    if (!trainer) return tl::unexpected(trainer.error());
+    DUNNOCK_TRY(trainer);
     trainer_ = std::move(*trainer);
     if (first() && !options_.save_weights.empty()) {
       const std::uint64_t bytes = training::parameter_count(data_->model()) * sizeof(float);
@@ -422,13 +417,13 @@ class Runner {
                     trainer_->plan().choice.empty() ? "" : " (" + trainer_->plan().choice + ")"));
     if (ranks == 1) {
       // Of all threads that compute; multi-stream has two lanes of them.
-      auto peak = measured_peak(device, config_.model.dtype, run.threads * (run.schedule == "multi-stream" ? 2 : 1));
-      if (!peak) return tl::unexpected(peak.error());
-      peak_ = *peak;
+      DUNNOCK_TRY(auto peak,
+                  measured_peak(device, config_.model.dtype, run.threads * (run.schedule == "multi-stream" ? 2 : 1)));
+      peak_ = peak;
     }
     if (!options_.weights.empty()) {
       const auto loaded = training::load_weights(*trainer_, options_.weights);
-      if (!loaded) return tl::unexpected(loaded.error());
+      DUNNOCK_TRY(loaded);
       if (!loaded->left_out.empty())
         say(fmt::format("{}: {} tensors are no weights and are left out: {}", options_.weights, loaded->left_out.size(),
                         fmt::join(loaded->left_out, ", ")));
@@ -439,10 +434,9 @@ class Runner {
   Status use_nccl(gpu::Device device) {
     for (auto* group : {&groups_.data, &groups_.pipeline, &groups_.pipeline_sums}) {
       if ((*group)->size() < 2) continue;
-      auto made = gpu::Communicator::nccl(device, **group, {.timeout = peer_timeout(config_.run)});
-      if (!made) return tl::unexpected(made.error());
+      DUNNOCK_TRY(auto made, gpu::Communicator::nccl(device, **group, {.timeout = peer_timeout(config_.run)}));
       host_groups_.push_back(std::move(**group));
-      group->emplace(std::move(*made));
+      group->emplace(std::move(made));
     }
     return {};
   }
@@ -464,9 +458,8 @@ class Runner {
                                         .staging_bytes = std::max<std::uint64_t>(1, checkpoint.staging_mib << 20),
                                         .retention = {checkpoint.keep_last, checkpoint.keep_every}};
       if (checkpoint.media != "auto") {
-        const auto kind = media_kind(checkpoint.media);
-        if (!kind) return tl::unexpected(kind.error());
-        pool.media = *kind;
+        DUNNOCK_TRY(const auto kind, media_kind(checkpoint.media));
+        pool.media = kind;
       }
       auto opened = training::Checkpoints::open(pool, *trainer_, world_);
       if (!opened) return about_pool(opened.error());
@@ -490,13 +483,13 @@ class Runner {
           step_ = (*position)->step;
           resumed = saved_step_ = tried_step_ = step_;
           resumed_ = true;
-          if (Status started = data_->start(&(*position)->next_batch); !started) return started;
+          DUNNOCK_TRY(data_->start(&(*position)->next_batch));
           if (data_->start_lacks_checksum())
             say("the checkpoint was made before checksums of such token files were kept: whether data.tokens are the "
                 "same tokens can't be said, but that they are as many");
           if (options_.resume_step) {
             // Everything else has agreed by now.
-            if (Status usable = check_logs(); !usable) return usable;
+            DUNNOCK_TRY(check_logs());
             if (Status removed = checkpoints_->remove_newer(step_); !removed) return about_pool(removed.error());
           }
           say(fmt::format("resumed behind step {} in {:.2f} s{}", step_, seconds_since(begin),
@@ -509,9 +502,8 @@ class Runner {
     if (!first()) return {};
     const LogConfig& log = config_.log;
     if (log.csv.empty() && log.json.empty()) return {};
-    auto opened = TrainingLog::open({log.csv, log.json}, resumed);
-    if (!opened) return tl::unexpected(opened.error());
-    log_.emplace(std::move(*opened));
+    DUNNOCK_TRY(auto opened, TrainingLog::open({log.csv, log.json}, resumed));
+    log_.emplace(std::move(opened));
     if (resumed) {
       const auto rows = read_log(log.csv.empty() ? log.json : log.csv);
       if (rows && !rows->empty()) seconds_before_ = rows->back().seconds;
@@ -524,7 +516,7 @@ class Runner {
     for (const std::string& path : {config_.log.csv, config_.log.json}) {
       std::error_code unseen;
       if (path.empty() || !std::filesystem::exists(path, unseen)) continue;
-      if (auto rows = read_log(path); !rows) return tl::unexpected(rows.error());
+      DUNNOCK_TRY(read_log(path));
       if (access(path.c_str(), W_OK) != 0) return make_error(ErrorCode::kReadOnly, path + " can't be written");
     }
     return {};
@@ -533,9 +525,8 @@ class Runner {
   Result<std::optional<training::Position>> resume() {
     const std::uint64_t setup = resolved_.setup;
     if (!options_.resume_step) return checkpoints_->resume(setup);
-    auto position = checkpoints_->resume_from(*options_.resume_step, setup);
-    if (!position) return tl::unexpected(position.error());
-    return *position;
+    DUNNOCK_TRY(auto position, checkpoints_->resume_from(*options_.resume_step, setup));
+    return position;
   }
   /// What is damaged is not the end, where there are others.
   [[nodiscard]] tl::unexpected<Error> about_checkpoint(Error error) const {
@@ -562,11 +553,10 @@ class Runner {
   Result<bool> stops() {
     const bool wants = g_signal != 0 || (options_.seconds_max && seconds_since(begun_) > *options_.seconds_max);
     if (world_ == nullptr) return wants;
-    auto stream = gpu::Stream::create(gpu::Device::cpu());
-    if (!stream) return tl::unexpected(stream.error());
+    DUNNOCK_TRY(auto stream, gpu::Stream::create(gpu::Device::cpu()));
     std::array<float, 2> most{wants ? 1.0F : 0.0F, static_cast<float>(seconds_of_run_)};
-    world_->all_reduce<float>({most.data(), most.size()}, gpu::Reduction::kMax, *stream);
-    if (Status done = stream->synchronize(); !done) return tl::unexpected(done.error());
+    world_->all_reduce<float>({most.data(), most.size()}, gpu::Reduction::kMax, stream);
+    DUNNOCK_TRY(stream.synchronize());
     seconds_of_run_ = static_cast<double>(most[1]);
     return most[0] != 0;
   }
@@ -629,25 +619,23 @@ class Runner {
       say(fmt::format("{} steps are done already, and the run has {}", step_, steps_));
       // The last evaluation may have been broken off.
       LogRow row{.step = step_};
-      if (Status done = evaluate(row); !done) return tl::unexpected(done.error());
+      DUNNOCK_TRY(evaluate(row));
     }
     while (step_ < steps_ && !broken_off_) {
-      const auto stopped = stops();
-      if (!stopped) return tl::unexpected(stopped.error());
-      if (*stopped) break;
+      DUNNOCK_TRY(const auto stopped, stops());
+      if (stopped) break;
       take_care_of_long_steps();
       const training::Position before = position();
-      auto inputs = data_->next(next_steps());
-      if (!inputs) return tl::unexpected(inputs.error());
-      for (std::size_t i = 0; i < inputs->size(); ++i)
-        (*inputs)[i].learning_rate = static_cast<float>(training::learning_rate_at(rate, step_ + i));
+      DUNNOCK_TRY(auto inputs, data_->next(next_steps()));
+      for (std::size_t i = 0; i < inputs.size(); ++i)
+        inputs[i].learning_rate = static_cast<float>(training::learning_rate_at(rate, step_ + i));
       kept_step_ = tried_step_.value_or(~std::uint64_t{0});
       const auto run_begun = Clock::now();
       if (long_steps_) door_.arm(before);
-      const auto results = trainer_->run(*inputs);
+      const auto results = trainer_->run(inputs);
       if (long_steps_) door_.arm(std::nullopt);
       seconds_of_run_ = seconds_since(run_begun);
-      if (!results) return tl::unexpected(results.error());
+      DUNNOCK_TRY(results);
       for (std::size_t i = 0; i < results->size(); ++i) {
         const training::StepResult& result = (*results)[i];
         const bool finite =
@@ -672,7 +660,7 @@ class Runner {
       if (peak_ > 0)
         row.peak_share = trainer_->flops_per_step() * static_cast<double>(step_ - row_step) / seconds / peak_;
       if (evaluates || step_ == steps_) {
-        if (Status done = evaluate(row); !done) return tl::unexpected(done.error());
+        DUNNOCK_TRY(evaluate(row));
       }
       if (logs || evaluates || step_ == steps_) {
         if (Status done = write(row); !done) say("the log: " + done.error().message);
@@ -691,7 +679,7 @@ class Runner {
       take(checkpoints_->wait());
       result.saved = !save_failed_;
     }
-    if (Status done = sync_ranks(); !done) return tl::unexpected(done.error());
+    DUNNOCK_TRY(sync_ranks());
     return result;
   }
 
@@ -704,17 +692,16 @@ class Runner {
       // Who ends before the first rank has told would take it along.
       // Behind step - 1 the weights are those that this loss, or this gradient, is of.
       const auto sound = checkpoints_->newest_sound(step - 1);
-      if (!sound) return tl::unexpected(sound.error());
-      const auto last = *sound ? *sound : checkpoints_->newest_sound(step);
-      if (!last) return tl::unexpected(last.error());
+      DUNNOCK_TRY(sound);
+      DUNNOCK_TRY(const auto last, *sound ? *sound : checkpoints_->newest_sound(step));
       if (*sound) {
         what += fmt::format("; the checkpoint of step {} is intact, and goes on with\n  {}", **sound,
                             command_with_less(**sound));
-      } else if (*last) {
+      } else if (last) {
         what += fmt::format(
             "; the checkpoint of step {} is intact, but its weights lead here at once, and there is none "
             "before it",
-            **last);
+            *last);
       } else {
         what += "; there is no checkpoint yet";
       }
@@ -739,7 +726,7 @@ class Runner {
       if (stopped && *stopped) broken_off_ = true;
       return stopped;
     });
-    if (!evaluation) return tl::unexpected(evaluation.error());
+    DUNNOCK_TRY(evaluation);
     if (broken_off_) {
       say(fmt::format("step {}: the evaluation was broken off", step_));
       return {};
@@ -754,10 +741,9 @@ class Runner {
     double loss = (*evaluation)->loss / static_cast<double>((*evaluation)->targets);
     double accuracy = static_cast<double>((*evaluation)->correct) / static_cast<double>((*evaluation)->targets);
     if (config_.run.data_parallel > 1) {
-      auto stream = gpu::Stream::create(gpu::Device::cpu());
-      if (!stream) return tl::unexpected(stream.error());
-      host_data().all_reduce<float>({sums, 3}, gpu::Reduction::kSum, *stream);
-      if (Status done = stream->synchronize(); !done) return done;
+      DUNNOCK_TRY(auto stream, gpu::Stream::create(gpu::Device::cpu()));
+      host_data().all_reduce<float>({sums, 3}, gpu::Reduction::kSum, stream);
+      DUNNOCK_TRY(stream.synchronize());
       loss = static_cast<double>(sums[0]) / static_cast<double>(sums[2]);
       accuracy = static_cast<double>(sums[1]) / static_cast<double>(sums[2]);
     }
@@ -835,18 +821,17 @@ class Runner {
   /// All ranks have come here, so nobody ends while another waits for it.
   Status sync_ranks() {
     if (world_ == nullptr) return {};
-    auto stream = gpu::Stream::create(gpu::Device::cpu());
-    if (!stream) return tl::unexpected(stream.error());
-    world_->barrier(*stream);
-    return stream->synchronize();
+    DUNNOCK_TRY(auto stream, gpu::Stream::create(gpu::Device::cpu()));
+    world_->barrier(stream);
+    return stream.synchronize();
   }
 
   Status finish(const RunResult& result) {
     if (!options_.save_weights.empty() && trainer_->data_rank() == 0) {
-      if (Status done = training::save_weights(*trainer_, options_.save_weights); !done) return done;
+      DUNNOCK_TRY(training::save_weights(*trainer_, options_.save_weights));
     }
     if (!options_.trace.empty()) {
-      if (Status done = write_trace(); !done) return done;
+      DUNNOCK_TRY(write_trace());
     }
     if (!first()) return {};
     if (!config_.log.plot.empty()) {
@@ -856,7 +841,7 @@ class Runner {
         if (auto all = read_log(log)) rows = std::move(*all);
       }
       const std::vector<LossCurve> curves{{loaded_.name, std::move(rows)}};
-      if (Status done = write_loss_svg(config_.log.plot, curves); !done) return done;
+      DUNNOCK_TRY(write_loss_svg(config_.log.plot, curves));
     }
     if (result.interrupted) {
       say(checkpoints_ && !save_failed_ ? fmt::format("stopped behind step {}; it is saved, --resume goes on", step_)
@@ -868,10 +853,9 @@ class Runner {
   }
 
   Status write_trace() {
-    const auto timeline = trainer_->last_run();
-    if (!timeline) return tl::unexpected(timeline.error());
+    DUNNOCK_TRY(const auto timeline, trainer_->last_run());
     const std::string path = trace_path(options_.trace, world_ == nullptr ? 0 : world_->rank());
-    return gpu::write_chrome_json(path, trainer_->rank_graph(), trainer_->rank_schedule(), *timeline);
+    return gpu::write_chrome_json(path, trainer_->rank_graph(), trainer_->rank_schedule(), timeline);
   }
 
   Status sample() {
@@ -880,9 +864,8 @@ class Runner {
       return {};
     }
     const auto& gpt = std::get<training::GptOptions>(data_->model());
-    const auto prompt = data_->encode(config_.sample.prompt);
-    if (!prompt) return tl::unexpected(prompt.error());
-    std::vector<std::int32_t> tokens = prompt->empty() ? std::vector<std::int32_t>{0} : *prompt;
+    DUNNOCK_TRY(const auto prompt, data_->encode(config_.sample.prompt));
+    std::vector<std::int32_t> tokens = prompt.empty() ? std::vector<std::int32_t>{0} : prompt;
     Sampler sampler({config_.sample.temperature, config_.sample.top_k, config_.run.seed});
     const std::size_t begin = tokens.size();
     for (unsigned i = 0; i < config_.sample.tokens; ++i) {
@@ -894,16 +877,14 @@ class Runner {
       const std::size_t seen = std::min(tokens.size(), gpt.context);
       std::vector<std::int32_t> row(tokens.end() - static_cast<std::ptrdiff_t>(seen), tokens.end());
       row.resize(gpt.context, 0);
-      const auto logits = trainer_->logits({.tokens = row});
-      if (!logits) return tl::unexpected(logits.error());
+      DUNNOCK_TRY(const auto logits, trainer_->logits({.tokens = row}));
       const auto next =
-          sampler.token(std::span(*logits).subspan((seen - 1) * gpt.vocabulary, data_->vocabulary()), begin + i);
-      if (!next) return tl::unexpected(next.error());
+          sampler.token(std::span(logits).subspan((seen - 1) * gpt.vocabulary, data_->vocabulary()), begin + i);
+      DUNNOCK_TRY(next);
       tokens.push_back(*next);
     }
-    const auto text = data_->decode(tokens);
-    if (!text) return tl::unexpected(text.error());
-    const std::string line = *text + "\n";
+    DUNNOCK_TRY(const auto text, data_->decode(tokens));
+    const std::string line = text + "\n";
     if (std::fwrite(line.data(), 1, line.size(), stdout) != line.size() || std::fflush(stdout) != 0)
       return make_error(ErrorCode::kIo, "the text can't be written");
     if (broken_off_) say(fmt::format("stopped behind {} of {} tokens", tokens.size() - begin, config_.sample.tokens));
@@ -960,13 +941,11 @@ Result<RunResult> run(const LoadedConfig& loaded, const RunOptions& options, gpu
   if ((options.resume || options.resume_step) && !checkpoint.pool.empty()) {
     std::optional<MediaKind> media;
     if (checkpoint.media != "auto") {
-      const auto kind = media_kind(checkpoint.media);
-      if (!kind) return tl::unexpected(kind.error());
-      media = *kind;
+      DUNNOCK_TRY(const auto kind, media_kind(checkpoint.media));
+      media = kind;
     }
-    auto label = training::Checkpoints::label(checkpoint.pool, media, options.resume_step, world);
-    if (!label) return tl::unexpected(label.error());
-    if (*label) saved = {(*label)->step, std::move((*label)->notes)};
+    DUNNOCK_TRY(auto label, training::Checkpoints::label(checkpoint.pool, media, options.resume_step, world));
+    if (label) saved = {label->step, std::move(label->notes)};
   }
   const auto resolved = resolve(loaded, options.changes, saved);
   if (!resolved) {

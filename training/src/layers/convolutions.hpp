@@ -143,7 +143,7 @@ class Norm {
   /// Of what is kept besides its input.
   [[nodiscard]] std::uint64_t bytes() const { return 2 * image_.channels * sizeof(float); }
   [[nodiscard]] Status reserve(unsigned slots, gpu::Stream& stream) {
-    if (auto made = mean_.reserve(slots, image_.channels, stream); !made) return made;
+    DUNNOCK_TRY(mean_.reserve(slots, image_.channels, stream));
     return r_.reserve(slots, image_.channels, stream);
   }
   /// y may be x.
@@ -265,10 +265,10 @@ class ConvolutionUnit final : public NormedLayer<T> {
   }
   [[nodiscard]] Status reserve(unsigned slots, std::size_t rows, gpu::Stream& stream) override {
     if (normed()) {
-      if (auto made = norm_.reserve(slots, stream); !made) return made;
+      DUNNOCK_TRY(norm_.reserve(slots, stream));
     }
     if (pooled()) {
-      if (auto made = indices_.reserve(slots, rows * outputs(), stream); !made) return made;
+      DUNNOCK_TRY(indices_.reserve(slots, rows * outputs(), stream));
     }
     return keeps() ? z_.reserve(slots, rows * inner_.size(), stream) : Status();
   }

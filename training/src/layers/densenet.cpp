@@ -75,11 +75,11 @@ class DenseLayer final : public NormedLayer<T> {
                      norm1_.workspace_bytes(rows, device), norm2_.workspace_bytes(rows, device)});
   }
   [[nodiscard]] Status reserve(unsigned slots, std::size_t rows, gpu::Stream& stream) override {
-    if (auto made = norm1_.reserve(slots, stream); !made) return made;
-    if (auto made = norm2_.reserve(slots, stream); !made) return made;
-    if (auto made = n1_.reserve(slots, rows * options_.image.size(), stream); !made) return made;
-    if (auto made = z1_.reserve(slots, rows * inner_.size(), stream); !made) return made;
-    if (auto made = n2_.reserve(slots, rows * inner_.size(), stream); !made) return made;
+    DUNNOCK_TRY(norm1_.reserve(slots, stream));
+    DUNNOCK_TRY(norm2_.reserve(slots, stream));
+    DUNNOCK_TRY(n1_.reserve(slots, rows * options_.image.size(), stream));
+    DUNNOCK_TRY(z1_.reserve(slots, rows * inner_.size(), stream));
+    DUNNOCK_TRY(n2_.reserve(slots, rows * inner_.size(), stream));
     return new_.reserve(slots, rows * new_size(), stream);
   }
 
@@ -203,7 +203,7 @@ class Transition final : public NormedLayer<T> {
            std::max(convolution_.workspace_bytes(rows, device), norm_.workspace_bytes(rows, device));
   }
   [[nodiscard]] Status reserve(unsigned slots, std::size_t rows, gpu::Stream& stream) override {
-    if (auto made = norm_.reserve(slots, stream); !made) return made;
+    DUNNOCK_TRY(norm_.reserve(slots, stream));
     return pooled_.reserve(slots, rows * pooled_image_.size(), stream);
   }
 

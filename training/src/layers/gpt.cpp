@@ -72,8 +72,8 @@ class InputNorm {
   }
   [[nodiscard]] std::uint64_t bytes(std::size_t tokens) const { return tokens * (width_ * sizeof(T) + 8); }
   [[nodiscard]] Status reserve(unsigned slots, std::size_t tokens, gpu::Stream& stream) {
-    if (auto made = n_.reserve(slots, tokens * width_, stream); !made) return made;
-    if (auto made = mean_.reserve(slots, tokens, stream); !made) return made;
+    DUNNOCK_TRY(n_.reserve(slots, tokens * width_, stream));
+    DUNNOCK_TRY(mean_.reserve(slots, tokens, stream));
     return r_.reserve(slots, tokens, stream);
   }
   [[nodiscard]] DeviceSpan<T> result(unsigned slot, std::size_t tokens) const { return n_.get(slot, tokens * width_); }
@@ -197,11 +197,11 @@ class AttentionLayer final : public NetworkLayer<T> {
   }
   [[nodiscard]] Status reserve(unsigned slots, std::size_t rows, gpu::Stream& stream) override {
     const std::size_t n = tokens(rows);
-    if (auto made = norm_.reserve(slots, n, stream); !made) return made;
-    if (auto made = qkv_.reserve(slots, 3 * n * options_.width, stream); !made) return made;
-    if (auto made = dqkv_.reserve(slots, 3 * n * options_.width, stream); !made) return made;
-    if (auto made = o_.reserve(slots, n * options_.width, stream); !made) return made;
-    if (auto made = lse_.reserve(slots, n * options_.heads, stream); !made) return made;
+    DUNNOCK_TRY(norm_.reserve(slots, n, stream));
+    DUNNOCK_TRY(qkv_.reserve(slots, 3 * n * options_.width, stream));
+    DUNNOCK_TRY(dqkv_.reserve(slots, 3 * n * options_.width, stream));
+    DUNNOCK_TRY(o_.reserve(slots, n * options_.width, stream));
+    DUNNOCK_TRY(lse_.reserve(slots, n * options_.heads, stream));
     return rotary() ? reserve_rotary(rows, stream) : Status();
   }
 
@@ -294,13 +294,11 @@ class AttentionLayer final : public NetworkLayer<T> {
     return positions_.span().subspan(0, tokens(rows));
   }
   [[nodiscard]] Status reserve_rotary(std::size_t rows, gpu::Stream& stream) {
-    auto table = gpu::Buffer<float>::create(options_.context * head_dim(), stream);
-    if (!table) return tl::unexpected(table.error());
-    table_ = std::move(*table);
+    DUNNOCK_TRY(auto table, gpu::Buffer<float>::create(options_.context * head_dim(), stream));
+    table_ = std::move(table);
     gpu::rotary_table(table_, {.positions = options_.context, .rotary_dim = head_dim()}, stream);
-    auto positions = gpu::Buffer<std::int32_t>::create(tokens(rows), stream);
-    if (!positions) return tl::unexpected(positions.error());
-    positions_ = std::move(*positions);
+    DUNNOCK_TRY(auto positions, gpu::Buffer<std::int32_t>::create(tokens(rows), stream));
+    positions_ = std::move(positions);
     std::vector<std::int32_t> numbers(tokens(rows));
     for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] = static_cast<std::int32_t>(i % options_.context);
     gpu::upload(positions_.span(), numbers, stream);
@@ -353,9 +351,9 @@ class MlpLayer final : public NetworkLayer<T> {
   }
   [[nodiscard]] Status reserve(unsigned slots, std::size_t rows, gpu::Stream& stream) override {
     const std::size_t n = tokens(rows);
-    if (auto made = norm_.reserve(slots, n, stream); !made) return made;
-    if (auto made = v_.reserve(slots, n * inner(), stream); !made) return made;
-    if (auto made = g_.reserve(slots, n * inner(), stream); !made) return made;
+    DUNNOCK_TRY(norm_.reserve(slots, n, stream));
+    DUNNOCK_TRY(v_.reserve(slots, n * inner(), stream));
+    DUNNOCK_TRY(g_.reserve(slots, n * inner(), stream));
     return dv_.reserve(slots, n * inner(), stream);
   }
 
@@ -450,7 +448,7 @@ class HeadLayer final : public NetworkLayer<T> {
     return room_for<T>(n * options_.width) + std::max(products, norm_.workspace_bytes(n, device));
   }
   [[nodiscard]] Status reserve(unsigned slots, std::size_t rows, gpu::Stream& stream) override {
-    if (auto made = norm_.reserve(slots, tokens(rows), stream); !made) return made;
+    DUNNOCK_TRY(norm_.reserve(slots, tokens(rows), stream));
     return logits_.reserve(slots, tokens(rows) * options_.vocabulary, stream);
   }
 

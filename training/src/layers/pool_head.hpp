@@ -58,9 +58,9 @@ class PoolHead final : public NormedLayer<T> {
   }
   [[nodiscard]] Status reserve(unsigned slots, std::size_t rows, gpu::Stream& stream) override {
     if (normed()) {
-      if (auto made = norm_.reserve(slots, stream); !made) return made;
+      DUNNOCK_TRY(norm_.reserve(slots, stream));
     }
-    if (auto made = pooled_.reserve(slots, rows * options_.image.channels, stream); !made) return made;
+    DUNNOCK_TRY(pooled_.reserve(slots, rows * options_.image.channels, stream));
     return linear_.reserve(slots, rows, stream);
   }
   void bind(LayerParameters<T> parameters) override {

@@ -100,10 +100,10 @@ class ResidualBlock final : public NormedLayer<T> {
   [[nodiscard]] Status reserve(unsigned slots, std::size_t rows, gpu::Stream& stream) override {
     for (Part& part : parts_) {
       const std::size_t size = rows * part.result.size();
-      if (auto made = part.norm.reserve(slots, stream); !made) return made;
-      if (auto made = part.z.reserve(slots, size, stream); !made) return made;
+      DUNNOCK_TRY(part.norm.reserve(slots, stream));
+      DUNNOCK_TRY(part.z.reserve(slots, size, stream));
       if (!part.relu) continue;
-      if (auto made = part.h.reserve(slots, size, stream); !made) return made;
+      DUNNOCK_TRY(part.h.reserve(slots, size, stream));
     }
     return {};
   }

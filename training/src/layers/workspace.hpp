@@ -83,9 +83,8 @@ class SlotBuffers {
   [[nodiscard]] Status reserve(unsigned slots, std::size_t size, gpu::Stream& stream) {
     buffers_.clear();
     for (unsigned i = 0; i < slots; ++i) {
-      auto buffer = gpu::Buffer<U>::create(size, stream);
-      if (!buffer) return tl::unexpected(buffer.error());
-      buffers_.push_back(std::move(*buffer));
+      DUNNOCK_TRY(auto buffer, gpu::Buffer<U>::create(size, stream));
+      buffers_.push_back(std::move(buffer));
     }
     return {};
   }

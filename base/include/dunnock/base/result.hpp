@@ -53,3 +53,26 @@ using Status = Result<void>;
 }
 
 }  // namespace dunnock
+
+/// Passes an error on to the caller. The function must return a Result, a Status or a tl::unexpected<Error>.
+///
+///   DUNNOCK_TRY(check(options));                  // of a Status, or a Result whose value is not needed
+///   DUNNOCK_TRY(auto pool, Pool::open(path));     // declares `pool`, the value itself
+///   DUNNOCK_TRY(options.bytes, parse(text));      // assigns
+///
+/// The second form is several statements: not for the only statement of an `if`. A lambda needs its return type.
+#define DUNNOCK_TRY(first, ...) DUNNOCK_DETAIL_TRY##__VA_OPT__(_VALUE)(first __VA_OPT__(, ) __VA_ARGS__)
+
+#define DUNNOCK_DETAIL_TRY(...)                                                              \
+  do {                                                                                       \
+    auto&& dunnock_tried = __VA_ARGS__;                                                      \
+    if (!dunnock_tried) [[unlikely]]                                                         \
+      return ::tl::unexpected(std::forward<decltype(dunnock_tried)>(dunnock_tried).error()); \
+  } while (false)
+#define DUNNOCK_DETAIL_TRY_VALUE(target, ...) DUNNOCK_DETAIL_TRY_AT(__LINE__, target, __VA_ARGS__)
+#define DUNNOCK_DETAIL_TRY_AT(line, target, ...) DUNNOCK_DETAIL_TRY_NAMED(dunnock_tried_##line, target, __VA_ARGS__)
+#define DUNNOCK_DETAIL_TRY_NAMED(tried, target, ...)   \
+  auto tried = __VA_ARGS__;                            \
+  if (!tried) [[unlikely]]                             \
+    return ::tl::unexpected(std::move(tried).error()); \
+  target = *std::move(tried)

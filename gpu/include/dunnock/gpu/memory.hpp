@@ -113,10 +113,9 @@ class Buffer {
   /// given back), InvalidArgument (the stream records a graph).
   [[nodiscard]] static Result<Buffer> create(std::size_t size, Stream& stream) {
     if (size > SIZE_MAX / sizeof(T)) return make_error(ErrorCode::kNoSpace, "no device has so much memory");
-    auto made = detail::Allocation::create(size * sizeof(T), stream);
-    if (!made) return tl::unexpected(made.error());
+    DUNNOCK_TRY(auto made, detail::Allocation::create(size * sizeof(T), stream));
     Buffer buffer;
-    buffer.memory_ = std::move(*made);
+    buffer.memory_ = std::move(made);
     buffer.size_ = size;
     return buffer;
   }
@@ -145,10 +144,9 @@ class PinnedBuffer {
   /// Errors: NoSpace.
   [[nodiscard]] static Result<PinnedBuffer> create(std::size_t size, Device device) {
     if (size > SIZE_MAX / sizeof(T)) return make_error(ErrorCode::kNoSpace, "no host has so much memory");
-    auto made = detail::PinnedAllocation::create(device, size * sizeof(T));
-    if (!made) return tl::unexpected(made.error());
+    DUNNOCK_TRY(auto made, detail::PinnedAllocation::create(device, size * sizeof(T)));
     PinnedBuffer buffer;
-    buffer.memory_ = std::move(*made);
+    buffer.memory_ = std::move(made);
     buffer.size_ = size;
     return buffer;
   }

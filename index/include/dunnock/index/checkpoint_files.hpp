@@ -67,22 +67,20 @@ template <Media M>
 [[nodiscard]] Result<RestoreReport> export_safetensors(const CheckpointStore<M>& store, std::string_view name,
                                                        std::uint64_t version, const std::string& path,
                                                        unsigned threads = 1) {
-  const auto manifest = store.manifest(name, version);
-  if (!manifest) return tl::unexpected(manifest.error());
+  DUNNOCK_TRY(const auto manifest, store.manifest(name, version));
   std::vector<TensorSpec> specs;
-  for (const ManifestTensor& tensor : manifest->tensors) specs.push_back(tensor.spec);
-  auto writer = SafetensorsWriter::create(path, specs, manifest->notes);
-  if (!writer) return tl::unexpected(writer.error());
+  for (const ManifestTensor& tensor : manifest.tensors) specs.push_back(tensor.spec);
+  DUNNOCK_TRY(auto writer, SafetensorsWriter::create(path, specs, manifest.notes));
   std::vector<TensorSink> sinks;
   for (std::size_t i = 0; i < specs.size(); ++i) {
     sinks.push_back({specs[i], {}, [&writer, i](std::uint64_t offset, std::span<const std::byte> from) {
-                       return writer->write(i, offset, from);
+                       return writer.write(i, offset, from);
                      }});
   }
   // One thread takes the pieces in their order.
-  auto report = store.restore(name, manifest->version, sinks, writer->is_stream() ? 1 : threads);
+  auto report = store.restore(name, manifest.version, sinks, writer.is_stream() ? 1 : threads);
   if (!report) return report;
-  if (Status committed = writer->commit(); !committed) return tl::unexpected(committed.error());
+  DUNNOCK_TRY(writer.commit());
   return report;
 }
 
@@ -91,10 +89,9 @@ template <Media M>
 [[nodiscard]] Result<SaveReport> import_safetensors(CheckpointStore<M>& store, std::string_view name,
                                                     std::uint64_t version, const std::string& path,
                                                     unsigned threads = 1) {
-  const auto file = SafetensorsFile::open(path);
-  if (!file) return tl::unexpected(file.error());
-  const std::vector<TensorSource> sources = file->sources();
-  return store.save(name, version, sources, {.threads = threads, .notes = file->header().notes});
+  DUNNOCK_TRY(const auto file, SafetensorsFile::open(path));
+  const std::vector<TensorSource> sources = file.sources();
+  return store.save(name, version, sources, {.threads = threads, .notes = file.header().notes});
 }
 
 }  // namespace dunnock

@@ -84,8 +84,8 @@ class Pool {
   [[nodiscard]] static Result<Pool> create_with(const std::string& path, const PoolOptions& options, Make&& make) {
     auto pool = create_unnamed(path, options);
     if (!pool) return pool;
-    if (Status made = make(*pool); !made) return tl::unexpected(std::move(made.error()));
-    if (Status named = pool->publish(); !named) return tl::unexpected(std::move(named.error()));
+    DUNNOCK_TRY(make(*pool));
+    DUNNOCK_TRY(pool->publish());
     return pool;
   }
   /// Opens the pool in `path` for writing. Does not read the regions; constant time, but for a journal that a crash has

@@ -49,7 +49,7 @@ std::string CuckooFilter<kBits, M, kPolicy>::wrong_with(const FilterHeader& head
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 auto CuckooFilter<kBits, M, kPolicy>::format(Region meta, Region table, const FilterOptions& options, M media)
     -> Result<CuckooFilter> {
-  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  DUNNOCK_TRY(check_options(options));
   if (meta.bytes() < meta_bytes() || meta.extents().size() != 1 || table.bytes() != table_bytes(options.slots)) {
     return make_error(ErrorCode::kInvalidArgument, "the regions do not have the size that the filter needs");
   }
@@ -98,10 +98,10 @@ template <unsigned kBits, Media M, FilterPolicy kPolicy>
 auto CuckooFilter<kBits, M, kPolicy>::attach(Region meta, Region table, M media) -> Result<Opened> {
   const auto start = std::chrono::steady_clock::now();
   FilterHeader header;
-  if (Status valid = check_header(meta, table, header); !valid) return tl::unexpected(valid.error());
+  DUNNOCK_TRY(check_header(meta, table, header));
   CuckooFilter filter(std::move(meta), std::move(table), header.groups, header.seed, std::move(media));
   Result<RecoveryReport> report = filter.recover();
-  if (!report) return tl::unexpected(report.error());
+  DUNNOCK_TRY(report);
   report->nanoseconds = static_cast<std::uint64_t>(
       std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count());
   return Opened{std::move(filter), *report};
@@ -184,16 +184,15 @@ Status CuckooFilter<kBits, M, kPolicy>::clear_way(Pool& pool, std::string_view n
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 auto CuckooFilter<kBits, M, kPolicy>::create_in(PendingRegions& pending, std::string_view name,
                                                 const FilterOptions& options, M media) -> Result<CuckooFilter> {
-  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
-  if (Status clear = clear_way(pending.pool(), name); !clear) return tl::unexpected(clear.error());
+  DUNNOCK_TRY(check_options(options));
+  DUNNOCK_TRY(clear_way(pending.pool(), name));
   const auto names = region_names(name);
   std::array<RegionSpec, 2> specs{};
   for (std::size_t i = 0; i < specs.size(); ++i) specs[i].name = names[i];
   specs[0].bytes = meta_bytes();
   specs[1].bytes = table_bytes(options.slots);
-  auto regions = pending.create(specs);
-  if (!regions) return tl::unexpected(regions.error());
-  return format((*regions)[0], (*regions)[1], options, std::move(media));
+  DUNNOCK_TRY(auto regions, pending.create(specs));
+  return format(regions[0], regions[1], options, std::move(media));
 }
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
@@ -202,7 +201,7 @@ auto CuckooFilter<kBits, M, kPolicy>::create(Pool& pool, std::string_view name, 
   PendingRegions pending(pool);
   auto filter = create_in(pending, name, options, std::move(media));
   if (!filter) return filter;
-  if (Status finished = pending.finish(filter->status()); !finished) return tl::unexpected(finished.error());
+  DUNNOCK_TRY(pending.finish(filter->status()));
   return filter;
 }
 
@@ -211,21 +210,19 @@ template <unsigned kBits, Media M, FilterPolicy kPolicy>
 auto CuckooFilter<kBits, M, kPolicy>::open_as(Pool& pool, std::string_view name, const FilterOptions* options, M media)
     -> Result<Opened> {
   const auto names = region_names(name);
-  auto meta = pool.open_region(names[0]);
-  if (!meta) return tl::unexpected(meta.error());
-  auto table = pool.open_region(names[1]);
-  if (!table) return tl::unexpected(table.error());
-  if (is_unformatted(*meta) && is_blank(*table))
+  DUNNOCK_TRY(auto meta, pool.open_region(names[0]));
+  DUNNOCK_TRY(auto table, pool.open_region(names[1]));
+  if (is_unformatted(meta) && is_blank(table))
     return make_error(ErrorCode::kNotFound,
                       "a crash has interrupted the creation of filter '" + std::string(name) + "' in " + pool.path());
   FilterHeader header;
-  if (options != nullptr && check_header(*meta, *table, header) && header.slots != options->slots)
+  if (options != nullptr && check_header(meta, table, header) && header.slots != options->slots)
     return make_error(ErrorCode::kWrongLayout, "filter '" + std::string(name) + "' in " + pool.path() + " has " +
                                                    std::to_string(header.slots) + " slots, not " +
                                                    std::to_string(options->slots));
-  auto opened = attach(*meta, *table, std::move(media));
+  auto opened = attach(meta, table, std::move(media));
   if (!opened) return opened;
-  if (Status fine = opened->filter.status(); !fine) return tl::unexpected(fine.error());
+  DUNNOCK_TRY(opened->filter.status());
   return opened;
 }
 
@@ -237,28 +234,25 @@ auto CuckooFilter<kBits, M, kPolicy>::open(Pool& pool, std::string_view name, M 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 auto CuckooFilter<kBits, M, kPolicy>::open_or_create(Pool& pool, std::string_view name, const FilterOptions& options,
                                                      M media) -> Result<Opened> {
-  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  DUNNOCK_TRY(check_options(options));
   PendingRegions pending(pool);
   auto opened = open_as(pool, name, &options, media);
   if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
-  auto made = create_in(pending, name, options, std::move(media));
-  if (!made) return tl::unexpected(made.error());
-  if (Status finished = pending.finish(made->status()); !finished) return tl::unexpected(finished.error());
-  return Opened{std::move(*made), {.clean_shutdown = true}, true};
+  DUNNOCK_TRY(auto made, create_in(pending, name, options, std::move(media)));
+  DUNNOCK_TRY(pending.finish(made.status()));
+  return Opened{std::move(made), {.clean_shutdown = true}, true};
 }
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 auto CuckooFilter<kBits, M, kPolicy>::create_volatile(const FilterOptions& options, M media) -> Result<CuckooFilter>
 requires std::default_initializable<M> {
-  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
-  auto meta = VolatileRegion::create(meta_bytes());
-  if (!meta) return tl::unexpected(meta.error());
-  auto table = VolatileRegion::create(table_bytes(options.slots));
-  if (!table) return tl::unexpected(table.error());
-  auto filter = format(meta->region(), table->region(), options, std::move(media));
+  DUNNOCK_TRY(check_options(options));
+  DUNNOCK_TRY(auto meta, VolatileRegion::create(meta_bytes()));
+  DUNNOCK_TRY(auto table, VolatileRegion::create(table_bytes(options.slots)));
+  auto filter = format(meta.region(), table.region(), options, std::move(media));
   if (filter) {
-    filter->owned_meta_ = std::move(*meta);
-    filter->owned_table_ = std::move(*table);
+    filter->owned_meta_ = std::move(meta);
+    filter->owned_table_ = std::move(table);
   }
   return filter;
 }
@@ -281,8 +275,7 @@ void CuckooFilter<kBits, M, kPolicy>::clear() {
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 Status CuckooFilter<kBits, M, kPolicy>::assign_words(std::span<const std::uint64_t> words) {
-  if constexpr (kIsReadOnly<M>)
-    return make_error(ErrorCode::kReadOnly, "the pool is open for reading only");
+  if constexpr (kIsReadOnly<M>) return make_error(ErrorCode::kReadOnly, "the pool is open for reading only");
   if (words.size() != groups_ * kGroupWords)
     return make_error(ErrorCode::kInvalidArgument, std::to_string(words.size()) + " words do not make a filter of " +
                                                        std::to_string(groups_ * kGroupWords));

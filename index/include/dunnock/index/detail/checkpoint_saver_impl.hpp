@@ -97,8 +97,7 @@ auto CheckpointSaver<M>::create(CheckpointStore<M>& store, const SaverOptions& o
   if (options.pending_max == 0)
     return make_error(ErrorCode::kInvalidArgument, "at least one save must be allowed to be under way");
   if (options.retention) {
-    if (Status valid = CheckpointStore<M>::check_retention(*options.retention); !valid)
-      return tl::unexpected(valid.error());
+    DUNNOCK_TRY(CheckpointStore<M>::check_retention(*options.retention));
   }
   return std::unique_ptr<CheckpointSaver>(new CheckpointSaver(store, options));
 }

@@ -123,7 +123,7 @@ std::uint64_t CheckpointStore<M>::pool_bytes(const CheckpointOptions& options) n
 template <Media M>
 auto CheckpointStore<M>::format(Region catalog, KvStore<M> data, const CheckpointOptions& options, M media,
                                 std::string_view name) -> Result<CheckpointStore> {
-  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  DUNNOCK_TRY(check_options(options));
   if (catalog.bytes() < catalog_bytes(options))
     return make_error(ErrorCode::kInvalidArgument, "the catalog's region does not fit its options");
   const CatalogHeader header = header_for(options, name);
@@ -205,20 +205,17 @@ Status CheckpointStore<M>::check_agreement(const Region& catalog, const Checkpoi
 template <Media M>
 auto CheckpointStore<M>::create_in(PendingRegions& pending, std::string_view name, const CheckpointOptions& options,
                                    M media) -> Result<CheckpointStore> {
-  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  DUNNOCK_TRY(check_options(options));
   Pool& pool = pending.pool();
-  const auto left = left_over(pool, name);
-  if (!left) return tl::unexpected(left.error());
-  if (Status removed = pool.remove_regions(*left); !removed) return tl::unexpected(removed.error());
+  DUNNOCK_TRY(const auto left, left_over(pool, name));
+  DUNNOCK_TRY(pool.remove_regions(left));
   const std::string catalog_name = std::string(name) + ".catalog";
   RegionSpec spec{};
   spec.name = catalog_name;
   spec.bytes = catalog_bytes(options);
-  auto regions = pending.create(std::span(&spec, 1));
-  if (!regions) return tl::unexpected(regions.error());
-  auto data = KvStore<M>::create_in(pending, std::string(name) + ".data", store_options(options), media);
-  if (!data) return tl::unexpected(data.error());
-  return format(regions->front(), std::move(*data), options, std::move(media), name);
+  DUNNOCK_TRY(auto regions, pending.create(std::span(&spec, 1)));
+  DUNNOCK_TRY(auto data, KvStore<M>::create_in(pending, std::string(name) + ".data", store_options(options), media));
+  return format(regions.front(), std::move(data), options, std::move(media), name);
 }
 
 template <Media M>
@@ -227,7 +224,7 @@ auto CheckpointStore<M>::create(Pool& pool, std::string_view name, const Checkpo
   PendingRegions pending(pool);
   auto store = create_in(pending, name, options, std::move(media));
   if (!store) return store;
-  if (Status finished = pending.finish(store->status()); !finished) return tl::unexpected(finished.error());
+  DUNNOCK_TRY(pending.finish(store->status()));
   return store;
 }
 
@@ -235,22 +232,20 @@ auto CheckpointStore<M>::create(Pool& pool, std::string_view name, const Checkpo
 template <Media M>
 auto CheckpointStore<M>::open_as(Pool& pool, std::string_view name, const CheckpointOptions* options, M media)
     -> Result<CheckpointStore> {
-  auto catalog = pool.open_region(std::string(name) + ".catalog");
-  if (!catalog) return tl::unexpected(catalog.error());
+  DUNNOCK_TRY(auto catalog, pool.open_region(std::string(name) + ".catalog"));
   const auto about = [&] { return "checkpoint store '" + std::string(name) + "' in " + pool.path(); };
-  if (word_of(*catalog, 0) == 0 && left_over(pool, name))
+  if (word_of(catalog, 0) == 0 && left_over(pool, name))
     return make_error(ErrorCode::kNotFound, "a crash has interrupted the creation of " + about());
   StoreOptions parts;
   typename KvStore<M>::Agreement agreement;
   if (options != nullptr) {
-    if (Status agrees = check_agreement(*catalog, *options); !agrees)
+    if (Status agrees = check_agreement(catalog, *options); !agrees)
       return make_error(agrees.error().code, about() + ": " + agrees.error().message);
     parts = store_options(*options);
     agreement = {.index = &parts.index, .log = &parts.log};
   }
-  auto data = KvStore<M>::open_as(pool, std::string(name) + ".data", agreement, media);
-  if (!data) return tl::unexpected(data.error());
-  return attach(*catalog, std::move(data->store), std::move(media));
+  DUNNOCK_TRY(auto data, KvStore<M>::open_as(pool, std::string(name) + ".data", agreement, media));
+  return attach(catalog, std::move(data.store), std::move(media));
 }
 
 template <Media M>
@@ -261,13 +256,13 @@ auto CheckpointStore<M>::open(Pool& pool, std::string_view name, M media) -> Res
 template <Media M>
 auto CheckpointStore<M>::open_or_create(Pool& pool, std::string_view name, const CheckpointOptions& options, M media)
     -> Result<CheckpointStore> {
-  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  DUNNOCK_TRY(check_options(options));
   PendingRegions pending(pool);
   auto opened = open_as(pool, name, &options, media);
   if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
   auto made = create_in(pending, name, options, std::move(media));
   if (!made) return made;
-  if (Status finished = pending.finish(made->status()); !finished) return tl::unexpected(finished.error());
+  DUNNOCK_TRY(pending.finish(made->status()));
   return made;
 }
 
@@ -326,7 +321,7 @@ Result<Manifest> CheckpointStore<M>::read_manifest(const CatalogFields& fields) 
 
 template <Media M>
 Result<Manifest> CheckpointStore<M>::manifest_of(std::string_view name, std::uint64_t version) const {
-  if (Status fine = status(); !fine) return tl::unexpected(fine.error());
+  DUNNOCK_TRY(status());
   std::optional<CatalogFields> fields;
   {
     const std::lock_guard lock(shared_->catalog);
@@ -336,7 +331,7 @@ Result<Manifest> CheckpointStore<M>::manifest_of(std::string_view name, std::uin
   }
   if (!fields) return no_such(name, version);
   auto manifest = read_manifest(*fields);
-  if (Status fine = status(); !fine) return tl::unexpected(fine.error());
+  DUNNOCK_TRY(status());
   if (!manifest)
     return make_error(manifest.error().code, "checkpoint " + in_quotes(name) + " of version " +
                                                  std::to_string(fields->version) + ": " + manifest.error().message);
@@ -404,8 +399,8 @@ Result<SaveReport> CheckpointStore<M>::save(std::string_view name, std::uint64_t
   const auto start = std::chrono::steady_clock::now();
   if (name.empty() || name.size() > 1024 || version == kLatestVersion)
     return make_error(ErrorCode::kInvalidArgument, "a checkpoint needs a name of 1 to 1024 bytes and a version");
-  if (Status valid = check_tensors(tensors); !valid) return tl::unexpected(valid.error());
-  if (Status fine = status(); !fine) return tl::unexpected(fine.error());
+  DUNNOCK_TRY(check_tensors(tensors));
+  DUNNOCK_TRY(status());
 
   Save save;
   save.manifest.name = std::string(name);
@@ -450,8 +445,8 @@ Result<SaveReport> CheckpointStore<M>::save(std::string_view name, std::uint64_t
     shared.lines_taken.erase(save.line);
   }
   give_back_removed();
-  if (Status fine = status(); !fine) return tl::unexpected(fine.error());  // Whatever else it looked like.
-  if (!saved) return tl::unexpected(saved.error());
+  DUNNOCK_TRY(status());  // Whatever else it looked like.
+  DUNNOCK_TRY(saved);
   SaveReport report;
   report.name = title.first;
   report.version = version;
@@ -616,19 +611,18 @@ Result<RestoreReport> CheckpointStore<M>::restore(std::string_view name, std::ui
                                                   std::span<const TensorSink> tensors, unsigned threads) const {
   const auto start = std::chrono::steady_clock::now();
   const std::shared_lock gate(shared_->gate);  // What it reads is not collected.
-  const auto manifest = manifest_of(name, version);
-  if (!manifest) return tl::unexpected(manifest.error());
+  DUNNOCK_TRY(const auto manifest, manifest_of(name, version));
   RestoreReport report;
-  report.version = manifest->version;
+  report.version = manifest.version;
   std::map<std::string_view, const ManifestTensor*> by_name;
-  for (const ManifestTensor& tensor : manifest->tensors) by_name[tensor.spec.name] = &tensor;
+  for (const ManifestTensor& tensor : manifest.tensors) by_name[tensor.spec.name] = &tensor;
   std::vector<const ManifestTensor*> sources;
   std::vector<std::uint64_t> first_chunk{0};
   for (const TensorSink& sink : tensors) {
     const auto found = by_name.find(sink.spec.name);
     if (found == by_name.end())
       return make_error(ErrorCode::kNotFound, "checkpoint " + in_quotes(name) + " of version " +
-                                                  std::to_string(manifest->version) + " has no tensor " +
+                                                  std::to_string(manifest.version) + " has no tensor " +
                                                   in_quotes(sink.spec.name));
     const ManifestTensor& source = *found->second;
     if (!(source.spec == sink.spec))
@@ -660,8 +654,8 @@ Result<RestoreReport> CheckpointStore<M>::restore(std::string_view name, std::ui
       if (!failed.exchange(true)) status = std::move(done);
     }
   });
-  if (Status fine = this->status(); !fine) return tl::unexpected(fine.error());
-  if (!status) return tl::unexpected(status.error());
+  DUNNOCK_TRY(this->status());
+  DUNNOCK_TRY(status);
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return report;
 }
@@ -732,25 +726,24 @@ std::vector<CheckpointInfo> CheckpointStore<M>::list(std::string_view name) cons
 
 template <Media M>
 Result<std::optional<std::uint64_t>> CheckpointStore<M>::latest(std::string_view name) const {
-  if (Status fine = status(); !fine) return tl::unexpected(fine.error());
+  DUNNOCK_TRY(status());
   if (damaged() != 0) return no_such(name, kLatestVersion);
   const std::lock_guard lock(shared_->catalog);
   const auto line = find_line(name, kLatestVersion);
   if (!line) return std::nullopt;
   const auto fields = read_line(*line);
-  if (Status fine = status(); !fine) return tl::unexpected(fine.error());
+  DUNNOCK_TRY(status());
   return fields ? std::optional(fields->version) : std::nullopt;
 }
 
 template <Media M>
 Status CheckpointStore<M>::verify(std::string_view name, std::uint64_t version) const {
   const std::shared_lock gate(shared_->gate);
-  const auto manifest = manifest_of(name, version);
-  if (!manifest) return tl::unexpected(manifest.error());
-  for (const ManifestTensor& tensor : manifest->tensors) {
+  DUNNOCK_TRY(const auto manifest, manifest_of(name, version));
+  for (const ManifestTensor& tensor : manifest.tensors) {
     for (std::size_t chunk = 0; chunk < tensor.chunks.size(); ++chunk) {
       const auto found = data_.get(tensor.chunks[chunk]);
-      if (Status fine = status(); !fine) return fine;
+      DUNNOCK_TRY(status());
       if (!found || !(chunk_digest(found.bytes()).key == tensor.chunks[chunk]))
         return make_error(ErrorCode::kCorrupt, "tensor " + in_quotes(tensor.spec.name) + " is damaged at byte " +
                                                    std::to_string(chunk * chunk_bytes_));
@@ -763,18 +756,16 @@ template <Media M>
 Result<CheckpointDiff> CheckpointStore<M>::diff(std::string_view first_name, std::uint64_t first_version,
                                                 std::string_view second_name, std::uint64_t second_version) const {
   const std::shared_lock gate(shared_->gate);
-  const auto first = manifest_of(first_name, first_version);
-  if (!first) return tl::unexpected(first.error());
-  const auto second = manifest_of(second_name, second_version);
-  if (!second) return tl::unexpected(second.error());
+  DUNNOCK_TRY(const auto first, manifest_of(first_name, first_version));
+  DUNNOCK_TRY(const auto second, manifest_of(second_name, second_version));
   std::unordered_set<IndexKey, KeyHash> there;
   std::map<std::string_view, const ManifestTensor*> before, after;
-  for (const ManifestTensor& tensor : first->tensors) {
+  for (const ManifestTensor& tensor : first.tensors) {
     before[tensor.spec.name] = &tensor;
     there.insert(tensor.chunks.begin(), tensor.chunks.end());
   }
   CheckpointDiff diff;
-  for (const ManifestTensor& tensor : second->tensors) {
+  for (const ManifestTensor& tensor : second.tensors) {
     after[tensor.spec.name] = &tensor;
     const std::uint64_t bytes = tensor.spec.bytes().value_or(0);
     for (std::size_t chunk = 0; chunk < tensor.chunks.size(); ++chunk) {
@@ -784,13 +775,13 @@ Result<CheckpointDiff> CheckpointStore<M>::diff(std::string_view first_name, std
     const auto old = before.find(tensor.spec.name);
     if (old == before.end()) {
       diff.added.push_back(tensor.spec.name);
-    } else if (!(old->second->spec == tensor.spec)) {
+    } else if (!(old->second.spec == tensor.spec)) {
       diff.reshaped.push_back(tensor.spec.name);
     } else {
-      (old->second->chunks == tensor.chunks ? diff.same : diff.changed).push_back(tensor.spec.name);
+      (old->second.chunks == tensor.chunks ? diff.same : diff.changed).push_back(tensor.spec.name);
     }
   }
-  for (const ManifestTensor& tensor : first->tensors) {
+  for (const ManifestTensor& tensor : first.tensors) {
     if (!after.contains(tensor.spec.name)) diff.removed.push_back(tensor.spec.name);
   }
   return diff;
@@ -807,7 +798,7 @@ void CheckpointStore<M>::clear_line(std::uint64_t line) {
 template <Media M>
 Status CheckpointStore<M>::remove(std::string_view name, std::uint64_t version) {
   if constexpr (kIsReadOnly<M>) return make_error(ErrorCode::kReadOnly, "the pool is open for reading only");
-  if (Status fine = status(); !fine) return fine;
+  DUNNOCK_TRY(status());
   Shared& shared = *shared_;
   bool missing = false;
   {
@@ -824,7 +815,7 @@ Status CheckpointStore<M>::remove(std::string_view name, std::uint64_t version) 
     auto manifest = read_manifest(*fields);
     count_references();
     clear_line(*line);
-    if (Status fine = status(); !fine) return fine;
+    DUNNOCK_TRY(status());
     // Without its manifest nobody knows what only it needed; collect() finds out.
     if (manifest) shared.removed.emplace_back(*fields, std::move(*manifest));
   }
@@ -932,8 +923,8 @@ Status CheckpointStore<M>::check_retention(const Retention& retention) {
 template <Media M>
 Result<RetainReport> CheckpointStore<M>::retain(std::string_view name, const Retention& retention) {
   if constexpr (kIsReadOnly<M>) return make_error(ErrorCode::kReadOnly, "the pool is open for reading only");
-  if (Status valid = check_retention(retention); !valid) return tl::unexpected(valid.error());
-  if (Status fine = status(); !fine) return tl::unexpected(fine.error());
+  DUNNOCK_TRY(check_retention(retention));
+  DUNNOCK_TRY(status());
   std::vector<std::uint64_t> versions;
   {
     const std::lock_guard lock(shared_->catalog);
@@ -955,14 +946,14 @@ Result<RetainReport> CheckpointStore<M>::retain(std::string_view name, const Ret
     if (retention.keep_every != 0 && version % retention.keep_every == 0) continue;
     report.removed += remove(name, version) ? 1 : 0;
   }
-  if (Status fine = status(); !fine) return tl::unexpected(fine.error());
+  DUNNOCK_TRY(status());
   return report;
 }
 
 template <Media M>
 Result<std::uint64_t> CheckpointStore<M>::collect() {
   if constexpr (kIsReadOnly<M>) return make_error(ErrorCode::kReadOnly, "the pool is open for reading only");
-  if (Status fine = status(); !fine) return tl::unexpected(fine.error());
+  DUNNOCK_TRY(status());
   Shared& shared = *shared_;
   const std::unique_lock gate(shared.gate);
   const std::lock_guard lock(shared.catalog);
@@ -990,7 +981,7 @@ Result<std::uint64_t> CheckpointStore<M>::collect() {
     if (!needed.contains(key)) garbage.push_back(key);
   });
   data_.erase_bulk(garbage);
-  if (Status fine = status(); !fine) return tl::unexpected(fine.error());
+  DUNNOCK_TRY(status());
   shared.removed.clear();
   shared.references.reset();  // They still count what was removed.
   shared.references_unsure = false;

@@ -118,12 +118,12 @@ std::uint64_t KvIndex<M>::meta_bytes(const IndexOptions& options) {
 
 template <Media M>
 auto KvIndex<M>::format(Region meta, IndexMemory memory, const IndexOptions& options, M media) -> Result<KvIndex> {
-  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  DUNNOCK_TRY(check_options(options));
   if (meta.bytes() < meta_bytes(options) || meta.extents().size() != 1)
     return make_error(ErrorCode::kInvalidArgument, "the index's meta region does not fit its options");
   const IndexHeader header = header_for(options);
   KvIndex index(std::move(meta), std::move(memory), header, std::move(media));
-  if (Status made = index.make_first_segments(); !made) return tl::unexpected(made.error());
+  DUNNOCK_TRY(index.make_first_segments());
   write_header(index.media_, {.fields = index_point::kFormatFields, .magic = index_point::kFormatMagic}, index.meta_,
                header);
   return index;
@@ -135,7 +135,7 @@ Status KvIndex<M>::make_first_segments() {
   const unsigned depth = static_cast<unsigned>(std::countr_zero(initial_segments_));
   Shared& shared = *shared_;
   while (shared.chunk_starts.back() < initial_segments_) {
-    if (Status added = add_chunk(true); !added) return added;
+    DUNNOCK_TRY(add_chunk(true));
   }
   for (std::uint64_t n = 0; n < initial_segments_; ++n) {
     media_.store(index_point::kFormatFields, directory_at(n), directory_word(n, n));
@@ -174,10 +174,10 @@ template <Media M>
 auto KvIndex<M>::attach(Region meta, IndexMemory memory, M media) -> Result<Opened> {
   const auto start = std::chrono::steady_clock::now();
   IndexHeader header;
-  if (Status valid = check_header(meta, header); !valid) return tl::unexpected(valid.error());
+  DUNNOCK_TRY(check_header(meta, header));
   KvIndex index(std::move(meta), std::move(memory), header, std::move(media));
   Result<IndexRecovery> report = index.recover();
-  if (!report) return tl::unexpected(report.error());
+  DUNNOCK_TRY(report);
   report->nanoseconds = static_cast<std::uint64_t>(
       std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count());
   return Opened{std::move(index), *report};
@@ -214,7 +214,7 @@ Result<IndexRecovery> KvIndex<M>::recover() {
     ++report.segments;
   }
   while (shared.chunk_starts.back() < used.size()) {
-    if (Status added = add_chunk(false); !added) return tl::unexpected(added.error());
+    DUNNOCK_TRY(add_chunk(false));
   }
   for (std::uint64_t slot = used.size(); slot-- > 0;) {
     if (!used[slot]) shared.free_slots.push_back(slot);
@@ -283,7 +283,7 @@ Status KvIndex<M>::add_chunk(bool may_create) const {
   Result<Region> chunk = may_create ? memory_.obtain(number, bytes) : memory_.open(number, bytes);
   if (!chunk && !may_create && chunk.error().code == ErrorCode::kNotFound)
     return make_error(ErrorCode::kCorrupt, "the index: " + chunk.error().message);
-  if (!chunk) return tl::unexpected(chunk.error());
+  DUNNOCK_TRY(chunk);
   if (chunk->bytes() < bytes || chunk->extents().size() != 1)
     return make_error(ErrorCode::kCorrupt, "chunk " + std::to_string(number) + " of the index has " +
                                                std::to_string(chunk->bytes()) + " bytes, expected " +
@@ -311,9 +311,8 @@ IndexMemory KvIndex<M>::memory_of(Pool& pool, std::string_view name) {
       return region;
     }
     const RegionSpec spec = detail::one_extent(region_name, bytes);
-    auto regions = pool->create_regions(std::span(&spec, 1));
-    if (!regions) return tl::unexpected(regions.error());
-    return regions->front();
+    DUNNOCK_TRY(auto regions, pool->create_regions(std::span(&spec, 1)));
+    return regions.front();
   };
   return {open, obtain};
 }
@@ -324,9 +323,8 @@ IndexMemory KvIndex<M>::memory_of(PendingRegions& pending, std::string_view name
   const auto obtain = [&pending, name = std::string(name)](unsigned chunk, std::uint64_t bytes) -> Result<Region> {
     const std::string region_name = name + ".s" + std::to_string(chunk);
     const RegionSpec spec = detail::one_extent(region_name, bytes);
-    auto regions = pending.create(std::span(&spec, 1));
-    if (!regions) return tl::unexpected(regions.error());
-    return regions->front();
+    DUNNOCK_TRY(auto regions, pending.create(std::span(&spec, 1)));
+    return regions.front();
   };
   return {obtain, obtain};
 }
@@ -383,9 +381,8 @@ Result<std::vector<std::string>> KvIndex<M>::left_over(Pool& pool, std::string_v
     const bool is_chunk =
         end.size() > 2 && end.starts_with(".s") && end.find_first_not_of("0123456789", 2) == std::string_view::npos;
     if (!is_meta && !is_chunk) continue;
-    const auto there = pool.open_region(region);
-    if (!there) return tl::unexpected(there.error());
-    const bool nothing = is_meta ? is_unused(*there) && (formatted || word_of(*there, 0) == 0) : is_blank(*there);
+    DUNNOCK_TRY(const auto there, pool.open_region(region));
+    const bool nothing = is_meta ? is_unused(there) && (formatted || word_of(there, 0) == 0) : is_blank(there);
     if (!nothing)
       return make_error(ErrorCode::kAlreadyExists, "there is a region '" + info.name + "' in " + pool.path());
     left.push_back(info.name);
@@ -398,15 +395,13 @@ auto KvIndex<M>::create_in(PendingRegions& pending, std::string_view name, const
     -> Result<KvIndex> {
   Pool& pool = pending.pool();
   const IndexOptions all = bounded(options, pool);
-  if (Status valid = check_options(all); !valid) return tl::unexpected(valid.error());
-  const auto left = left_over(pool, name, false);
-  if (!left) return tl::unexpected(left.error());
-  if (Status removed = pool.remove_regions(*left); !removed) return tl::unexpected(removed.error());
+  DUNNOCK_TRY(check_options(all));
+  DUNNOCK_TRY(const auto left, left_over(pool, name, false));
+  DUNNOCK_TRY(pool.remove_regions(left));
   const std::string meta_name = std::string(name) + ".meta";
   const RegionSpec spec = detail::one_extent(meta_name, meta_bytes(all));
-  auto regions = pending.create(std::span(&spec, 1));
-  if (!regions) return tl::unexpected(regions.error());
-  auto index = format(regions->front(), memory_of(pending, name), all, std::move(media));
+  DUNNOCK_TRY(auto regions, pending.create(std::span(&spec, 1)));
+  auto index = format(regions.front(), memory_of(pending, name), all, std::move(media));
   if (index) index->memory_ = memory_of(pool, name);
   return index;
 }
@@ -416,26 +411,25 @@ auto KvIndex<M>::create(Pool& pool, std::string_view name, const IndexOptions& o
   PendingRegions pending(pool);
   auto index = create_in(pending, name, options, std::move(media));
   if (!index) return index;
-  if (Status finished = pending.finish(index->status()); !finished) return tl::unexpected(finished.error());
+  DUNNOCK_TRY(pending.finish(index->status()));
   return index;
 }
 
 /// `options`, if not null: what the index must have been created with.
 template <Media M>
 auto KvIndex<M>::open_as(Pool& pool, std::string_view name, const IndexOptions* options, M media) -> Result<Opened> {
-  auto meta = pool.open_region(std::string(name) + ".meta");
-  if (!meta) return tl::unexpected(meta.error());
+  DUNNOCK_TRY(auto meta, pool.open_region(std::string(name) + ".meta"));
   const auto about = [&] { return "index '" + std::string(name) + "' in " + pool.path(); };
-  if (word_of(*meta, 0) == 0 && left_over(pool, name, false))
+  if (word_of(meta, 0) == 0 && left_over(pool, name, false))
     return make_error(ErrorCode::kNotFound, "a crash has interrupted the creation of " + about());
   IndexHeader header;
-  if (options != nullptr && check_header(*meta, header)) {
+  if (options != nullptr && check_header(meta, header)) {
     if (Status agrees = check_agreement(header, bounded(*options, pool)); !agrees)
       return make_error(agrees.error().code, about() + ": " + agrees.error().message);
   }
-  auto opened = attach(*meta, memory_of(pool, name), std::move(media));
+  auto opened = attach(meta, memory_of(pool, name), std::move(media));
   if (!opened) return opened;
-  if (Status fine = opened->index.status(); !fine) return tl::unexpected(fine.error());
+  DUNNOCK_TRY(opened->index.status());
   return opened;
 }
 
@@ -447,14 +441,13 @@ auto KvIndex<M>::open(Pool& pool, std::string_view name, M media) -> Result<Open
 template <Media M>
 auto KvIndex<M>::open_or_create(Pool& pool, std::string_view name, const IndexOptions& options, M media)
     -> Result<Opened> {
-  if (Status valid = check_options(bounded(options, pool)); !valid) return tl::unexpected(valid.error());
+  DUNNOCK_TRY(check_options(bounded(options, pool)));
   PendingRegions pending(pool);
   auto opened = open_as(pool, name, &options, media);
   if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
-  auto made = create_in(pending, name, options, std::move(media));
-  if (!made) return tl::unexpected(made.error());
-  if (Status finished = pending.finish(made->status()); !finished) return tl::unexpected(finished.error());
-  return Opened{std::move(*made), {.clean_shutdown = true}, true};
+  DUNNOCK_TRY(auto made, create_in(pending, name, options, std::move(media)));
+  DUNNOCK_TRY(pending.finish(made.status()));
+  return Opened{std::move(made), {.clean_shutdown = true}, true};
 }
 
 template <Media M>
@@ -462,17 +455,15 @@ auto KvIndex<M>::create_volatile(const IndexOptions& options, M media) -> Result
 requires std::default_initializable<M> {
   IndexOptions bounded = options;
   if (bounded.bytes_max == 0) bounded.bytes_max = 64ULL << 30;
-  if (Status valid = check_options(bounded); !valid) return tl::unexpected(valid.error());
+  DUNNOCK_TRY(check_options(bounded));
   auto owned = std::make_shared<std::vector<VolatileRegion>>();
   const auto obtain = [owned](unsigned, std::uint64_t bytes) -> Result<Region> {
-    auto region = VolatileRegion::create(bytes);
-    if (!region) return tl::unexpected(region.error());
-    owned->push_back(std::move(*region));
+    DUNNOCK_TRY(auto region, VolatileRegion::create(bytes));
+    owned->push_back(std::move(region));
     return owned->back().region();
   };
-  auto meta = obtain(0, meta_bytes(bounded));
-  if (!meta) return tl::unexpected(meta.error());
-  return format(*meta, {obtain, obtain}, bounded, std::move(media));
+  DUNNOCK_TRY(auto meta, obtain(0, meta_bytes(bounded)));
+  return format(meta, {obtain, obtain}, bounded, std::move(media));
 }
 
 template <Media M>

@@ -14,7 +14,7 @@ KvStore<M>::KvStore(KvIndex<M> index, ValueLog<M> log) : index_(std::move(index)
 
 template <Media M>
 Status KvStore<M>::check_options(const StoreOptions& options) {
-  if (Status valid = ValueLog<M>::check_options(options.log); !valid) return valid;
+  DUNNOCK_TRY(ValueLog<M>::check_options(options.log));
   if (options.index.bytes_max == 0) return {};  // As many as the pool has.
   return KvIndex<M>::check_options(options.index);
 }
@@ -36,14 +36,11 @@ template <Media M>
 auto KvStore<M>::create_in(PendingRegions& pending, std::string_view name, const StoreOptions& options, M media)
     -> Result<KvStore> {
   Pool& pool = pending.pool();
-  const auto left = left_over(pool, name, false);
-  if (!left) return tl::unexpected(left.error());
-  if (Status removed = pool.remove_regions(*left); !removed) return tl::unexpected(removed.error());
-  auto log = ValueLog<M>::create_in(pending, name, options.log, media);
-  if (!log) return tl::unexpected(log.error());
-  auto index = KvIndex<M>::create_in(pending, name, options.index, media);
-  if (!index) return tl::unexpected(index.error());
-  return KvStore(std::move(*index), std::move(*log));
+  DUNNOCK_TRY(const auto left, left_over(pool, name, false));
+  DUNNOCK_TRY(pool.remove_regions(left));
+  DUNNOCK_TRY(auto log, ValueLog<M>::create_in(pending, name, options.log, media));
+  DUNNOCK_TRY(auto index, KvIndex<M>::create_in(pending, name, options.index, media));
+  return KvStore(std::move(index), std::move(log));
 }
 
 template <Media M>
@@ -51,17 +48,15 @@ auto KvStore<M>::create(Pool& pool, std::string_view name, const StoreOptions& o
   PendingRegions pending(pool);
   auto store = create_in(pending, name, options, std::move(media));
   if (!store) return store;
-  if (Status finished = pending.finish(store->status()); !finished) return tl::unexpected(finished.error());
+  DUNNOCK_TRY(pending.finish(store->status()));
   return store;
 }
 
 template <Media M>
 auto KvStore<M>::open_as(Pool& pool, std::string_view name, const Agreement& agreement, M media) -> Result<Opened> {
-  auto log = ValueLog<M>::open_as(pool, name, agreement.log, media);
-  if (!log) return tl::unexpected(log.error());
-  auto index = KvIndex<M>::open_as(pool, name, agreement.index, media);
-  if (!index) return tl::unexpected(index.error());
-  return Opened{KvStore(std::move(index->index), std::move(*log)), index->report};
+  DUNNOCK_TRY(auto log, ValueLog<M>::open_as(pool, name, agreement.log, media));
+  DUNNOCK_TRY(auto index, KvIndex<M>::open_as(pool, name, agreement.index, media));
+  return Opened{KvStore(std::move(index.index), std::move(log)), index.report};
 }
 
 template <Media M>
@@ -72,14 +67,13 @@ auto KvStore<M>::open(Pool& pool, std::string_view name, M media) -> Result<Open
 template <Media M>
 auto KvStore<M>::open_or_create(Pool& pool, std::string_view name, const StoreOptions& options, M media)
     -> Result<Opened> {
-  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  DUNNOCK_TRY(check_options(options));
   PendingRegions pending(pool);
   auto opened = open_as(pool, name, {&options.index, &options.log}, media);
   if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
-  auto made = create_in(pending, name, options, std::move(media));
-  if (!made) return tl::unexpected(made.error());
-  if (Status finished = pending.finish(made->status()); !finished) return tl::unexpected(finished.error());
-  return Opened{std::move(*made), {.clean_shutdown = true}, true};
+  DUNNOCK_TRY(auto made, create_in(pending, name, options, std::move(media)));
+  DUNNOCK_TRY(pending.finish(made.status()));
+  return Opened{std::move(made), {.clean_shutdown = true}, true};
 }
 
 template <Media M>

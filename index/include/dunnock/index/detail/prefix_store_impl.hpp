@@ -56,10 +56,9 @@ PrefixStore<M>::PrefixStore(KvStore<M> data, const PrefixOptions& options)
 template <Media M>
 auto PrefixStore<M>::create_in(PendingRegions& pending, std::string_view name, const PrefixOptions& options, M media)
     -> Result<PrefixStore> {
-  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
-  auto data = KvStore<M>::create_in(pending, name, store_options(options), std::move(media));
-  if (!data) return tl::unexpected(data.error());
-  return PrefixStore(std::move(*data), options);
+  DUNNOCK_TRY(check_options(options));
+  DUNNOCK_TRY(auto data, KvStore<M>::create_in(pending, name, store_options(options), std::move(media)));
+  return PrefixStore(std::move(data), options);
 }
 
 template <Media M>
@@ -68,32 +67,31 @@ auto PrefixStore<M>::create(Pool& pool, std::string_view name, const PrefixOptio
   PendingRegions pending(pool);
   auto store = create_in(pending, name, options, std::move(media));
   if (!store) return store;
-  if (Status finished = pending.finish(store->status()); !finished) return tl::unexpected(finished.error());
+  DUNNOCK_TRY(pending.finish(store->status()));
   return store;
 }
 
 template <Media M>
 auto PrefixStore<M>::open(Pool& pool, std::string_view name, const PrefixOptions& options, M media)
     -> Result<PrefixStore> {
-  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
-  auto opened = KvStore<M>::open(pool, name, std::move(media));
-  if (!opened) return tl::unexpected(opened.error());
-  return PrefixStore(std::move(opened->store), options);
+  DUNNOCK_TRY(check_options(options));
+  DUNNOCK_TRY(auto opened, KvStore<M>::open(pool, name, std::move(media)));
+  return PrefixStore(std::move(opened.store), options);
 }
 
 template <Media M>
 auto PrefixStore<M>::open_or_create(Pool& pool, std::string_view name, const PrefixOptions& options, M media)
     -> Result<PrefixStore> {
-  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  DUNNOCK_TRY(check_options(options));
   const StoreOptions store = store_options(options);
-  if (Status valid = KvStore<M>::check_options(store); !valid) return tl::unexpected(valid.error());
+  DUNNOCK_TRY(KvStore<M>::check_options(store));
   PendingRegions pending(pool);
   auto opened = KvStore<M>::open_as(pool, name, {.index = nullptr, .log = &store.log}, media);
   if (opened) return PrefixStore(std::move(opened->store), options);
   if (opened.error().code != ErrorCode::kNotFound) return tl::unexpected(opened.error());
   auto made = create_in(pending, name, options, std::move(media));
   if (!made) return made;
-  if (Status finished = pending.finish(made->status()); !finished) return tl::unexpected(finished.error());
+  DUNNOCK_TRY(pending.finish(made->status()));
   return made;
 }
 
@@ -455,7 +453,7 @@ PutBlock PrefixStore<M>::heal(std::unique_lock<Mutex>& lock, const IndexKey& key
 /// Writes the block's record, evicting others if it must. Comes without the lock, and leaves with it. False: full.
 template <Media M>
 PutResult PrefixStore<M>::write(std::unique_lock<Mutex>& lock, const IndexKey& key, const BlockHeader& header,
-                           std::span<const std::byte> bytes) {
+                                std::span<const std::byte> bytes) {
   std::vector<std::byte> value(sizeof header + bytes.size());
   std::memcpy(value.data(), &header, sizeof header);
   if (!bytes.empty()) std::memcpy(value.data() + sizeof header, bytes.data(), bytes.size());

@@ -86,7 +86,7 @@ Status ValueLog<M>::check_options(const LogOptions& options) {
 
 template <Media M>
 auto ValueLog<M>::format(Region meta, Region data, const LogOptions& options, M media) -> Result<ValueLog> {
-  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  DUNNOCK_TRY(check_options(options));
   if (meta.bytes() < meta_bytes(options) || meta.extents().size() != 1 || data.bytes() < data_bytes(options) ||
       data.extent_bytes() % options.segment_bytes != 0)
     return make_error(ErrorCode::kInvalidArgument, "the log's regions do not fit its options");
@@ -98,7 +98,7 @@ auto ValueLog<M>::format(Region meta, Region data, const LogOptions& options, M 
   }
   write_header(media, {.fields = log_point::kFormatFields, .magic = log_point::kFormatMagic}, meta, header);
   ValueLog log(std::move(meta), std::move(data), header, std::move(media));
-  if (Status recovered = log.recover(); !recovered) return tl::unexpected(recovered.error());
+  DUNNOCK_TRY(log.recover());
   return log;
 }
 
@@ -119,7 +119,7 @@ auto ValueLog<M>::attach(Region meta, Region data, M media) -> Result<ValueLog> 
       (meta.bytes() - kLogTableOffset) / sizeof(Word) < header.segments)
     return wrong(ErrorCode::kCorrupt, "its sizes contradict each other");
   ValueLog log(std::move(meta), std::move(data), header, std::move(media));
-  if (Status recovered = log.recover(); !recovered) return tl::unexpected(recovered.error());
+  DUNNOCK_TRY(log.recover());
   return log;
 }
 
@@ -190,19 +190,17 @@ Result<std::vector<std::string>> ValueLog<M>::left_over(Pool& pool, std::string_
 template <Media M>
 auto ValueLog<M>::create_in(PendingRegions& pending, std::string_view name, const LogOptions& options, M media)
     -> Result<ValueLog> {
-  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  DUNNOCK_TRY(check_options(options));
   Pool& pool = pending.pool();
-  const auto left = left_over(pool, name, false);
-  if (!left) return tl::unexpected(left.error());
-  if (Status removed = pool.remove_regions(*left); !removed) return tl::unexpected(removed.error());
+  DUNNOCK_TRY(const auto left, left_over(pool, name, false));
+  DUNNOCK_TRY(pool.remove_regions(left));
   const auto names = region_names(name);
   std::array<RegionSpec, 2> specs{};
   for (std::size_t i = 0; i < specs.size(); ++i) specs[i].name = names[i];
   specs[0].bytes = meta_bytes(options);
   specs[1].bytes = data_bytes(options);
-  auto regions = pending.create(specs);
-  if (!regions) return tl::unexpected(regions.error());
-  return format((*regions)[0], (*regions)[1], options, std::move(media));
+  DUNNOCK_TRY(auto regions, pending.create(specs));
+  return format(regions[0], regions[1], options, std::move(media));
 }
 
 template <Media M>
@@ -210,7 +208,7 @@ auto ValueLog<M>::create(Pool& pool, std::string_view name, const LogOptions& op
   PendingRegions pending(pool);
   auto log = create_in(pending, name, options, std::move(media));
   if (!log) return log;
-  if (Status finished = pending.finish(log->status()); !finished) return tl::unexpected(finished.error());
+  DUNNOCK_TRY(pending.finish(log->status()));
   return log;
 }
 
@@ -218,18 +216,16 @@ auto ValueLog<M>::create(Pool& pool, std::string_view name, const LogOptions& op
 template <Media M>
 auto ValueLog<M>::open_as(Pool& pool, std::string_view name, const LogOptions* options, M media) -> Result<ValueLog> {
   const auto names = region_names(name);
-  auto meta = pool.open_region(names[0]);
-  if (!meta) return tl::unexpected(meta.error());
-  auto data = pool.open_region(names[1]);
-  if (!data) return tl::unexpected(data.error());
+  DUNNOCK_TRY(auto meta, pool.open_region(names[0]));
+  DUNNOCK_TRY(auto data, pool.open_region(names[1]));
   const auto about = [&] { return "log '" + std::string(name) + "' in " + pool.path(); };
-  if (word_of(*meta, 0) == 0 && left_over(pool, name, false))
+  if (word_of(meta, 0) == 0 && left_over(pool, name, false))
     return make_error(ErrorCode::kNotFound, "a crash has interrupted the creation of " + about());
   if (options != nullptr) {
-    if (Status agrees = check_agreement(*meta, *options); !agrees)
+    if (Status agrees = check_agreement(meta, *options); !agrees)
       return make_error(agrees.error().code, about() + ": " + agrees.error().message);
   }
-  return attach(*meta, *data, std::move(media));
+  return attach(meta, data, std::move(media));
 }
 
 template <Media M>
@@ -240,13 +236,13 @@ auto ValueLog<M>::open(Pool& pool, std::string_view name, M media) -> Result<Val
 template <Media M>
 auto ValueLog<M>::open_or_create(Pool& pool, std::string_view name, const LogOptions& options, M media)
     -> Result<ValueLog> {
-  if (Status valid = check_options(options); !valid) return tl::unexpected(valid.error());
+  DUNNOCK_TRY(check_options(options));
   PendingRegions pending(pool);
   auto opened = open_as(pool, name, &options, media);
   if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
   auto made = create_in(pending, name, options, std::move(media));
   if (!made) return made;
-  if (Status finished = pending.finish(made->status()); !finished) return tl::unexpected(finished.error());
+  DUNNOCK_TRY(pending.finish(made->status()));
   return made;
 }
 
