@@ -1,10 +1,15 @@
-# DUNNOCK_CUDA: AUTO takes CUDA where nvcc is found, ON insists, OFF builds without. Sets DUNNOCK_HAS_CUDA.
+# DUNNOCK_CUDA: AUTO takes CUDA where nvcc and an NVIDIA device are found, ON wherever nvcc is, OFF never. (CUDA objects
+# take most of a build, and where there is no device nothing can run them.) Sets DUNNOCK_HAS_CUDA.
 set(DUNNOCK_CUDA AUTO CACHE STRING "CUDA backend: AUTO, ON or OFF")
 set_property(CACHE DUNNOCK_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(DUNNOCK_CUDA_ARCHITECTURES "80-real;90a-real" CACHE STRING "CUDA architectures; 90a has Hopper's own instructions")
 
 set(DUNNOCK_HAS_CUDA OFF)
-if(NOT DUNNOCK_CUDA STREQUAL "OFF")
+set(wanted ON)
+if(DUNNOCK_CUDA STREQUAL "OFF" OR (DUNNOCK_CUDA STREQUAL "AUTO" AND NOT EXISTS /dev/nvidiactl))
+  set(wanted OFF)
+endif()
+if(wanted)
   include(CheckLanguage)
   check_language(CUDA)
   find_package(CUDAToolkit 13.0)

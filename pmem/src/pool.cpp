@@ -283,7 +283,7 @@ Result<Pool> Pool::create_unnamed(const std::string& path, const PoolOptions& op
   const auto forks_kept_out = detail::PoolGuard::keep_forks_out();
   DUNNOCK_TRY(auto file, detail::PoolFile::create(path, options.bytes / 4096 * 4096, options.mode));
   auto impl = std::make_unique<Impl>(std::move(file));
-  impl->handle = pmemobj_create(impl->file.self().c_str(), detail::kPoolLayout, 0, 0600);
+  impl->handle = pmemobj_create(impl->file->self().c_str(), detail::kPoolLayout, 0, 0600);
   if (impl->handle == nullptr) return system_error("can't create a pool in " + path, errno);
   impl->base = reinterpret_cast<std::byte*>(impl->handle);
   DUNNOCK_TRY(check_libpmemobj(*impl->file, impl->handle));
@@ -322,7 +322,7 @@ Result<Pool> Pool::open(const std::string& path, const OpenOptions& options) {
   if (auto folder = open_folder(split_path(path).folder); folder && sync_folder(folder->get()) != 0)
     return system_error("can't sync the folder of " + path, errno);
   auto impl = std::make_unique<Impl>(std::move(file));
-  impl->handle = pmemobj_open(impl->file.self().c_str(), detail::kPoolLayout);
+  impl->handle = pmemobj_open(impl->file->self().c_str(), detail::kPoolLayout);
   if (impl->handle == nullptr) {
     const int error = errno;
     const std::string reason = pmemobj_errormsg();
@@ -381,14 +381,14 @@ Result<Pool> Pool::Impl::open_to_read(const std::string& path, bool beside_write
                       path + " was never finished or is not ours: the root's magic word is missing");
   DUNNOCK_TRY(file.check_head(*found));
   auto impl = std::make_unique<Impl>(std::move(file));
-  impl->mapped = MappedFile(impl->file.fd(), impl->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE);
+  impl->mapped = MappedFile(impl->file->fd(), impl->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE);
   if (!impl->mapped) return system_error("can't map " + path, errno);
   impl->base = impl->mapped.bytes().data();
   impl->is_read_only = true;
   impl->is_beside_writer = is_beside_writer;
   // A writer that is at work has everything in the pages.
   if (!is_beside_writer) {
-    Status replayed = impl->file.replay(*found, [&](std::uint64_t offset, const std::uint64_t* words) {
+    Status replayed = impl->file->replay(*found, [&](std::uint64_t offset, const std::uint64_t* words) {
       std::memcpy(impl->base + offset, words, kLineBytes);
     });
     DUNNOCK_TRY(replayed);

@@ -1077,7 +1077,7 @@ class MpiCommunicator final : public CommunicatorImpl {
   template <class Work>
   void issue(const Call& call, bool receives, Stream& stream, Work work) {
     DUNNOCK_CHECK(stream.device().backend() == Backend::kCpu, "ranks that are processes of MPI have host memory");
-    stream.run(name_of(call.kind, receives), [job = job_, call, receives, work = std::move(work)] {
+    stream.run(name_of(call.kind, receives), [job = job_, call, receives, work = std::move(work)]() -> Status {
       DUNNOCK_TRY(detail::check(*job));
       const Computing waits(0);
       ask_for_short_turns();

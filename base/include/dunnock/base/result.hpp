@@ -70,7 +70,8 @@ using Status = Result<void>;
       return ::tl::unexpected(std::forward<decltype(dunnock_tried)>(dunnock_tried).error()); \
   } while (false)
 #define DUNNOCK_DETAIL_TRY_VALUE(target, ...) DUNNOCK_DETAIL_TRY_AT(__LINE__, target, __VA_ARGS__)
-#define DUNNOCK_DETAIL_TRY_AT(line, target, ...) DUNNOCK_DETAIL_TRY_NAMED(dunnock_tried_##line, target, __VA_ARGS__)
+#define DUNNOCK_DETAIL_TRY_AT(line, target, ...) DUNNOCK_DETAIL_TRY_PASTED(line, target, __VA_ARGS__)
+#define DUNNOCK_DETAIL_TRY_PASTED(line, target, ...) DUNNOCK_DETAIL_TRY_NAMED(dunnock_tried_##line, target, __VA_ARGS__)
 #define DUNNOCK_DETAIL_TRY_NAMED(tried, target, ...)   \
   auto tried = __VA_ARGS__;                            \
   if (!tried) [[unlikely]]                             \

@@ -775,10 +775,10 @@ Result<CheckpointDiff> CheckpointStore<M>::diff(std::string_view first_name, std
     const auto old = before.find(tensor.spec.name);
     if (old == before.end()) {
       diff.added.push_back(tensor.spec.name);
-    } else if (!(old->second.spec == tensor.spec)) {
+    } else if (!(old->second->spec == tensor.spec)) {
       diff.reshaped.push_back(tensor.spec.name);
     } else {
-      (old->second.chunks == tensor.chunks ? diff.same : diff.changed).push_back(tensor.spec.name);
+      (old->second->chunks == tensor.chunks ? diff.same : diff.changed).push_back(tensor.spec.name);
     }
   }
   for (const ManifestTensor& tensor : first.tensors) {
