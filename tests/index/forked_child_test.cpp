@@ -114,7 +114,15 @@ class ForkedChild : public ::testing::Test {
       note(s.checkpoints.save(run, static_cast<std::uint64_t>(turn) + 1, sources, {}).has_value());
       note(s.checkpoints.retain(run, {.keep_last = 1}).has_value());
       note(s.checkpoints.collect().has_value());
+      note(s.checkpoints.latest(run).has_value());
+      note(s.checkpoints.manifest(run).has_value());
+      note(s.checkpoints.verify(run, kLatestVersion).has_value());
+      note(s.checkpoints.diff(run, kLatestVersion, run, kLatestVersion).has_value());
+      std::vector<std::byte> back(5000);
+      note(s.checkpoints.restore(run, kLatestVersion, std::array{TensorSink{{"t", Dtype::kU8, {5000}}, back, {}}})
+               .has_value());
       (void)s.checkpoints.list();
+      (void)s.checkpoints.damaged();
     }
     return done;
   }

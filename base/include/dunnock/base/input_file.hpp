@@ -1,5 +1,5 @@
-// Files that are read whole: opened, mapped or copied, and their errors in words. What is no ordinary file is refused at
-// once. Not for files that change while they are read.
+// Files that are read whole: opened, mapped or copied, with their errors in words. What is not an ordinary file is
+// refused at once. Not for files that change while they are read.
 #pragma once
 
 #include <cstddef>

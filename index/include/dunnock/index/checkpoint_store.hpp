@@ -180,7 +180,8 @@ class CheckpointStore {
   // ----- all of them ----------------------------------------------------------------------------------------------
 
   /// Everything that the catalog has, by name and version: also what can't be read, with the reason in `status`. A name
-  /// in a manifest that can't be read is known only if another checkpoint has it.
+  /// in a manifest that can't be read is known only if another checkpoint has it. Empty in the child of a fork, where
+  /// status() says so.
   [[nodiscard]] std::vector<CheckpointInfo> list() const;
   /// Those of the name, by version, and what may be of it: lines of the catalog that can't be read.
   [[nodiscard]] std::vector<CheckpointInfo> list(std::string_view name) const;
@@ -204,6 +205,7 @@ class CheckpointStore {
   [[nodiscard]] static Status check_retention(const Retention& retention);
   /// Lines of the catalog that fail their checksum: so many checkpoints, removed ones at most among them, can't be
   /// told. While there is one, no space is given back, and which checkpoint is the newest can't be told.
+  /// 0 in the child of a fork.
   [[nodiscard]] std::uint64_t damaged() const;
   /// Removes those lines and the checkpoints whose manifest is damaged, durably. Returns how many. collect() gives back
   /// the space of what only they needed.
@@ -225,6 +227,7 @@ class CheckpointStore {
   /// Volatile state that does not move with the object.
   struct Save;
   struct Shared {
+    detail::ForkMark fork;   // Locks are not for the child of a fork: who holds them may not be there.
     std::shared_mutex gate;  // shared: a save writes chunks; exclusive: chunks are collected
     std::mutex catalog;      // the lines, and what follows
     std::map<std::pair<std::string, std::uint64_t>, const Save*> saving;

@@ -353,6 +353,7 @@ tl::unexpected<Error> CheckpointStore<M>::no_such(std::string_view name, std::ui
 
 template <Media M>
 Result<Manifest> CheckpointStore<M>::manifest(std::string_view name, std::uint64_t version) const {
+  DUNNOCK_TRY(status());
   const std::shared_lock gate(shared_->gate);
   return manifest_of(name, version);
 }
@@ -610,6 +611,7 @@ template <Media M>
 Result<RestoreReport> CheckpointStore<M>::restore(std::string_view name, std::uint64_t version,
                                                   std::span<const TensorSink> tensors, unsigned threads) const {
   const auto start = std::chrono::steady_clock::now();
+  DUNNOCK_TRY(status());
   const std::shared_lock gate(shared_->gate);  // What it reads is not collected.
   DUNNOCK_TRY(const auto manifest, manifest_of(name, version));
   RestoreReport report;
@@ -665,6 +667,7 @@ Result<RestoreReport> CheckpointStore<M>::restore(std::string_view name, std::ui
 /// What the catalog has, line by line: of one name (by its hash) and what may be of it, or of all.
 template <Media M>
 auto CheckpointStore<M>::entries(std::optional<std::uint64_t> name_hash) const -> std::vector<Entry> {
+  if (shared_->fork.is_child()) return {};
   const std::shared_lock gate(shared_->gate);
   const std::lock_guard lock(shared_->catalog);
   std::vector<Entry> all;
@@ -738,6 +741,7 @@ Result<std::optional<std::uint64_t>> CheckpointStore<M>::latest(std::string_view
 
 template <Media M>
 Status CheckpointStore<M>::verify(std::string_view name, std::uint64_t version) const {
+  DUNNOCK_TRY(status());
   const std::shared_lock gate(shared_->gate);
   DUNNOCK_TRY(const auto manifest, manifest_of(name, version));
   for (const ManifestTensor& tensor : manifest.tensors) {
@@ -755,6 +759,7 @@ Status CheckpointStore<M>::verify(std::string_view name, std::uint64_t version) 
 template <Media M>
 Result<CheckpointDiff> CheckpointStore<M>::diff(std::string_view first_name, std::uint64_t first_version,
                                                 std::string_view second_name, std::uint64_t second_version) const {
+  DUNNOCK_TRY(status());
   const std::shared_lock gate(shared_->gate);
   DUNNOCK_TRY(const auto first, manifest_of(first_name, first_version));
   DUNNOCK_TRY(const auto second, manifest_of(second_name, second_version));
@@ -877,6 +882,7 @@ void CheckpointStore<M>::note_references(const Manifest& manifest) {
 
 template <Media M>
 std::uint64_t CheckpointStore<M>::damaged() const {
+  if (shared_->fork.is_child()) return 0;
   const std::lock_guard lock(shared_->catalog);
   return count_damaged();
 }
