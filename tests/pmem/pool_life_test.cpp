@@ -8,6 +8,7 @@
 #include <unistd.h>
 #include <zlib.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cerrno>
@@ -1023,7 +1024,8 @@ TEST_F(PoolLife, of_version_2_is_upgraded_through_power_failures) {
     ASSERT_TRUE(Pool::open(path_));
     events = files.events;
   }
-  const auto last = std::ranges::find(events, Kind::kUnlink, &RecordingFiles::Event::kind);
+  const auto last = std::find_if(events.begin(), events.end(),
+                                 [](const RecordingFiles::Event& event) { return event.kind == Kind::kUnlink; });
   ASSERT_NE(last, events.end());
   events.erase(last + 1, events.end());  // What follows is no part of it.
 
