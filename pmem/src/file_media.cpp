@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -169,7 +170,15 @@ struct FileSync::State {
     if (succeeded(file_system().msync(base + from, std::min(offset + length, bytes) - from)))
       syncs.fetch_add(1, std::memory_order_relaxed);
   }
-  bool write_back_pages() noexcept { return succeeded(file_system().fdatasync(options.file)); }
+  bool write_back_pages() noexcept {
+    // A file that somebody has cut off has lost what was in its pages, and no sync says so.
+    struct stat info {};
+    if (fstat(options.file, &info) == 0 && S_ISREG(info.st_mode) && static_cast<std::uint64_t>(info.st_size) < bytes) {
+      fail(EIO);
+      return false;
+    }
+    return succeeded(file_system().fdatasync(options.file));
+  }
 
   /// No journal is slower, and as safe.
   void start_journal() {
@@ -431,6 +440,13 @@ void FileSync::without_fences(const std::function<void()>& work) {
   std::unique_lock lock(s.mutex);
   while (s.running) s.wait(lock);
   s.lead(lock, work);
+}
+
+void FileSync::begin_journal() noexcept {
+  State& s = *state_;
+  without_fences([&s] {
+    if (s.ok() && !s.journal && !s.journal_tried) s.start_journal();
+  });
 }
 
 void FileSync::note_touched(std::vector<JournalRevoke>* touched) noexcept { state_->touched = touched; }

@@ -11,11 +11,13 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <random>
+#include <unordered_map>
 
 #include "dax.hpp"
 #include "journal.hpp"
@@ -36,7 +38,12 @@ std::uint64_t checksum_of(const CatalogEntry& entry) noexcept {
                      offsetof(CatalogEntry, checksum) - offsetof(CatalogEntry, name));
 }
 
-Status check_journal_bytes(std::uint64_t journal_bytes) {
+/// `pool_bytes`: 0 if it is not known yet.
+Status check_journal_bytes(std::uint64_t journal_bytes, std::uint64_t pool_bytes = 0) {
+  if (journal_bytes != kJournalBytesAuto && pool_bytes != 0 && journal_bytes > pool_bytes / 2)
+    return make_error(ErrorCode::kInvalidArgument, "a journal of " + std::to_string(journal_bytes) +
+                                                       " bytes takes more than half of a pool of " +
+                                                       std::to_string(pool_bytes));
   if (journal_bytes == 0 || journal_bytes >= detail::kJournalBytesMin) return {};
   return make_error(ErrorCode::kInvalidArgument, "a journal has at least " + std::to_string(detail::kJournalBytesMin) +
                                                      " bytes, or 0 for none, not " + std::to_string(journal_bytes));
@@ -68,6 +75,30 @@ Status check_libpmemobj(const detail::PoolFile& file, const void* base) {
                         "PMEM_IS_PMEM_FORCE set? Unset it; else nothing here survives a power failure");
 }
 
+/// A pool's file that is open for the time of a call: the child of a fork meanwhile does not keep it locked.
+class GuardedFile {
+ public:
+  /// `open` returns a Result<PoolFile>.
+  template <class Open>
+  static Result<std::unique_ptr<GuardedFile>> of(const Open& open) {
+    const auto forks_kept_out = detail::PoolGuard::keep_forks_out();
+    DUNNOCK_TRY(auto file, open());
+    return std::unique_ptr<GuardedFile>(new GuardedFile(std::move(file), forks_kept_out));
+  }
+  GuardedFile(const GuardedFile&) = delete;
+  GuardedFile& operator=(const GuardedFile&) = delete;
+  ~GuardedFile() {
+    guard_.end(detail::PoolGuard::keep_forks_out(), [this] { file_.reset(); });
+  }
+  [[nodiscard]] detail::PoolFile& file() noexcept { return *file_; }
+
+ private:
+  GuardedFile(detail::PoolFile file, const detail::PoolGuard::Lock& forks_kept_out)
+      : file_(std::move(file)), guard_({.file = file_->fd(), .catch_sigbus = false}, forks_kept_out) {}
+  std::optional<detail::PoolFile> file_;
+  detail::PoolGuard guard_;
+};
+
 }  // namespace
 
 struct Pool::Impl {
@@ -88,6 +119,7 @@ struct Pool::Impl {
   std::uint64_t journal_bytes = 0;  // as wished for
   std::unique_ptr<detail::FileSync> sync;
   std::optional<detail::PoolGuard> guard;
+  std::atomic<bool> lost_a_page{false};
   std::mutex catalog_mutex;
   std::mutex creation_mutex;  // Held by PendingRegions while it lives; taken before the catalog's.
   std::mutex allocating;      // Held by the fence that allocates the journal; taken after catalog_mutex.
@@ -98,21 +130,36 @@ struct Pool::Impl {
   Status close() {
     if (!file) return closed_with;
     const bool is_child = fork.is_child();
+    if (sync && !is_read_only && !is_child) (void)has_its_size();
     if (sync) closed_with = sync->close();
-    const auto unmap = [this] {
-      if (handle != nullptr) pmemobj_close(handle);
+    const auto finish = [&] {
+      // libpmemobj keeps pointers of its own in the file's first pages; where pages are lost it is not called any more,
+      // and what it holds stays with the process.
+      if (handle != nullptr && !lost_a_page) pmemobj_close(handle);
       handle = nullptr;
       mapped = {};
+      // Only what opened without an error is sealed, and nothing after an error: the next opening has work to do.
+      if (closed_with && lost_a_page) closed_with = make_error(ErrorCode::kIo, "a page of " + path + " can't be read");
+      if (closed_with && root != nullptr && !is_read_only && !is_child) closed_with = file->seal();
+      root = nullptr;
+      file.reset();
     };
+    // A child of fork() would keep the file locked; who is still opening keeps forks out himself.
     if (guard)
-      guard->end(unmap);
+      guard->end(detail::PoolGuard::keep_forks_out(), finish);
     else
-      unmap();
-    // Only what opened without an error is sealed, and nothing after an error: the next opening has work to do.
-    if (closed_with && root != nullptr && !is_read_only && !is_child) closed_with = file->seal();
-    root = nullptr;
-    file.reset();
+      finish();
     return closed_with;
+  }
+
+  /// A file that was cut off has lost pages; touching them in libpmemobj could end the process.
+  [[nodiscard]] bool has_its_size() {
+    struct stat info {};
+    const bool is_known = fstat(file->fd(), &info) == 0 && S_ISREG(info.st_mode);
+    if (!is_known || static_cast<std::uint64_t>(info.st_size) >= bytes) return true;
+    lost_a_page = true;
+    sync->fail(EIO);
+    return false;
   }
 
   [[nodiscard]] Status status() const {
@@ -125,8 +172,9 @@ struct Pool::Impl {
   }
 
   /// Errors: that the pool has failed, or can't be written at all.
-  [[nodiscard]] Status writable() const {
+  [[nodiscard]] Status writable() {
     if (is_read_only) return make_error(ErrorCode::kReadOnly, path + " is open for reading only");
+    if (file && !fork.is_child()) (void)has_its_size();
     return status();
   }
 
@@ -140,9 +188,13 @@ struct Pool::Impl {
       options.journal_extent = [this](bool& fresh) { return journal_extent(fresh); };
     options.note_journal = [this](std::uint64_t id) { return file->note_journal(root_offset, id); };
     sync = std::make_unique<detail::FileSync>(base, bytes, std::move(options));
-    guard.emplace(
-        detail::PoolGuard::Guarded{base, bytes, file->fd(), sync.get(), &allocating, &catalog_mutex, catch_sigbus},
-        forks_kept_out);
+    guard.emplace(detail::PoolGuard::Guarded{base, bytes, file->fd(), sync.get(), &allocating, &catalog_mutex,
+                                             catch_sigbus, &lost_a_page},
+                  forks_kept_out);
+  }
+
+  [[nodiscard]] std::uint64_t journal_allocation() const noexcept {
+    return detail::CheckedOffset::read(root->head.journal_allocation).value_or(0);
   }
 
   /// The extent of the pool's journal, which is allocated at its first use and kept.
@@ -156,7 +208,7 @@ struct Pool::Impl {
     };
     const std::uint64_t wished = journal_bytes == kJournalBytesAuto ? journal_bytes_for(bytes) : journal_bytes;
     const std::uint64_t uuid = pmemobj_oid(root).pool_uuid_lo;
-    const std::uint64_t old = root->head.journal_allocation;
+    const std::uint64_t old = journal_allocation();
     if (old != 0) {
       const detail::JournalExtent extent = whole(old, pmemobj_alloc_usable_size(PMEMoid{uuid, old}));
       fresh = false;
@@ -174,7 +226,7 @@ struct Pool::Impl {
         continue;
       }
       ++count;
-      pmemobj_set_value(handle, &actions[count++], &root->head.journal_allocation, oid.off);
+      pmemobj_set_value(handle, &actions[count++], &root->head.journal_allocation, detail::CheckedOffset::of(oid.off));
       if (old != 0) pmemobj_defer_free(handle, PMEMoid{uuid, old}, &actions[count++]);
       if (pmemobj_publish(handle, actions.data(), count) != 0) break;
       detail::JournalExtent extent = whole(oid.off, reserved);
@@ -212,6 +264,32 @@ struct Pool::Impl {
     return {};
   }
 
+  /// Is everything that the root names allocated, and once? What libpmemobj is asked to free must be what it gave.
+  /// Errors: Corrupt.
+  [[nodiscard]] Status check_allocations(const PoolRoot& of) const {
+    std::unordered_map<std::uint64_t, std::uint64_t> allocated;
+    for (PMEMoid oid = pmemobj_first(handle); !OID_IS_NULL(oid); oid = pmemobj_next(oid))
+      allocated.emplace(oid.off, pmemobj_alloc_usable_size(oid));
+    const auto take = [&allocated](std::uint64_t offset, std::uint64_t least) {
+      const auto found = allocated.find(offset);
+      if (found == allocated.end() || found->second < least) return false;
+      allocated.erase(found);
+      return true;
+    };
+    bool fine = true;
+    for (const CatalogEntry& entry : of.catalog) {
+      if (entry.state == detail::kFree) continue;
+      for (std::uint64_t i = 0; i < entry.extents; ++i) {
+        const std::uint64_t length = std::min(entry.extent_bytes, entry.bytes - i * entry.extent_bytes);
+        fine = fine && take(entry.offsets[i], length + detail::kRegionAlignment);
+      }
+    }
+    const auto journal = detail::CheckedOffset::read(of.head.journal_allocation);
+    fine = fine && journal && (*journal == 0 || take(*journal, detail::kJournalBytesMin / 2));
+    if (fine) return {};
+    return make_error(ErrorCode::kCorrupt, "the root of " + path + " names memory that is not allocated for it");
+  }
+
   static Result<Pool> open_to_read(const std::string& path, bool beside_writer);
 
   /// The region of that name. `pending`: also one of a creation that is under way.
@@ -242,13 +320,17 @@ struct Pool::Impl {
     return Region(std::move(extents), entry.bytes, entry.extent_bytes);
   }
 
+  [[nodiscard]] static std::uint64_t extents_of(std::uint64_t bytes, std::uint64_t extent_bytes) noexcept {
+    return bytes / extent_bytes + (bytes % extent_bytes != 0 ? 1 : 0);
+  }
+
   /// Is an entry in use what its checksum says, and does it lie in the file?
   [[nodiscard]] bool sound(const CatalogEntry& entry) const noexcept {
     if (entry.checksum != checksum_of(entry)) return false;
     if (entry.extent_bytes < detail::kRegionAlignment || (entry.extent_bytes & (entry.extent_bytes - 1)) != 0)
       return false;
-    if (entry.bytes == 0 || entry.extents > detail::kExtentsMax) return false;
-    if (entry.extents != (entry.bytes + entry.extent_bytes - 1) / entry.extent_bytes) return false;
+    if (entry.bytes == 0 || entry.bytes > bytes || entry.extents > detail::kExtentsMax) return false;
+    if (entry.extents != extents_of(entry.bytes, entry.extent_bytes)) return false;
     for (std::uint64_t i = 0; i < entry.extents; ++i) {
       const std::uint64_t length = std::min(entry.extent_bytes, entry.bytes - i * entry.extent_bytes);
       if (entry.offsets[i] >= bytes || bytes - entry.offsets[i] < length + detail::kRegionAlignment) return false;
@@ -279,7 +361,10 @@ Result<Pool> Pool::create_unnamed(const std::string& path, const PoolOptions& op
     return make_error(ErrorCode::kInvalidArgument, "a pool has at least " + std::to_string(PMEMOBJ_MIN_POOL) +
                                                        " bytes, not " + std::to_string(options.bytes));
   }
-  DUNNOCK_TRY(check_journal_bytes(options.journal_bytes));
+  DUNNOCK_TRY(check_journal_bytes(options.journal_bytes, options.bytes));
+  if ((options.mode & 0600) != 0600 || (options.mode & ~0777U) != 0)
+    return make_error(ErrorCode::kInvalidArgument,
+                      "a pool's mode lets its owner read and write, and has no bits but 0777");
   const auto forks_kept_out = detail::PoolGuard::keep_forks_out();
   DUNNOCK_TRY(auto file, detail::PoolFile::create(path, options.bytes / 4096 * 4096, options.mode));
   auto impl = std::make_unique<Impl>(std::move(file));
@@ -312,6 +397,7 @@ Result<Pool> Pool::open(const std::string& path, const OpenOptions& options) {
   DUNNOCK_TRY(check_journal_bytes(options.journal_bytes));
   const auto forks_kept_out = detail::PoolGuard::keep_forks_out();
   DUNNOCK_TRY(auto file, detail::PoolFile::open(path, detail::PoolAccess::kWrite));
+  DUNNOCK_TRY(check_journal_bytes(options.journal_bytes, file.bytes()));
   DUNNOCK_TRY(file.fill_holes());
   const std::optional<detail::FoundHead> found = file.read_head();
   if (found) {
@@ -327,6 +413,8 @@ Result<Pool> Pool::open(const std::string& path, const OpenOptions& options) {
     const int error = errno;
     const std::string reason = pmemobj_errormsg();
     // EINVAL stands for another layout name, another major version and a damaged header alike; the message tells.
+    if (error == EINVAL && std::getenv("PMEMOBJ_CONF") != nullptr)
+      return make_error(ErrorCode::kUnsupported, path + " can't be opened while PMEMOBJ_CONF is set: " + reason);
     if (error == EINVAL) {
       const bool layout = reason.find("layout") != std::string::npos;
       return make_error(layout ? ErrorCode::kWrongLayout : ErrorCode::kNotADunnockPool,
@@ -352,6 +440,7 @@ Result<Pool> Pool::open(const std::string& path, const OpenOptions& options) {
   DUNNOCK_TRY(impl->check_mapping(oid.off));
   auto* root = static_cast<PoolRoot*>(pmemobj_direct(oid));
   DUNNOCK_TRY(impl->check_catalog(*root));
+  DUNNOCK_TRY(impl->check_allocations(*root));
   impl->root = root;
   impl->root_offset = oid.off;
   impl->journal_bytes = options.journal_bytes;
@@ -361,12 +450,12 @@ Result<Pool> Pool::open(const std::string& path, const OpenOptions& options) {
 }
 
 Result<Pool> Pool::open_or_create(const std::string& path, const PoolOptions& options) {
-  while (true) {
+  for (int tries = 0;; ++tries) {
     auto opened = open(path, {options.journal_bytes, options.abort_on_error, options.catch_sigbus});
     if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
     auto created = create(path, options);
-    // Somebody else has created it in between.
-    if (created || created.error().code != ErrorCode::kAlreadyExists) return created;
+    // Somebody else has created it in between; again and again, and it is a link that leads nowhere.
+    if (created || created.error().code != ErrorCode::kAlreadyExists || tries == 100) return created;
   }
 }
 
@@ -405,7 +494,9 @@ Result<Pool> Pool::open_read_only(const std::string& path) { return Impl::open_t
 Result<Pool> Pool::look(const std::string& path) { return Impl::open_to_read(path, true); }
 
 Status Pool::copy(const std::string& from, const std::string& to) {
-  DUNNOCK_TRY(auto file, detail::PoolFile::open(from, detail::PoolAccess::kRead));
+  DUNNOCK_TRY(const auto opened,
+              GuardedFile::of([&] { return detail::PoolFile::open(from, detail::PoolAccess::kRead); }));
+  const detail::PoolFile& file = opened->file();
   const std::optional<detail::FoundHead> found = file.read_head();
   if (!found) return make_error(ErrorCode::kNotADunnockPool, from + " was never finished or is not ours");
   DUNNOCK_TRY(file.check_head(*found));
@@ -413,7 +504,8 @@ Status Pool::copy(const std::string& from, const std::string& to) {
   if (found->head.format_version == detail::kSideJournalVersion && found->head.sealed == 0 && found->head.journal != 0)
     return make_error(ErrorCode::kWrongVersion,
                       from + " has pool format version 2 and was not closed: open it for writing once, then copy it");
-  DUNNOCK_TRY(auto copy, detail::PoolFile::create_like(to, file));
+  DUNNOCK_TRY(const auto made, GuardedFile::of([&] { return detail::PoolFile::create_like(to, file); }));
+  detail::PoolFile& copy = made->file();
   FileSystem& files = file_system();
   std::vector<std::byte> piece(1 << 20);
   for (std::uint64_t at = 0; at < file.bytes();) {
@@ -431,12 +523,15 @@ Status Pool::copy(const std::string& from, const std::string& to) {
 Status Pool::copy_to(const std::string& path) const {
   Impl& impl = *impl_;
   if (impl.is_read_only) return copy(impl.file->self(), path);
-  DUNNOCK_TRY(impl.status());
-  DUNNOCK_TRY(auto copy, detail::PoolFile::create_like(path, *impl.file));
+  DUNNOCK_TRY(impl.writable());
+  DUNNOCK_TRY(const auto made, GuardedFile::of([&] { return detail::PoolFile::create_like(path, *impl.file); }));
+  detail::PoolFile& copy = made->file();
   const std::lock_guard catalog(impl.catalog_mutex);
-  // The journal's own extent is no part of the copy; it is only where it is once nobody allocates it any more.
-  const std::lock_guard allocating(impl.allocating);
-  const std::uint64_t old = impl.root->head.journal_allocation;
+  // The journal's own extent is no part of the copy, so it is allocated now, if it ever is: a fence that did so in the
+  // middle would change what libpmemobj knows while it is copied.
+  impl.sync->begin_journal();
+  DUNNOCK_TRY(impl.status());
+  const std::uint64_t old = impl.journal_allocation();
   const std::uint64_t skip_until =
       old == 0 ? 0 : old + pmemobj_alloc_usable_size(PMEMoid{pmemobj_oid(impl.root).pool_uuid_lo, old});
 
@@ -493,7 +588,7 @@ Result<std::vector<CatalogEntry*>> Pool::Impl::choose_entries(std::span<const Re
       return make_error(ErrorCode::kInvalidArgument,
                         "region '" + std::string(spec.name) + "' needs bytes and extents of a power of two from 4096");
     }
-    if ((spec.bytes + spec.extent_bytes - 1) / spec.extent_bytes > detail::kExtentsMax) {
+    if (extents_of(spec.bytes, spec.extent_bytes) > detail::kExtentsMax) {
       return make_error(ErrorCode::kInvalidArgument,
                         "region '" + std::string(spec.name) + "' needs more than 128 extents");
     }
@@ -624,7 +719,10 @@ std::vector<RegionInfo> Pool::regions() const {
   return all;
 }
 
-PendingRegions::PendingRegions(Pool& pool) : pool_(&pool), turn_(pool.impl_->creation_mutex) {
+PendingRegions::PendingRegions(Pool& pool) : pool_(&pool) {
+  // In the child of a fork, who has the turn may not be there; and nothing can be created.
+  if (pool.impl_->fork.is_child()) return;
+  turn_ = std::unique_lock(pool.impl_->creation_mutex);
   const std::lock_guard guard(pool.impl_->catalog_mutex);
   pool.impl_->release_unfinished();  // Of a creation that failed, and whose regions could not be freed then.
 }
@@ -636,12 +734,14 @@ PendingRegions::~PendingRegions() {
 }
 
 Result<std::vector<Region>> PendingRegions::create(std::span<const RegionSpec> specs) {
+  if (pool_->impl_->fork.is_child()) return tl::unexpected(pool_->status().error());
   DUNNOCK_CHECK(turn_.owns_lock(), "regions are created before finish()");
   const std::lock_guard guard(pool_->impl_->catalog_mutex);
   return pool_->impl_->allocate(specs, detail::kPending);
 }
 
 Status PendingRegions::finish(const Status& formatted) {
+  if (pool_->impl_->fork.is_child()) return pool_->status();
   DUNNOCK_CHECK(turn_.owns_lock(), "a creation is finished once");
   if (!formatted) return formatted;
   Pool::Impl& impl = *pool_->impl_;

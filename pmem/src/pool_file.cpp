@@ -13,6 +13,8 @@
 #include <memory>
 #include <vector>
 
+#include "pool_guard.hpp"
+
 namespace dunnock::detail {
 namespace {
 
@@ -103,8 +105,9 @@ std::uint64_t checksum_of(const PoolHead& head) noexcept {
 }
 
 JournalExtent journal_extent(int fd, const PoolHead& head, std::uint64_t file_bytes) {
-  if (head.journal_allocation == 0 || head.journal_allocation > file_bytes - kRegionAlignment) return {};
-  const std::uint64_t offset = (head.journal_allocation + kRegionAlignment - 1) / kRegionAlignment * kRegionAlignment;
+  const std::uint64_t allocation = CheckedOffset::read(head.journal_allocation).value_or(0);
+  if (allocation == 0 || allocation > file_bytes - kRegionAlignment) return {};
+  const std::uint64_t offset = (allocation + kRegionAlignment - 1) / kRegionAlignment * kRegionAlignment;
   JournalHead journal;
   if (!read_exactly(fd, &journal, sizeof journal, offset)) return {};
   if (journal.magic != kJournalMagic || journal.half_bytes > file_bytes || journal.half_bytes % kJournalBlock != 0)
@@ -133,7 +136,9 @@ std::string PoolFile::self() const { return "/proc/self/fd/" + std::to_string(fd
 Status PoolFile::lock(PoolAccess access) {
   if (access == PoolAccess::kLook) return {};
   const bool write = access == PoolAccess::kWrite;
-  if (!lock_description(fd_.get(), write ? F_WRLCK : F_RDLCK)) {
+  const auto try_to = [&] { return lock_description(fd_.get(), write ? F_WRLCK : F_RDLCK); };
+  // A child that was born a moment ago may still hold what its parent had.
+  if (!try_to() && !(errno == EWOULDBLOCK && PoolGuard::wait_for_children() && try_to())) {
     if (errno == EWOULDBLOCK) return already_open(path_);
     return system_error("can't lock " + path_, errno);
   }
@@ -236,6 +241,7 @@ Status PoolFile::publish() {
 }
 
 Status PoolFile::remove(const std::string& path) {
+  const auto forks_kept_out = PoolGuard::keep_forks_out();  // A child would keep it locked.
   const auto [folder_path, name] = split_path(path);
   DUNNOCK_TRY(auto folder, open_folder(folder_path));
   UniqueFd fd(openat(folder.get(), name.c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW));
@@ -282,7 +288,8 @@ Status PoolFile::check_head(const FoundHead& found) const {
   if (version != kPoolFormatVersion && version != kSideJournalVersion)
     return make_error(ErrorCode::kWrongVersion, path_ + " has pool format version " + std::to_string(version) +
                                                     ", expected " + std::to_string(kPoolFormatVersion));
-  if (found.head.checksum != checksum_of(found.head) || found.head.entries != kCatalogEntries)
+  if (found.head.checksum != checksum_of(found.head) || found.head.entries != kCatalogEntries ||
+      (version == kPoolFormatVersion && !CheckedOffset::read(found.head.journal_allocation)))
     return make_error(ErrorCode::kCorrupt, "the root of " + path_ + " fails its checksum");
   if (found.head.file_bytes > bytes_)
     return make_error(ErrorCode::kCorrupt, path_ + " was truncated from " + std::to_string(found.head.file_bytes) +

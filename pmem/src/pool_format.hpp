@@ -1,9 +1,12 @@
 // The bytes of a pool: libpmemobj's root object, with a catalog of regions. docs/on_media_format.md says it in prose.
 #pragma once
 
+#include <xxhash.h>
+
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <type_traits>
 
 namespace dunnock::detail {
@@ -58,11 +61,25 @@ struct PoolHead {
   std::uint64_t seal;    // XXH3 of the file up to the root; while the pool is open, a word to find its mapping by
   /// Id of the journal without which the pages are not whole (see journal.hpp); 0: none.
   std::uint64_t journal;
-  /// Of libpmemobj's allocation for the journal, which begins at the next kRegionAlignment; 0: none was made. Set by
-  /// the action list that allocates it. In version 2: zero.
+  /// Of libpmemobj's allocation for the journal, which begins at the next kRegionAlignment: a CheckedOffset. 0: none
+  /// was made. Set by the action list that allocates it. In version 2: zero.
   std::uint64_t journal_allocation;
 };
 static_assert(sizeof(PoolHead) == 64);
+
+/// An offset in its lower 48 bits and a checksum of it in the others, so that one word changes both at once.
+struct CheckedOffset {
+  static constexpr unsigned kBits = 48;
+  [[nodiscard]] static std::uint64_t of(std::uint64_t offset) noexcept {
+    return offset | XXH3_64bits_withSeed(&offset, sizeof offset, kPoolMagic) << kBits;
+  }
+  /// Nothing: it is damaged. 0 stands for no offset.
+  [[nodiscard]] static std::optional<std::uint64_t> read(std::uint64_t word) noexcept {
+    const std::uint64_t offset = word & ((1ULL << kBits) - 1);
+    if (word == 0 || word == of(offset)) return offset;
+    return std::nullopt;
+  }
+};
 
 /// libpmemobj zeroes the root; `magic` is written last.
 struct PoolRoot {

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <new>
 
 #include "dunnock/base/check.hpp"
 #include "dunnock/pmem/file_media.hpp"
@@ -32,6 +33,8 @@ struct Registry {
   struct sigaction before {};
   bool handles_sigbus = false;
   bool handles_fork = false;
+  /// Children that have not come to in_child() yet, in memory that they share; null: unknown.
+  std::atomic<int>* young = nullptr;
 };
 
 /// Never destroyed: pools may be closed by destructors of global objects.
@@ -55,6 +58,7 @@ struct GuardHandlers {
 
   static void before_fork() noexcept {
     registry().mutex.lock();
+    if (registry().young != nullptr) registry().young->fetch_add(1, std::memory_order_relaxed);
     for_each([](PoolGuard::Guarded& pool) {
       if (pool.catalog != nullptr) pool.catalog->lock();
       if (pool.allocating != nullptr) pool.allocating->lock();
@@ -76,7 +80,9 @@ struct GuardHandlers {
       std::snprintf(self, sizeof self, "/proc/self/fd/%d", pool.file);
       const int own = ::open(self, O_RDONLY | O_CLOEXEC);
       constexpr int kFlags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
-      if (own < 0 || mmap(pool.base, pool.bytes, PROT_READ | PROT_WRITE, kFlags, own, 0) == MAP_FAILED)
+      if (pool.base == nullptr) {
+        // A file that is open for a while, without a mapping.
+      } else if (own < 0 || mmap(pool.base, pool.bytes, PROT_READ | PROT_WRITE, kFlags, own, 0) == MAP_FAILED)
         mmap(pool.base, pool.bytes, PROT_READ | PROT_WRITE, kFlags | MAP_ANONYMOUS, -1, 0);
       const int none = own >= 0 ? own : ::open("/dev/null", O_RDONLY | O_CLOEXEC);
       if (none >= 0) {
@@ -84,6 +90,7 @@ struct GuardHandlers {
         ::close(none);
       }
     });
+    if (registry().young != nullptr) registry().young->fetch_sub(1, std::memory_order_release);
     unlock();
   }
 
@@ -97,6 +104,7 @@ struct GuardHandlers {
       pool.sync->fail(EIO);
       const auto page_bytes = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
       auto* const page = reinterpret_cast<void*>(at / page_bytes * page_bytes);
+      if (pool.lost_a_page != nullptr) pool.lost_a_page->store(true, std::memory_order_relaxed);
       ours = mmap(page, page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS, -1, 0) == page;
     });
     errno = error;
@@ -117,10 +125,23 @@ struct GuardHandlers {
 
 PoolGuard::Lock PoolGuard::keep_forks_out() { return Lock(registry().mutex); }
 
+bool PoolGuard::wait_for_children() noexcept {
+  std::atomic<int>* const young = registry().young;
+  if (young == nullptr || young->load(std::memory_order_acquire) <= 0) return false;
+  constexpr int kTurns = 400;
+  constexpr useconds_t kTurnUs = 500;
+  for (int i = 0; i < kTurns && young->load(std::memory_order_acquire) > 0; ++i) usleep(kTurnUs);
+  young->store(0, std::memory_order_relaxed);  // One that never came has died, or was never born.
+  return true;
+}
+
 PoolGuard::PoolGuard(const Guarded& guarded, const Lock& forks_kept_out) {
   DUNNOCK_CHECK(forks_kept_out.owns_lock(), "a pool that is being opened is not copied by fork");
   Registry& all = registry();
   if (!all.handles_fork) {
+    void* const shared =
+        mmap(nullptr, sizeof(std::atomic<int>), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (shared != MAP_FAILED) all.young = new (shared) std::atomic<int>(0);
     all.handles_fork =
         pthread_atfork(&GuardHandlers::before_fork, &GuardHandlers::unlock, &GuardHandlers::in_child) == 0;
   }
@@ -144,10 +165,10 @@ PoolGuard::PoolGuard(const Guarded& guarded, const Lock& forks_kept_out) {
   all.first.store(slot_, std::memory_order_release);  // Partner: for_each.
 }
 
-void PoolGuard::end(const std::function<void()>& unmap) {
-  const Lock lock = keep_forks_out();
-  slot_->used.store(false, std::memory_order_release);  // Before others can map something there.
+void PoolGuard::end(const Lock& forks_kept_out, const std::function<void()>& unmap) {
+  DUNNOCK_CHECK(forks_kept_out.owns_lock(), "a pool that is being closed is not copied by fork");
   unmap();
+  slot_->used.store(false, std::memory_order_release);
 }
 
 }  // namespace dunnock::detail

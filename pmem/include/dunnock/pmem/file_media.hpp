@@ -87,6 +87,8 @@ class FileSync {
 
   /// Calls work() while no fence is at work, and none begins.
   void without_fences(const std::function<void()>& work);
+  /// Begins the journal now, if it has not been tried yet, so that no later fence does.
+  void begin_journal() noexcept;
   /// From now on, what fences make durable is noted in `touched` too, as ranges of the pool; null: no more. Only within
   /// without_fences().
   void note_touched(std::vector<JournalRevoke>* touched) noexcept;
