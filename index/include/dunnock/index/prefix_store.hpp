@@ -157,8 +157,8 @@ class PrefixStore {
   /// One block of a prefix that was looked up. Damaged: the block and all that follow it are thrown away, and it counts
   /// as missing from now on.
   [[nodiscard]] Block get(const IndexKey& key) const;
-  /// Stores block `at` of `keys`, which is one of them (checked), evicting others if it must. The block before it must be there. One that is there
-  /// already is read, and written anew if it is damaged.
+  /// Stores block `at` of `keys`, which is one of them (checked), evicting others if it must. The block before it must
+  /// be there. One that is there already is read, and written anew if it is damaged.
   PutBlock put(std::span<const IndexKey> keys, std::size_t at, std::span<const std::byte> bytes);
   /// Evicts up to so many blocks. Returns how many.
   std::size_t evict(std::size_t blocks_max) const;
