@@ -14,6 +14,7 @@
 
 #include "dunnock/base/check.hpp"
 #include "dunnock/pmem/fork_mark.hpp"
+#include "dunnock/pmem/start_thread.hpp"
 
 namespace dunnock::detail {
 namespace {
@@ -41,7 +42,8 @@ class FileJournal final : public Journal {
   FileJournal(Options options, std::uint64_t half_bytes) : options_(std::move(options)), half_bytes_(half_bytes) {
     while (options_.pool_bytes >> grain_bits_ > kGrainsMax) ++grain_bits_;
     for (auto& grains : held_) grains.resize((options_.pool_bytes >> grain_bits_) + 1);
-    if (options_.in_background) thread_ = std::make_unique<std::thread>([this] { write_back_halves(); });
+    if (options_.in_background) thread_ = start_thread([this] { write_back_halves(); });
+    options_.in_background = thread_ != nullptr;  // With no thread to be had, fences write the halves back.
   }
   ~FileJournal() override {
     std::free(buffer_);

@@ -90,7 +90,8 @@ class Journal {
     bool fresh = true;
     /// Makes everything in the pool's pages durable. 0, or the errno of what failed.
     std::function<int()> write_back;
-    /// On a thread of its own; false: by the thread that needs the half, at the latest moment.
+    /// On a thread of its own; false, or where no thread can be started: by the thread that needs the half, at the
+    /// latest moment.
     bool in_background = true;
   };
   /// Writes the head of a new journal with no groups, durably. Errors: NoSpace, Io.

@@ -298,6 +298,10 @@ TEST_P(CheckpointSaverTest, is_not_for_the_child_of_a_fork) {
 INSTANTIATE_TEST_SUITE_P(Staging, CheckpointSaverTest, ::testing::Values(0, staging_bytes_min(3, kChunk), 64 << 20),
                          [](const auto& info) { return std::to_string(info.param) + "_bytes"; });
 
+static_assert(staging_bytes_min(0, 1 << 20) == 3 << 20);
+static_assert(staging_bytes_min(1U << 31, 1 << 20) == ((1ULL << 32) + 1) << 20);
+static_assert(staging_bytes_min(~0U, 1ULL << 32) == ~0ULL);
+
 TEST(CheckpointSaverOptions, are_checked) {
   const std::string path =
       (std::filesystem::temp_directory_path() / ("saver_options." + std::to_string(getpid()))).string();
@@ -311,6 +315,15 @@ TEST(CheckpointSaverOptions, are_checked) {
             ErrorCode::kInvalidArgument);
   EXPECT_EQ(Saver::create(*store, {.pending_max = 0}).error().code, ErrorCode::kInvalidArgument);
   EXPECT_TRUE(Saver::create(*store, {.staging_bytes = staging_bytes_min(2, 4096), .threads = 2}));
+  for (const unsigned threads : {kCheckpointThreadsMax + 1, 100'000u, 1u << 31, ~0u}) {
+    for (const std::uint64_t staging : {0ULL, 1ULL << 20, ~0ULL}) {
+      const auto refused = Saver::create(*store, {.staging_bytes = staging, .threads = threads});
+      ASSERT_FALSE(refused) << threads;
+      EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
+      EXPECT_NE(refused.error().message.find("at most 1024 threads"), std::string::npos) << refused.error().message;
+    }
+  }
+  EXPECT_TRUE(Saver::create(*store, {.threads = kCheckpointThreadsMax}));
   std::filesystem::remove(path);
 }
 

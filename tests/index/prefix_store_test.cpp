@@ -1,6 +1,7 @@
 // PrefixStore: the longest prefix is found, blocks are right or missing, ancestors outlive descendants, and bounds
 // hold.
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -8,6 +9,7 @@
 #include <atomic>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <limits>
 #include <map>
 #include <random>
@@ -268,6 +270,67 @@ TEST_F(PrefixStoreTest, admits_blocks_that_come_a_second_time) {
   for (int i = 0; i < 6; ++i) (void)serve(prompt);  // The first block comes in, then the second ...
   EXPECT_EQ(serve(prompt), 5u);
   EXPECT_GT(store_->stats().not_admitted, 0u);
+}
+
+/// The process has this many bytes of addresses besides those in use.
+class AddressesLeft {
+ public:
+  explicit AddressesLeft(std::uint64_t bytes) {
+    std::uint64_t pages = 0;
+    std::ifstream("/proc/self/statm") >> pages;
+    getrlimit(RLIMIT_AS, &before_);
+    const rlimit small{pages * 4096 + bytes, before_.rlim_max};
+    setrlimit(RLIMIT_AS, &small);
+  }
+  ~AddressesLeft() { setrlimit(RLIMIT_AS, &before_); }
+  AddressesLeft(const AddressesLeft&) = delete;
+  AddressesLeft& operator=(const AddressesLeft&) = delete;
+
+ private:
+  rlimit before_{};
+};
+
+TEST_F(PrefixStoreTest, without_memory_for_its_admission_is_refused_and_nothing_is_left) {
+  PrefixOptions options = options_;
+  options.admission = Admission::kSecondTime;
+  options.blocks_max = 1 << 28;  // Filters of 512 MiB.
+  store_.reset();
+  const auto open_names = [&] {
+    std::vector<std::string> there;
+    for (const std::string name : {"p0", "new"}) {
+      if (Store::open(*pool_, name, options_, {})) there.push_back(name);
+    }
+    return there;
+  };
+  const auto expect_no_memory = [](const auto& result, const char* what) {
+    ASSERT_FALSE(result) << what;
+    EXPECT_EQ(result.error().code, ErrorCode::kNoSpace) << what;
+    EXPECT_NE(result.error().message.find("no memory for"), std::string::npos) << what << result.error().message;
+  };
+  {
+    const AddressesLeft few(64 << 20);
+    expect_no_memory(Store::open(*pool_, "p0", options, {}), "open");
+    expect_no_memory(Store::open_or_create(*pool_, "p0", options, {}), "open_or_create of one");
+    expect_no_memory(Store::open_or_create(*pool_, "new", options, {}), "open_or_create of none");
+    expect_no_memory(Store::create(*pool_, "new", options, {}), "create");
+    PendingRegions pending(*pool_);
+    expect_no_memory(Store::create_in(pending, "new", options, {}), "create_in");
+    auto data = KvStore<ProcessMedia>::open(*pool_, "p0", {});
+    ASSERT_TRUE(data) << data.error().message;
+    expect_no_memory(Store::attach(std::move(data->store), options), "attach");
+  }
+  EXPECT_EQ(open_names(), std::vector<std::string>{"p0"});
+  options.blocks_max = 1000;
+  ASSERT_TRUE(Store::open(*pool_, "p0", options, {}));
+}
+
+TEST_F(PrefixStoreTest, blocks_without_tokens_or_beyond_the_keys_are_programmer_errors) {
+  const Prompt prompt(3 * kTokens, 1);
+  EXPECT_DEATH((void)Store::keys_of(root_, prompt, 0), "a block has at least one token");
+  EXPECT_TRUE(Store::keys_of(root_, {}, 1).empty());
+  const auto all = keys(prompt);
+  EXPECT_DEATH((void)store_->put(all, all.size(), {}), "the block that is put is one of the keys");
+  EXPECT_DEATH((void)store_->put({}, 0, {}), "the block that is put is one of the keys");
 }
 
 TEST_F(PrefixStoreTest, throws_away_what_is_damaged_with_all_that_follows) {

@@ -23,6 +23,7 @@
 #include "dunnock/pmem/pool.hpp"
 #include "journal.hpp"
 #include "line_copy.hpp"
+#include "support/refused_threads.hpp"
 #include "support/seed.hpp"
 
 namespace {
@@ -187,6 +188,8 @@ class Journal : public ::testing::Test {
     if (static_cast<std::size_t>(at) == a.size()) return ::testing::AssertionSuccess();
     return ::testing::AssertionFailure() << "differs at " << at;
   }
+  /// Stores, fences and recovers images of what a disk may hold then.
+  void expect_every_fenced_line(std::mt19937_64& random);
   static std::uint64_t word_in(const std::string& bytes, std::uint64_t line, std::uint64_t at) {
     std::uint64_t value = 0;
     std::memcpy(&value, bytes.data() + line * kLineBytes + at * 8, 8);
@@ -204,8 +207,7 @@ class Journal : public ::testing::Test {
   std::optional<FileMedia> media_;
 };
 
-TEST_F(Journal, holds_every_fenced_line_whatever_the_kernel_has_written) {
-  std::mt19937_64 random = test::generator(1);
+void Journal::expect_every_fenced_line(std::mt19937_64& random) {
   // Line 0 is never stored to, and marks the region. The words of a line are stored in order.
   media_->store(Point{1}, word(0, 1), random() | 1);
   media_->flush(Point{1}, &word(0, 1));
@@ -248,6 +250,29 @@ TEST_F(Journal, holds_every_fenced_line_whatever_the_kernel_has_written) {
       std::ofstream(image_, std::ios::binary) << pool;
     }
   }
+}
+
+TEST_F(Journal, holds_every_fenced_line_whatever_the_kernel_has_written) {
+  std::mt19937_64 random = test::generator(1);
+  expect_every_fenced_line(random);
+}
+
+/// Its journal found no thread to be had when it was begun.
+class JournalWithoutThread : public Journal {
+ protected:
+  void SetUp() override {
+    const int refused = test::threads_refused;
+    const test::ThreadsLeft none(0);
+    Journal::SetUp();
+    ASSERT_EQ(test::threads_refused, refused + 1);
+  }
+};
+
+TEST_F(JournalWithoutThread, writes_halves_back_at_a_fence) {
+  std::mt19937_64 random = test::generator(11);
+  const std::uint64_t before = fdatasyncs;
+  expect_every_fenced_line(random);
+  EXPECT_GT(fdatasyncs, before) << "halves have been written back";
 }
 
 TEST_F(Journal, holds_the_words_of_many_threads_in_the_same_lines) {

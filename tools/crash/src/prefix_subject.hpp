@@ -298,14 +298,14 @@ class PrefixSubject final : public Subject {
                 KvIndex<M>::format(region(memory, index_meta_bytes_), chunks(memory), store_options_.index, media));
     DUNNOCK_TRY(auto log, ValueLog<M>::format(region(memory + log_meta_at_, log_meta_bytes_),
                                               region(memory + log_at_, log_bytes_), store_options_.log, media));
-    return PrefixStore<M>(KvStore<M>(std::move(index), std::move(log)), options_);
+    return PrefixStore<M>::attach(KvStore<M>(std::move(index), std::move(log)), options_);
   }
   template <class M>
   Result<PrefixStore<M>> attach(std::byte* memory, M media) const {
     DUNNOCK_TRY(auto log, ValueLog<M>::attach(region(memory + log_meta_at_, log_meta_bytes_),
                                               region(memory + log_at_, log_bytes_), media));
     DUNNOCK_TRY(auto index, KvIndex<M>::attach(region(memory, index_meta_bytes_), chunks(memory), media));
-    return PrefixStore<M>(KvStore<M>(std::move(index.index), std::move(log)), options_);
+    return PrefixStore<M>::attach(KvStore<M>(std::move(index.index), std::move(log)), options_);
   }
   static Region region(std::byte* memory, std::uint64_t bytes) { return Region({memory}, bytes, std::bit_ceil(bytes)); }
   [[nodiscard]] IndexMemory chunks(std::byte* memory) const {

@@ -17,6 +17,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -33,7 +34,8 @@ struct SaverOptions {
   /// Memory for copies of tensors. 0: none is copied, and tensors are captured when they are durable; otherwise at
   /// least staging_bytes_min(threads, chunk_bytes).
   std::uint64_t staging_bytes = 0;
-  unsigned threads = 1;  ///< That write one checkpoint, besides the one that copies.
+  /// That write one checkpoint, besides the one that copies: up to kCheckpointThreadsMax, as in SaveOptions.
+  unsigned threads = 1;
   /// Saves that may be under way: one more waits in save().
   unsigned pending_max = 2;
   /// Applied to the name after each save.
@@ -41,9 +43,11 @@ struct SaverOptions {
 };
 
 /// The least staging memory with which a save can go on: the piece that each of its threads writes and one on its way
-/// to it, and one that is being copied.
+/// to it, and one that is being copied. 2^64 - 1 where it would be more.
 [[nodiscard]] constexpr std::uint64_t staging_bytes_min(unsigned threads, std::uint64_t chunk_bytes) noexcept {
-  return (2 * (threads == 0 ? 1 : threads) + 1) * chunk_bytes;
+  const std::uint64_t pieces = 2 * std::uint64_t{threads == 0 ? 1 : threads} + 1;
+  constexpr std::uint64_t kMost = std::numeric_limits<std::uint64_t>::max();
+  return chunk_bytes > kMost / pieces ? kMost : pieces * chunk_bytes;
 }
 
 /// The process that made this. A saver's threads, and what they hold, are not copied by fork().
@@ -77,6 +81,10 @@ class PendingSave {
 /// Threads: save and wait_all may be called by any number of threads. Saves become durable in the order in which they
 /// were given. In a child of fork(), saves answer Io, and nothing waits for the threads that are not there. Crashes: as
 /// with CheckpointStore; of a save that is not done nothing is seen.
+///
+/// Where the system has no thread to give when a saver is created, it works with those that there are: without the one
+/// that copies, nothing is copied, as with staging_bytes 0; without the one that saves, save() returns when the save is
+/// done.
 template <Media M>
 class CheckpointSaver {
  public:
@@ -105,6 +113,7 @@ class CheckpointSaver {
   void capture_all();
   void capture(PendingSave::State& save);
   void save_all();
+  void save_one(const StatePointer& save);
   [[nodiscard]] std::vector<TensorSource> staged_sources(const StatePointer& save) const;
 
   CheckpointStore<M>& store_;
@@ -112,7 +121,7 @@ class CheckpointSaver {
   std::shared_ptr<Shared> shared_;
   OwnerProcess owner_;
   std::unique_ptr<std::thread> capture_thread_;  // If anything is to be copied.
-  std::unique_ptr<std::thread> save_thread_;
+  std::unique_ptr<std::thread> save_thread_;     // Null: save() does its work.
 };
 
 }  // namespace dunnock

@@ -52,7 +52,11 @@ struct CheckpointOptions {
   std::uint32_t index_segment_groups = 64;  ///< See IndexOptions.
 };
 
+/// Threads that one save or restore can be asked to use: more than machines have cores, and each holds a chunk.
+inline constexpr unsigned kCheckpointThreadsMax = 1024;
+
 struct SaveOptions {
+  /// Up to kCheckpointThreadsMax, the calling one included; fewer work where the system does not start so many.
   unsigned threads = 1;
   std::vector<std::pair<std::string, std::string>> notes;  ///< Kept with it; __metadata__ when it is exported.
 };
@@ -165,13 +169,14 @@ class CheckpointStore {
   /// Saves the tensors as `version` of `name`; they must not change meanwhile. Durable when it returns. A chunk that is
   /// there already is read and compared with the bytes at hand: what has rotted is written anew, for this checkpoint
   /// and all others that have it. So every chunk of this checkpoint was sound when save returned. Errors:
-  /// InvalidArgument (names, sizes), AlreadyExists (the version is there, or is being saved), NoSpace (nothing is
-  /// changed; see collect), Io (a source can't be read).
+  /// InvalidArgument (names, sizes, threads), AlreadyExists (the version is there, or is being saved), NoSpace (nothing
+  /// is changed; see collect), Io (a source can't be read).
   [[nodiscard]] Result<SaveReport> save(std::string_view name, std::uint64_t version,
                                         std::span<const TensorSource> tensors, const SaveOptions& options = {});
   /// Brings tensors back; those that the checkpoint has besides are left out. `version`: one, or kLatestVersion.
-  /// Errors: NotFound (name, version, tensor), InvalidArgument (dtype or shape differ from what is expected), Corrupt
-  /// (which tensor; what was written to the sinks by then is to be thrown away), Io (a sink refuses).
+  /// `threads`: as in SaveOptions. Errors: NotFound (name, version, tensor), InvalidArgument (dtype or shape differ
+  /// from what is expected; threads), Corrupt (which tensor; what was written to the sinks by then is to be thrown
+  /// away), Io (a sink refuses).
   [[nodiscard]] Result<RestoreReport> restore(std::string_view name, std::uint64_t version,
                                               std::span<const TensorSink> tensors, unsigned threads = 1) const;
   /// Errors: NotFound, Corrupt.

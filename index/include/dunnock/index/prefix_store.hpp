@@ -105,14 +105,15 @@ class PrefixStore {
   };
 
   /// Creates a store in `pool` under `name` (a KvStore of that name). It exists when this returns; an error or a crash
-  /// before that leaves nothing. Errors: those of KvStore::create.
+  /// before that leaves nothing. Errors: those of KvStore::create; NoSpace also when there is no memory for what
+  /// Admission::kSecondTime notes (two filters of blocks_max slots).
   [[nodiscard]] static Result<PrefixStore> create(Pool& pool, std::string_view name, const PrefixOptions& options,
                                                   M media);
   /// The same as a part of a larger creation: it exists when that is finished.
   [[nodiscard]] static Result<PrefixStore> create_in(PendingRegions& pending, std::string_view name,
                                                      const PrefixOptions& options, M media);
   /// Opens the store; constant time. `options`: blocks_max, fill_max and admission; the others are in the pool.
-  /// Errors: NotFound, WrongVersion, WrongLayout, Corrupt.
+  /// Errors: NotFound, WrongVersion, WrongLayout, Corrupt, NoSpace (memory, as in create).
   [[nodiscard]] static Result<PrefixStore> open(Pool& pool, std::string_view name, const PrefixOptions& options,
                                                 M media);
   /// Opens the store `name`, or creates it where there is none. Of threads that call this at once, one creates it and
@@ -120,8 +121,9 @@ class PrefixStore {
   /// Errors: those of create and open; WrongLayout also when its log was created with another capacity or segments.
   [[nodiscard]] static Result<PrefixStore> open_or_create(Pool& pool, std::string_view name,
                                                           const PrefixOptions& options, M media);
-  /// Of a KvStore that the caller has made. The options are in range (check_options).
-  PrefixStore(KvStore<M> data, const PrefixOptions& options);
+  /// Of a KvStore that the caller has made. For crash harnesses and embedding.
+  /// Errors: InvalidArgument (options), NoSpace (memory, as in create).
+  [[nodiscard]] static Result<PrefixStore> attach(KvStore<M> data, const PrefixOptions& options);
   /// Errors: InvalidArgument (blocks_max, fill_max). Both create and open ask.
   [[nodiscard]] static Status check_options(const PrefixOptions& options);
   [[nodiscard]] static StoreOptions store_options(const PrefixOptions& options) noexcept;
@@ -143,7 +145,7 @@ class PrefixStore {
   [[nodiscard]] IndexKey root(const PrefixDomain& domain) const;
   /// The key of the block with these tokens after the block (or root) with key `before`.
   [[nodiscard]] static IndexKey next_key(const IndexKey& before, std::span<const std::uint32_t> tokens) noexcept;
-  /// The keys of all whole blocks of a prompt.
+  /// The keys of all whole blocks of a prompt. A block has at least one token (checked).
   [[nodiscard]] static std::vector<IndexKey> keys_of(const IndexKey& root, std::span<const std::uint32_t> tokens,
                                                      std::size_t block_tokens);
 
@@ -155,8 +157,8 @@ class PrefixStore {
   /// One block of a prefix that was looked up. Damaged: the block and all that follow it are thrown away, and it counts
   /// as missing from now on.
   [[nodiscard]] Block get(const IndexKey& key) const;
-  /// Stores block `at` of `keys`, evicting others if it must. The block before it must be there. One that is there
-  /// already is read, and written anew if it is damaged.
+  /// Stores block `at` of `keys`, which is one of them (checked), evicting others if it must. The block before it must
+  /// be there. One that is there already is read, and written anew if it is damaged.
   PutBlock put(std::span<const IndexKey> keys, std::size_t at, std::span<const std::byte> bytes);
   /// Evicts up to so many blocks. Returns how many.
   std::size_t evict(std::size_t blocks_max) const;
@@ -210,6 +212,9 @@ class PrefixStore {
         not_admitted{0}, healed{0}, quarantined{0};
   };
 
+  PrefixStore(KvStore<M> data, const PrefixOptions& options, std::unique_ptr<Shared> shared)
+      : options_(options), data_(std::move(data)), shared_(std::move(shared)) {}
+  [[nodiscard]] static Result<std::unique_ptr<Shared>> make_shared(const PrefixOptions& options, const M& media);
   static void unpin(Shared& shared, const IndexKey& key);
   void know_tree() const;
   void touch(std::span<const IndexKey> keys) const;

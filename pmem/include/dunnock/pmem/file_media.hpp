@@ -50,7 +50,8 @@ class FileSync {
     std::function<void()> freeze;
     /// Ends the process at the first error instead, with a message.
     bool abort_on_error = false;
-    /// Write back full halves of the journal on a thread of its own, and let fences wait a little for others.
+    /// Write back full halves of the journal on a thread of its own, and let fences wait a little for others. Where no
+    /// thread can be started, the fence that needs a half writes it back.
     bool in_background = true;
     /// Called instead of sleeping while another thread's fence is at work (simulated threads). Null: sleep.
     std::function<void()> pause;

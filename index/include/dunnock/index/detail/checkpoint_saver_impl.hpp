@@ -6,6 +6,8 @@
 #include <utility>
 
 #include "dunnock/index/checkpoint_saver.hpp"
+#include "dunnock/index/detail/run_on_threads.hpp"
+#include "dunnock/pmem/start_thread.hpp"
 
 namespace dunnock {
 
@@ -63,6 +65,7 @@ template <Media M>
 struct CheckpointSaver<M>::Shared {
   mutable std::mutex mutex;
   std::condition_variable changed;
+  std::mutex turn;  // Of callers that save for want of a save thread; taken before `mutex`.
   std::deque<StatePointer> to_capture;
   std::deque<StatePointer> to_save;
   unsigned pending = 0;
@@ -82,13 +85,17 @@ struct CheckpointSaver<M>::Shared {
 template <Media M>
 CheckpointSaver<M>::CheckpointSaver(CheckpointStore<M>& store, const SaverOptions& options)
     : store_(store), options_(options), shared_(std::make_shared<Shared>()) {
-  if (options_.staging_bytes != 0) capture_thread_ = std::make_unique<std::thread>([this] { capture_all(); });
-  save_thread_ = std::make_unique<std::thread>([this] { save_all(); });
+  save_thread_ = detail::start_thread([this] { save_all(); });
+  // Copies are for a thread that saves them meanwhile. (It looks at the options once there is a save.)
+  if (save_thread_ && options_.staging_bytes != 0)
+    capture_thread_ = detail::start_thread([this] { capture_all(); });
+  if (!capture_thread_) options_.staging_bytes = 0;
 }
 
 template <Media M>
 auto CheckpointSaver<M>::create(CheckpointStore<M>& store, const SaverOptions& options)
     -> Result<std::unique_ptr<CheckpointSaver>> {
+  DUNNOCK_TRY(detail::check_threads(options.threads, kCheckpointThreadsMax));
   const std::uint64_t least = staging_bytes_min(options.threads, store.chunk_bytes());
   if (options.staging_bytes != 0 && options.staging_bytes < least)
     return make_error(ErrorCode::kInvalidArgument, "staging memory of " + std::to_string(options.staging_bytes) +
@@ -117,7 +124,7 @@ CheckpointSaver<M>::~CheckpointSaver() {
     shared_->changed.notify_all();
   }
   if (capture_thread_) capture_thread_->join();
-  save_thread_->join();
+  if (save_thread_) save_thread_->join();
 }
 
 template <Media M>
@@ -133,9 +140,16 @@ PendingSave CheckpointSaver<M>::save(std::string_view name, std::uint64_t versio
     save->result = make_error(ErrorCode::kIo, "the saver belongs to the process that this one is a child of");
     return PendingSave(save);
   }
+  std::unique_lock<std::mutex> turn;
+  if (!save_thread_) turn = std::unique_lock(shared_->turn);
   std::unique_lock lock(shared_->mutex);
   shared_->changed.wait(lock, [this] { return shared_->pending < options_.pending_max; });
   ++shared_->pending;
+  if (!save_thread_) {
+    lock.unlock();
+    save_one(save);
+    return PendingSave(save);
+  }
   if (options_.staging_bytes != 0) shared_->to_capture.push_back(save);
   shared_->to_save.push_back(save);
   shared_->changed.notify_all();
@@ -271,43 +285,49 @@ void CheckpointSaver<M>::save_all() {
       save = std::move(shared_->to_save.front());
       shared_->to_save.pop_front();
     }
-    const bool staged = options_.staging_bytes != 0;
-    Result<SaveReport> result = store_.save(save->name, save->version, staged ? staged_sources(save) : save->tensors,
-                                            {.threads = options_.threads, .notes = save->notes});
-    if (!staged) {
-      const std::lock_guard lock(save->mutex);
-      save->captured = true;
-      save->changed.notify_all();
-    }
-    if (result && options_.retention) (void)store_.retain(save->name, *options_.retention);
-    std::deque<PendingSave::State::Piece> unwanted;
-    {
-      const std::lock_guard lock(save->mutex);
-      save->given_up = true;
-      unwanted.swap(save->pieces);
-    }
-    unwanted.clear();  // Not under the mutex: it gives memory back.
-    {
-      const std::lock_guard lock(shared_->mutex);
-      shared_->changed.notify_all();  // The capture thread may wait for memory in vain.
-    }
-    {
-      std::unique_lock lock(save->mutex);
-      // With copies, the capture thread tells that it touches the tensors no more.
-      if (staged) save->changed.wait(lock, [&save] { return save->captured; });
-      unwanted.swap(save->pieces);
-    }
-    unwanted.clear();
-    save->tensors.clear();
-    {
-      const std::lock_guard lock(save->mutex);
-      save->result.emplace(std::move(result));
-      save->changed.notify_all();
-    }
-    const std::lock_guard lock(shared_->mutex);
-    --shared_->pending;
-    shared_->changed.notify_all();
+    save_one(save);
   }
+}
+
+/// Saves it, and says how that went.
+template <Media M>
+void CheckpointSaver<M>::save_one(const StatePointer& save) {
+  const bool staged = options_.staging_bytes != 0;
+  Result<SaveReport> result = store_.save(save->name, save->version, staged ? staged_sources(save) : save->tensors,
+                                          {.threads = options_.threads, .notes = save->notes});
+  if (!staged) {
+    const std::lock_guard lock(save->mutex);
+    save->captured = true;
+    save->changed.notify_all();
+  }
+  if (result && options_.retention) (void)store_.retain(save->name, *options_.retention);
+  std::deque<PendingSave::State::Piece> unwanted;
+  {
+    const std::lock_guard lock(save->mutex);
+    save->given_up = true;
+    unwanted.swap(save->pieces);
+  }
+  unwanted.clear();  // Not under the mutex: it gives memory back.
+  {
+    const std::lock_guard lock(shared_->mutex);
+    shared_->changed.notify_all();  // The capture thread may wait for memory in vain.
+  }
+  {
+    std::unique_lock lock(save->mutex);
+    // With copies, the capture thread tells that it touches the tensors no more.
+    if (staged) save->changed.wait(lock, [&save] { return save->captured; });
+    unwanted.swap(save->pieces);
+  }
+  unwanted.clear();
+  save->tensors.clear();
+  {
+    const std::lock_guard lock(save->mutex);
+    save->result.emplace(std::move(result));
+    save->changed.notify_all();
+  }
+  const std::lock_guard lock(shared_->mutex);
+  --shared_->pending;
+  shared_->changed.notify_all();
 }
 
 }  // namespace dunnock

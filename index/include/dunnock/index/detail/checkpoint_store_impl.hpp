@@ -400,6 +400,7 @@ Result<SaveReport> CheckpointStore<M>::save(std::string_view name, std::uint64_t
   const auto start = std::chrono::steady_clock::now();
   if (name.empty() || name.size() > 1024 || version == kLatestVersion)
     return make_error(ErrorCode::kInvalidArgument, "a checkpoint needs a name of 1 to 1024 bytes and a version");
+  DUNNOCK_TRY(detail::check_threads(options.threads, kCheckpointThreadsMax));
   DUNNOCK_TRY(check_tensors(tensors));
   DUNNOCK_TRY(status());
 
@@ -611,6 +612,7 @@ template <Media M>
 Result<RestoreReport> CheckpointStore<M>::restore(std::string_view name, std::uint64_t version,
                                                   std::span<const TensorSink> tensors, unsigned threads) const {
   const auto start = std::chrono::steady_clock::now();
+  DUNNOCK_TRY(detail::check_threads(threads, kCheckpointThreadsMax));
   DUNNOCK_TRY(status());
   const std::shared_lock gate(shared_->gate);  // What it reads is not collected.
   DUNNOCK_TRY(const auto manifest, manifest_of(name, version));

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "dunnock/base/check.hpp"
 #include "dunnock/index/prefix_hash.hpp"
 #include "dunnock/index/prefix_store.hpp"
 
@@ -43,22 +44,32 @@ std::uint64_t PrefixStore<M>::pool_bytes(const PrefixOptions& options) noexcept 
   return Pool::bytes_for(regions);
 }
 
+/// The volatile state of a store with these options. Errors: InvalidArgument (options), NoSpace (memory).
 template <Media M>
-PrefixStore<M>::PrefixStore(KvStore<M> data, const PrefixOptions& options)
-    : options_(options), data_(std::move(data)), shared_(std::make_unique<Shared>(data_.log().media())) {
-  DUNNOCK_CHECK(check_options(options).has_value(), "the options of a prefix store are out of range");
-  if (options.admission != Admission::kSecondTime) return;
+auto PrefixStore<M>::make_shared(const PrefixOptions& options, const M& media) -> Result<std::unique_ptr<Shared>> {
+  DUNNOCK_TRY(check_options(options));
+  auto shared = std::make_unique<Shared>(media);
+  if (options.admission != Admission::kSecondTime) return shared;
   const FilterOptions filter{.slots = std::max<std::uint64_t>(1024, options.blocks_max), .seed = options.seed};
-  shared_->offered.emplace(std::move(*CuckooFilter<12, DramMedia>::create_volatile(filter)));
-  shared_->offered_before.emplace(std::move(*CuckooFilter<12, DramMedia>::create_volatile(filter)));
+  for (auto* keys : {&shared->offered, &shared->offered_before}) {
+    DUNNOCK_TRY(auto made, CuckooFilter<12, DramMedia>::create_volatile(filter));
+    keys->emplace(std::move(made));
+  }
+  return shared;
+}
+
+template <Media M>
+auto PrefixStore<M>::attach(KvStore<M> data, const PrefixOptions& options) -> Result<PrefixStore> {
+  DUNNOCK_TRY(auto shared, make_shared(options, data.log().media()));
+  return PrefixStore(std::move(data), options, std::move(shared));
 }
 
 template <Media M>
 auto PrefixStore<M>::create_in(PendingRegions& pending, std::string_view name, const PrefixOptions& options, M media)
     -> Result<PrefixStore> {
-  DUNNOCK_TRY(check_options(options));
+  DUNNOCK_TRY(auto shared, make_shared(options, media));
   DUNNOCK_TRY(auto data, KvStore<M>::create_in(pending, name, store_options(options), std::move(media)));
-  return PrefixStore(std::move(data), options);
+  return PrefixStore(std::move(data), options, std::move(shared));
 }
 
 template <Media M>
@@ -76,7 +87,7 @@ auto PrefixStore<M>::open(Pool& pool, std::string_view name, const PrefixOptions
     -> Result<PrefixStore> {
   DUNNOCK_TRY(check_options(options));
   DUNNOCK_TRY(auto opened, KvStore<M>::open(pool, name, std::move(media)));
-  return PrefixStore(std::move(opened.store), options);
+  return attach(std::move(opened.store), options);
 }
 
 template <Media M>
@@ -87,7 +98,7 @@ auto PrefixStore<M>::open_or_create(Pool& pool, std::string_view name, const Pre
   DUNNOCK_TRY(KvStore<M>::check_options(store));
   PendingRegions pending(pool);
   auto opened = KvStore<M>::open_as(pool, name, {.index = nullptr, .log = &store.log}, media);
-  if (opened) return PrefixStore(std::move(opened->store), options);
+  if (opened) return attach(std::move(opened->store), options);
   if (opened.error().code != ErrorCode::kNotFound) return tl::unexpected(opened.error());
   auto made = create_in(pending, name, options, std::move(media));
   if (!made) return made;
@@ -116,6 +127,7 @@ IndexKey PrefixStore<M>::next_key(const IndexKey& before, std::span<const std::u
 template <Media M>
 std::vector<IndexKey> PrefixStore<M>::keys_of(const IndexKey& root, std::span<const std::uint32_t> tokens,
                                               std::size_t block_tokens) {
+  DUNNOCK_CHECK(block_tokens != 0, "a block has at least one token");
   std::vector<IndexKey> keys;
   IndexKey key = root;
   for (; tokens.size() >= block_tokens; tokens = tokens.subspan(block_tokens)) {
@@ -372,6 +384,7 @@ bool PrefixStore<M>::admit(const IndexKey& key) const {
 
 template <Media M>
 PutBlock PrefixStore<M>::put(std::span<const IndexKey> keys, std::size_t at, std::span<const std::byte> bytes) {
+  DUNNOCK_CHECK(at < keys.size(), "the block that is put is one of the keys");
   if constexpr (kIsReadOnly<M>) return PutBlock::kIo;
   Shared& shared = *shared_;
   if (!status()) return PutBlock::kIo;
