@@ -27,6 +27,7 @@
 #include "dunnock/pmem/detect.hpp"
 #include "dunnock/pmem/pool.hpp"
 #include "journal.hpp"
+#include "pool_format.hpp"
 #include "support/seed.hpp"
 
 namespace dunnock {
@@ -1092,6 +1093,163 @@ TEST_F(PoolLife, of_version_2_needs_its_own_journal) {
   // Removing the pool leaves what is not its own.
   ASSERT_TRUE(Pool::remove(path_));
   EXPECT_EQ(names(), std::set<std::string>{"p.pool.journal"});
+}
+
+// --- What comes from outside: bits, links, sizes, forks.
+
+TEST_F(PoolLife, is_copied_while_its_journal_begins) {
+  { const Pool pool = make(path_); }
+  for (int round = 0; round < 5; ++round) {
+    auto opened = Pool::open(path_);
+    ASSERT_TRUE(opened) << opened.error().message;
+    const Pool pool = std::move(*opened);
+    ASSERT_FALSE(pool.file_media().has_journal());
+    std::thread writer([&] {
+      for (std::uint64_t i = 0; i < 100; ++i) EXPECT_TRUE(put(pool, i, i + 1));
+    });
+    Status copied = pool.copy_to(at("copy"));
+    EXPECT_TRUE(copied) << copied.error().message;
+    writer.join();
+    ASSERT_TRUE(Pool::remove(at("copy")));
+  }
+}
+
+TEST_F(PoolLife, finds_any_flipped_bit_of_where_its_journal_is) {
+  {
+    Pool pool = make(path_);
+    for (std::uint64_t i = 0; i < 100; ++i) ASSERT_TRUE(put(pool, i, i + 1));
+    ASSERT_TRUE(pool.file_media().has_journal());
+    ASSERT_TRUE(pool.close());
+  }
+  std::fstream file(path_, std::ios::in | std::ios::out | std::ios::binary);
+  std::uint64_t root = 0;
+  file.seekg(detail::kRootOffsetAt);
+  file.read(reinterpret_cast<char*>(&root), sizeof root);
+  const auto place = static_cast<std::streamoff>(root + offsetof(detail::PoolHead, journal_allocation));
+  std::uint64_t word = 0;
+  file.seekg(place);
+  file.read(reinterpret_cast<char*>(&word), sizeof word);
+  ASSERT_NE(word, 0u);
+  for (unsigned bit = 0; bit < 64; ++bit) {
+    const std::uint64_t flipped = word ^ 1ULL << bit;
+    file.seekp(place);
+    file.write(reinterpret_cast<const char*>(&flipped), sizeof flipped);
+    file.flush();
+    const auto opened = Pool::open(path_);
+    EXPECT_FALSE(opened) << bit;
+    if (!opened) {
+      EXPECT_EQ(opened.error().code, ErrorCode::kCorrupt) << opened.error().message;
+    }
+  }
+  file.seekp(place);
+  file.write(reinterpret_cast<const char*>(&word), sizeof word);
+  file.flush();
+  EXPECT_TRUE(Pool::open(path_));
+}
+
+TEST_F(PoolLife, answers_io_when_its_file_is_cut_off) {
+  for (const std::uint64_t length : {std::uint64_t{0}, std::uint64_t{4096}, kPoolBytes - 4096}) {
+    { const Pool pool = make(path_); }
+    ASSERT_EQ(in_child([&] {
+                auto pool = Pool::open(path_);
+                if (!pool) return 1;
+                std::filesystem::resize_file(path_, length);
+                if (pool->create_regions(std::array{RegionSpec{"x", 4096}})) return 2;
+                if (pool->remove_region("r")) return 3;
+                if (pool->copy_to(at("copy"))) return 4;
+                if (pool->status().error().code != ErrorCode::kIo) return 5;
+                return pool->close() ? 6 : 0;
+              }),
+              0)
+        << length;
+    ASSERT_EQ(in_child([&] {
+                std::filesystem::remove(path_);
+                Pool pool = make(path_);
+                std::filesystem::resize_file(path_, length);
+                return pool.close() ? 7 : 0;
+              }),
+              0)
+        << length;
+    std::filesystem::remove(path_);
+  }
+}
+
+TEST_F(PoolLife, is_not_created_where_a_link_leads_nowhere) {
+  std::filesystem::create_symlink("nowhere", at("link"));
+  EXPECT_EQ(Pool::open_or_create(at("link"), {.bytes = kPoolBytes}).error().code, ErrorCode::kAlreadyExists);
+  EXPECT_FALSE(Pool::open_or_create("", {.bytes = kPoolBytes}));
+}
+
+TEST_F(PoolLife, refuses_modes_journals_and_regions_that_can_not_be) {
+  for (const mode_t mode : {0U, 0200U, 0400U, 0444U, 01600U, 07777U}) {
+    EXPECT_EQ(Pool::create(path_, {.bytes = kPoolBytes, .mode = mode}).error().code, ErrorCode::kInvalidArgument)
+        << mode;
+  }
+  EXPECT_EQ(Pool::create(path_, {.bytes = kPoolBytes, .journal_bytes = 1ULL << 40}).error().code,
+            ErrorCode::kInvalidArgument);
+  Pool pool = make(path_);
+  for (const RegionSpec& spec : {RegionSpec{"x", ~0ULL, 1ULL << 63}, RegionSpec{"x", (1ULL << 63) + 1, 1ULL << 63},
+                                 RegionSpec{"x", ~0ULL, 4096}})
+    EXPECT_FALSE(pool.create_regions(std::array{spec}));
+  EXPECT_EQ(pool.regions().size(), 1u);
+}
+
+TEST_F(PoolLife, creates_nothing_in_a_child_while_another_thread_does) {
+  Pool pool = make(path_);
+  std::atomic<bool> holds{false}, ends{false};
+  std::thread creator([&] {
+    const PendingRegions pending(pool);
+    holds = true;
+    while (!ends) std::this_thread::yield();
+  });
+  while (!holds) std::this_thread::yield();
+  EXPECT_EQ(in_child([&] {
+              alarm(20);  // It must not hang.
+              PendingRegions pending(pool);
+              if (pending.create(std::array{RegionSpec{"x", 4096}})) return 1;
+              return pending.finish({}) ? 2 : 0;
+            }),
+            0);
+  ends = true;
+  creator.join();
+}
+
+/// Children that are born while pools are opened, closed, copied and removed keep none of them locked.
+TEST_F(PoolLife, is_not_locked_by_children_of_any_moment) {
+  { const Pool pool = make(path_); }
+  std::atomic<bool> ends{false};
+  std::vector<pid_t> children;
+  std::thread forks([&] {
+    while (!ends && children.size() < 100) {
+      const pid_t child = fork();
+      if (child == 0) {
+        pause();
+        _exit(0);
+      }
+      children.push_back(child);
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+  });
+  for (int round = 0; round < 25; ++round) {
+    {
+      const auto pool = Pool::open(path_);
+      EXPECT_TRUE(pool) << pool.error().message;
+    }
+    {
+      const auto pool = Pool::open_read_only(path_);
+      EXPECT_TRUE(pool) << pool.error().message;
+    }
+    Status copied = Pool::copy(path_, at("copy"));
+    EXPECT_TRUE(copied) << copied.error().message;
+    Status removed = Pool::remove(at("copy"));
+    EXPECT_TRUE(removed) << removed.error().message;
+  }
+  ends = true;
+  forks.join();
+  for (const pid_t child : children) {
+    kill(child, SIGKILL);
+    waitpid(child, nullptr, 0);
+  }
 }
 
 }  // namespace
