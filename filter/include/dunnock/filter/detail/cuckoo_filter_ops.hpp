@@ -54,7 +54,7 @@ template <unsigned kBits, Media M, FilterPolicy kPolicy>
   if (kPolicy.primacy && L::level(value) == 0) [[likely]]
     return answer(group_of(place), false);
   // The order of the reads matters: home first (things move away from there), then the foreign lanes, then the level,
-  // which whoever takes a foreign copy from under our eyes has raised before.
+  // which any thread that takes a foreign copy meanwhile has raised before.
   const std::uint64_t fingerprint = pattern & L::kLaneMask;
   if constexpr (kPolicy.spill) {
     if (detail::any_foreign<kBits, kGroupWords>(media_, first_of_group(&home), pattern)) {
@@ -91,7 +91,7 @@ bool CuckooFilter<kBits, M, kPolicy>::answer(std::uint64_t group, bool found) co
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 bool CuckooFilter<kBits, M, kPolicy>::answer(std::uint64_t group, std::uint64_t other, bool found) const {
   if constexpr (kReadersPersist) {
-    // The own stripe speaks for both lines: whoever puts a copy of this key into its other group, or takes one away
+    // The own stripe speaks for both lines: a thread that puts a copy of this key into its other group, or removes one
     // there, holds it too. What keys of the other group do there under their stripe alone may turn this key's no into
     // a yes, which promises nothing, but no yes that is due into a no.
     if (is_taken(media_, filter_point::kFarStripe) && shared_->stripes.marked(stripe_of(group))) [[unlikely]]
