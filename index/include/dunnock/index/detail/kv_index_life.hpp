@@ -499,7 +499,7 @@ void KvIndex<M>::for_each_lane(Segment segment, Visit&& visit) const {
 }
 
 /// The cursor that follows `cursor` when a segment of that depth has been seen: numbers are counted up from their
-/// highest bit, so what splits make of a segment is all behind the cursor or all ahead of it. 0: that was the last.
+/// highest bit, so what splits make of a segment is all past the cursor or all ahead of it. 0: that was the last.
 template <Media M>
 std::uint64_t KvIndex<M>::next_cursor(std::uint64_t cursor, unsigned depth) noexcept {
   std::uint64_t bit = depth == 0 ? 0 : 1ULL << (depth - 1);
