@@ -1,12 +1,12 @@
-// Gather and scatter of rows and columns by lists of indices: what is kept of a matrix becomes a dense, smaller one,
-// and goes back to its places.
+// Gather and scatter of rows and columns by lists of indices: selected parts of a matrix become a dense, smaller one,
+// and are put back in their places.
 //
 //   gather rows      y[i][c] = x[index[i]][c]          scatter rows      x[index[i]][c] = y[i][c]   (or +=)
 //   gather columns   y[r][i] = x[r][index[i]]          scatter columns   x[r][index[i]] = y[r][i]   (or +=)
 //
-// An index that is not in x is no error: it gathers zeros, and what it scatters goes nowhere. Where an index of a
-// scatter comes twice, one of its values is left, or added. T is float or Bf16; sums are rounded once. Spans that do
-// not fit are programmer errors; x and y do not overlap. Nothing allocates. Source: the use in Gyro Dropout (MLSys
+// An index outside x is not an error: it gathers zeros, and what it scatters is dropped. If an index of a scatter
+// occurs twice, one of its values is stored, or both are added. T is float or Bf16; sums are rounded once. Spans that
+// do not fit are programmer errors; x and y do not overlap. Nothing allocates. Source: the use in Gyro Dropout (MLSys
 // 2022), whose masks stay for many iterations.
 #pragma once
 

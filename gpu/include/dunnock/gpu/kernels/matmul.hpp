@@ -1,4 +1,4 @@
-// The matrix product, with what comes before and behind it in training and inference done in the same pass.
+// The matrix product, with what precedes and follows it in training and inference done in the same pass.
 //
 //   V = alpha * op(A) * op(B) + beta * C + bias          op: as stored, or transposed
 //   C = activation(V)                                    forward;   V itself may be saved for the backward pass
@@ -14,9 +14,9 @@
 // form, as GPT-2 has it (Hendrycks, Gimpel 2016, arXiv 1606.08415). Spans that do not fit the shape are programmer
 // errors.
 //
-// CPU: oneDNN where the build has it, own kernels (AVX-512, AVX2) elsewhere; the same sums in each run with the same
-// number of threads, with the own kernels with any number. bf16 products flush denormals where the processor's own
-// instruction makes them. CUDA: cuBLASLt; what it does not fuse is a pass of its own behind it, over values that have
+// CPU: oneDNN where the build has it, our own kernels (AVX-512, AVX2) elsewhere; the same sums in each run with the
+// same number of threads, and with our own kernels with any number. bf16 products flush denormals where the processor's
+// own instruction makes them. CUDA: cuBLASLt; what it does not fuse is a separate pass after it, over values that have
 // been rounded to C's type.
 // Plans (oneDNN's primitives with their scratch, cuBLASLt's algorithms) are made when a stream's thread, or a GPU,
 // first sees a shape, and kept: a bounded number, the oldest goes. So run a shape once before a CUDA graph records it.
