@@ -118,17 +118,17 @@ class Trainer {
   /// InvalidArgument: sizes, tokens or targets that the model does not know; Device, PeerLost: the weights must not be
   /// used any more.
   [[nodiscard]] virtual Result<std::vector<StepResult>> run(std::span<const StepInput> steps) = 0;
-  /// Forward in evaluation, of any number of rows; all ranks of a pipeline must call it alike, and all get the result.
-  /// Data-parallel ranks each evaluate rows of their own; with batch norms all must call it as often, for behind a run
-  /// they take the first one's running statistics. Errors: as run().
+  /// Evaluates any number of rows by a forward pass; all ranks of a pipeline must make the same call, and all get the
+  /// result. Data-parallel ranks each evaluate their own rows; with batch norms all must call it equally often, because
+  /// after a run they take the first rank's running statistics. Errors: as run().
   [[nodiscard]] virtual Result<Evaluation> evaluate(const StepInput& input) = 0;
-  /// Forward in evaluation of one row, without a pipeline: (classes), or (context, vocabulary). Errors: as run().
+  /// Evaluates one row by a forward pass, without a pipeline: (classes), or (context, vocabulary). Errors: as run().
   [[nodiscard]] virtual Result<std::vector<float>> logits(const StepInput& row) = 0;
 
-  [[nodiscard]] virtual const Plan& plan() const = 0;       ///< Of a whole window.
-  [[nodiscard]] virtual const Step& costs() const = 0;      ///< What it was made from.
+  [[nodiscard]] virtual const Plan& plan() const = 0;       ///< The plan of a whole window.
+  [[nodiscard]] virtual const Step& costs() const = 0;      ///< The costs that the plan was made from.
   [[nodiscard]] virtual double flops_per_step() const = 0;  ///< Of all ranks: products of forward and both gradients.
-  [[nodiscard]] virtual std::uint64_t steps_done() const = 0;  ///< Updates, for the optimizer's corrections.
+  [[nodiscard]] virtual std::uint64_t steps_done() const = 0;  ///< Number of updates, for the optimizer's corrections.
   virtual void set_steps_done(std::uint64_t steps) = 0;
   /// All state that this rank holds and that training changes. Call between runs.
   [[nodiscard]] virtual std::vector<StateTensor> state() const = 0;
