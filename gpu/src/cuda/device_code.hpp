@@ -175,7 +175,7 @@ __device__ float block_reduce(float value, float* shared) {
   constexpr unsigned kWarps = kThreads / kWarp;
   value = warp_reduce<Operation>(value);
   if constexpr (kWarps == 1) return value;
-  __syncthreads();  // Whoever still reads an earlier result has done so.
+  __syncthreads();  // All threads have read an earlier result.
   if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = value;
   __syncthreads();
   float all = shared[0];
