@@ -46,9 +46,9 @@ class TrainingData {
   /// This rank's rows of the next `count` batches; they stay until the next call. Errors: Corrupt.
   [[nodiscard]] Result<std::vector<training::StepInput>> next(std::size_t count);
 
-  /// Evaluates this rank's part of at most `batches` validation batches (0: all). None: there is nothing to validate
-  /// with. Asks `stops` behind each micro-batch, and gives what it has then when it says so; all ranks must be told the
-  /// same. Errors: those of Trainer::evaluate() and of `stops`.
+  /// Evaluates this rank's part of at most `batches` validation batches (0: all). Empty: there is no validation data.
+  /// Calls `stops` after each micro-batch, and returns the result so far if that is true; it must return the same on
+  /// all ranks. Errors: those of Trainer::evaluate() and of `stops`.
   [[nodiscard]] Result<std::optional<training::Evaluation>> evaluate(training::Trainer& trainer, std::uint64_t batches,
                                                                      const std::function<Result<bool>()>& stops);
 

@@ -16,7 +16,7 @@ namespace dunnock::train {
 
 struct LossCurve {
   std::string name;          ///< For the legend.
-  std::vector<LogRow> rows;  ///< In the order of their steps. Losses that are no numbers leave a gap.
+  std::vector<LogRow> rows;  ///< In the order of their steps. A loss that is not finite leaves a gap.
 };
 
 struct PlotOptions {
@@ -37,7 +37,7 @@ struct PlotOptions {
 /// being more than `most` (3 or more). `low` < `high`, both finite.
 [[nodiscard]] std::vector<double> ticks(double low, double high, unsigned most);
 
-/// The exponential average behind each loss; what is no number is passed over, and stays.
+/// The exponential average after each loss; a loss that is not finite is skipped, and kept as it is.
 [[nodiscard]] std::vector<double> smoothed(std::span<const double> losses, double rows);
 
 }  // namespace dunnock::train

@@ -48,7 +48,7 @@ class Subject {
 
   /// Recovers from `image` (which it may change) after a crash when `events` events had happened, and checks it
   /// against what was acknowledged by then. `more`: then recover() ran, and there was a second crash when that record
-  /// had so many events; 0 if there was none. A returned sentence is a violation.
+  /// had this many events; 0 if there was none. A returned sentence is a violation.
   virtual std::optional<std::string> check(std::byte* image, std::size_t events, std::size_t more) = 0;
 
   /// Would recovery of this image store anything that matters? Then it is explored, too.
@@ -75,7 +75,7 @@ class Subject {
 struct ExploreOptions {
   bool eadr = false;
   std::size_t images_per_moment = 64;  ///< More legal images than that are sampled.
-  std::size_t recovery_every = 1;      ///< Of the recoveries that have work, one in so many is explored itself.
+  std::size_t recovery_every = 1;      ///< Explores one in this many of the recoveries that have work.
   std::uint64_t seed = 1;              ///< Of the samples.
   std::uint64_t schedules = 0;         ///< Other ways for the threads to take turns, of which no images are taken.
   Mutation mutation;

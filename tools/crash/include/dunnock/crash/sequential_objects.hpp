@@ -120,7 +120,7 @@ struct PrefixTree {
   struct State {
     const Tree* tree = nullptr;
     std::uint64_t there = 0;
-    std::uint64_t may_go = 0;  // so many blocks have been evicted, and nobody has missed them yet
+    std::uint64_t may_go = 0;  // this many blocks were evicted, which no call has missed yet
     std::array<std::uint8_t, 64> pins{};
     bool operator==(const State&) const = default;
   };
