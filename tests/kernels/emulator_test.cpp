@@ -22,7 +22,7 @@ TEST(Emulator, runs_each_thread_of_each_block_once) {
   EXPECT_EQ(calls, std::vector<int>(calls.size(), 1));
 }
 
-/// Every thread writes a value and reads its neighbour's.
+/// Every thread writes a value and reads its neighbor's.
 bool neighbours_see_each_other(bool with_barrier, std::uint64_t seed) {
   emulator::set_seed(seed);
   bool right = true;

@@ -56,7 +56,7 @@ std::vector<Message> buckets_of(const Step& step, std::uint64_t bucket_bytes) {
   return messages;
 }
 
-/// Neighbours whose gradients are small go together, for a message has its latency; large gradients are cut.
+/// Neighbors whose gradients are small go together, for a message has its latency; large gradients are cut.
 std::vector<Message> slices_of(const Step& step, std::uint64_t slice_bytes) {
   std::vector<Message> messages;
   Message small;

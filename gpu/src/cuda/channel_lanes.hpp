@@ -1,4 +1,4 @@
-// How kernels walk matrices (rows, channels): neighbouring threads hold neighbouring packs of channels, so that a row's
+// How kernels walk matrices (rows, channels): neighboring threads hold neighboring packs of channels, so that a row's
 // bytes are read together; threads further on hold other rows.
 //
 //   thread t of a block: lane t % lanes, row t / lanes; lanes is a power of two up to 32

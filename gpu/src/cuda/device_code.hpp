@@ -159,7 +159,7 @@ struct Max {
   static constexpr float kNothing = -3.4028234e38F;
 };
 
-/// Over `kWidth` neighbouring lanes (a power of two); all get it.
+/// Over `kWidth` neighboring lanes (a power of two); all get it.
 template <class Operation, unsigned kWidth = kWarp>
 __device__ float warp_reduce(float value) {
 #pragma unroll

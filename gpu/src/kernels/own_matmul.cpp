@@ -20,7 +20,7 @@
 #include "kernels/matmul_call.hpp"
 #include "kernels/parallel.hpp"
 
-// GCC 12 takes the intrinsics' own undefined operands for uninitialised ones.
+// GCC 12 takes the intrinsics' own undefined operands for uninitialized ones.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
 namespace dunnock::gpu::detail {

@@ -59,7 +59,7 @@ std::mutex& mpi_mutex() {
   static auto& mutex = *new std::mutex;
   return mutex;
 }
-/// Operations that were given up still use MPI: then it can't be finalised.
+/// Operations that were given up still use MPI: then it can't be finalized.
 std::atomic<bool>& given_up() {
   static std::atomic<bool> value{false};
   return value;

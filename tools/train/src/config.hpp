@@ -202,7 +202,7 @@ struct LoadedConfig {
 
 /// Reads a file and then the overrides, "section.key=value" each; values as in TOML, but text may stand without quotes.
 /// The last of several wins; one of run.steps and run.epochs takes the other's place, and where one chooses another
-/// kind (of model, optimizer, rates or tokeniser), what the file says for its own kind is passed over. Errors:
+/// kind (of model, optimizer, rates or tokenizer), what the file says for its own kind is passed over. Errors:
 /// NotFound, ReadOnly, InvalidArgument (not a file, or larger than 1 MiB), Io; InvalidArgument: everything that is
 /// wrong, a line each, in the order of the file: PLACE: KEY: expected WHAT, got WHAT.
 [[nodiscard]] Result<LoadedConfig> read_config(const std::string& path, std::span<const std::string> overrides = {});
@@ -213,7 +213,7 @@ struct LoadedConfig {
 /// Another time, with more overrides behind those that it had.
 [[nodiscard]] Result<LoadedConfig> with_overrides(const LoadedConfig& loaded, std::span<const Override> more);
 
-/// What a run needs beyond a sound config: the data of its kind of model, and the files of its tokeniser.
+/// What a run needs beyond a sound config: the data of its kind of model, and the files of its tokenizer.
 /// Errors: InvalidArgument, naming the keys. Opens nothing.
 [[nodiscard]] Status check_ready(const LoadedConfig& loaded);
 

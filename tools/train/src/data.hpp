@@ -1,6 +1,6 @@
 // TrainingData: what a config's [data] names, as batches for the trainer, and texts of tokens.
 //
-//   text    --tokeniser--> tokens (in a file of their own, unnamed) --+--> training part  --TokenLoader--> batches
+//   text    --tokenizer--> tokens (in a file of their own, unnamed) --+--> training part  --TokenLoader--> batches
 //   tokens  --------------------------------------------------------- +--> validation part, read in its order
 //   images, labels --ImageSet--+--> ImageLoader --> batches
 //   test images, or the last of the others ------> validation
@@ -54,7 +54,7 @@ class TrainingData {
 
   /// Tokens that texts have; the model may have room for more. Of tokens only.
   [[nodiscard]] std::size_t vocabulary() const;
-  /// Of text. Errors: InvalidArgument: the token file has tokens that the tokeniser does not.
+  /// Of text. Errors: InvalidArgument: the token file has tokens that the tokenizer does not.
   [[nodiscard]] Result<std::vector<std::int32_t>> encode(std::string_view text) const;
   [[nodiscard]] Result<std::string> decode(std::span<const std::int32_t> tokens) const;
 

@@ -1,5 +1,5 @@
 // Loss curves as an SVG: of each run the training loss (thin) and its smoothed form, and the validation loss (dots and
-// a line), over the steps; several runs have a colour each, and a legend.
+// a line), over the steps; several runs have a color each, and a legend.
 //
 // The looks are those of training/timeline_svg.hpp. Not for a million points: where there are more than pixels, each
 // pixel shows the least and the largest of its steps.

@@ -1,7 +1,7 @@
 // CuckooFilter, part 3: bulk operations. Included by cuckoo_filter.hpp only.
 //
 // While a batch of keys is worked through, the next one is hashed and its lines are prefetched; durable media get one
-// fence a batch. Keys that need more than their own group and a ready neighbour go the single way afterwards.
+// fence a batch. Keys that need more than their own group and a ready neighbor go the single way afterwards.
 #pragma once
 
 #include <tbb/blocked_range.h>

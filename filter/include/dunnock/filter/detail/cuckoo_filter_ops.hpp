@@ -135,7 +135,7 @@ template <unsigned kBits, Media M, FilterPolicy kPolicy>
   return true;
 }
 
-/// Home bucket, else a neighbour. Stores and flushes; the caller fences.
+/// Home bucket, else a neighbor. Stores and flushes; the caller fences.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 template <class Flushes>
 [[gnu::always_inline]] inline auto CuckooFilter<kBits, M, kPolicy>::place_in_group(const Place& place,

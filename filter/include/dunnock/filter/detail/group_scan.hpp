@@ -39,7 +39,7 @@ concept VectorLoadable = (DUNNOCK_VECTOR_SCAN != 0) && std::derived_from<M, Mapp
 };
 
 /// The slow twin: may a fingerprint with this pattern be in a foreign lane of the group? Yes whenever it is, and once
-/// in some 16 million times also when a home lane holds it and a foreign lane above holds a neighbour (match_quickly).
+/// in some 16 million times also when a home lane holds it and a foreign lane above holds a neighbor (match_quickly).
 template <unsigned kBits, unsigned kGroupWords, class M>
 [[nodiscard]] inline bool any_foreign_scalar(const M& media, const Word* group, std::uint64_t pattern) noexcept {
   using L = Layout<kBits>;

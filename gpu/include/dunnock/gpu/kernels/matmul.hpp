@@ -20,7 +20,7 @@
 // been rounded to C's type.
 // Plans (oneDNN's primitives with their scratch, cuBLASLt's algorithms) are made when a stream's thread, or a GPU,
 // first sees a shape, and kept: a bounded number, the oldest goes. So run a shape once before a CUDA graph records it.
-// Nothing else allocates, and nothing synchronises. A build whose CUDA toolkit has no cuBLASLt answers Unsupported,
+// Nothing else allocates, and nothing synchronizes. A build whose CUDA toolkit has no cuBLASLt answers Unsupported,
 // with the stream.
 #pragma once
 
