@@ -18,7 +18,7 @@
 
 namespace dunnock::gpu {
 
-/// Of x, the large matrix. y has as many rows (or columns) as there are indices, and x's other extent.
+/// The shape of x, the large matrix. y has as many rows (or columns) as there are indices, and x's other extent.
 struct GatherShape {
   std::size_t rows = 0;
   std::size_t columns = 0;
@@ -34,11 +34,11 @@ void gather_rows(DeviceSpan<const T> x, DeviceSpan<const std::int32_t> index, De
 template <class T>
 void gather_columns(DeviceSpan<const T> x, DeviceSpan<const std::int32_t> index, DeviceSpan<T> y,
                     const GatherShape& shape, Stream& stream);
-/// y (n, columns), index (n) -> x (rows, columns), of which the other rows stay. `adds`: to what is there.
+/// y (n, columns), index (n) -> x (rows, columns), whose other rows stay. `adds`: adds to the existing values.
 template <class T>
 void scatter_rows(DeviceSpan<const T> y, DeviceSpan<const std::int32_t> index, DeviceSpan<T> x, bool adds,
                   const GatherShape& shape, Stream& stream);
-/// y (rows, n), index (n) -> x (rows, columns), of which the other columns stay.
+/// y (rows, n), index (n) -> x (rows, columns), whose other columns stay.
 template <class T>
 void scatter_columns(DeviceSpan<const T> y, DeviceSpan<const std::int32_t> index, DeviceSpan<T> x, bool adds,
                      const GatherShape& shape, Stream& stream);
