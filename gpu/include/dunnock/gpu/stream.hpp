@@ -74,7 +74,8 @@ class Stream {
   void run(std::string_view name, std::function<Status()> work);
 
   void record(Event& event);
-  /// Makes what is issued later begin when `event`'s last record is done, in any stream of the same backend.
+  /// What is issued after this begins when `event`'s last record is done. The event may be from any stream of the same
+  /// backend.
   void wait(const Event& event);
 
   /// Returns when everything issued is done. Errors: Device, with the name of the operation that failed; reported once.

@@ -50,7 +50,8 @@ struct ParameterSpec {
   [[nodiscard]] std::size_t size() const noexcept;
 };
 
-/// Number of values that a tensor takes, including the padding that aligns the next one to a line, for any type.
+/// Number of values that a tensor takes, including the padding that aligns the next one to a line or more, for any
+/// type.
 [[nodiscard]] constexpr std::size_t aligned_values(std::size_t values) noexcept { return (values + 63) / 64 * 64; }
 
 /// Values that forward passes change and gradients do not: running statistics.
