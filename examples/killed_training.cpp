@@ -103,7 +103,7 @@ class Training {
     if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) give_up("dunnock-train has failed");
   }
 
-  /// Kills it a moment after a save behind step `from` has begun; the step of that save. None: it ended before.
+  /// Kills it a moment after a save after step `from` has begun; returns the step of that save. Empty: it ended before.
   std::optional<std::uint64_t> kill_in_save(std::uint64_t from, std::chrono::microseconds after) {
     while (true) {
       for (const nlohmann::json& event : events()) {

@@ -2,7 +2,7 @@
 //
 //   dunnock-value-store POOL_FILE put KEY < VALUE     get KEY > VALUE     erase KEY     stats
 //
-// A value of more than 16 bytes lies in the log, behind a header with its key, length and checksum; the index has its
+// A value of more than 16 bytes is in the log, after a header with its key, length and checksum; the index has its
 // locator. What is replaced or erased is collected when space runs out.
 #include <fmt/core.h>
 

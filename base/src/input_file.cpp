@@ -23,7 +23,7 @@ std::string_view kind_of(mode_t mode) {
 }  // namespace
 
 Result<UniqueFd> open_to_read(const std::string& path, std::uint64_t& bytes) {
-  // Without O_NONBLOCK, opening a FIFO would wait for whoever writes into it.
+  // Without O_NONBLOCK, opening a FIFO would wait for a writer.
   UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (!file) return system_error("can't open " + path, errno);
   struct stat info {};

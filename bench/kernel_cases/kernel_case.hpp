@@ -77,7 +77,7 @@ class KernelValues {
     });
     return span;
   }
-  /// Not initialised, not compared.
+  /// Not initialized, not compared.
   template <class T>
   gpu::DeviceSpan<T> workspace(std::size_t count) {
     return room<T>(count);

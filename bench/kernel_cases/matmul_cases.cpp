@@ -13,7 +13,7 @@ namespace {
 
 using namespace gpu;
 
-/// What is measured of a product: with nothing behind it, or as a layer has it forward and backward.
+/// Which product is measured: the plain one, or those of a layer's forward and backward pass.
 enum class Use : std::uint8_t { kPlain, kForward, kGradientOfX, kGradientOfWeights };
 
 #if DUNNOCK_HAS_DNNL

@@ -62,7 +62,7 @@ inline BackwardPass backward_pass(const ModelShape& model, std::size_t tokens, c
   const auto product_us = [&](std::size_t in, std::size_t out) {
     return 2 * n * static_cast<double>(in) * static_cast<double>(out) / (device.tflop_per_s * 1e6);
   };
-  /// So many arrays of (tokens, width) are read and written.
+  /// The time to read and write this many arrays of (tokens, width).
   const auto pass_us = [&](double arrays, std::size_t width) {
     return arrays * 2 * n * static_cast<double>(width) / (device.memory_gb_per_s * 1e3);
   };

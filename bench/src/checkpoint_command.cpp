@@ -138,7 +138,7 @@ void check(bool fine, const std::string& what) {
   if (!fine) fail(what + ": " + std::strerror(errno));
 }
 
-/// Calls work(tensor, from, to) for pieces of up to 1 MiB of all tensors, on so many threads.
+/// Calls work(tensor, from, to) for pieces of up to 1 MiB of all tensors, on `threads` threads.
 void in_pieces(const Model& model, unsigned threads,
                const std::function<void(std::size_t, std::uint64_t, std::uint64_t)>& work) {
   struct Piece {

@@ -108,7 +108,7 @@ void issue(Rank& rank, What what, std::size_t bytes) {
   }
 }
 
-/// Microseconds an operation, of many that are issued one behind the other.
+/// Microseconds per operation, for many that are issued one after the other.
 double us_of(Rank& rank, unsigned times, const std::function<void()>& issue_one) {
   issue_one();
   rank.finish();

@@ -34,7 +34,7 @@ struct Options {
   std::string json;
 };
 
-std::uint64_t mix(std::uint64_t x) {  // SplitMix64's finaliser
+std::uint64_t mix(std::uint64_t x) {  // SplitMix64's finalizer
   x += 0x9e3779b97f4a7c15ULL;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;

@@ -18,8 +18,8 @@
 // and M / 16 of all lookups pay: a mark is for one bucket of eight and half of its fingerprints.
 //
 // An insert touches its own line. In a full group it goes straight to the other one if it may (a = M / 16 F). Otherwise
-// it looks at groups where a neighbour could go: at up to c if its fingerprint is even, at up to 4 if it is odd, for
-// then any even neighbour will do. One that has room costs a log line too. If none has, or if the other group is full,
+// it looks at groups where a neighbor could go: at up to c if its fingerprint is even, at up to 4 if it is odd, for
+// then any even neighbor will do. One that has room costs a log line too. If none has, or if the other group is full,
 // then E = 1 + F (1 / (1 - F) + 1) more lines are searched and logged:
 //
 //     look(n) = (1 - F^n) / (1 - F) + (1 - F^n) + F^n E       1 + F (a E + (1 - a) (look(c) + look(4)) / 2)
@@ -53,7 +53,7 @@ struct Bins {
   double offers = 0;     // S
 };
 
-/// F^c: no neighbour of an arrival in a full group can go elsewhere without a new mark.
+/// F^c: no neighbor of an arrival in a full group can go elsewhere without a new mark.
 inline double stuck(const Bins& bins) {
   return bins.full <= 0 ? 1 : std::pow(bins.full, std::min(4.0, bins.offers / bins.full));
 }

@@ -80,7 +80,7 @@ std::vector<IndexKey> keys_of(const IndexKey& root, const std::vector<std::uint6
   return keys;
 }
 
-/// What a block with that key holds: whoever gets another's bytes is noticed.
+/// What a block with that key holds: a reader that gets another block's bytes is noticed.
 void fill_block(const IndexKey& key, std::span<std::byte> block) {
   std::uint64_t x = key.low;
   for (std::size_t at = 0; at + 8 <= block.size(); at += 8) {

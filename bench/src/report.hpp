@@ -30,7 +30,7 @@ double ns_of(const Work& work) {
   return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// Calls work(thread) on so many threads; returns when all have.
+/// Calls work(thread) on `threads` threads; returns when all calls have.
 template <class Work>
 void on_threads(unsigned threads, const Work& work) {
   std::vector<std::thread> others;

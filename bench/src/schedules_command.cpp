@@ -27,7 +27,7 @@ struct Options {
   bool quick = false;
 };
 
-/// A plan and its figures, or the reason why there are none.
+/// A plan and its figures, or the reason why there is no plan.
 struct Outcome {
   std::string refused;
   Plan plan{};

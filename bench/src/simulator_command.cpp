@@ -133,7 +133,7 @@ double cpu_seconds() {
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
-/// Messages of one kind, one behind the other, as lanes have them.
+/// Messages of one kind, one after the other, as in lanes.
 struct LinkCosts {
   Link link;
   /// Of a processor, that moving a large message keeps busy at each rank.

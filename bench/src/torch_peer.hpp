@@ -32,7 +32,7 @@ class TorchPeer {
   pid_t pid_ = -1;
   int to_ = -1;
   int from_ = -1;
-  std::string read_;  // Behind the last line.
+  std::string read_;  // What was read after the last line.
 };
 
 /// Resident memory of a process, bytes; 0: not known.

@@ -115,7 +115,7 @@ std::vector<ModelCase> model_cases(const Options& options) {
   return cases;
 }
 
-/// The rate of a square product on so many threads: the peak that shares are of. GFLOP/s.
+/// The rate of a square product on this many threads, in GFLOP/s: the peak that shares refer to.
 template <class T>
 class Peak {
  public:

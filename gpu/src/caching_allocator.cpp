@@ -112,7 +112,7 @@ void CachingAllocator::free(Block* block) {
   pending_.push_back(block);
 }
 
-/// Joins it with free neighbours of the same owner.
+/// Joins it with free neighbors of the same owner.
 void CachingAllocator::make_free(Block* block) {
   block->is_free = true;
   block->uses.clear();
@@ -168,7 +168,7 @@ void CachingAllocator::forget_stream(std::uint64_t stream) {
   free_for_all(orphans);
 }
 
-/// Free blocks that are in no list become everybody's, joined with their neighbours.
+/// Free blocks that are in no list become everybody's, joined with their neighbors.
 void CachingAllocator::free_for_all(const std::vector<Block*>& blocks) {
   for (Block* block : blocks) {
     block->stream = kNoStream;
@@ -190,7 +190,7 @@ void CachingAllocator::release_kept(std::unique_lock<std::mutex>& lock) {
   lock.unlock();                                       // What is waited for may free buffers.
   source_->finish_all();
   lock.lock();
-  // Nothing runs that uses what was free: it is everybody's, and its neighbours can join.
+  // Nothing runs that uses what was free: it is everybody's, and its neighbors can join.
   free_for_all(blocks);
   std::erase_if(segments_, [this](const auto& segment) {
     Block* const first = segment.second;

@@ -3,7 +3,7 @@
 //   segment  | block | block |     free     |        taken from the device: 2 MiB for small requests,
 //            <------------- one take ------->        the request rounded up to 2 MiB for large ones
 //
-// Why: asking a device for memory costs it a synchronisation, and a training step asks thousands of times.
+// Why: asking a device for memory costs it a synchronization, and a training step asks thousands of times.
 //
 // Each stream has its own free blocks: one that was freed on a stream is used again on the same stream without waiting,
 // for what it is used for next comes later there. A stream that has gone leaves its blocks to all. A block that other
@@ -64,7 +64,7 @@ class CachingAllocator {
   void reset_peak();
   void set_limit(std::uint64_t bytes);
   void release_kept();
-  /// Blocks of a segment follow one another, free neighbours of one owner are one, and the counts are right. A sentence
+  /// Blocks of a segment follow one another, free neighbors of one owner are one, and the counts are right. A sentence
   /// if not. For tests.
   [[nodiscard]] std::string check() const;
 

@@ -7,7 +7,7 @@
 
 namespace dunnock::gpu::detail {
 
-/// While there is one, the calling thread runs an operation on so many threads. Those of one thread nest.
+/// While this lives, the calling thread runs an operation on `threads` threads. Objects of one thread nest.
 class Computing {
  public:
   explicit Computing(int threads) noexcept : before_(own()) {

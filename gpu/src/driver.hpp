@@ -1,4 +1,4 @@
-// What a backend implements: devices, streams, events and graphs, behind the classes of the public headers.
+// The interface that a backend implements: devices, streams, events and graphs, for the classes of the public headers.
 #pragma once
 
 #include <atomic>

@@ -13,7 +13,7 @@ struct HostAccess {
   static std::uint64_t load(const std::uint64_t* word) noexcept {
     return std::atomic_ref(*const_cast<std::uint64_t*>(word)).load(std::memory_order_acquire);
   }
-  // acq_rel: a mark that was raised before is seen by whoever sees what it announces.
+  // acq_rel: a thread that sees what a mark announces also sees the mark, which was raised before.
   static bool swap(std::uint64_t* word, std::uint64_t expected, std::uint64_t desired) noexcept {
     return std::atomic_ref(*word).compare_exchange_strong(expected, desired, std::memory_order_acq_rel,
                                                           std::memory_order_acquire);

@@ -5,7 +5,7 @@
 //   spill   the mark of the home word goes up first; a mark without a copy costs a lookup a comparison, no more
 //   kick    the copy is in its other group first; then one swap takes the original and raises its mark. When the
 //           original is not there any more, another kick has moved it: our copy is one too many and is taken back.
-// And erasures among themselves: a copy is taken by one swap; whoever loses it looks again.
+// And erasures among themselves: a copy is taken by one swap; the thread that loses it looks again.
 //
 // What it costs at least: 32-byte sectors (what a GPU's memory is read in) that a lookup touches, 12-bit fingerprints.
 // The home word is one. A marked home (level > 0, unless it matches) adds what else its group has: with 8 words one
@@ -410,10 +410,10 @@ class FilterWords {
   std::uint64_t groups_;
 };
 
-/// The longest prefix that `has` says yes to, when it says yes to nothing behind a no.
+/// The longest prefix for which `has` is true, provided that it is true for nothing after a false.
 template <class Has>
 DUNNOCK_HOST_DEVICE std::uint32_t longest_prefix(std::uint32_t blocks, const Has& has) {
-  std::uint32_t low = 0;        // So many are there,
+  std::uint32_t low = 0;        // This many are stored,
   std::uint32_t high = blocks;  // and none behind these.
   while (low < high) {
     const std::uint32_t middle = low + (high - low + 1) / 2;

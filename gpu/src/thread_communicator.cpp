@@ -58,7 +58,7 @@ struct Job {
   std::mutex mutex;
   std::map<Key, Meeting> meetings;
   std::optional<Error> failed;
-  std::set<std::pair<Key, unsigned>> dropped;                                  // by a rank, behind a failure of its own
+  std::set<std::pair<Key, unsigned>> dropped;                                  // by a rank, after a failure of its own
   std::vector<bool> gone;                                                      // ranks whose end is destroyed,
   std::vector<std::uint64_t> collectives;                                      // and how many each has called
   std::map<std::tuple<unsigned, unsigned, unsigned>, std::uint64_t> messages;  // (rank, from, to)
@@ -236,7 +236,7 @@ class ThreadCommunicator final : public CommunicatorImpl {
     return inputs;
   }
 
-  /// `waits`: for all the others, at the begin, and behind each part in which they read one's memory.
+  /// `waits`: for all other ranks, at the beginning, and after each part in which they read this rank's memory.
   void collective(const Call& call, unsigned waits, Post post, Stream& stream, Part first, Part second) {
     issue({0, 0, next_collective()}, call, waits, post, stream, std::move(first), std::move(second));
   }

@@ -28,7 +28,7 @@ bool read_all(int descriptor, std::uint64_t at, std::span<std::byte> into) noexc
 }  // namespace
 
 Result<SafetensorsFile> SafetensorsFile::open(const std::string& path) {
-  // Without O_NONBLOCK, opening a FIFO would wait for whoever writes into it.
+  // Without O_NONBLOCK, opening a FIFO would wait for a writer.
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor < 0) return system_error("can't open " + path, errno);
   SafetensorsFile file(descriptor, 0, {});  // Closes it from here on.

@@ -55,7 +55,7 @@ class Reader {
     left_ = left_.subspan(length);
     return text;
   }
-  /// A count of things of at least so many bytes each: not more than can follow.
+  /// Reads a count of items of at least `bytes` bytes each, and refuses one larger than what can follow.
   std::uint64_t count(std::uint64_t bytes_each) {
     const auto count = number<std::uint64_t>();
     if (count > left_.size() / bytes_each) ok_ = false;

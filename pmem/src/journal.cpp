@@ -221,7 +221,7 @@ struct Half {
     const std::byte* body;
     std::uint64_t number, lines, revokes;
   };
-  std::uint64_t first = 0, last = 0;  // numbers; first is 0 when there are none
+  std::uint64_t first = 0, last = 0;  // group numbers; first is 0: no groups
   std::uint64_t youngest = 0;         // of all that are sound, in order or not
   std::uint64_t oldest = 0;           // what the youngest says is needed
   std::vector<Group> groups;

@@ -100,7 +100,7 @@ class Journal {
   Journal& operator=(const Journal&) = delete;
   virtual ~Journal() = default;
 
-  /// Can one group have so many?
+  /// Can one group have this many?
   [[nodiscard]] virtual bool fits(std::size_t lines, std::size_t revokes) const noexcept = 0;
   /// Makes the group, which fits, durable. `copy` reads a line of the pool. 0, or the errno of what failed: a write, or
   /// a write-back that was to make room.

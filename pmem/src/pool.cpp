@@ -404,7 +404,7 @@ Result<Pool> Pool::open(const std::string& path, const OpenOptions& options) {
     DUNNOCK_TRY(file.check_head(*found));
     DUNNOCK_TRY(file.recover(*found));
   }
-  // Its name must survive a power failure, too: whoever gave it may have died before that was so.
+  // Its name must survive a power failure, too: the process that gave it may have died before that.
   if (auto folder = open_folder(split_path(path).folder); folder && sync_folder(folder->get()) != 0)
     return system_error("can't sync the folder of " + path, errno);
   auto impl = std::make_unique<Impl>(std::move(file));

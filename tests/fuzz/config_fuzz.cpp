@@ -1,4 +1,4 @@
-// Fuzzes configs of dunnock-train: a TOML file and, behind a byte 0 each, overrides. Whatever the bytes are, the answer
+// Fuzzes configs of dunnock-train: a TOML file and overrides, each after a byte 0. Whatever the bytes are, the answer
 // is an error with words or a config that is written and read back equal.
 #include <cstddef>
 #include <cstdint>

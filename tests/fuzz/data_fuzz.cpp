@@ -63,7 +63,7 @@ void tokens(std::span<const std::byte> bytes, TokenFile::Format format) {
 
 void llama2c(std::span<const std::byte> bytes) {
   (void)Llama2cTokeniser::parse(bytes);  // As it is,
-  // and behind the tokens of bytes, which no fuzzer would find.
+  // and after the tokens of bytes, which no fuzzer would find.
   std::string file("\x14\0\0\0", 4);
   const auto add = [&file](const std::string& text) {
     const auto length = static_cast<std::uint32_t>(text.size());

@@ -14,7 +14,7 @@ namespace {
 
 using namespace dunnock;
 
-/// Memory with nothing behind it that may be touched.
+/// Memory after which nothing may be touched.
 class Memory {
  public:
   explicit Memory(std::size_t bytes)

@@ -496,7 +496,7 @@ Called receive(std::size_t count) {
           }};
 }
 
-/// Other counts (none, few, many, and so many that they go another way), types (of as many values, of as many bytes),
+/// Other counts (none, few, many, and enough to take another path), types (of as many values, of as many bytes),
 /// reductions, roots, and other operations.
 std::vector<Disagreement> disagreements() {
   constexpr std::size_t kFew = 10;

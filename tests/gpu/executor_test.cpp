@@ -85,7 +85,7 @@ TEST_P(Executors, run_in_an_order_that_the_simulator_has_too) {
     const auto simulated = simulate(one.graph, schedule);
     ASSERT_TRUE(measured && simulated);
     ASSERT_EQ(measured->intervals.size(), simulated->intervals.size());
-    // What the simulator has one behind the other because lane or wait says so, has run so.
+    // Operations that the simulator runs one after the other because of a lane or a wait have run in that order.
     for (std::size_t i = 0; i < measured->intervals.size(); ++i) {
       const Interval& mine = measured->intervals[i];
       ASSERT_EQ(mine.op, simulated->intervals[i].op);

@@ -22,7 +22,7 @@ TEST(Emulator, runs_each_thread_of_each_block_once) {
   EXPECT_EQ(calls, std::vector<int>(calls.size(), 1));
 }
 
-/// Every thread writes a value and reads its neighbour's.
+/// Every thread writes a value and reads its neighbor's.
 bool neighbours_see_each_other(bool with_barrier, std::uint64_t seed) {
   emulator::set_seed(seed);
   bool right = true;
@@ -178,7 +178,7 @@ TEST(Emulator, multiplies_matrices_as_tensor_cores_do) {
   std::mt19937_64 random(test::seed());
   std::normal_distribution<float> normal;
   std::vector<Bf16> a(16 * 16);
-  std::vector<Bf16> b(8 * 16);  // columns of B, one behind the other
+  std::vector<Bf16> b(8 * 16);  // columns of B, one after the other
   for (Bf16& value : a) value = Bf16(normal(random));
   for (Bf16& value : b) value = Bf16(normal(random));
   std::vector<float> product(16 * 8);

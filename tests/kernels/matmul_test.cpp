@@ -1,5 +1,5 @@
-// Matrix products and their epilogues against the twin: by the own kernels (each instruction set that the processor
-// has), by oneDNN, by whoever is chosen, and on CUDA. Of CUDA's parts the kernels behind cuBLASLt run emulated.
+// Matrix products and their epilogues against the twin: by our own kernels (each instruction set that the processor
+// has), by oneDNN, by the one that is chosen, and on CUDA. Of CUDA's parts the kernels after cuBLASLt run emulated.
 #include "dunnock/gpu/kernels/matmul.hpp"
 
 #include <cmath>

@@ -31,7 +31,7 @@ class Randoms : public test::OnEachRunner {
     return {.seed = random()(), .first_block = kFirst[random()() % std::size(kFirst)]};
   }
 
-  /// Values behind the results, which nobody writes: a group that is not whole ends where it should.
+  /// Values after the results, which must not be written: a partial group ends where it should.
   static constexpr std::size_t kGuards = 16;
   static constexpr float kGuard = 77;
   template <class T>

@@ -553,7 +553,7 @@ TEST(Line, is_copied_as_it_was_at_one_moment) {
   EXPECT_GT(torn, 0u) << "one reading would not do";
 }
 
-/// A file with an extent for a journal of so many bytes, and what a crash leaves of it.
+/// A file with an extent for a journal of the given size, and what a crash leaves of it.
 class JournalFile : public ::testing::Test {
  protected:
   static constexpr std::uint64_t kOffset = 3 * detail::kJournalBlock, kId = 77, kPoolBytes = 1 << 20;
@@ -577,7 +577,7 @@ class JournalFile : public ::testing::Test {
     journal_.reset();
     unlink(path_.c_str());
   }
-  /// Appends a group of so many lines that say its number: 0, or an errno.
+  /// Appends a group of this many lines that hold its number. Returns 0, or an errno.
   int append(std::uint64_t lines = 1) {
     ++number_;
     std::vector<std::uint64_t> offsets;

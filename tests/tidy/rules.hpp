@@ -295,7 +295,7 @@ enum class Strings { kKept, kBlanked };
 
 // ----- the tree -----------------------------------------------------------------------------------------------------
 
-/// Our own text files under `root`, sorted: not what is built, not what others wrote (data, licences).
+/// Our own text files under `root`, sorted: not what is built, not what others wrote (data, licenses).
 [[nodiscard]] inline std::vector<std::string> files_of(const std::filesystem::path& root) {
   constexpr std::array<std::string_view, 10> kEndings = {".hpp", ".cpp", ".cu", ".cuh",  ".cmake",
                                                          ".in",  ".sh",  ".md", ".json", ".py"};

@@ -274,7 +274,7 @@ TEST_F(DunnockTool, leaves_no_pool_behind_whose_structure_was_refused) {
   EXPECT_EQ(import("--capacity 8m --chunk 64k").status, 0);
 }
 
-/// Flips a bit behind the n-th place of the file where `text` stands, `offset` bytes on.
+/// Flips a bit `offset` bytes after the n-th occurrence of `text` in the file.
 void damage(const std::string& path, std::string_view text, std::size_t which, std::size_t offset) {
   std::string all;
   {

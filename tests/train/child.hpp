@@ -19,7 +19,7 @@ struct ChildEnd {
   std::string output;
 };
 
-/// Runs it to its end, but no longer than so many seconds; `words`: the program, and what follows it.
+/// Runs it to its end, but no longer than `seconds_max`; `words`: the program and its arguments.
 inline ChildEnd run_child(const TemporaryFolder& folder, std::vector<std::string> words, unsigned seconds_max) {
   const std::string output = folder.path("output of a child.txt");
   std::vector<char*> arguments;

@@ -200,7 +200,7 @@ TEST_F(Program, LossThatIsNoNumberStopsWithTheLastCheckpointIntact) {
   EXPECT_NE(ended.output.find("optimizer.learning_rate"), std::string::npos) << ended.output;
 }
 
-/// The line behind the one that says "goes on with".
+/// The line after the one that says "goes on with".
 std::string command_in(const std::string& output) {
   const std::string mark = "goes on with\n";
   const std::size_t at = output.find(mark);
@@ -271,7 +271,7 @@ TEST_F(Program, ChangesThatMakeAnotherRunAreRefusedByName) {
   }
 }
 
-/// Saves the newest checkpoint of a pool once more, as the version behind it and without its notes: as those were
+/// Saves the newest checkpoint of a pool once more, as the next version and without its notes: as checkpoints were
 /// before there were notes.
 void save_without_notes(const std::string& path) {
   auto pool = Pool::open(path);
@@ -510,7 +510,7 @@ TEST_F(Program, ResumesFromAnOlderStepAndItsLogIsCutThere) {
 }
 
 TEST_F(Program, StopsWithASaveWhereNoneWasDue) {
-  // So many steps that none of a busy machine's pauses lets it end before it is told to stop.
+  // Enough steps that no pause of a busy machine lets it end before it gets the signal to stop.
   const Words steps{"--steps", "600", "--set", "checkpoint.every=0"};
   ASSERT_EQ(run(with_pool("whole", steps)).status, 0);
   Words more = with_pool("stopped", {"--events", path("events")});

@@ -1,4 +1,5 @@
-// Sampling: the likeliest token, frequencies as the probabilities say (fixed seeds), and logits that are none.
+// Sampling: the likeliest token, frequencies that match the probabilities (fixed seeds), and logits that are not
+// finite.
 #include "sampling.hpp"
 
 #include <gtest/gtest.h>

@@ -220,7 +220,7 @@ CheckpointsOptions keeping_all(const TemporaryFolder& folder) {
   return {.path = folder.path("pool"), .chunk_bytes = 4096, .media = kFast, .retention = {.keep_last = 50}};
 }
 
-/// Checkpoints of steps 2, 4, ..., kSteps; the state behind step 4.
+/// Checkpoints of steps 2, 4, ..., kSteps; the state after step 4.
 States save_every_second(const Job& job, const CheckpointsOptions& options) {
   const auto trainer = trainer_of(job.options);
   Checkpoints checkpoints = open_or_fail(options, *trainer);

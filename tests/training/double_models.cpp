@@ -40,7 +40,7 @@ struct Tensor {
   }
 };
 
-/// The parameters by name; or, where there are none yet, a note of those that are asked for.
+/// The parameters by name; or, if none have been given yet, a note of those that are requested.
 class Parameters {
  public:
   explicit Parameters(const DoubleWeights& given) : given_(&given) {}

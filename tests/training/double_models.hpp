@@ -27,7 +27,7 @@ struct DoubleBatch {
   std::vector<std::int32_t> targets{};  // (rows, context)
 };
 
-/// Of every parameter of the model; running statistics are none.
+/// The shape of every parameter of the model; running statistics are not parameters.
 [[nodiscard]] std::map<std::string, std::vector<std::size_t>> parameter_shapes(const training::ModelOptions& model);
 
 /// Mean cross-entropy of the batch: over rows, of a GPT over rows and tokens. Batch norms use the batch's statistics. A

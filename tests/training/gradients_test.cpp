@@ -36,7 +36,7 @@ struct Found {
 struct How {
   unsigned slots = 1;
   unsigned slot = 0;
-  unsigned micro_batches = 1;  // The batch is taken in so many.
+  unsigned micro_batches = 1;  // The batch is split into this many.
   std::size_t spare_rows = 0;  // That the network has room for.
 };
 

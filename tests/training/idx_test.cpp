@@ -45,7 +45,7 @@ std::string reason(const std::string& bytes) {
 }
 bool says(const std::string& reason, const char* word) { return reason.find(word) != std::string::npos; }
 
-/// Bytes 0, 1, 2, .. behind a header.
+/// Bytes 0, 1, 2, .. after a header.
 std::string file_of(std::uint8_t type, const std::vector<std::uint32_t>& shape, std::size_t bytes) {
   std::string file{'\0', '\0', static_cast<char>(type), static_cast<char>(shape.size())};
   for (const std::uint32_t length : shape) {
@@ -94,7 +94,7 @@ TEST(Idx, refuses_compressed_data_that_is_damaged_or_cut_off) {
   EXPECT_TRUE(says(reason(file + "x"), "follow"));
   EXPECT_TRUE(says(reason(file + gzip("x")), "follow the 2500"));
   EXPECT_TRUE(says(reason(gzip("").append(file_of(0x08, {1}, 1))), "follow"));
-  // The checksum behind the data is compared too, although all data has been read by then.
+  // The checksum after the data is compared too, although all data has been read by then.
   std::string sum = file;
   sum[sum.size() - 8] = static_cast<char>(sum[sum.size() - 8] ^ 1);
   EXPECT_TRUE(says(reason(sum), "damaged"));
@@ -202,7 +202,7 @@ TEST(ImageSet, is_of_images_and_labels_that_belong_together) {
   EXPECT_TRUE(says(label.error().message, "label 2 is 2, of 2 classes"));
 }
 
-/// Labels of any type, big endian: the first number of each row, and others behind it.
+/// Labels of any type, big endian: the first number of each row, and others after it.
 IdxArray labels_of(unsigned type, std::size_t columns, const std::vector<int>& labels) {
   IdxArray array{static_cast<IdxType>(type), {static_cast<std::uint32_t>(labels.size())}, {}};
   if (columns > 1) array.shape.push_back(static_cast<std::uint32_t>(columns));

@@ -252,8 +252,8 @@ void orders_of(std::string& order, std::array<unsigned, 3> done, unsigned m, uns
   }
 }
 
-/// The longest time from a device's first start to its last end; infinite when they wait in a circle. Written apart
-/// from the library: rounds over all devices until nothing moves.
+/// The longest time from a device's first start to its last end; infinite if they deadlock. Independent of the
+/// library: rounds over all devices until nothing moves.
 double span_of(const std::vector<const std::string*>& orders, unsigned m, const std::array<double, 3>& cost) {
   const std::size_t p = orders.size();
   constexpr double kNever = std::numeric_limits<double>::infinity();

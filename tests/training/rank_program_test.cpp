@@ -1,5 +1,5 @@
 // What one rank does of a plan: no slot is used again too early, no dependency of the plan is lost, and ranks whose
-// messages wait for each other come to their end. By reckoning, so that no race has to be lucky to be found.
+// messages wait for each other finish. All of this is computed, not run, so finding an error does not depend on timing.
 #include "rank_program.hpp"
 
 #include <gtest/gtest.h>

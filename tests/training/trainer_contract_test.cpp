@@ -1,5 +1,5 @@
-// What the trainer promises besides right weights: errors in words that leave it usable, numbers that are none shown as
-// such, lost ranks noticed, graphs and windows of any length to the same bits, and what it tells of its runs.
+// What the trainer promises besides correct weights: errors in words that leave it usable, NaN shown as such, lost
+// ranks noticed, graphs and windows of any length with the same bits, and what it reports about its runs.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -211,7 +211,7 @@ INSTANTIATE_TEST_SUITE_P(DataParallel, LostRank,
                          ::testing::Combine(::testing::ValuesIn(schedules_of(Family::kDataParallel)),
                                             ::testing::Values(1U), ::testing::Values(0U, 1U)));
 
-// ----- numbers that are none ----------------------------------------------------------------------------------------
+// ----- NaN and infinities -------------------------------------------------------------------------------------------
 
 TEST(TrainerContract, ALossThatIsNoNumberIsShown) {
   for (const ModelOptions& model : {small_mlp(), small_cnn(), small_gpt()}) {
@@ -236,7 +236,7 @@ TEST(TrainerContract, ALossThatIsNoNumberIsShown) {
         ASSERT_TRUE(evaluation);
         EXPECT_TRUE(std::isnan(evaluation->loss)) << evaluation->loss;
       };
-      // A weight of the first layer, which everything behind it must hand on.
+      // A weight of the first layer, which all later layers must propagate.
       const auto trainer = trainer_of(options);
       std::vector<std::vector<float>> whole = std::move(*trainer->gather());
       std::ranges::fill(whole.front(), kNan);

@@ -499,7 +499,7 @@ TEST(WeightsFile, OfSixteenBitsIsReadExactly) {
         auto bits = static_cast<std::uint16_t>(random());
         double value = 0;
         if (dtype == Dtype::kBF16) {
-          if ((bits & 0x7F80) == 0x7F80) bits &= 0x7FFF & ~0x4000;  // No infinities, and nothing that is no number.
+          if ((bits & 0x7F80) == 0x7F80) bits &= 0x7FFF & ~0x4000;  // No infinities and no NaN.
           value = static_cast<double>(std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16));
         } else {
           if ((bits & 0x7C00) == 0x7C00) bits &= ~0x4000;

@@ -905,7 +905,7 @@ class PairTable {
     }
     return std::nullopt;
   }
-  /// Replaces the pair in the word, and its neighbours in the table.
+  /// Replaces the pair in the word, and its neighbors in the table.
   void merge(Word& word, std::size_t index, const Best& pair, std::int32_t merged) {
     count(word, index, -1);
     std::size_t kept = 0;

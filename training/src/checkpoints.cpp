@@ -146,7 +146,7 @@ class Checkpoints::Impl {
  private:
   [[nodiscard]] bool works() const { return world_ == nullptr || world_->rank() == 0; }
   [[nodiscard]] bool in_place() const;
-  /// `position` must stay as long as the sources. Errors: InvalidArgument: values that are no numbers.
+  /// `position` must stay as long as the sources. Errors: InvalidArgument: values that are not finite.
   [[nodiscard]] Result<std::vector<TensorSource>> sources_of(const Position& position,
                                                              const std::vector<StateTensor>& mine) const;
   Status wait_for_save();
@@ -267,7 +267,7 @@ Result<std::optional<std::uint64_t>> Checkpoints::Impl::Disk::find(std::optional
     return make_error(ErrorCode::kCorrupt,
                       unread + ", so the newest checkpoint may be missing; " +
                           (there.empty() ? "no other can be read" : "those of these steps can be: " + list_of(there)));
-  return newest;  // If it is damaged, whoever reads it hears so.
+  return newest;  // If it is damaged, reading it reports that.
 }
 
 Status Checkpoints::Impl::open(const CheckpointsOptions& options) {
@@ -405,7 +405,7 @@ Status Checkpoints::Impl::verify(std::optional<std::uint64_t> step) {
 
 Status Checkpoints::Impl::wait_for_save() {
   return together([this]() -> Status {
-    if (pending_) (void)pending_->wait();  // Whoever wants to know asks again.
+    if (pending_) (void)pending_->wait();  // A caller that needs the result asks again.
     return {};
   });
 }

@@ -9,7 +9,7 @@
 // - Priority: slices of gradients; when the link is free, that of the first layer which is ready goes (ByteScheduler's
 //   way; a slice on its way is not stopped). Each layer's forward pass waits for its own sums.
 // - Reverse first-k (out-of-order backprop, EuroSys 2022): as priority, and the weight gradients of the first k layers
-//   are computed behind the dO chain, the first layer's first. k is searched in the simulator.
+//   are computed after the dO chain, the first layer's first. k is searched in the simulator.
 #include <algorithm>
 #include <limits>
 #include <string>
@@ -56,7 +56,7 @@ std::vector<Message> buckets_of(const Step& step, std::uint64_t bucket_bytes) {
   return messages;
 }
 
-/// Neighbours whose gradients are small go together, for a message has its latency; large gradients are cut.
+/// Neighbors whose gradients are small go together, for a message has its latency; large gradients are cut.
 std::vector<Message> slices_of(const Step& step, std::uint64_t slice_bytes) {
   std::vector<Message> messages;
   Message small;

@@ -58,8 +58,8 @@ class Source {
       rest_ = rest_.subspan(in - stream_.avail_in);
       done += out - stream_.avail_out;
       if (answer == Z_STREAM_END) {
-        // A gzip file may be several, one behind the other, and zeros may follow each: blocks of a tape or a disk that
-        // were filled up. gzip and Python's gzip read it alike.
+        // A gzip file may be several in sequence, and zeros may follow each: the padding of tape or disk blocks. gzip
+        // and Python's gzip read it the same way.
         const auto* const content = std::find_if(rest_.data(), rest_.data() + rest_.size(),
                                                  [](std::byte byte) { return byte != std::byte{0}; });
         rest_ = rest_.subspan(static_cast<std::size_t>(content - rest_.data()));

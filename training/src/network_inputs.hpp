@@ -44,7 +44,7 @@ class NetworkInputs {
   [[nodiscard]] const InputSizes& sizes() const noexcept { return sizes_; }
 
   /// `rows` rows from the beginning of micro-batch `first` on; they may be those of several. The host's memory must
-  /// stay until the stream is synchronised.
+  /// stay until the stream is synchronized.
   void upload(std::size_t first, std::size_t rows, const StepInput& input, gpu::Stream& stream) {
     const std::size_t begin = first * rows_;
     const auto part = [&](auto& buffer, std::size_t a_row) {

@@ -95,7 +95,7 @@ struct Place {
   double done_us = 0;  // Of the operation, alone on its device.
 };
 
-/// Lets `side` run beside the main lane from `place` to the region's end, and alone behind it.
+/// Lets `side` run concurrently with the main lane from `place` to the region's end, and alone after it.
 struct CoRun {
   Place place;
   double won_us = 0;  // Less than one after the other.
@@ -203,7 +203,7 @@ Placement place_at_once(const Step& step, double main_share, bool delays) {
       waiting.push_back(i);
     }
   }
-  const auto ready_from = [&](unsigned layer) {  // Behind so many operations of the main lane.
+  const auto ready_from = [&](unsigned layer) {  // After this many operations of the main lane.
     const bool behind = layer > 0 && step.layers[layer].weights_behind_output;
     return std::min<std::size_t>(layers - 1, layers - 1 - layer + (behind ? 1 : 0));
   };
@@ -321,9 +321,9 @@ class Writer {
     update_if_ready(ops, layer);
     if (step_.layers[layer].tied_to) update_if_ready(ops, *step_.layers[layer].tied_to);
   }
-  /// In the lane of its dW, behind the dO of its layer too, which reads the weights, and the dW of what is tied to it.
+  /// In the lane of its dW, also after the dO of its layer, which reads the weights, and the dW of what is tied to it.
   void update_if_ready(const std::vector<LayerOps>& ops, std::size_t layer) {
-    if (step_.clips) return;  // Behind all of them.
+    if (step_.clips) return;  // The update comes after all of them.
     Progress& progress = progress_[layer];
     if (!progress.output_gradient || !progress.weight_gradient || progress.updated) return;
     for (std::size_t i = layer + 1; i < step_.layers.size(); ++i) {

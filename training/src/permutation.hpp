@@ -8,7 +8,7 @@
 
 namespace dunnock::training::detail {
 
-/// Mixes all bits (the finaliser of SplitMix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators",
+/// Mixes all bits (the finalizer of SplitMix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators",
 /// OOPSLA 2014).
 [[nodiscard]] constexpr std::uint64_t mixed(std::uint64_t x) noexcept {
   x += 0x9e3779b97f4a7c15;

@@ -295,7 +295,7 @@ class Maker {
     if (action.move == (splits_ ? Move::kBackward : Move::kWeights))
       id = gradients_[t][action.chunk][action.micro_batch];
     if (id != gpu::kNoOp) {
-      // A gradient leaves behind the W of its stage, in conventional schedules.
+      // In conventional schedules, a gradient is sent after the W of its stage.
       if (action.move == Move::kWeights) waits.push_back(op(t, action));
       const unsigned sender = stages_.pipe.chunks[action.chunk].device;
       const unsigned receiver = plan_.tags[id].device;
@@ -459,7 +459,7 @@ Result<Plan> plan_pipeline(Pipeline kind, const Step& step, const PlanOptions& o
     case Pipeline::kZbH2: listed(unit, zb_rules(pipe, true), true); break;
     case Pipeline::kZbV: {
       Orders drawn = zb_v_orders(pipe);
-      // With fewer micro-batches than it is drawn for it may wait in a circle: then by the same bounds, greedily.
+      // With fewer micro-batches than it is drawn for it may deadlock: then schedule by the same bounds, greedily.
       if (run_orders(pipe, drawn, true)) {
         found = Found{std::move(drawn), true, {}};
       } else {

@@ -288,7 +288,7 @@ Orders gpipe_orders(const Pipe& pipe) {
 
 namespace {
 
-/// Forwards and backwards in the given orders: so many forwards first, then one of each in turn.
+/// Forwards and backwards in the given orders: `warm_up` forwards first, then one of each in turn.
 std::vector<Action> one_and_one(const std::vector<Action>& forwards, const std::vector<Action>& backwards,
                                 std::size_t warm_up) {
   std::vector<Action> order;
@@ -343,7 +343,7 @@ Orders interleaved_orders(const Pipe& pipe) {
       const std::size_t warm_up = (v - 1) * std::size_t{largest} + 2 * std::size_t{p - 1 - d} + more;
       orders.push_back(one_and_one(forwards, backwards, warm_up));
     }
-    // With all forwards first nobody waits in a circle, so this ends.
+    // With all forwards first there is no deadlock, so this ends.
     if (run_orders(pipe, orders, false)) return orders;
   }
 }

@@ -66,7 +66,7 @@ struct Rules {
 /// may do. Time: actions x (devices + chunks of a device).
 [[nodiscard]] std::optional<Orders> list_schedule(const Pipe& pipe, const Rules& rules);
 
-/// When everything is done, with each device following its order; none: the orders wait for each other in a circle.
+/// When everything is done, with each device following its order; empty: the orders deadlock.
 /// `span`: the longest time from a device's first start to its last end.
 struct Run {
   double makespan_us = 0;
@@ -76,8 +76,8 @@ struct Run {
 
 [[nodiscard]] Orders gpipe_orders(const Pipe& pipe);
 [[nodiscard]] Orders one_forward_one_backward_orders(const Pipe& pipe);
-/// Chunks dealt to devices in turn. Warm-up forwards are added until nobody waits in a circle, should the micro-batches
-/// be no multiple of the devices.
+/// Chunks dealt to devices in turn. If the micro-batches are not a multiple of the devices, warm-up forwards are added
+/// until there is no deadlock.
 [[nodiscard]] Orders interleaved_orders(const Pipe& pipe);
 /// ZB-V: chunk c and chunk 2 devices - 1 - c on device c.
 [[nodiscard]] Orders zb_v_orders(const Pipe& pipe);

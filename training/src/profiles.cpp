@@ -15,7 +15,7 @@ constexpr double kStateBytes = 2 + 12;  // A weight, its master copy and two mom
 
 double ceil_div(double a, double b) { return std::ceil(a / b); }
 
-/// A matrix product of so many rows, columns and depth, and what is read and written besides.
+/// A matrix product by its rows, columns and depth, and what is read and written besides.
 struct Product {
   double rows = 0;
   double columns = 0;

@@ -16,7 +16,7 @@ constexpr double kLabel = 96;
 constexpr double kTop = 44;
 constexpr double kCharacter = 5.6;  // Of the boxes' font, pixels.
 
-/// Colours that are told apart without red and green. Chunks behind the first of a device have a dark edge.
+/// Colors that differ without red and green. Chunks after the first of a device have a dark edge.
 struct Look {
   Part part;
   std::string_view name;

@@ -42,7 +42,7 @@ tl::unexpected<Error> corrupt(const std::string& what) {
   return make_error(ErrorCode::kCorrupt, "not a token file: " + what);
 }
 
-/// So many bytes are there, or the error that says so.
+/// Checks that the file has as many bytes as `place` requires. Errors: why it does not.
 Status check_size(std::uint64_t bytes, const Place& place) {
   const std::uint64_t there = bytes - place.begin_bytes;
   if (place.count > there / place.width_bytes || place.count * place.width_bytes != there)

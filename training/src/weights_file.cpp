@@ -266,7 +266,7 @@ void check_numbers(const FileTensor& tensor, std::span<const float> values, Prob
 void check_tied(const FileTensor& table, std::span<const float> rows, const FileTensor& head,
                 std::span<const float> head_rows, Problems& problems) {
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    // What is no number has been named before.
+    // Values that are not finite have been reported before.
     if (rows[i] == head_rows[i] || !std::isfinite(rows[i]) || !std::isfinite(head_rows[i])) continue;
     problems.add(ErrorCode::kInvalidArgument, "has an untied head, and the model's head is its table: " + head.words() +
                                                   " and " + table.words() + " differ, first at " +

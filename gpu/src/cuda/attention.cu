@@ -390,7 +390,7 @@ __global__ void __launch_bounds__(128)
                  unsigned query_tokens, unsigned head_dim) {
   const std::size_t row = std::size_t{blockIdx.x} * 4 + threadIdx.x / kWarp;
   if (row >= rows) return;
-  // Heads are inside tokens where the rows lie, so neighbours read neighbours.
+  // Heads are inside tokens where the rows lie, so neighbors read neighbors.
   const auto h = static_cast<unsigned>(row % heads);
   const auto token = static_cast<unsigned>(row / heads % query_tokens);
   const std::size_t b = row / heads / query_tokens;

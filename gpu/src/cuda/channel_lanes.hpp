@@ -1,4 +1,4 @@
-// How kernels walk matrices (rows, channels): neighbouring threads hold neighbouring packs of channels, so that a row's
+// How kernels walk matrices (rows, channels): neighboring threads hold neighboring packs of channels, so that a row's
 // bytes are read together; threads further on hold other rows.
 //
 //   thread t of a block: lane t % lanes, row t / lanes; lanes is a power of two up to 32
@@ -41,7 +41,7 @@ struct ChannelLanes {
 /// here. shared: kWidth * kLanesBlock floats.
 template <unsigned kWidth>
 __device__ void sum_rows(float (&values)[kWidth], float* shared, const ChannelLanes& lanes) {
-  __syncthreads();  // Whoever still reads earlier sums has done so.
+  __syncthreads();  // All threads have read earlier sums.
   for (unsigned j = 0; j < kWidth; ++j) shared[j * kLanesBlock + threadIdx.x] = values[j];
   for (unsigned half = lanes.rows() / 2; half > 0; half /= 2) {
     __syncthreads();

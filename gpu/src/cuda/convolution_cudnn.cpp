@@ -5,8 +5,8 @@
 // build and that keeps what we promise:
 //   deterministic   no engine whose sums have an order of chance
 //   float           no engine that rounds floats to TF32 or less
-// Nothing is timed and nothing synchronises. What the first wish can't have, the next may:
-//   forward           convolution + bias + ReLU in one   |  convolution alone, and add_bias behind it
+// Nothing is timed and nothing synchronizes. If the first choice is not available, the next may be:
+//   forward           convolution + bias + ReLU in one   |  only the convolution, then add_bias
 //   weight gradient   of bf16 as f32, added by put_gradient  |  as bf16
 // If there is no plan at all, the caller takes our own kernels.
 #include <cuda_runtime.h>

@@ -159,7 +159,7 @@ struct Max {
   static constexpr float kNothing = -3.4028234e38F;
 };
 
-/// Over `kWidth` neighbouring lanes (a power of two); all get it.
+/// Over `kWidth` neighboring lanes (a power of two); all get it.
 template <class Operation, unsigned kWidth = kWarp>
 __device__ float warp_reduce(float value) {
 #pragma unroll
@@ -175,7 +175,7 @@ __device__ float block_reduce(float value, float* shared) {
   constexpr unsigned kWarps = kThreads / kWarp;
   value = warp_reduce<Operation>(value);
   if constexpr (kWarps == 1) return value;
-  __syncthreads();  // Whoever still reads an earlier result has done so.
+  __syncthreads();  // All threads have read an earlier result.
   if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = value;
   __syncthreads();
   float all = shared[0];

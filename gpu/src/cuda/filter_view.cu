@@ -63,7 +63,7 @@ __device__ std::uint64_t load_key(const std::uint64_t* key) noexcept {
 __device__ Key128 load_key(const Key128* key) noexcept { return {load_key(&key->low), load_key(&key->high)}; }
 
 /// The places and home words of keys `begin`, `begin + stride`, ...: all keys are loaded before the first is hashed,
-/// all homes before the first is looked at. Behind the end the last key stands in, whose answer nobody stores.
+/// all homes before the first is examined. Past the end the last key is used, whose answer is not stored.
 template <class Filter, class Key>
 __device__ void load_homes(const Filter& filter, const FilterSeed& seed, const Key* keys, std::size_t begin,
                            std::size_t stride, std::size_t count, Place (&places)[kKeysAThread],

@@ -27,7 +27,7 @@ __device__ void move_pack(T* theirs, T* mine) {
   }
 }
 
-/// A thread moves a pack at a time; neighbours have neighbouring packs of a row.
+/// A thread moves a pack at a time; neighbors have neighboring packs of a row.
 template <Move kMove, class T, unsigned kWidth>
 __global__ void __launch_bounds__(kBlock)
     rows_kernel(T* x, const std::int32_t* __restrict__ index, std::size_t count, T* y, GatherShape shape) {

@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, kGroup == 1 ? kBlocksAtOnce : 2)
     const unsigned chunks = (token_last - token_first + kTokens - 1) / kTokens;
     const std::int32_t* const table = args.tables + std::size_t{at.sequence} * args.blocks_a_sequence;
 
-    // Begins to copy a chunk of rows; zeros behind the last token.
+    // Begins to copy a chunk of rows; zeros past the last token.
     const auto load = [&](unsigned chunk, unsigned stage) {
       if (chunk >= chunks) return;
       C* const k_to = ring + stage * (2 * kStageBytes / sizeof(C));

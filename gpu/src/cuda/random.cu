@@ -1,5 +1,5 @@
-// Floor: what is read and written, once; ten rounds of Philox for four values hide behind it. A thread makes eight
-// neighbouring values: two blocks, 16 or 32 bytes, and a whole byte of a mask.
+// Floor: each byte read or written, once; that hides ten rounds of Philox for four values. A thread makes eight
+// neighboring values: two blocks, 16 or 32 bytes, and a whole byte of a mask.
 #include "cuda/device_code.hpp"
 #include "kernels/random_launchers.hpp"
 

@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kBlock)
       if (other.beats(best)) best = other;
     }
     if constexpr (kThreads > kWarp) {
-      __syncthreads();  // Whoever still reads the last row's has done so.
+      __syncthreads();  // All threads have read the last row's.
       if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = best;
       __syncthreads();
       for (unsigned w = 0; w < kBlock / kWarp; ++w) {

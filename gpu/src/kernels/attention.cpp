@@ -220,7 +220,7 @@ struct ForwardWork {
   std::size_t first, last;  // of the query blocks of all heads
 };
 
-/// Block n of a head's `count`, in an order in which neighbours have the same work together when it is causal.
+/// Block n of a head's `count`, in an order in which neighbors have the same work together when it is causal.
 DUNNOCK_INLINE std::size_t fair_order(std::size_t n, std::size_t count) {
   return n % 2 == 0 ? n / 2 : count - 1 - n / 2;
 }

@@ -58,7 +58,7 @@ struct Key {
   friend auto operator<=>(const Key&, const Key&) = default;
 };
 
-/// The thread's kernels have so many threads, for a scope.
+/// Sets the number of threads of the calling thread's kernels, for a scope.
 class ThreadsInScope {
  public:
   explicit ThreadsInScope(unsigned threads) noexcept : before_(omp_get_max_threads()) {

@@ -53,7 +53,7 @@ template <class T, class C>
 enum class MatmulIsa : std::uint8_t { kBase, kAvx512, kAvx512Bf16 };
 [[nodiscard]] MatmulIsa best_matmul_isa() noexcept;
 
-/// Who makes the product on the CPU. kBest: whoever was measured to be faster, by shape.
+/// What computes the product on the CPU. kBest: the one that was measured to be faster, by shape.
 enum class MatmulMaker : std::uint8_t { kBest, kOwn, kOneDnn };
 
 /// On the calling thread and its OpenMP team. Errors: Device, what oneDNN failed with.

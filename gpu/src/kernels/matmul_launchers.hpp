@@ -1,5 +1,5 @@
-// What stands behind a matrix product on CUDA: src/cuda/cublaslt_matmul.cpp calls cuBLASLt, src/cuda/matmul_finish.cu
-// has the kernels for the parts of an epilogue that it does not fuse.
+// The implementation of a matrix product on CUDA: src/cuda/cublaslt_matmul.cpp calls cuBLASLt,
+// src/cuda/matmul_finish.cu has the kernels for the parts of an epilogue that it does not fuse.
 #pragma once
 
 #include "kernels/dispatch.hpp"

@@ -20,7 +20,7 @@
 #include "kernels/matmul_call.hpp"
 #include "kernels/parallel.hpp"
 
-// GCC 12 takes the intrinsics' own undefined operands for uninitialised ones.
+// GCC 12 takes the intrinsics' own undefined operands for uninitialized ones.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
 namespace dunnock::gpu::detail {
@@ -290,7 +290,7 @@ DUNNOCK_INLINE void pack_floats(const Strip<T>& strip, std::size_t width, Word* 
   }
 }
 
-/// Pairs of Bf16, the earlier one in the lower half; a zero behind the last of an odd depth.
+/// Pairs of Bf16, the earlier one in the lower half; a zero after the last of an odd depth.
 [[gnu::target("avx512f,avx512bw,avx512vl")]] inline void pack_pairs_avx512(const Strip<Bf16>& strip, std::size_t width,
                                                                            Word* panel) {
   const std::size_t whole = strip.depth / 2;

@@ -58,7 +58,7 @@ DUNNOCK_INLINE void attend_piece(const PagedWork<T, C>& work, const Piece& piece
   const float scale = attention_scale(shape.scale, dim);
   const std::int32_t* const table = work.sequences.tables.device_data() + piece.sequence * shape.blocks_a_sequence;
   const auto shift = static_cast<unsigned>(std::countr_zero(shape.block_tokens));
-  // Value 0 of the rows of some tokens; behind the last token, of the last.
+  // Value 0 of the rows of some tokens; past the last token, that of the last.
   const auto rows_of = [&](std::size_t first, std::size_t(&rows)[kTokens]) {
     for (std::size_t i = 0; i < kTokens; ++i) {
       const std::size_t token = std::min(first + i, piece.last - 1);

@@ -31,7 +31,7 @@ DUNNOCK_PAGED_HOST_DEVICE constexpr std::size_t parts_used(std::size_t parts, st
 DUNNOCK_PAGED_HOST_DEVICE constexpr std::size_t first_unit(std::size_t part, std::size_t parts, std::size_t units) {
   return units * part / parts;
 }
-/// The part that has a unit: the last whose first unit is not behind it.
+/// The part that has a unit: the last part whose first unit is not after it.
 DUNNOCK_PAGED_HOST_DEVICE constexpr std::size_t part_of_unit(std::size_t unit, std::size_t parts, std::size_t units) {
   return ((unit + 1) * parts - 1) / units;
 }

@@ -59,7 +59,7 @@ std::mutex& mpi_mutex() {
   static auto& mutex = *new std::mutex;
   return mutex;
 }
-/// Operations that were given up still use MPI: then it can't be finalised.
+/// Operations that were given up still use MPI: then it can't be finalized.
 std::atomic<bool>& given_up() {
   static std::atomic<bool> value{false};
   return value;
@@ -146,7 +146,7 @@ class Bells {
   void ring(int rank) const noexcept {
     if (Bell* const bell = bells_[static_cast<std::size_t>(rank)]) bell->ring();
   }
-  /// Behind a notice for the rank.
+  /// Call after posting a notice for the rank.
   void ring_with_notice(int rank) const noexcept {
     Bell* const bell = bells_[static_cast<std::size_t>(rank)];
     if (bell == nullptr) return;
@@ -703,7 +703,7 @@ class Operation {
       MPI_Testall(static_cast<int>(group.requests.size()), group.requests.data(), &these, MPI_STATUSES_IGNORE);
       done = done && these != 0;
     }
-    // Unlike behind a lost rank, all are there, so MPI is finalized all the same: Open MPI stands that
+    // Unlike after a lost rank, all ranks exist, so MPI is finalized all the same: Open MPI tolerates that
     // (tests/gpu/communicator_test.cpp).
     if (!done) (void)scratch_.release();
   }

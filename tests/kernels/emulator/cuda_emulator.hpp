@@ -70,7 +70,7 @@ T exchange(T value, unsigned source_lane) {
   std::memcpy(&theirs, warp_meet(&value, sizeof value, WarpOperation::kShuffle)[source_lane % 32], sizeof theirs);
   return theirs;
 }
-/// Ends the program unless the address is a multiple of `bytes`, as an access of so many must be.
+/// Ends the program unless the address is a multiple of `bytes`, as an access of that size must be.
 void check_alignment(const void* address, std::size_t bytes);
 [[nodiscard]] unsigned ballot(bool value);
 void mma_m16n8k16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);

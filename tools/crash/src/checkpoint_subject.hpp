@@ -126,7 +126,7 @@ class CheckpointSubject final : public Subject {
     std::uint64_t version;
   };
 
-  /// Three tensors; those of neighbouring contents share some chunks.
+  /// Three tensors; those of neighboring contents share some chunks.
   static std::vector<std::vector<std::byte>> tensors_of(std::uint64_t contents) {
     std::vector<std::vector<std::byte>> tensors{std::vector<std::byte>(200), std::vector<std::byte>(64),
                                                 std::vector<std::byte>(9)};

@@ -603,8 +603,8 @@ class FilterSubject final : public Subject {
   unsigned switch_every_ = 1;
   std::uint64_t schedule_ = 0;
   [[nodiscard]] unsigned switch_every() const { return 1 + static_cast<unsigned>((switch_every_ - 1 + schedule_) % 6); }
-  std::size_t prefilled_ = 0;      // keys_[0 .. prefilled_) are there before the record starts
-  std::size_t erased_before_ = 0;  // so many of them are erased again when keys_[erased_at_ - 1] has been inserted
+  std::size_t prefilled_ = 0;      // keys_[0 .. prefilled_) are inserted before the record starts
+  std::size_t erased_before_ = 0;  // this many of them are erased again when keys_[erased_at_ - 1] has been inserted
   std::size_t erased_at_ = 0;
   std::vector<std::uint64_t> keys_;
   std::vector<bool> alone_;                         // no other key has this fingerprint and these groups

@@ -14,7 +14,7 @@ namespace dunnock::crash {
 
 struct LifeOptions {
   std::uint64_t seed = 1;
-  std::uint64_t images = 1000;  ///< Stop after so many.
+  std::uint64_t images = 1000;  ///< Stop after this many.
   /// As a planted bug, these syncs do nothing: "folder", "fdatasync", "msync" or "durable write", alone or with what
   /// they are for: " while opening", " while closing", " while a fence" and so on. Empty: none.
   std::string drop;

@@ -117,7 +117,7 @@ class PrefixSubject final : public Subject {
   struct Operation {
     unsigned thread;
     std::size_t prompt;
-    std::size_t evicts;   // so many blocks, and serves nothing
+    std::size_t evicts;   // if not 0: evicts this many blocks, and serves nothing
     std::size_t blindly;  // puts one block, this many before the last, without having looked
     unsigned held;        // turns of other threads in which what was found stays pinned
   };
@@ -136,7 +136,7 @@ class PrefixSubject final : public Subject {
     for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(key.high * (i + 1) >> 9);
     return bytes;
   }
-  /// All of the first so many blocks can be read, and are right.
+  /// Can the first `blocks` blocks all be read, and are they correct? Returns a sentence if not.
   template <class Store>
   static std::optional<std::string> read(const Store& store, const std::vector<IndexKey>& keys, std::size_t blocks) {
     for (std::size_t i = 0; i < blocks; ++i) {

@@ -31,7 +31,7 @@ struct DumpEntry {
 [[nodiscard]] std::string dump_header();
 [[nodiscard]] std::string dump_line(const IndexKey& key, std::span<const std::byte> bytes);
 [[nodiscard]] std::string dump_line(const IndexKey& key, const Locator& locator);
-/// An entry that can't be read, and how many there are of them: comments, for whoever reads a dump by eye or by load.
+/// An entry that can't be read, and the number of such entries: comments, for people and for `load`.
 [[nodiscard]] std::string dump_damaged(const IndexKey& key);
 [[nodiscard]] std::string dump_damaged(std::uint64_t entries);
 [[nodiscard]] std::string dump_end(std::uint64_t entries);

@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads) bloom_insert_kernel(Word* __restrict
     for (unsigned lane = 0; lane < kSectorWords; ++lane) {
       const std::uint64_t block = tile.shfl(mine.block, lane);
       const std::uint32_t bits = tile.shfl(mine.bits, lane);
-      // Behind the end the last key comes again, which changes nothing.
+      // Past the end the last key is repeated, which changes nothing.
       (void)atomicOr(words + block * kSectorWords + tile.thread_rank(), bloom_mask(bits, tile.thread_rank()));
     }
   }

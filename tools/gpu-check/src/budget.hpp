@@ -9,7 +9,7 @@
 
 namespace dunnock::gpu_check {
 
-/// So many seconds from its creation on.
+/// A budget of this many seconds from its creation on.
 class Budget {
  public:
   explicit Budget(double seconds)

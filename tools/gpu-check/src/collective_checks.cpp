@@ -1,5 +1,5 @@
-// Every operation of a communicator with one rank, where each must give back what it was given: on a GPU that is NCCL
-// for real, its types, sizes and addresses; sums of several ranks are tested by tests/gpu/communicator_test.cpp.
+// Every operation of a communicator with one rank, where each must return its input: on a GPU this tests the real NCCL,
+// its types, sizes and addresses; sums of several ranks are tested by tests/gpu/communicator_test.cpp.
 #include <random>
 #include <vector>
 

@@ -41,7 +41,7 @@ std::optional<Set> make_set(const KernelCase& one, std::uint64_t seed, gpu::Stre
   return set;
 }
 
-/// So many sets that a cache of `cache_bytes` has none of one when its turn comes again; 1 where it needs no others.
+/// The number of sets needed so that a cache of `cache_bytes` has lost a set before its next turn; 1 if one is enough.
 std::size_t sets_for(std::size_t bytes, std::size_t cache_bytes) {
   if (bytes == 0 || bytes >= 2 * cache_bytes) return 1;
   return std::min((3 * cache_bytes + bytes - 1) / bytes, kSetsMax);

@@ -18,9 +18,9 @@ namespace dunnock::gpu_check {
 /// A case that PyTorch can do too, as one line of JSON for peers.py: name, op, type, sizes, bytes, flops.
 [[nodiscard]] std::string json_of(const bench::KernelCase& one);
 
-/// Milliseconds by name: medians of 11. Where the buffers of a case are smaller than twice the L2 cache, so many sets
-/// of them are used in turn that three times the cache goes by; calls shorter than 0.2 ms are recorded in a graph, so
-/// that the host's time does not count. Both as peers.py does it. What does not fit (time, memory) is skipped, by name.
+/// Milliseconds by name: medians of 11. If the buffers of a case are smaller than twice the L2 cache, enough sets of
+/// them are used in turn to fill three times the cache; calls shorter than 0.2 ms are recorded in a graph, so that the
+/// host's time does not count. Both as in peers.py. What does not fit (time, memory) is skipped, by name.
 [[nodiscard]] std::map<std::string, double> measure_kernels(gpu::Device device,
                                                             const std::vector<bench::KernelCase>& cases,
                                                             const BenchmarkOptions& options, const Budget& budget,

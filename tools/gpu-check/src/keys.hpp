@@ -8,7 +8,7 @@
 
 namespace dunnock::gpu_check {
 
-/// A bijection of 64 bits, each bit of which depends on all (the finaliser of MurmurHash3).
+/// A bijection of 64 bits, each bit of which depends on all (the finalizer of MurmurHash3).
 DUNNOCK_HOST_DEVICE constexpr std::uint64_t mixed(std::uint64_t x) noexcept {
   x ^= x >> 33;
   x *= 0xff51afd7ed558ccdULL;

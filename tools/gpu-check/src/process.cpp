@@ -36,7 +36,7 @@ Finished run_process(const std::vector<std::string>& arguments, const ProcessOpt
     (void)execvp(argv[0], argv.data());
     _exit(127);
   }
-  (void)setpgid(child, child);  // Whoever of the two comes first.
+  (void)setpgid(child, child);  // Parent or child, the one that gets here first.
   (void)close(ends[1]);
   const auto end =
       Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(options.seconds_max));

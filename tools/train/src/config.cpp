@@ -441,7 +441,7 @@ const toml::node* read(const Key& key, const toml::node& from, T& to) {
     if (!from.is_number()) return &from;
     const double value =
         from.is_integer() ? static_cast<double>(from.as_integer()->get()) : from.as_floating_point()->get();
-    const bool high_enough = key.above ? value > key.low : value >= key.low;  // False for what is no number.
+    const bool high_enough = key.above ? value > key.low : value >= key.low;  // False for NaN.
     const bool low_enough = key.below ? value < key.high : value <= key.high;
     if (!high_enough || !low_enough) return &from;
     to = value + 0.0;  // -0.0 becomes 0.0, which it equals.

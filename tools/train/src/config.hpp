@@ -64,13 +64,13 @@ struct ModelConfig {
   // mlp, cnn
   std::vector<unsigned> hidden;               ///< Widths of the hidden layers (defaults: mlp 256, cnn 128).
   std::vector<std::vector<unsigned>> stages;  ///< cnn: channels of each stage's convolutions; a max pool ends a stage.
-  bool batch_norm = false;                    ///< cnn: behind each convolution.
+  bool batch_norm = false;                    ///< cnn: after each convolution.
   // resnet, densenet
   std::vector<unsigned> blocks;  ///< Of each stage (defaults: resnet 2, 2, 2; densenet 6, 12, 24, 16).
   bool bottleneck = false;       ///< resnet: 1x1, 3x3, 1x1; densenet: 1x1 before each 3x3 (default there: true).
   Stem stem = Stem::kSmall;      ///< (default: resnet small, densenet large)
   unsigned growth = 32;          ///< densenet: channels that each layer adds.
-  unsigned stem_width = 0;       ///< densenet: channels behind the stem; 0: twice the growth.
+  unsigned stem_width = 0;       ///< densenet: channels after the stem; 0: twice the growth.
   double compression = 0.5;      ///< densenet: share of the channels that a transition keeps.
   friend bool operator==(const ModelConfig&, const ModelConfig&) = default;
 };
@@ -123,7 +123,7 @@ struct RunConfig {
   unsigned peer_timeout_s = 60;           ///< Seconds that ranks wait for each other before they give up.
   unsigned threads = 0;                   ///< Of the CPU backend; 0: as many as there are cores.
   DeviceKind device = DeviceKind::kCpu;
-  bool measure_costs = false;          ///< What schedules reckon with: measured by all ranks, not estimated.
+  bool measure_costs = false;          ///< All ranks measure the costs for schedules; false: estimates.
   bool as_graph = false;               ///< Record a window once, and issue it as one graph.
   std::uint64_t evaluate_every = 0;    ///< Steps; 0: at the end only.
   std::uint64_t evaluate_batches = 0;  ///< 0: all.
@@ -142,7 +142,7 @@ struct RunConfig {
 struct CheckpointConfig {
   std::string pool;                ///< "": no checkpoints.
   std::uint64_t every = 0;         ///< Steps; 0: when the run ends or is interrupted.
-  unsigned keep_last = 2;          ///< The last so many are kept, and
+  unsigned keep_last = 2;          ///< This many of the last are kept, and
   std::uint64_t keep_every = 0;    ///< those whose step is a multiple of this; 0: no others.
   std::uint64_t pool_mib = 0;      ///< Of a new pool; 0: chosen by the model's size.
   std::string media = "auto";      ///< "auto" (detect_media()), or a name of MediaKind: file, direct, eadr, process.
@@ -202,7 +202,7 @@ struct LoadedConfig {
 
 /// Reads a file and then the overrides, "section.key=value" each; values as in TOML, but text may stand without quotes.
 /// The last of several wins; one of run.steps and run.epochs takes the other's place, and where one chooses another
-/// kind (of model, optimizer, rates or tokeniser), what the file says for its own kind is passed over. Errors:
+/// kind (of model, optimizer, rates or tokenizer), what the file says for its own kind is passed over. Errors:
 /// NotFound, ReadOnly, InvalidArgument (not a file, or larger than 1 MiB), Io; InvalidArgument: everything that is
 /// wrong, a line each, in the order of the file: PLACE: KEY: expected WHAT, got WHAT.
 [[nodiscard]] Result<LoadedConfig> read_config(const std::string& path, std::span<const std::string> overrides = {});
@@ -213,7 +213,7 @@ struct LoadedConfig {
 /// Another time, with more overrides behind those that it had.
 [[nodiscard]] Result<LoadedConfig> with_overrides(const LoadedConfig& loaded, std::span<const Override> more);
 
-/// What a run needs beyond a sound config: the data of its kind of model, and the files of its tokeniser.
+/// What a run needs beyond a sound config: the data of its kind of model, and the files of its tokenizer.
 /// Errors: InvalidArgument, naming the keys. Opens nothing.
 [[nodiscard]] Status check_ready(const LoadedConfig& loaded);
 

@@ -402,7 +402,7 @@ Result<std::optional<training::Evaluation>> TrainingData::evaluate(training::Tra
                                                                    const std::function<Result<bool>()>& stops) {
   State& state = *state_;
   training::Evaluation sum;
-  // One micro-batch after the other: whoever wants to stop is heard behind each. Whether it was to stop.
+  // One micro-batch after the other: a request to stop is noticed after each. Returns whether there was one.
   const auto add = [&](const StepInput& input, std::size_t rows) -> Result<bool> {
     const std::size_t at_once = trainer.options().rows;
     for (std::size_t first = 0; first < rows; first += at_once) {

@@ -1,6 +1,6 @@
 // TrainingData: what a config's [data] names, as batches for the trainer, and texts of tokens.
 //
-//   text    --tokeniser--> tokens (in a file of their own, unnamed) --+--> training part  --TokenLoader--> batches
+//   text    --tokenizer--> tokens (in a file of their own, unnamed) --+--> training part  --TokenLoader--> batches
 //   tokens  --------------------------------------------------------- +--> validation part, read in its order
 //   images, labels --ImageSet--+--> ImageLoader --> batches
 //   test images, or the last of the others ------> validation
@@ -46,15 +46,15 @@ class TrainingData {
   /// This rank's rows of the next `count` batches; they stay until the next call. Errors: Corrupt.
   [[nodiscard]] Result<std::vector<training::StepInput>> next(std::size_t count);
 
-  /// Evaluates this rank's part of at most `batches` validation batches (0: all). None: there is nothing to validate
-  /// with. Asks `stops` behind each micro-batch, and gives what it has then when it says so; all ranks must be told the
-  /// same. Errors: those of Trainer::evaluate() and of `stops`.
+  /// Evaluates this rank's part of at most `batches` validation batches (0: all). Empty: there is no validation data.
+  /// Calls `stops` after each micro-batch, and returns the result so far if that is true; it must return the same on
+  /// all ranks. Errors: those of Trainer::evaluate() and of `stops`.
   [[nodiscard]] Result<std::optional<training::Evaluation>> evaluate(training::Trainer& trainer, std::uint64_t batches,
                                                                      const std::function<Result<bool>()>& stops);
 
   /// Tokens that texts have; the model may have room for more. Of tokens only.
   [[nodiscard]] std::size_t vocabulary() const;
-  /// Of text. Errors: InvalidArgument: the token file has tokens that the tokeniser does not.
+  /// Of text. Errors: InvalidArgument: the token file has tokens that the tokenizer does not.
   [[nodiscard]] Result<std::vector<std::int32_t>> encode(std::string_view text) const;
   [[nodiscard]] Result<std::string> decode(std::span<const std::int32_t> tokens) const;
 

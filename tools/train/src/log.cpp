@@ -141,7 +141,7 @@ Result<Lines> lines_of(std::string_view text, LogFormat format, const std::strin
 }
 
 Result<UniqueFd> open_for_writing(const std::string& path, int flags) {
-  // Without O_NONBLOCK, opening a FIFO would wait for whoever reads it.
+  // Without O_NONBLOCK, opening a FIFO would wait for a reader.
   UniqueFd file(file_system().open(AT_FDCWD, path.c_str(), O_WRONLY | O_NONBLOCK | flags, 0666));
   if (!file) return system_error("can't open " + path, errno);
   return file;

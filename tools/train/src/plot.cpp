@@ -13,7 +13,7 @@
 namespace dunnock::train {
 namespace {
 
-// Okabe and Ito's colours, told apart by all eyes.
+// Okabe and Ito's colors, told apart by all eyes.
 constexpr std::array<std::string_view, 7> kColours = {"#0072b2", "#d55e00", "#009e73", "#cc79a7",
                                                       "#e69f00", "#56b4e9", "#555555"};
 constexpr double kLeft = 56, kRight = 16, kTop = 24, kLegendRow = 18, kBottom = 40;

@@ -1,5 +1,5 @@
 // Loss curves as an SVG: of each run the training loss (thin) and its smoothed form, and the validation loss (dots and
-// a line), over the steps; several runs have a colour each, and a legend.
+// a line), over the steps; several runs have a color each, and a legend.
 //
 // The looks are those of training/timeline_svg.hpp. Not for a million points: where there are more than pixels, each
 // pixel shows the least and the largest of its steps.
@@ -16,7 +16,7 @@ namespace dunnock::train {
 
 struct LossCurve {
   std::string name;          ///< For the legend.
-  std::vector<LogRow> rows;  ///< In the order of their steps. Losses that are no numbers leave a gap.
+  std::vector<LogRow> rows;  ///< In the order of their steps. A loss that is not finite leaves a gap.
 };
 
 struct PlotOptions {
@@ -37,7 +37,7 @@ struct PlotOptions {
 /// being more than `most` (3 or more). `low` < `high`, both finite.
 [[nodiscard]] std::vector<double> ticks(double low, double high, unsigned most);
 
-/// The exponential average behind each loss; what is no number is passed over, and stays.
+/// The exponential average after each loss; a loss that is not finite is skipped, and kept as it is.
 [[nodiscard]] std::vector<double> smoothed(std::span<const double> losses, double rows);
 
 }  // namespace dunnock::train

@@ -67,7 +67,7 @@ std::string time_text(double seconds) {
 }
 
 std::string progress_line(const ProgressFacts& facts, std::size_t columns) {
-  // In the order of the line behind the bar; each with its rank among what stays.
+  // In the order of the line after the bar; each part with its rank among those that stay.
   struct Part {
     std::string text;
     unsigned rank;
@@ -113,7 +113,7 @@ Progress::Options Progress::options_for(std::FILE* out) {
   if (isatty(file) == 0) return {};
   const auto columns = [file] {
     winsize size{};
-    // One less: a terminal may go to the next line behind the last column.
+    // One less: a terminal may go to the next line after the last column.
     return ioctl(file, TIOCGWINSZ, &size) == 0 && size.ws_col > 1 ? std::size_t{size.ws_col} - 1 : std::size_t{79};
   };
   return {.terminal = true, .columns = columns, .seconds_between = 0.1};

@@ -598,7 +598,7 @@ class Runner {
       event_at("saving", position->step, {});
       const auto saved = checkpoints_->save_held(*position, resolved_.notes(), [this] { door_.open(); });
       door_.open();
-      if (!saved) return;  // What comes behind the step tries again, and says why.
+      if (!saved) return;  // The code after the step tries again, and reports why.
       event_at("saved", position->step, fmt::format(", \"seconds\": {:.4f}", saved->seconds));
       if (!options_.quiet)
         fmt::print(stderr, "stopping: the state behind step {} is saved, --resume goes on\n", position->step);
@@ -690,7 +690,7 @@ class Runner {
     if (checkpoints_) {
       take(checkpoints_->wait());
       // Who ends before the first rank has told would take it along.
-      // Behind step - 1 the weights are those that this loss, or this gradient, is of.
+      // This loss, or this gradient, belongs to the weights after step - 1.
       const auto sound = checkpoints_->newest_sound(step - 1);
       DUNNOCK_TRY(sound);
       DUNNOCK_TRY(const auto last, *sound ? *sound : checkpoints_->newest_sound(step));
@@ -873,7 +873,7 @@ class Runner {
         broken_off_ = true;
         break;
       }
-      // The last tokens, as many as it sees; what is behind them is not looked at, for attention is causal.
+      // The last tokens, as many as the model sees; the padding after them has no effect, since attention is causal.
       const std::size_t seen = std::min(tokens.size(), gpt.context);
       std::vector<std::int32_t> row(tokens.end() - static_cast<std::ptrdiff_t>(seen), tokens.end());
       row.resize(gpt.context, 0);

@@ -46,7 +46,7 @@ struct RunResult {
 [[nodiscard]] Result<RunResult> run(const LoadedConfig& loaded, const RunOptions& options, gpu::Communicator* world);
 
 /// From here on SIGINT and SIGTERM end the process with kInterrupted at once, until a run trains; from then on they end
-/// the run behind the window, the batch of an evaluation or the token under way, with a save. A second one kills.
+/// the run after the current window, batch of an evaluation or token, with a save. A second one kills.
 void stop_on_signals();
 inline constexpr int kInterrupted = 130;  ///< Exit status.
 

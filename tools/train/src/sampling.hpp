@@ -16,7 +16,7 @@ namespace dunnock::train {
 
 struct SamplingOptions {
   double temperature = 1;  ///< 0: the likeliest token, of equals the first.
-  unsigned top_k = 0;      ///< Only so many of the likeliest, of equals the first; 0: all.
+  unsigned top_k = 0;      ///< Only this many of the likeliest tokens, of equals the first; 0: all.
   std::uint64_t seed = 0;
 };
 
@@ -26,7 +26,7 @@ class Sampler {
   explicit Sampler(const SamplingOptions& options);
 
   /// Token number `position` (its own random numbers: block `position` of the seed's) from logits (vocabulary).
-  /// -infinity is a token that never comes. O(vocabulary). Errors: Corrupt: a logit is no number or +infinity, or all
+  /// -infinity is a token that never comes. O(vocabulary). Errors: Corrupt: a logit is NaN or +infinity, or all
   /// are -infinity. `logits` has at least one.
   [[nodiscard]] Result<std::int32_t> token(std::span<const float> logits, std::uint64_t position);
 

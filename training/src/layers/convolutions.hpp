@@ -195,7 +195,7 @@ class NormedLayer : public NetworkLayer<T> {
   }
 };
 
-/// A window of the max pool behind a unit; kernel 0: no pool.
+/// A window of the max pool after a unit; kernel 0: no pool.
 struct PoolOptions {
   std::size_t kernel = 0;
   std::size_t stride = 2;
@@ -250,7 +250,7 @@ class ConvolutionUnit final : public NormedLayer<T> {
   }
   [[nodiscard]] std::size_t outputs() const override { return result().size(); }
   [[nodiscard]] LayerBytes bytes(std::size_t rows) const override {
-    // x and, behind a norm or in front of a pool, z or its gradient.
+    // x and, after a norm or before a pool, z or its gradient.
     const std::uint64_t x = rows * options_.convolution.image.size() * sizeof(T);
     const std::uint64_t z = keeps() ? rows * inner_.size() * sizeof(T) : 0;
     const std::uint64_t indices = pooled() ? rows * outputs() * sizeof(std::uint32_t) : 0;

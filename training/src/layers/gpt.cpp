@@ -60,7 +60,7 @@ std::size_t most_workspace(std::size_t tokens, std::size_t in, std::size_t out, 
 
 double as_double(std::size_t n) { return static_cast<double>(n); }
 
-/// The norm in front of a link, and the gradient behind it: dx = norm backward of dn, plus dy.
+/// The norm before a link, and the gradient after it: dx = norm backward of dn, plus dy.
 template <class T>
 class InputNorm {
  public:
@@ -497,7 +497,7 @@ class HeadLayer final : public NetworkLayer<T> {
 
   GptOptions options_;
   InputNorm<T> norm_;
-  SlotBuffers<T> logits_;  // (tokens, vocabulary); behind a forward pass in training their gradient.
+  SlotBuffers<T> logits_;  // (tokens, vocabulary); after a forward pass in training their gradient.
 };
 
 }  // namespace

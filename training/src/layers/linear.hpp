@@ -125,7 +125,7 @@ class LinearLayer final : public NetworkLayer<T> {
   }
 
   LinearOptions options_;
-  SlotBuffers<T> logits_;  // (rows, out); behind a forward pass in training their gradient.
+  SlotBuffers<T> logits_;  // (rows, out); after a forward pass in training their gradient.
 };
 
 }  // namespace dunnock::training

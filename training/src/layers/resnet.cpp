@@ -164,7 +164,7 @@ class ResidualBlock final : public NormedLayer<T> {
     bool relu;
     Norm<T> norm;
     SlotBuffers<T> z{};  // (rows, result): what the convolution has made, then its gradient.
-    SlotBuffers<T> h{};  // (rows, result): behind the norm, if the block goes on from there.
+    SlotBuffers<T> h{};  // (rows, result): after the norm, if the block continues from there.
   };
 
   void append(const ConvolutionOptions& convolution, bool relu) {
@@ -198,7 +198,7 @@ class ResidualBlock final : public NormedLayer<T> {
   }
 
   BlockOptions options_;
-  std::vector<Part> parts_;  // The convolutions one behind the other, then that of the shortcut, if it has one.
+  std::vector<Part> parts_;  // The convolutions in sequence, then that of the shortcut, if it has one.
   std::size_t convolutions_ = 0;
 };
 

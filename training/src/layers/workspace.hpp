@@ -14,7 +14,7 @@
 
 namespace dunnock::training {
 
-/// Bytes that so many values take, with what aligns the next ones.
+/// Bytes that this many values take, with what aligns the next ones.
 template <class U>
 [[nodiscard]] constexpr std::size_t room_for(std::size_t count) noexcept {
   return (count * sizeof(U) + 255) / 256 * 256;
@@ -60,7 +60,7 @@ class MadeGradient {
   /// For the kernel.
   [[nodiscard]] gpu::DeviceSpan<T> target() const noexcept { return made_; }
   [[nodiscard]] bool kernel_adds() const noexcept { return kIsSum && adds_; }
-  /// Behind the kernel.
+  /// Call after the kernel.
   void add(gpu::Stream& stream) const {
     if constexpr (!kIsSum) {
       if (sum_.empty()) return;

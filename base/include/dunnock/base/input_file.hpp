@@ -13,12 +13,12 @@
 
 namespace dunnock {
 
-/// Opens an ordinary file for reading; what is none is refused at once, also a FIFO that nobody writes into.
+/// Opens an ordinary file for reading; refuses anything else at once, even a FIFO that nobody writes into.
 /// `bytes`: its size. Errors: NotFound, ReadOnly (no right to read it), InvalidArgument (not an ordinary file), Io.
 [[nodiscard]] Result<UniqueFd> open_to_read(const std::string& path, std::uint64_t& bytes);
 
-/// A whole file as text. Unlike what is mapped, it may be cut off meanwhile. Errors: those of open_to_read(); NoSpace:
-/// there is not the memory for it.
+/// Reads a whole file as text. Unlike a mapped file, it may be truncated meanwhile. Errors: those of open_to_read();
+/// NoSpace: not enough memory.
 [[nodiscard]] Result<std::string> read_file(const std::string& path);
 
 /// A whole file, mapped for reading. Threads: any number.
@@ -29,11 +29,11 @@ class InputFile {
 
   [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return mapped_.bytes(); }
   [[nodiscard]] const std::string& path() const noexcept { return path_; }
-  /// Copies bytes of the file by reading it, so that one that is being cut off is an error and no signal. Errors:
-  /// Corrupt (it has become shorter), Io.
+  /// Copies bytes of the file by reading it, so that truncation causes an error, not a signal. Errors: Corrupt (the
+  /// file has become shorter), Io.
   [[nodiscard]] Status read(std::uint64_t at, std::span<std::byte> to) const;
-  /// Has it still the size that it was opened with? What was cut off can't be read (the system sends SIGBUS), so look
-  /// before a longer reading.
+  /// Does the file still have the size that it was opened with? Reading a truncated part of the mapping raises SIGBUS,
+  /// so check before a long read.
   [[nodiscard]] bool still_whole() const noexcept;
 
  private:
@@ -41,7 +41,7 @@ class InputFile {
       : file_(std::move(file)), path_(std::move(path)), mapped_(std::move(mapped)) {}
   UniqueFd file_;
   std::string path_;
-  MappedFile mapped_;  // Empty: of an empty file.
+  MappedFile mapped_;  // Empty if the file is empty.
 };
 
 }  // namespace dunnock

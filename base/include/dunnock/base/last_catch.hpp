@@ -1,11 +1,11 @@
-// What others throw, as words: for the last catch of a program, and where their exceptions become errors as values.
+// Words for exceptions that other code throws: for a program's last catch, and where exceptions become error values.
 #pragma once
 
 #include <string>
 
 namespace dunnock {
 
-/// The exception that is being handled, as a sentence; call it in a catch (...).
+/// Describes the exception being handled in a sentence; call it in a catch (...).
 [[nodiscard]] std::string words_of_exception();
 
 }  // namespace dunnock

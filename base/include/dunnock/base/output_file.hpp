@@ -1,11 +1,12 @@
-// OutputFile: what a program writes at the user's wish: whole or not at all, and through what is no ordinary file.
+// OutputFile: a file that a program writes for its user. An ordinary file appears whole or not at all; anything else is
+// written in place.
 //
 //   target                          what happens
 //   ---------------------------------------------------------------------------------------------------------------
-//   nothing there, ordinary file    written beside it as "<name>.part-...", synchronized, renamed, folder synchronized;
-//                                   a file that is replaced passes on its mode, and its owner where that is allowed
-//   symbolic link                   the same with what it points to; the link stays
-//   device, FIFO, socket            written through in place, as cp does; never renamed over
+//   no file, ordinary file          written beside it as "<name>.part-...", synchronized, renamed, folder synchronized;
+//                                   a replaced file passes on its mode, and its owner where that is allowed
+//   symbolic link                   the same with its target; the link stays
+//   device, FIFO, socket            written in place, as cp does; never renamed over
 //   directory, read-only file       refused
 //
 // Not for files that a program keeps open and changes (pools, logs).
@@ -31,18 +32,18 @@ class OutputFile {
   [[nodiscard]] static Result<OutputFile> create(const std::string& path);
   OutputFile(OutputFile&& other) noexcept;
   OutputFile& operator=(OutputFile&&) = delete;
-  /// Removes what was written beside the target if commit() was not called. What was written through stays.
+  /// Removes what was written beside the target if commit() was not called. What was written in place stays.
   ~OutputFile();
 
-  /// Appends behind what append() has written before. Errors: NoSpace, Io, with the system's reason.
+  /// Appends to what append() has written so far. Errors: NoSpace, Io, with the system's reason.
   [[nodiscard]] Status append(std::span<const std::byte> bytes);
   [[nodiscard]] Status append(std::string_view text) { return append(std::as_bytes(std::span(text))); }
-  /// Writes at a place of the file. Where is_stream(), the pieces must come in order, without gaps.
+  /// Writes at an offset of the file. If is_stream(), the pieces must come in order, without gaps.
   /// Errors: NoSpace, Io; InvalidArgument (a stream, and not the next piece).
   [[nodiscard]] Status write_at(std::uint64_t offset_bytes, std::span<const std::byte> bytes);
-  /// A FIFO, a terminal: it has no places.
+  /// Is this a FIFO or a terminal, which has no offsets?
   [[nodiscard]] bool is_stream() const noexcept { return stream_; }
-  /// Everything is on disk, under its name. Errors: NoSpace, Io.
+  /// Returns when everything is on disk under its name. Errors: NoSpace, Io.
   [[nodiscard]] Status commit();
 
  private:

@@ -1,4 +1,4 @@
-// Text of others, made fit for a terminal: names of tensors, of files and of regions may hold anything.
+// Makes foreign text fit for a terminal: names of tensors, files and regions may contain anything.
 #pragma once
 
 #include <string>
@@ -6,10 +6,10 @@
 
 namespace dunnock {
 
-/// The text with everything escaped that could act on a terminal or pass itself off as other text: control characters
-/// and DEL (\n, \t, \r, \x1b), bytes that are not UTF-8 (\xff), the controls of Latin-1 (\u009b), what changes the
-/// direction of writing (\u202e), and the separators of lines and paragraphs (\u2028). All other text stays as it is,
-/// backslashes too, so that printable(printable(text)) == printable(text).
+/// Escapes everything that could act on a terminal or pass itself off as other text: control characters and DEL (\n,
+/// \t, \r, \x1b), bytes that are not UTF-8 (\xff), Latin-1 controls (\u009b), characters that change the writing
+/// direction (\u202e), and line and paragraph separators (\u2028). All other text stays as it is, backslashes too, so
+/// that printable(printable(text)) == printable(text).
 [[nodiscard]] std::string printable(std::string_view text);
 
 /// The same in quotation marks: 'name'.

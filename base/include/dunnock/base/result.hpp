@@ -9,7 +9,7 @@
 #include <utility>
 
 #if defined(DUNNOCK_DEVICE_ONLY)
-// Where there is CUDA and nothing else: the same class, of CUDA's own standard library.
+// Where only CUDA is available: the same class from CUDA's own standard library.
 #include <cuda/std/expected>
 namespace tl = ::cuda::std;
 #else
@@ -18,30 +18,30 @@ namespace tl = ::cuda::std;
 
 namespace dunnock {
 
-/// What went wrong, coarse enough to act upon. `Error::message` says the rest in words.
+/// What went wrong, coarse enough to act on. `Error::message` has the details in words.
 enum class ErrorCode : std::uint8_t {
   kInvalidArgument,  ///< The caller's options contradict each other or are out of range.
   kNotFound,         ///< No such file, region or structure.
   kAlreadyExists,    ///< Creating would overwrite something.
   kAlreadyOpen,      ///< Another handle (here or in another process) holds the pool.
   kNotADunnockPool,  ///< The file is not one of ours: foreign, truncated or zeroed.
-  kWrongVersion,     ///< Ours, but of a format version that this build does not read.
-  kWrongLayout,      ///< Ours, but of another structure or parameter (e.g. the fingerprint width).
+  kWrongVersion,     ///< Ours, but in a format version that this build does not read.
+  kWrongLayout,      ///< Ours, but with another structure or parameter (e.g. the fingerprint width).
   kCorrupt,          ///< Ours, but a checksum or an invariant does not hold. Nothing was changed.
   kNoSpace,          ///< The pool, the disk or the memory is exhausted.
   kReadOnly,         ///< The file or the directory can't be written.
   kUnsupported,      ///< This machine can't do that (e.g. no DAX here).
-  kPeerLost,         ///< Another rank has gone, or has not answered in time.
+  kPeerLost,         ///< Another rank is gone or has not answered in time.
   kDevice,           ///< A GPU, or an operation on a device, has failed.
   kIo,               ///< Any other refusal by the operating system.
 };
 
-/// The name of a code as it stands in the source without the `k`, e.g. "NotFound".
+/// The name of a code as in the source, without the `k`, e.g. "NotFound".
 [[nodiscard]] std::string_view to_string(ErrorCode code) noexcept;
 
 struct Error {
   ErrorCode code;
-  std::string message;  // One sentence, with the path or the number that it is about.
+  std::string message;  // One sentence that includes the path or number concerned.
 };
 
 template <class T>
@@ -56,7 +56,7 @@ using Status = Result<void>;
 
 /// Passes an error on to the caller. The function must return a Result, a Status or a tl::unexpected<Error>.
 ///
-///   DUNNOCK_TRY(check(options));                  // of a Status, or a Result whose value is not needed
+///   DUNNOCK_TRY(check(options));                  // for a Status, or a Result whose value is not needed
 ///   DUNNOCK_TRY(auto pool, Pool::open(path));     // declares `pool`, the value itself
 ///   DUNNOCK_TRY(options.bytes, parse(text));      // assigns
 ///

@@ -1,5 +1,5 @@
-// Switching between stacks of one thread: what simulated threads are made of (pmem/sim_media.hpp; the emulator of GPU
-// blocks in tests/kernels/emulator). Not for production code, which has real threads.
+// Switches between stacks of one thread: the basis of simulated threads (pmem/sim_media.hpp; the emulator of GPU blocks
+// in tests/kernels/emulator). Not for production code, which has real threads.
 //
 //   scheduler  --switch_stacks(&its pointer, a fiber's)-->  fiber  --switch_stacks(&its pointer, the scheduler's)-->
 //   ...
@@ -12,19 +12,19 @@
 
 namespace dunnock {
 
-/// Saves the callee-saved registers on the running stack, its pointer in *save, and goes on with the stack `load`.
+/// Saves the callee-saved registers on the running stack and its pointer in *save, then continues on the stack `load`.
 extern "C" void dunnock_switch_stacks(void** save, void* load);
 
 /// The pointer for the first switch to a new stack: `start` runs on it, and must never return.
 [[nodiscard]] void* first_stack_pointer(char* stack, std::size_t bytes, void (*start)()) noexcept;
 
-/// What ThreadSanitizer knows of one stack. It keeps a shadow of the calls on each; without being told that the stack
-/// changes, the shadow of the one thread grows with every fiber that ends (24 GiB after a million images).
+/// ThreadSanitizer's record of one stack. It keeps a shadow of the calls on each stack; if it does not learn that the
+/// stack changes, the one thread's shadow grows with every fiber that ends (24 GiB after a million images).
 class ShadowStack {
  public:
-  void begin() noexcept;       ///< It is that of a new stack.
-  void be_current() noexcept;  ///< It is that of the running stack.
-  /// To be called immediately before the switch to it. The stacks of one thread take turns, so they are no race.
+  void begin() noexcept;       ///< Makes this the record of a new stack.
+  void be_current() noexcept;  ///< Makes this the record of the running stack.
+  /// Call immediately before switching to this stack. Stacks of one thread take turns, so they do not race.
   void switch_to() const noexcept;
   void end() noexcept;
 

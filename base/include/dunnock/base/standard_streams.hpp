@@ -1,4 +1,4 @@
-// Standard output, looked at: what a program could not print, it says, and its exit status too.
+// Checked standard output: a program reports what it could not print, in words and in its exit status.
 //
 // A program's main() begins with keep_standard_descriptors() and ends with flush_standard_output().
 #pragma once
@@ -9,14 +9,14 @@
 
 namespace dunnock {
 
-/// Where standard input, output or error is closed, puts something in its place that refuses, or the next file that is
-/// opened, a pool perhaps, would get its number and everything that is printed. For the beginning of main().
+/// Replaces a closed standard input, output or error with a descriptor that refuses I/O. Otherwise the next file to be
+/// opened, perhaps a pool, would get its number and everything that is printed. Call at the beginning of main().
 void keep_standard_descriptors() noexcept;
 
-/// Prints; what fails is remembered for flush_standard_output().
+/// Prints the text; a failure is remembered for flush_standard_output().
 void write_standard_output(std::string_view text) noexcept;
 
-/// Whether everything that was printed by whatever means has arrived. For the end of main(): the program then exits
+/// Checks that everything printed, by any means, has arrived. Call at the end of main(): on an error the program exits
 /// with a failure. Errors: NoSpace, Io, with the system's reason.
 [[nodiscard]] Status flush_standard_output();
 

@@ -2,7 +2,7 @@
 //
 // What it is for: answering "was this key inserted?" with a small rate of false positives and never a false negative,
 // at memory speed, with inserts and erases that survive a crash the moment they return.
-// What it is not for: telling where a key is, counting keys exactly, or enumerating them. See index/ for a map.
+// What it is not for: finding where a key is, counting keys exactly, or enumerating them. See index/ for a map.
 //
 //             hash(key)                          a group: 4 or 8 words of one 64-byte line
 //   key ----------------> group g, word w, f     +------+------+------+------+------+------+------+------+
@@ -14,17 +14,17 @@
 //   insert   home word has an empty lane: one store.                                  1 line, 1 fence
 //            else spill to a word of the same group (spillable buckets).              1 line, 1 fence
 //            else overflow to the other group; the home word is marked first.         1 line, 1 fence (2 + 2 at first)
-//            (before a bucket is marked, a neighbour that may go already is moved instead)
+//            (before a bucket is marked, a neighbor that is already free to move is moved instead)
 //            else kick: move a home fingerprint whose other group has room, found by looking ahead.
-//                                                                     2 lines + 1 log line a kick, 3 fences
-//   lookup   the lanes of w; if w is marked, foreign lanes of g; if w overflowed for this half of the fingerprints
-//            (even, odd), foreign lanes of the other group
+//                                                                     2 lines + 1 log line per kick, 3 fences
+//   lookup   the lanes of w; if w is marked, the foreign lanes of g; if w has overflowed for this half of the
+//            fingerprints (even, odd), the foreign lanes of the other group
 //            (bucket primacy: mostly one line).
 //   erase    one store.                                                               1 line, 1 fence
 //
-// Where we differ from the paper: fingerprints away from home are kept in marked lanes of their own ("foreign"), so
-// a lookup does not compare them unless it must; kicks go forward only, so readers take no lock and no version; and
-// kicks are logged by redo rather than undo. The words are described in layout.hpp, the bytes in the pool in
+// Where we differ from the paper: fingerprints away from home are in separate, marked lanes ("foreign"), so a lookup
+// does not compare them unless it must; kicks go forward only, so readers take no lock and no version; and kicks are
+// logged by redo rather than undo. The words are described in layout.hpp, the bytes in the pool in
 // format.hpp, the proofs in docs/concurrency.md and docs/crash_consistency.md.
 #pragma once
 
@@ -57,15 +57,15 @@ namespace dunnock {
 
 /// What varies at compile time besides the fingerprint width and the media.
 struct FilterPolicy {
-  bool multi_writer = true;  ///< false: one writer at a time (and any number of readers); no locked instruction.
+  bool multi_writer = true;  ///< False: one writer at a time (and any number of readers); no locked instructions.
   bool spill = true;         ///< Spillable buckets.
   bool lookahead = true;     ///< Lookahead eviction, breadth first; false: a random walk, as in a textbook filter.
-  bool primacy = true;       ///< Bucket primacy; false: every lookup reads both groups.
+  bool primacy = true;       ///< Bucket primacy. False: every lookup reads both groups.
   unsigned group_words = 8;  ///< Words in a group, 4 or 8.
 };
 
 struct FilterOptions {
-  /// Fingerprints to have room for, 1 .. 2^36; rounded up to whole groups. Plan for a load of at most 95 %.
+  /// Number of fingerprints to have room for, 1 .. 2^36; rounded up to whole groups. Plan for a load of at most 95 %.
   std::uint64_t slots = 0;
   HashSeed seed = HashSeed::random();
 };
@@ -75,7 +75,7 @@ struct RecoveryReport {
   bool clean_shutdown = false;    ///< close() was called; otherwise the last user crashed.
   unsigned kicks_completed = 0;   ///< Moves that were in flight and are finished now.
   bool clear_completed = false;   ///< A clear() was in flight and is finished now.
-  std::uint64_t nanoseconds = 0;  ///< Time that recovery took. Does not depend on the size of the table.
+  std::uint64_t nanoseconds = 0;  ///< Duration of recovery. Does not depend on the size of the table.
 };
 
 /// A picture of the table (by a full scan) and counts since the filter was opened.
@@ -86,7 +86,7 @@ struct FilterStats {
   std::uint64_t words = 0;
   std::uint64_t words_spilled = 0;     ///< Words of level 1, 2 and 3.
   std::uint64_t words_overflowed = 0;  ///< Words of level 2 and 3.
-  std::uint64_t memory_bytes = 0;      ///< Table and meta region.
+  std::uint64_t memory_bytes = 0;      ///< Size of the table and meta regions.
   std::uint64_t overflows = 0;         ///< Inserts that went to the other group.
   std::uint64_t kicks = 0;             ///< Fingerprints moved.
   std::uint64_t kick_groups_read = 0;  ///< Groups looked at to find where to kick.
@@ -94,19 +94,19 @@ struct FilterStats {
   std::uint64_t reader_persists = 0;   ///< Lookups that had to persist what they had read.
 };
 
-/// The outcome of check(): what a scan of everything found to be wrong. Empty when all is well.
+/// The outcome of check(): the violations that a scan of everything found. Empty when all is well.
 struct CheckReport {
   std::uint64_t items = 0;
   std::vector<std::string> violations;  ///< At most 100 sentences.
   [[nodiscard]] bool ok() const noexcept { return violations.empty(); }
 };
 
-/// Threads: contains and size may be called by any number of threads at any time. insert and erase too when
-/// kPolicy.multi_writer; otherwise by one thread at a time. clear, close and check need the filter for themselves.
+/// Threads: any number of threads may call contains and size at any time, and also insert and erase if
+/// kPolicy.multi_writer; otherwise one thread at a time may. clear, close and check need exclusive use of the filter.
 ///
-/// Crashes: when a call returns, what it did is durable as the media defines it. A call that a crash interrupts is
-/// wholly there or wholly not (a bulk call: each of its keys). No result that any call returned is undone by a crash,
-/// not even one that depends on another thread's call that had not returned yet.
+/// Crashes: when a call returns, its effect is durable as the media defines it. A call that a crash interrupts takes
+/// effect completely or not at all (a bulk call: for each of its keys). A crash never undoes a result that a call has
+/// returned, not even one that depends on another thread's call that had not returned yet.
 ///
 /// Duplicates: the filter is a multiset of fingerprints. A key inserted n times needs n erases. At most
 /// 2 * kLanes * group_words copies fit (fewer when other keys hold the lanes); then insert returns false.
@@ -128,23 +128,23 @@ class CuckooFilter {
   /// an error or a crash before that leaves nothing. Errors: InvalidArgument (slots, name), AlreadyExists, NoSpace, Io.
   [[nodiscard]] static Result<CuckooFilter> create(Pool& pool, std::string_view name, const FilterOptions& options,
                                                    M media);
-  /// The same as a part of a larger creation: it exists when that is finished.
+  /// The same as part of a larger creation: the filter exists when that is finished.
   [[nodiscard]] static Result<CuckooFilter> create_in(PendingRegions& pending, std::string_view name,
                                                       const FilterOptions& options, M media);
   /// Opens the filter `name` and recovers it. Constant time. The pool must outlive the filter.
   /// Errors: NotFound, WrongVersion, WrongLayout (fingerprint width, group size), Corrupt.
   [[nodiscard]] static Result<Opened> open(Pool& pool, std::string_view name, M media);
-  /// Opens the filter `name`, or creates it where there is none. Of threads that call this at once, one creates it and
+  /// Opens the filter `name`, or creates it if it does not exist. Of threads that call this at once, one creates it and
   /// the others open it. The seed is that of the creation.
   /// Errors: those of create and open; WrongLayout also when the filter has another number of slots.
   [[nodiscard]] static Result<Opened> open_or_create(Pool& pool, std::string_view name, const FilterOptions& options,
                                                      M media);
-  /// A filter in plain memory of its own, with huge pages where the system gives them. Lost with the process.
+  /// Creates a filter in its own plain memory, with huge pages where the system provides them. Lost with the process.
   [[nodiscard]] static Result<CuckooFilter> create_volatile(const FilterOptions& options,
                                                             M media = {}) requires std::default_initializable<M>;
 
-  /// The same two steps on memory of the caller, which must be zeroed and outlive the filter. For tests, crash
-  /// harnesses and embedding.
+  /// create() and open() on the caller's memory, which must be zeroed (for format) and outlive the filter. For tests,
+  /// crash harnesses and embedding.
   [[nodiscard]] static constexpr std::uint64_t meta_bytes() noexcept { return kFilterMetaBytes; }
   [[nodiscard]] static constexpr std::uint64_t table_bytes(std::uint64_t slots) noexcept {
     return (groups_for(slots) * kGroupWords * sizeof(Word) + kLineBytes - 1) / kLineBytes * kLineBytes;
@@ -155,12 +155,12 @@ class CuckooFilter {
   [[nodiscard]] static Result<Opened> attach(Region meta, Region table, M media);
 
   /// Marks a clean shutdown, so that size() is known when the filter is opened next. The filter must not be used
-  /// afterwards. Without it (a crash, or just letting the object go) nothing but that mark is missing.
+  /// afterwards. Without close() (a crash, or just destroying the object) only that mark is missing.
   void close();
 
-  /// Can the structure go on? After a failure of the medium nothing is acknowledged any more: insert and erase return
+  /// Is the structure still usable? After the medium fails nothing is acknowledged any more: insert and erase return
   /// false, bulk calls 0, and lookups true.
-  /// What was acknowledged before is there when the pool is opened again. Errors: Io.
+  /// What was acknowledged before is found when the pool is opened again. Errors: Io.
   [[nodiscard]] Status status() const { return media_status(media_); }
 
   CuckooFilter(CuckooFilter&&) noexcept = default;
@@ -168,7 +168,7 @@ class CuckooFilter {
 
   // ----- one key --------------------------------------------------------------------------------------------------
 
-  /// Adds the key. False: no room could be made; the filter holds what it held. (Or see status().) Expected O(1).
+  /// Adds the key. False: no room could be made, and the filter is unchanged. (Or see status().) Expected O(1).
   bool insert(std::uint64_t key) { return insert_place(place_of(key)); }
   bool insert(std::string_view key) { return insert_place(place_of(key)); }
 
@@ -176,15 +176,16 @@ class CuckooFilter {
   [[nodiscard, gnu::always_inline]] bool contains(std::uint64_t key) const { return contains_place(place_of(key)); }
   [[nodiscard]] bool contains(std::string_view key) const { return contains_place(place_of(key)); }
 
-  /// Takes one copy of the key away. False: there was none. Only for keys that were inserted: erasing one that was
-  /// not removes, with the probability of a false positive, the equal fingerprint of another key, which is then lost.
+  /// Removes one copy of the key. False: there was none. Only for keys that were inserted: erasing one that was not
+  /// removes, with the probability of a false positive, the equal fingerprint of another key, which is then lost.
   bool erase(std::uint64_t key) { return erase_place(place_of(key)); }
   bool erase(std::string_view key) { return erase_place(place_of(key)); }
 
   // ----- many keys ------------------------------------------------------------------------------------------------
 
-  /// As one call per key in some order, but with memory latency hidden and one fence for a group of keys.
-  /// `inserted`, `found`, `erased` receive 0 or 1 a key and may be null (except `found`). All return how many 1s.
+  /// Like one call per key in some order, but with memory latency hidden and one fence for a group of keys.
+  /// `inserted`, `found` and `erased` receive one byte per key, 0 or 1, and may be null (except `found`). All return
+  /// the number of ones.
   std::size_t insert_bulk(std::span<const std::uint64_t> keys, std::uint8_t* inserted = nullptr) {
     return insert_many(keys, inserted);
   }
@@ -238,18 +239,18 @@ class CuckooFilter {
   [[nodiscard]] std::uint64_t memory_bytes() const noexcept { return table_.bytes() + meta_.bytes(); }
   [[nodiscard]] const HashSeed& seed() const noexcept { return hasher_.seed(); }
 
-  /// Removes everything. O(table). A crash in the middle: empty after the next open.
+  /// Removes everything. O(table). After a crash in the middle the filter is empty once it is opened again.
   void clear();
 
-  /// The words of all buckets, as layout.hpp has them: for a copy elsewhere, such as gpu/filter_view.hpp. What they are
-  /// while somebody writes is undefined. (groups x group_words)
+  /// The words of all buckets, as described in layout.hpp: for a copy elsewhere, such as gpu/filter_view.hpp. Their
+  /// values are undefined while any thread writes. (groups x group_words)
   [[nodiscard]] std::span<const std::uint64_t> words() const noexcept {
     return {reinterpret_cast<const std::uint64_t*>(words_of(0)), groups_ * kGroupWords};
   }
-  /// Makes an empty filter hold what these words hold, which come from a filter of the same seed and size (another
-  /// seed's would not be found again). Nobody else may use the filter meanwhile. O(table). Errors: InvalidArgument:
+  /// Fills an empty filter with these words, which come from a filter of the same seed and size (keys under another
+  /// seed would not be found again). No other thread may use the filter meanwhile. O(table). Errors: InvalidArgument:
   /// another number of words, or the filter is not empty; Corrupt: no filter leaves such words, and nothing was
-  /// changed. A crash in the middle: empty after the next open.
+  /// changed. After a crash in the middle the filter is empty once it is opened again.
   [[nodiscard]] Status assign_words(std::span<const std::uint64_t> words);
   [[nodiscard]] FilterStats stats() const;
   /// Scans everything and proves the invariants of layout.hpp and format.hpp, and that size() is right.
@@ -259,10 +260,10 @@ class CuckooFilter {
   static constexpr bool kDurable = M::kDurability != Durability::kNone;
   static constexpr bool kReadersPersist = !M::kVisibleIsDurable;
   static constexpr bool kUseStripes = kPolicy.multi_writer || kReadersPersist;
-  static constexpr unsigned kBatch = 64;  // keys that share a fence: 170 ns of fence are 3 ns a key
+  static constexpr unsigned kBatch = 64;  // keys that share a fence: 170 ns of fence are 3 ns per key
   using Guard = detail::StripeGuard<kUseStripes, kPolicy.multi_writer, M>;
 
-  /// Counts of one thread (of several, when there are more threads than shards).
+  /// Counts of one thread (or of several, when there are more threads than shards).
   struct alignas(kLineBytes) Shard {
     std::atomic<std::int64_t> items{0};
     std::atomic<std::uint64_t> overflows{0};
@@ -291,11 +292,11 @@ class CuckooFilter {
     std::uint64_t source;  // index of the word
     std::uint64_t target_group;
     std::uint64_t fingerprint;
-    std::uint32_t parent;  // step that needs the lane that this one frees; kNoParent: the new key does
+    std::uint32_t parent;  // the step that needs the lane that this one frees; kNoParent: the new key needs it
   };
   static constexpr std::uint32_t kNoParent = ~0U;
   struct UnmarkedMoves {
-    std::array<Move, 4> list;  // Lines fetched at once. Bench: eight help no more.
+    std::array<Move, 4> list;  // Lines fetched at once. Bench: eight are no better.
     unsigned count = 0;
   };
 
@@ -452,7 +453,7 @@ template <unsigned kBits, Media M, FilterPolicy kPolicy>
 struct CuckooFilter<kBits, M, kPolicy>::Opened {
   CuckooFilter filter;
   RecoveryReport report;
-  bool created = false;  ///< By open_or_create, just now.
+  bool created = false;  ///< Did open_or_create just create it?
 };
 
 }  // namespace dunnock

@@ -42,7 +42,7 @@ struct FilterHeader {
 };
 static_assert(sizeof(FilterHeader) == 128 && std::is_trivially_copyable_v<FilterHeader>);
 
-/// Checksum of a header as it should stand in its last field.
+/// The checksum that belongs in a header's last field.
 [[nodiscard]] std::uint64_t checksum_of(const FilterHeader& header) noexcept;
 
 /// What changes besides the table: one line, so its stores become durable in the order of the arrows.
@@ -57,7 +57,7 @@ struct alignas(kLineBytes) FilterState {
 };
 static_assert(sizeof(FilterState) == kLineBytes);
 
-/// Mark that says that `items` may be believed; never 0.
+/// The mark that says that `items` can be trusted; never 0.
 [[nodiscard]] constexpr std::uint64_t clean_mark(std::uint64_t items) noexcept {
   return ((items ^ 0x6c62272e07bb0142ULL) * 0x9e3779b97f4a7c15ULL) | 1;
 }
@@ -65,7 +65,7 @@ static_assert(sizeof(FilterState) == kLineBytes);
 /// A kick in flight: a fingerprint moves from a home lane of word `source` to a foreign lane of word `target`.
 /// One line. The fields are stored first and `armed` last, so an armed record is always whole.
 ///   armed == 0                     idle; recovery ignores the line
-///   armed == log_mark(the fields)  the move is to be completed: recovery stores both words and sets armed = 0
+///   armed == log_mark(the fields)  recovery completes the move: it stores both words and sets armed = 0
 ///   anything else                  the pool was damaged
 /// The writer holds both lines (in volatile memory) until the record is idle again *durably*, so no later operation
 /// can have touched either word when recovery replays the record.

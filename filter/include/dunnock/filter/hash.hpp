@@ -1,15 +1,15 @@
 // Seeded hashing of keys for the filter: 64-bit integers and byte strings.
 //
 // Integers: (low, high) = (x ^ a) * b as 128 bits, then h = fold((low ^ c) * (high ^ d)), fold = high half ^ low half:
-// two multiplications with four secret words that are drawn at random for every filter, so keys that were chosen
-// without the seed can't be made to collide. Byte strings: XXH3 (128 bits) with a secret derived from the seed, folded
-// the same way. tests/filter/hash_test.cpp measures evenness on sequences, strides, grids and sparse bits.
+// two multiplications with four secret words that are drawn at random for every filter, so nobody can choose colliding
+// keys without the seed. Byte strings: XXH3 (128 bits) with a secret derived from the seed, folded the same way.
+// tests/filter/hash_test.cpp measures evenness on sequences, strides, grids and sparse bits.
 //
 // Why not less: with one multiplication the groups of strided keys were up to 175 standard deviations from even.
 // Why not more: on a table larger than the cache the processor overlaps as many lookups as fit its instruction window,
 // so every instruction here counts.
 //
-// Not a cryptographic hash: somebody who can read the pool has the seed.
+// Not a cryptographic hash: anyone who can read the pool has the seed.
 #pragma once
 
 #include <array>
@@ -31,7 +31,7 @@ struct HashSeed {
   friend bool operator==(const HashSeed&, const HashSeed&) = default;
 };
 
-/// Hashes keys under one seed. Immutable, so any number of threads may share it. 64 bits out, all of them good.
+/// Hashes keys under one seed. Immutable, so any number of threads may share it. All 64 bits of the result are good.
 class KeyHasher {
  public:
   explicit KeyHasher(const HashSeed& seed) noexcept;
@@ -45,7 +45,7 @@ class KeyHasher {
 
   [[nodiscard]] std::uint64_t operator()(std::string_view key) const noexcept;
 
-  /// Keys of 128 bits: both halves get a multiplication of their own before they meet in the last one.
+  /// Keys of 128 bits: each half has its own multiplication before the last one combines them.
   [[nodiscard]] std::uint64_t operator()(std::uint64_t low, std::uint64_t high) const noexcept {
     const unsigned __int128 a = static_cast<unsigned __int128>(low ^ seed_.words[0]) * seed_.words[1];
     const unsigned __int128 b = static_cast<unsigned __int128>(high ^ seed_.words[2]) * (seed_.words[3] | 1);

@@ -9,20 +9,21 @@
 //               <- foreign ->                                <------- home ----->
 //
 //   lane    a fingerprint, 1 .. 2^bits - 1; 0 is an empty lane.
-//   count   how many of the top lanes are *foreign*: they hold fingerprints whose bucket is another one. 0 .. 3, and
+//   count   how many of the top lanes are *foreign*: they hold fingerprints that belong to another bucket. 0 .. 3, and
 //           every foreign lane is occupied. All other lanes are *home* lanes.
 //   level   how far this bucket's own fingerprints may be: 0 all are in its home lanes; 1 some may have spilled to
 //           foreign lanes of the same group; 2 even ones, 3 any may also be in foreign lanes of the other group. Only
-//           grows. (Telling even from odd halves the second lines that a bucket's first overflow costs its lookups.)
+//           grows. (Distinguishing even from odd halves the second lines that lookups read after a bucket's first
+//           overflow.)
 //
 // A group is 4 or 8 words in one 64-byte line: a key has a home bucket in one group, may spill to the other buckets
-// of that group (the line is at hand already), and may overflow to one other group. 8-bit fingerprints have 7 lanes,
-// 12-bit 5, 16-bit 3; bits between the last lane and the count are zero.
+// of that group (that line is loaded already), and may overflow to one other group. With 8-bit fingerprints a word has
+// 7 lanes, with 12-bit 5, with 16-bit 3; bits between the last lane and the count are zero.
 //
-// Why home and foreign lanes are told apart: a lookup compares the home lanes of one bucket, and only if that bucket
-// says so the foreign lanes of others, which keeps the false-positive rate near one bucket's; and a kick takes only a
-// fingerprint that is at home, whose bucket it therefore knows. Everything moves only forward (home -> other group),
-// which is why readers need no lock and no version (docs/concurrency.md).
+// Why home and foreign lanes are distinguished: a lookup compares the home lanes of one bucket, and compares the
+// foreign lanes of others only if that bucket says so, which keeps the false-positive rate near that of one bucket; and
+// a kick takes only a fingerprint that is at home, so it knows its bucket. Everything moves only forward (home -> other
+// group), which is why readers need no lock and no version (docs/concurrency.md).
 #pragma once
 
 #include <bit>
@@ -36,7 +37,7 @@
 
 namespace dunnock {
 
-/// Where a key lives first: the number of its bucket (word) in the table, and its fingerprint.
+/// A key's home: the number of its bucket (word) in the table, and its fingerprint.
 struct Place {
   std::uint64_t bucket;
   std::uint64_t fingerprint;
@@ -87,7 +88,7 @@ struct Layout {
   static constexpr std::uint64_t kLanesMask = kHighBits | kLowBits;
   static constexpr detail::HomeLanes kHomeLanes = detail::home_lanes_table(kBits, kHighBits);
 
-  /// The top bit of every lane of `x` that is zero. Exact: no lane disturbs its neighbour.
+  /// The top bit of every lane of `x` that is zero. Exact: no lane affects its neighbor.
   DUNNOCK_HOST_DEVICE static constexpr std::uint64_t zero_lanes(std::uint64_t x) noexcept {
     return ~(((x & kLowBits) + kLowBits) | x) & kHighBits;
   }
@@ -97,7 +98,7 @@ struct Layout {
   DUNNOCK_HOST_DEVICE static constexpr unsigned level(std::uint64_t word) noexcept {
     return static_cast<unsigned>(word >> kLevelShift);
   }
-  /// The level from which on a fingerprint may be in the other group.
+  /// The lowest level at which a fingerprint may be in the other group.
   DUNNOCK_HOST_DEVICE static constexpr unsigned far_level(std::uint64_t fingerprint) noexcept {
     return 2 + static_cast<unsigned>(fingerprint & 1);
   }
@@ -120,7 +121,7 @@ struct Layout {
   DUNNOCK_HOST_DEVICE static constexpr std::uint64_t foreign_lanes(std::uint64_t word) noexcept {
     return kHighBits & ~home_lanes(word);
   }
-  /// The top bit of every home (foreign) lane that holds the fingerprint of which `pattern` is the repetition.
+  /// The top bit of every home (foreign) lane that holds the fingerprint that `pattern` repeats.
   DUNNOCK_HOST_DEVICE static constexpr std::uint64_t match_home(std::uint64_t word, std::uint64_t pattern) noexcept {
     return zero_lanes(word ^ pattern) & home_lanes(word);
   }
@@ -163,7 +164,7 @@ struct Layout {
   DUNNOCK_HOST_DEVICE static constexpr unsigned occupied(std::uint64_t word) noexcept {
     return kLanes - static_cast<unsigned>(std::popcount(empty_lanes(word)));
   }
-  /// Could a filter have left this word? Every foreign lane is occupied, and the bits that are nothing are zero.
+  /// Could a filter have left this word? Every foreign lane is occupied, and unused bits are zero.
   DUNNOCK_HOST_DEVICE static constexpr bool is_word(std::uint64_t word) noexcept {
     constexpr std::uint64_t kMeaning = kLanesMask | 0xfULL << kCountShift;
     return (word & ~kMeaning) == 0 && foreign_count(word) <= kForeignMax &&
@@ -201,8 +202,8 @@ struct Layout {
     return with_lane(with_lane(word, i, lane(word, lowest)), lowest, 0) - (1ULL << kCountShift);
   }
 
-  /// Hash -> place in a table of `buckets` words. The bucket comes from the top bits of the hash, the fingerprint from
-  /// the low ones, so up to 2^36 slots they are independent. Fingerprint 1 is twice as likely as the others, which
+  /// Hash -> place in a table of `buckets` words. The bucket comes from the top bits of the hash and the fingerprint
+  /// from the low ones, so up to 2^36 slots they are independent. Fingerprint 1 is twice as likely as the others, which
   /// costs 1 / 2^(2 bits) in false positives.
   DUNNOCK_HOST_DEVICE static constexpr Place place(std::uint64_t hash, std::uint64_t buckets) noexcept {
     std::uint64_t bits = hash & kLaneMask;

@@ -1,4 +1,4 @@
-// Bf16: the upper half of a float: its range, with 8 bits of precision. A storage type; arithmetic is done in float.
+// Bf16: the upper half of a float, with its range and 8 bits of precision. A storage type; arithmetic is done in float.
 #pragma once
 
 #include <bit>
@@ -16,7 +16,7 @@ struct Bf16 {
   std::uint16_t bits = 0;
 
   Bf16() = default;
-  /// Rounds to nearest, ties to even; a NaN stays one.
+  /// Rounds to nearest, ties to even; a NaN stays NaN.
   DUNNOCK_GPU_HOST_DEVICE explicit constexpr Bf16(float value) noexcept {
     const auto word = std::bit_cast<std::uint32_t>(value);
     const bool is_nan = (word & 0x7fffffffU) > 0x7f800000U;
@@ -25,7 +25,7 @@ struct Bf16 {
   DUNNOCK_GPU_HOST_DEVICE explicit constexpr operator float() const noexcept {
     return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
   }
-  friend bool operator==(const Bf16&, const Bf16&) = default;  ///< Of the bits.
+  friend bool operator==(const Bf16&, const Bf16&) = default;  ///< Compares the bits.
 };
 static_assert(sizeof(Bf16) == 2);
 

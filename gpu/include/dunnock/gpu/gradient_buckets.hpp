@@ -1,4 +1,4 @@
-// GradientBuckets: where the gradients of a model lie, so that ranks reduce them while the backward pass goes on.
+// GradientBuckets: memory for a model's gradients, laid out so that ranks reduce them during the backward pass.
 //
 //   tensors, in the order in which the backward pass makes them ready:
 //
@@ -10,11 +10,11 @@
 //     lane compute        B0  B1  B2  B3  B4  B5  B6  B7
 //     lane communication          [0]         [1 ] [ 2 ][3 ]
 //
-// A kernel writes its gradient where it lies; a bucket is reduced in place by one all-reduce as soon as its last
-// gradient is there, and nothing is copied. Large buckets use the link well; a small first one starts it early. What no
-// bucket hides is the last: nothing is left to compute while it is reduced.
+// A kernel writes its gradient in place; one all-reduce reduces a bucket in place as soon as its last gradient is
+// ready, and nothing is copied. Large buckets use the link well; a small first one starts it early. Only the last
+// bucket can't be hidden: nothing is left to compute while it is reduced.
 //
-// Not for: choosing the order (the caller knows its backward pass), or gradients that are sparse.
+// Not for: choosing the order (the caller knows its backward pass), or sparse gradients.
 #pragma once
 
 #include <cstddef>
@@ -33,13 +33,13 @@
 namespace dunnock::gpu {
 
 struct BucketOptions {
-  std::uint64_t bytes_max = 25 << 20;       ///< Of a bucket. A larger tensor has a bucket of its own.
-  std::uint64_t first_bytes_max = 1 << 20;  ///< Of the first bucket; so with the least of the two.
-  /// Where tensors begin. A line: kernels load them as vectors, and while one bucket is written another is reduced.
+  std::uint64_t bytes_max = 25 << 20;       ///< Maximum size of a bucket. A larger tensor has its own bucket.
+  std::uint64_t first_bytes_max = 1 << 20;  ///< Maximum size of the first bucket; the lesser of the two applies to it.
+  /// Alignment of tensors. A line: kernels load them as vectors, and while one bucket is written another is reduced.
   std::uint64_t alignment_bytes = 64;
 };
 
-/// Where each tensor lies. Counts and offsets are of values.
+/// Where each tensor is. Counts and offsets are in values.
 struct BucketLayout {
   struct Tensor {
     std::size_t begin = 0;
@@ -48,30 +48,30 @@ struct BucketLayout {
   };
   struct Bucket {
     std::size_t begin = 0;
-    std::size_t size = 0;  ///< To the end of its last tensor, with what lies between them.
+    std::size_t size = 0;  ///< To the end of its last tensor, including gaps.
     std::size_t first_tensor = 0;
     std::size_t tensors = 0;
   };
   std::vector<Tensor> tensors;
   std::vector<Bucket> buckets;
-  std::size_t size = 0;         ///< Of the buffer.
-  std::size_t value_bytes = 0;  ///< Of one value.
+  std::size_t size = 0;         ///< Size of the buffer.
+  std::size_t value_bytes = 0;  ///< Bytes per value.
 
   [[nodiscard]] std::uint64_t bytes_of(const Bucket& bucket) const noexcept { return bucket.size * value_bytes; }
 };
 
-/// Tensors of `sizes` values, in this order, each into the bucket of the one before it while there is room. Errors:
-/// InvalidArgument (an empty tensor; an alignment that is no power of two, or no multiple of a value), NoSpace (more
-/// than an address reaches). Time: the number of tensors.
+/// Lays out tensors of `sizes` values, in this order, each in the bucket of the one before it while there is room.
+/// Errors: InvalidArgument (an empty tensor; an alignment that is not a power of two, or not a multiple of a value),
+/// NoSpace (more than the address space). Time: the number of tensors.
 [[nodiscard]] Result<BucketLayout> lay_out_buckets(std::span<const std::size_t> sizes, std::size_t value_bytes,
                                                    const BucketOptions& options = {});
 
-/// The gradients' memory. Move-only. T: float or Bf16. Threads: any number read it.
+/// The gradients' memory. Move-only. T: float or Bf16. Threads: any number may read it.
 template <class T>
 class GradientBuckets {
  public:
-  /// Zeroed in the order of `stream`, so that what lies between the tensors is a number as well. Errors: those of
-  /// lay_out_buckets() and Buffer::create().
+  /// Allocates the memory and zeroes it in the order of `stream`, so that gaps between tensors hold numbers too.
+  /// Errors: those of lay_out_buckets() and Buffer::create().
   [[nodiscard]] static Result<GradientBuckets> create(std::span<const std::size_t> sizes, Stream& stream,
                                                       const BucketOptions& options = {});
 
@@ -83,7 +83,7 @@ class GradientBuckets {
   [[nodiscard]] DeviceSpan<T> bucket(std::size_t bucket) const {
     return span().subspan(layout_.buckets.at(bucket).begin, layout_.buckets.at(bucket).size);
   }
-  /// All of it, for one update of everything; what lies between the tensors stays zero.
+  /// The whole memory, for one update of everything; gaps between tensors stay zero.
   [[nodiscard]] DeviceSpan<T> span() const noexcept { return buffer_.span(); }
 
  private:
@@ -93,39 +93,40 @@ class GradientBuckets {
 
 /// A rank's link to the others.
 struct LinkModel {
-  double latency_us = 0;                                      ///< Of one collective, however small.
-  double gb_per_s = std::numeric_limits<double>::infinity();  ///< Each way at a time; 10^9 bytes.
+  double latency_us = 0;                                      ///< Latency of one collective, however small.
+  double gb_per_s = std::numeric_limits<double>::infinity();  ///< In each direction at once; 10^9 bytes.
 };
 
-/// What an all-reduce takes when each rank sends and receives 2 (n - 1) / n times its bytes, as a ring does and none
-/// can do with less (Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms"). 0 for one rank.
+/// The time of an all-reduce in which each rank sends and receives 2 (n - 1) / n times its bytes: a ring does this, and
+/// no algorithm needs less (Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms"). 0 for one rank.
 [[nodiscard]] double all_reduce_us(const LinkModel& link, std::uint64_t bytes, unsigned ranks) noexcept;
 
 struct AllReduceOptions {
   unsigned ranks = 1;
   LinkModel link{};
-  /// Of the rank's device: see Op::demand. A few of NCCL's channels on a GPU of 132 multiprocessors.
+  /// Share of the rank's device: see Op::demand. A few NCCL channels on a GPU of 132 multiprocessors.
   double demand = 0.05;
-  Reduction reduction = Reduction::kMean;  ///< For what is issued.
+  Reduction reduction = Reduction::kMean;  ///< Reduction of the operations that are issued.
 };
 
 struct ReducedBucket {
   OpId op = kNoOp;
-  ValueId value = 0;  ///< For what needs the reduced gradients, an update say.
+  ValueId value = 0;  ///< For operations that need the reduced gradients, such as an update.
 };
 
-/// The gradients of `layout` as values of a graph, with their bytes: kept, for their buffer stays.
+/// Adds the gradients of `layout` to a graph as values, with their bytes. They are kept, since their buffer stays.
 [[nodiscard]] std::vector<ValueId> add_gradients(TaskGraph& graph, const BucketLayout& layout);
 
-/// One communication a bucket, in the order of the buckets; its inputs are the bucket's `gradients`, a value a tensor.
-/// Its output has no bytes, for it is the same memory. To simulate several ranks in one graph, give the gradients of
-/// all of them, one rank's behind the other's: then a bucket's waits for the last rank. `issue` (bucket, stream) may be
-/// none: then there is nothing to run. Checked: the number of gradients.
+/// Adds one communication per bucket, in the order of the buckets; its inputs are the bucket's `gradients`, one value
+/// per tensor. Its output has no bytes, since it is the same memory. To simulate several ranks in one graph, pass the
+/// gradients of all of them, rank after rank: each bucket then waits for the last rank. `issue` (bucket, stream) may be
+/// empty: then there is nothing to run. Checked: the number of gradients.
 std::vector<ReducedBucket> add_all_reduces(TaskGraph& graph, const BucketLayout& layout,
                                            std::span<const ValueId> gradients, const AllReduceOptions& options,
                                            const std::function<void(std::size_t, Stream&)>& issue = {});
 
-/// The same, to run: bucket after bucket is reduced by `all`, whose size counts. Both must outlive the graph's runs.
+/// The same, but to be run: `all` reduces bucket after bucket, and its size is used as `ranks`. Both must outlive the
+/// graph's runs.
 template <class T>
 std::vector<ReducedBucket> add_all_reduces(TaskGraph& graph, const GradientBuckets<T>& buckets,
                                            std::span<const ValueId> gradients, Communicator& all,
@@ -137,16 +138,17 @@ std::vector<ReducedBucket> add_all_reduces(TaskGraph& graph, const GradientBucke
                          });
 }
 
-/// A schedule with two lanes a rank, "compute" and "communication" (of a higher priority; only where there is any).
-/// What computes keeps the order of adding where it can; a communication is issued as soon as what it needs is, and so
-/// begins when its last input and the communication before it are done. Ranks with the same graph issue theirs in the
-/// same order, as a Communicator wants. `rank_of`: of each operation; none: all of rank 0. Errors: InvalidArgument (a
-/// circle, or another number of ranks than of operations).
+/// A schedule with two lanes per rank, "compute" and "communication" (of a higher priority; only if there is any).
+/// Computations keep the order in which they were added where possible; a communication is issued as soon as its inputs
+/// are, so it begins when its last input and the previous communication are done. Ranks with the same graph issue
+/// theirs in the same order, as a Communicator requires. `rank_of`: the rank of each operation; empty: all are of rank
+/// 0.
+/// Errors: InvalidArgument (a cycle, or the numbers of ranks and operations differ).
 [[nodiscard]] Result<Schedule> overlapped(const TaskGraph& graph, std::span<const unsigned> rank_of = {},
                                           std::string name = "overlapped");
 
-/// How much of the communication costs no time: 1 - (makespan - compute) / communication, where `compute` and
-/// `communication` are the costs of one rank's operations; the worst rank counts. 1 when there is none.
+/// The share of communication that costs no time: 1 - (makespan - compute) / communication, where `compute` and
+/// `communication` are the costs of one rank's operations; the worst rank counts. 1 if there is no communication.
 [[nodiscard]] double hidden_share(const TaskGraph& graph, const Schedule& schedule, double makespan_us);
 
 }  // namespace dunnock::gpu

@@ -3,14 +3,14 @@
 //   std::span<T>     host memory, any
 //   DeviceSpan<T>    device memory; has no operator[] and no iterators, so host code can't touch it by accident
 //   Buffer<T>        owns device memory, from the device's caching allocator
-//   PinnedBuffer<T>  owns host memory that a GPU copies from and to by itself
+//   PinnedBuffer<T>  owns host memory that a GPU can copy from and to by itself
 //
 // upload(), download() and device_copy() are the only ways between them, in order with the other operations of a
 // stream. On the CPU backend device memory is host memory, and the rules are the same.
 //
-// Memory is ordered by streams: a Buffer belongs to the stream that it was made on. When it goes, its memory may be
-// given to the next buffer of the same stream at once, without waiting, because what that one is used for comes later
-// in the stream. A buffer that other streams use too needs use_on() for each of them (or must go after they are done).
+// Memory is ordered by streams: a Buffer belongs to the stream that it was made on. When it is destroyed, the next
+// buffer of the same stream may get its memory at once, without waiting, because that buffer's operations come later in
+// the stream. A buffer that other streams use too needs use_on() for each of them (or must outlive their work).
 #pragma once
 
 #include <cstddef>
@@ -26,7 +26,7 @@
 
 namespace dunnock::gpu {
 
-/// Where `size` values of T lie in a device's memory. T is trivially copyable, perhaps const.
+/// Refers to `size` values of T in a device's memory. T is trivially copyable, perhaps const.
 template <class T>
 class DeviceSpan {
  public:
@@ -46,7 +46,7 @@ class DeviceSpan {
     DUNNOCK_CHECK(count <= size_ - first, "a part lies in the whole");
     return {data_ + first, count};
   }
-  /// An address for kernels. The host may not read or write there.
+  /// An address for kernels. The host must not read or write there.
   [[nodiscard]] constexpr T* device_data() const noexcept { return data_; }
 
  private:
@@ -101,7 +101,7 @@ void fill_bytes(void* to, std::byte value, std::size_t bytes, Stream& stream);
 
 }  // namespace detail
 
-/// Owns memory of a device, not initialised, aligned to 512 bytes. Move-only; goes with its stream's order.
+/// Owns uninitialized memory of a device, aligned to 512 bytes. Move-only; freed in the order of its stream.
 template <class T>
 class Buffer {
   static_assert(std::is_trivially_copyable_v<T>, "a device copies bytes");
@@ -109,8 +109,8 @@ class Buffer {
 
  public:
   Buffer() = default;
-  /// `size` values. Errors: NoSpace (the device's memory, or its limit, is exhausted: what is kept for later has been
-  /// given back), InvalidArgument (the stream records a graph).
+  /// Allocates `size` values. Errors: NoSpace (the device's memory, or its limit, is exhausted, although kept memory
+  /// has been freed), InvalidArgument (the stream records a graph).
   [[nodiscard]] static Result<Buffer> create(std::size_t size, Stream& stream) {
     if (size > SIZE_MAX / sizeof(T)) return make_error(ErrorCode::kNoSpace, "no device has so much memory");
     DUNNOCK_TRY(auto made, detail::Allocation::create(size * sizeof(T), stream));
@@ -122,11 +122,11 @@ class Buffer {
 
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
   [[nodiscard]] DeviceSpan<T> span() const noexcept { return {static_cast<T*>(memory_.address()), size_}; }
-  // NOLINTBEGIN(google-explicit-constructor): a buffer is where a span is wanted.
+  // NOLINTBEGIN(google-explicit-constructor): a buffer is accepted where a span is expected.
   operator DeviceSpan<T>() const noexcept { return span(); }
   operator DeviceSpan<const T>() const noexcept { return span(); }
   // NOLINTEND(google-explicit-constructor)
-  /// Its memory is not given to others before what has been issued on `stream` is done. Call after the last use there.
+  /// Keeps the memory from being reused before what was issued on `stream` is done. Call after the last use there.
   void use_on(Stream& stream) { memory_.use_on(stream); }
 
  private:
@@ -134,7 +134,7 @@ class Buffer {
   std::size_t size_ = 0;
 };
 
-/// Owns host memory that `device` reaches by itself (CUDA: page-locked), so that copies do not stop the host.
+/// Owns host memory that `device` accesses directly (CUDA: page-locked), so that copies do not block the host.
 template <class T>
 class PinnedBuffer {
   static_assert(std::is_trivially_copyable_v<T>, "a device copies bytes");
@@ -159,7 +159,7 @@ class PinnedBuffer {
 };
 
 /// Copies all of `from` to `to`, of the same size, in the order of the stream. Host memory must stay as it is until the
-/// stream is synchronised; the host stands still while memory that is not pinned is copied by a GPU.
+/// stream is synchronized; the host is blocked while a GPU copies memory that is not pinned.
 template <class T>
 void upload(DeviceSpan<T> to, std::type_identity_t<std::span<const T>> from, Stream& stream) {
   DUNNOCK_CHECK(to.size() == from.size(), "a copy is as large as what is copied");
@@ -175,7 +175,7 @@ void device_copy(DeviceSpan<T> to, std::type_identity_t<DeviceSpan<const T>> fro
   DUNNOCK_CHECK(to.size() == from.size(), "a copy is as large as what is copied");
   detail::copy_bytes(to.device_data(), from.device_data(), from.size_bytes(), stream);
 }
-/// All bytes of it become `value`.
+/// Sets all bytes to `value`.
 template <class T>
 void fill_bytes(DeviceSpan<T> to, std::byte value, Stream& stream) {
   detail::fill_bytes(to.device_data(), value, to.size_bytes(), stream);

@@ -1,9 +1,9 @@
-// Simulator: runs a schedule in made-up time, with the costs that its operations have.
+// Simulator: runs a schedule in simulated time, with the costs of its operations.
 //
-// Each lane runs its slots in order; an operation begins when its lane is free and all that it waits for is done. The
-// operations that run on one rank at a time share its device: when they ask for more than all of it (Op::demand), each
-// runs slower by what is asked too much. So three operations of demand 1 take three times as long side by side, and
-// three of demand 0.3 no longer than alone.
+// Each lane runs its slots in order; an operation begins when its lane is free and everything that it waits for is
+// done. Operations that run on one rank at the same time share its device: when their demands add up to more than all
+// of it (Op::demand), all slow down by that factor. So three operations of demand 1 take three times as long
+// concurrently, and three of demand 0.3 no longer than alone.
 //
 // Not a model of caches, of clocks, or of a link that several messages share: a communication's cost is given.
 #pragma once
@@ -14,7 +14,7 @@
 namespace dunnock::gpu {
 
 struct SimulatorOptions {
-  double launch_us = 0;  ///< The host issues one operation after the other, and each takes it so long.
+  double launch_us = 0;  ///< Time that the host takes to issue one operation; it issues one after the other.
 };
 
 /// Errors: those of validate(). Time: operations x lanes. Deterministic.

@@ -5,11 +5,10 @@
 //
 // Operations are started, not done, when a function returns. One that fails does not stop the program: the next
 // synchronize() returns the error with its name.
-//   CPU   The operations behind it, in its stream and in those that wait for it, are dropped until it is reported.
-//   CUDA  What was issued behind it runs unless CUDA itself refuses. A kernel that fails while it runs is noticed
-//   later,
-//         so the error names the operations that may have been it; DUNNOCK_GPU_SYNC=1 in the environment waits for each
-//         operation, and so names the very one.
+//   CPU   Later operations, in its stream and in those that wait for it, are dropped until the error is reported.
+//   CUDA  Later operations run unless CUDA itself refuses. A kernel that fails while it runs is noticed later, so the
+//         error names the operations that may have failed; DUNNOCK_GPU_SYNC=1 in the environment waits for each
+//         operation, and so names the one that failed.
 #pragma once
 
 #include <cstddef>
@@ -37,9 +36,9 @@ class Event {
   Event& operator=(Event&&) noexcept;
   ~Event();
 
-  /// All that was issued before the last record() is done; true when nothing was ever recorded.
+  /// Is everything issued before the last record() done? True if nothing was ever recorded.
   [[nodiscard]] bool done() const;
-  /// Returns when it is done. Errors: those of the operations before it, if their stream has not yet reported them.
+  /// Returns when done() is true. Errors: those of earlier operations, if their stream has not yet reported them.
   [[nodiscard]] Status synchronize() const;
   /// Milliseconds from `start`'s record to this one's, on the device's clock; both must be done.
   [[nodiscard]] double ms_since(const Event& start) const;
@@ -52,10 +51,10 @@ class Event {
 };
 
 struct StreamOptions {
-  /// Runs before streams of a lower one where the device can (CUDA: two levels). The CPU backend ignores it.
+  /// Runs before streams of lower priority where the device can (CUDA: two levels). The CPU backend ignores it.
   int priority = 0;
-  /// CPU backend: so many threads the kernels of this stream use; 0: as many as OpenMP has by default (all processors,
-  /// or OMP_NUM_THREADS). Streams that are to run side by side want fewer each. CUDA ignores it.
+  /// CPU backend: number of threads for the kernels of this stream; 0: OpenMP's default (all processors, or
+  /// OMP_NUM_THREADS). Streams that run concurrently need fewer each. CUDA ignores it.
   unsigned threads = 0;
 };
 
@@ -70,21 +69,22 @@ class Stream {
 
   [[nodiscard]] Device device() const noexcept;
 
-  /// Runs `work` on the host, in order with the other operations; on CUDA it must not call CUDA. `name` is what errors
-  /// and traces call it; it must outlive the operation (a literal does).
+  /// Runs `work` on the host, in order with the other operations; on CUDA it must not call CUDA. Errors and traces
+  /// refer to it by `name`, which must outlive the operation (a literal does).
   void run(std::string_view name, std::function<Status()> work);
 
   void record(Event& event);
-  /// What is issued after this begins when `event`'s last record is done. Of any stream of the same backend.
+  /// What is issued after this begins when `event`'s last record is done. The event may be from any stream of the same
+  /// backend.
   void wait(const Event& event);
 
-  /// Returns when all that was issued is done. Errors: Device, with the name of the operation that failed; once.
+  /// Returns when everything issued is done. Errors: Device, with the name of the operation that failed; reported once.
   [[nodiscard]] Status synchronize();
-  /// All that was issued is done, or dropped behind a failure.
+  /// Is everything that was issued done, or dropped after a failure?
   [[nodiscard]] bool idle() const;
-  /// The cudaStream_t, for kernels of one's own; null on the CPU.
+  /// The cudaStream_t, for the caller's own kernels; null on the CPU.
   [[nodiscard]] void* native() const noexcept;
-  /// Operations are being recorded (graph.hpp), not run.
+  /// Are operations being recorded (graph.hpp), not run?
   [[nodiscard]] bool capturing() const;
 
   [[nodiscard]] detail::StreamImpl& impl() const noexcept { return *impl_; }  ///< For the layer itself.

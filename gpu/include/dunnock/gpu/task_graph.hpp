@@ -3,9 +3,9 @@
 //   value x --> [ op A ] --> value y --> [ op B ] --> value z
 //                                  \---> [ op C ] --> value w
 //
-// An operation may run when its inputs are there; its outputs' memory is taken when it begins, and a value's memory is
-// free when the last operation that reads it is done. In which order, and on which streams or ranks, is the schedule's
-// matter (schedule.hpp), so one graph has many schedules.
+// An operation may run when its inputs are ready; its outputs' memory is taken when it begins, and a value's memory is
+// free when the last operation that reads it is done. The schedule (schedule.hpp) decides the order and the streams or
+// ranks, so one graph has many schedules.
 #pragma once
 
 #include <cstdint>
@@ -40,25 +40,25 @@ struct Op {
   std::string name;
   OpKind kind = OpKind::kOther;
   std::vector<ValueId> inputs{};   ///< A value that is listed twice counts once.
-  std::vector<ValueId> outputs{};  ///< Of which no other operation is the source.
+  std::vector<ValueId> outputs{};  ///< Each is the output of only this operation.
   double cost_us = 0;              ///< Alone on its device.
-  /// The share of its device that it keeps busy, 0 < demand <= 1: operations that run side by side and ask for more
-  /// than one device together slow each other down. For the simulator.
+  /// The share of its device that it keeps busy, 0 < demand <= 1: concurrent operations whose demands add up to more
+  /// than one device slow each other down. For the simulator.
   double demand = 1;
   std::uint64_t workspace_bytes = 0;     ///< Besides its outputs, while it runs.
-  std::function<void(Stream&)> issue{};  ///< Issues its kernels. None: there is nothing to run, only to simulate.
+  std::function<void(Stream&)> issue{};  ///< Issues its kernels. Empty: there is nothing to run, only to simulate.
 };
 
 struct Value {
   std::string name;
   std::uint64_t bytes = 0;
-  OpId source = kNoOp;          ///< None: it is there from the beginning.
+  OpId source = kNoOp;          ///< kNoOp: the value exists from the beginning.
   std::vector<OpId> readers{};  ///< In the order in which they were added.
-  /// Not freed behind its last reader: weights, results. Values without a source are kept.
+  /// Not freed after its last reader: weights, results. Values without a source are kept.
   bool kept = false;
 };
 
-/// Threads: one changes it, or any number read it.
+/// Threads: one may change it, or any number may read it.
 class TaskGraph {
  public:
   ValueId add_value(std::string name, std::uint64_t bytes, bool kept = false);
@@ -75,7 +75,7 @@ class TaskGraph {
 
   /// The operations whose outputs `id` reads, each once, ascending.
   [[nodiscard]] std::vector<OpId> needs(OpId id) const;
-  /// An order that keeps every dependency: that of adding where it can. None: the graph has a circle.
+  /// An order that keeps every dependency, and the order of adding where possible. Empty: the graph has a cycle.
   [[nodiscard]] std::optional<std::vector<OpId>> any_order() const;
 
  private:

@@ -1,4 +1,4 @@
-// Timeline: when each operation of a schedule ran, simulated or measured; and its picture for chrome://tracing and
+// Timeline: when each operation of a schedule ran, simulated or measured, with an export for chrome://tracing and
 // ui.perfetto.dev.
 #pragma once
 
@@ -20,7 +20,7 @@ struct Interval {
 
 struct Timeline {
   std::vector<Interval> intervals;        ///< In the order of the slots.
-  std::vector<std::uint64_t> peak_bytes;  ///< Of each rank; empty when it was not looked at.
+  std::vector<std::uint64_t> peak_bytes;  ///< Per rank; empty if it was not computed.
   bool simulated = false;
 
   /// From the first start to the last end.
@@ -29,7 +29,7 @@ struct Timeline {
   [[nodiscard]] double idle_share(unsigned lane) const noexcept;
 };
 
-/// The trace-event JSON of Chrome (a process a rank, a thread a lane, one complete event an operation; microseconds).
+/// Chrome's trace-event JSON (a process per rank, a thread per lane, a complete event per operation; microseconds).
 [[nodiscard]] std::string to_chrome_json(const TaskGraph& graph, const Schedule& schedule, const Timeline& timeline);
 /// Errors: those of OutputFile.
 [[nodiscard]] Status write_chrome_json(const std::string& path, const TaskGraph& graph, const Schedule& schedule,

@@ -1,4 +1,4 @@
-// Checkpoints as safetensors files: what a CheckpointStore holds, for PyTorch and every tool of that world, and back.
+// Checkpoints as safetensors files: exports what a CheckpointStore holds for PyTorch and related tools, and imports it.
 //
 // Tensors are read and written in pieces, so files and checkpoints may be larger than memory.
 #pragma once
@@ -16,7 +16,7 @@
 
 namespace dunnock {
 
-/// An open safetensors file whose header has been read and found sound.
+/// An open safetensors file whose header has been read and is valid.
 class SafetensorsFile {
  public:
   /// Errors: NotFound, Io, Corrupt (what is wrong with the header, or the file is cut off), Unsupported (a dtype).
@@ -26,7 +26,7 @@ class SafetensorsFile {
   ~SafetensorsFile();
 
   [[nodiscard]] const SafetensorsHeader& header() const noexcept { return header_; }
-  /// The tensors, to be saved: read from the file as they are needed. Valid as long as this object stays where it is.
+  /// The tensors as sources for a save, read from the file as they are needed. Valid until this object moves or ends.
   [[nodiscard]] std::vector<TensorSource> sources() const;
   /// Reads bytes of the data, from `offset_bytes` after the header. Errors: as the system says.
   [[nodiscard]] Status read(std::uint64_t offset_bytes, std::span<std::byte> into) const;
@@ -40,19 +40,18 @@ class SafetensorsFile {
   SafetensorsHeader header_;
 };
 
-/// A safetensors file that is being written: an OutputFile, so it is there whole or not at all, and what is no ordinary
-/// file is written through.
+/// A safetensors file that is being written. It is an OutputFile, so an ordinary file appears whole or not at all, and
+/// anything else is written in place.
 class SafetensorsWriter {
  public:
   /// Errors: InvalidArgument (names, a directory), NotFound (folder), ReadOnly, NoSpace, Io.
   [[nodiscard]] static Result<SafetensorsWriter> create(const std::string& path, std::span<const TensorSpec> tensors,
                                                         std::span<const std::pair<std::string, std::string>> notes);
-  /// Writes bytes of tensor `tensor` (its place in `tensors`). Any number of threads, unless it is a stream: then
-  /// pieces must come in their order. Errors: NoSpace, Io, as the system says; InvalidArgument (a stream, out of
-  /// order).
+  /// Writes bytes of tensor `tensor` (its index in `tensors`). Threads: any number, unless this is a stream: then
+  /// pieces must come in order. Errors: NoSpace, Io, as the system says; InvalidArgument (a stream, out of order).
   [[nodiscard]] Status write(std::size_t tensor, std::uint64_t offset_bytes, std::span<const std::byte> from);
   [[nodiscard]] bool is_stream() const noexcept { return output_.is_stream(); }
-  /// Errors: NoSpace, Io. A file that was there under the name is replaced in one step.
+  /// Replaces an existing file of that name in one step. Errors: NoSpace, Io.
   [[nodiscard]] Status commit() { return output_.commit(); }
 
  private:

@@ -6,7 +6,7 @@
 //   offset 4096   CatalogLine[]    64 B each: one checkpoint, or free
 //
 // The KvStore "<name>.data" holds
-//   chunks      key = XXH3-128 of the bytes: the same bytes are there once
+//   chunks      key = XXH3-128 of the bytes: the same bytes are stored once
 //   manifests   key = manifest_key(id, piece): a manifest (manifest.hpp) is cut into pieces that a log segment can hold
 #pragma once
 
@@ -29,8 +29,8 @@ inline constexpr std::uint64_t kCatalogLinesOffset = 4096;
 struct CatalogHeader {
   std::uint64_t magic;           // kCatalogMagic. Written last: without it the store does not exist.
   std::uint32_t format_version;  // kCatalogFormatVersion
-  std::uint32_t chunk_bytes;     // tensors are cut into chunks of so many bytes
-  std::uint64_t lines;           // checkpoints that there may be at a time
+  std::uint32_t chunk_bytes;     // tensors are cut into chunks of this many bytes
+  std::uint64_t lines;           // maximum number of live checkpoints
   std::uint64_t id;              // catalog_name_hash() of the store's name
   std::array<std::uint64_t, 11> zero;
   std::uint64_t checksum;  // XXH3 of the 112 bytes between magic and this
@@ -40,13 +40,14 @@ static_assert(sizeof(CatalogHeader) == 128 && std::is_trivially_copyable_v<Catal
 [[nodiscard]] std::uint64_t checksum_of(const CatalogHeader& header) noexcept;
 
 /// One checkpoint. One line, so its stores become durable in their order: the fields first, then `state`.
-///   state == catalog_free(place)            free. Whatever the fields say means nothing.
-///   state == catalog_mark(fields, place)    the checkpoint is there, with everything that it needs: all of that was
+///   state == catalog_free(place)            free. The fields have no meaning.
+///   state == catalog_mark(fields, place)    the checkpoint exists, with everything that it needs: all of that was
 ///                                           durable before this word was stored
-///   anything else                           the pool was damaged. So is 0: a medium that forgets gives zeros, and they
-///                                           must not look like a place where there was never a checkpoint.
-/// Both words depend on the line's place: what a damaged medium shows of another line, or of another store of the pool,
-/// is not taken for this one. (What the same line said before is.) Formatting and deleting store catalog_free(place).
+///   anything else                           the pool was damaged. This includes 0: a medium that loses data reads as
+///                                           zeros, which must not look like a line that never held a checkpoint.
+/// Both words depend on the line's place: if a damaged medium shows another line, or one of another store in the pool,
+/// it is not taken for this one. (An earlier state of the same line is.) Formatting and deleting store
+/// catalog_free(place).
 struct alignas(kLineBytes) CatalogLine {
   Word state;
   Word manifest_id;
@@ -70,22 +71,22 @@ struct CatalogFields {
   friend bool operator==(const CatalogFields&, const CatalogFields&) = default;
 };
 
-/// Where a line is: of which store (CatalogHeader::id), and its number.
+/// Where a line is: its store (CatalogHeader::id) and its number.
 struct CatalogPlace {
   std::uint64_t id = 0;
   std::uint64_t line = 0;
 };
 
-/// Checksum of a line's fields, and of its place; never 0, and odd.
+/// Checksum of a line's fields and its place; never 0, and odd.
 [[nodiscard]] std::uint64_t catalog_mark(const CatalogFields& fields, const CatalogPlace& place) noexcept;
-/// What a free line says; never 0, and even.
+/// The state word of a free line; never 0, and even.
 [[nodiscard]] std::uint64_t catalog_free(const CatalogPlace& place) noexcept;
-/// The number of a manifest among those whose pieces may still be there. Never 0.
+/// A number for a manifest, distinct among those whose pieces may still exist. Never 0.
 [[nodiscard]] std::uint64_t catalog_manifest_id(std::uint64_t line, std::uint64_t save, std::uint64_t name_hash,
                                                 std::uint64_t version) noexcept;
 [[nodiscard]] std::uint64_t catalog_name_hash(std::string_view name) noexcept;
 [[nodiscard]] IndexKey manifest_key(std::uint64_t manifest_id, std::uint64_t piece) noexcept;
-/// Key and payload checksum (as payload_checksum has it) of a chunk, in one pass.
+/// Key and payload checksum (see payload_checksum) of a chunk, in one pass.
 struct ChunkDigest {
   IndexKey key;
   std::uint32_t checksum = 0;

@@ -10,10 +10,10 @@ namespace dunnock::checkpoint_point {
 
 inline constexpr unsigned kFirst = log_point::kCount + 1;
 inline constexpr Point kFields{kFirst};            // store: the line's fields (same line as kPublish)
-inline constexpr Point kPublish{kFirst + 1};       // store/flush/fence: the checkpoint is there
-inline constexpr Point kRemove{kFirst + 2};        // store/flush/fence: it is not there any more
+inline constexpr Point kPublish{kFirst + 1};       // store/flush/fence: the checkpoint exists
+inline constexpr Point kRemove{kFirst + 2};        // store/flush/fence: it does not exist any more
 inline constexpr Point kFormatLines{kFirst + 3};   // store/flush: a line is free (fence of kFormatFields)
-inline constexpr Point kFormatFields{kFirst + 4};  // store/flush/fence: header but for its magic word
+inline constexpr Point kFormatFields{kFirst + 4};  // store/flush/fence: header except its magic word
 inline constexpr Point kFormatMagic{kFirst + 5};   // store/flush/fence: the store exists
 inline constexpr unsigned kCount = kFirst + 5;
 

@@ -1,15 +1,15 @@
 // CheckpointSaver: saves checkpoints in the background, from a snapshot, in a bounded amount of memory.
 //
-// What it is for: a training loop that must not stand still while its state is written. What it is not for: a snapshot
-// of tensors that change while it is taken: between save() and wait_captured() they are only read.
+// What it is for: a training loop that must not stop while its state is written. What it is not for: a snapshot of
+// tensors that change while it is taken; between save() and wait_captured() they must only be read.
 //
 //   training thread   save()  forward, backward (read the weights)  wait_captured()  optimizer step (writes them) ...
 //   capture thread    copies pieces into the staging memory ------->|
-//   save thread          hashes, compares, writes pieces, gives their memory back -------> durable: wait() returns
+//   save thread          hashes, compares, writes pieces, frees their memory -----------> durable: wait() returns
 //
 // Source of the two steps, snapshot and persist: CheckFreq (Mohan et al., FAST 2021). Here the snapshot waits for
-// staging memory to be given back when it is smaller than the tensors, and with none the tensors are written as they
-// lie.
+// staging memory to become free if that is smaller than the tensors; without staging memory, the tensors are written
+// from where they are.
 #pragma once
 
 #include <unistd.h>
@@ -31,7 +31,7 @@
 namespace dunnock {
 
 struct SaverOptions {
-  /// Memory for copies of tensors. 0: none is copied, and tensors are captured when they are durable; otherwise at
+  /// Memory for copies of tensors. 0: nothing is copied, and tensors are captured when they are durable; otherwise at
   /// least staging_bytes_min(threads, chunk_bytes).
   std::uint64_t staging_bytes = 0;
   /// That write one checkpoint, besides the one that copies: up to kCheckpointThreadsMax, as in SaveOptions.
@@ -50,22 +50,22 @@ struct SaverOptions {
   return chunk_bytes > kMost / pieces ? kMost : pieces * chunk_bytes;
 }
 
-/// The process that made this. A saver's threads, and what they hold, are not copied by fork().
+/// Remembers the process that made this object. fork() copies neither a saver's threads nor what they hold.
 class OwnerProcess {
  public:
-  /// Is this process another one, a child of that one?
+  /// Is this another process, a child of that one?
   [[nodiscard]] bool is_gone() const noexcept { return process_ != ::getpid(); }
 
  private:
   pid_t process_ = ::getpid();
 };
 
-/// A save under way, or done. Copies are of the same save. Threads: any number, at any time.
+/// A save in progress, or done. Copies refer to the same save. Threads: any number, at any time.
 class PendingSave {
  public:
   /// Returns when the tensors may change: they are copied, or durable, or the save has failed.
   void wait_captured() const;
-  /// Returns when the checkpoint is durable, or not to be. Errors: those of CheckpointStore::save.
+  /// Returns when the checkpoint is durable or the save has failed. Errors: those of CheckpointStore::save.
   [[nodiscard]] Result<SaveReport> wait() const;
   [[nodiscard]] bool captured() const;
   [[nodiscard]] bool done() const;
@@ -93,16 +93,16 @@ class CheckpointSaver {
                                                                        const SaverOptions& options);
   CheckpointSaver(const CheckpointSaver&) = delete;
   CheckpointSaver& operator=(const CheckpointSaver&) = delete;
-  /// Waits for the saves under way.
+  /// Waits for the saves in progress.
   ~CheckpointSaver();
 
-  /// Starts to save the tensors, which must stay as they are until wait_captured() of what is returned. Waits while
-  /// pending_max saves are under way.
+  /// Starts to save the tensors, which must not change until wait_captured() of the result returns. Waits while
+  /// pending_max saves are in progress.
   [[nodiscard]] PendingSave save(std::string_view name, std::uint64_t version, std::vector<TensorSource> tensors,
                                  std::vector<std::pair<std::string, std::string>> notes = {});
-  /// Returns when there is no save under way.
+  /// Returns when no save is in progress.
   void wait_all();
-  /// The most bytes that copies have taken at a time.
+  /// The most bytes that copies have occupied at any time.
   [[nodiscard]] std::uint64_t staged_bytes_most() const;
 
  private:

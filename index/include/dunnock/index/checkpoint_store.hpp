@@ -1,9 +1,9 @@
-// CheckpointStore: named, versioned sets of tensors, of which only what has changed is written.
+// CheckpointStore: named, versioned sets of tensors. A save writes only what has changed.
 //
 // What it is for: saving the state of a training job often, without writing unchanged tensors again, without stopping
-// the job, and so that a crash at any moment leaves every checkpoint whole that a save had returned for.
+// the job, and so that a crash at any moment leaves every checkpoint whole whose save had returned.
 // What it is not for: sharing a pool between processes (a pool is open in one), or hiding data: keys of chunks are a
-// fast hash, not a cryptographic one, so somebody who chooses what is in the tensors could make two chunks that are
+// fast hash, not a cryptographic one, so anyone who chooses the contents of tensors could make two chunks that are
 // taken for one.
 //
 //   tensors           chunks of 1 MiB          KvStore                                catalog
@@ -13,8 +13,8 @@
 //                                              | manifest: append, put   |  last,    +-----------------+
 //                                              +-------------------------+  one 8-byte store
 //
-// Order: chunks and manifest durable, then the catalog line, then one word of it. So a checkpoint is there wholly or
-// not at all, and what an interrupted save has written is found and reused by the next, or collected.
+// Order: chunks and manifest become durable, then the catalog line, then one word of it. So a checkpoint exists
+// completely or not at all, and what an interrupted save has written is reused by the next save, or collected.
 #pragma once
 
 #include <atomic>
@@ -45,10 +45,10 @@
 namespace dunnock {
 
 struct CheckpointOptions {
-  std::uint64_t capacity_bytes = 0;         ///< Of all chunks and manifests together.
+  std::uint64_t capacity_bytes = 0;         ///< Space for all chunks and manifests together.
   std::uint32_t chunk_bytes = 1 << 20;      ///< 64 .. segment_bytes / 2. Smaller ones share more, and cost more.
-  std::uint64_t segment_bytes = 32 << 20;   ///< Of the log: see LogOptions.
-  std::uint64_t checkpoints_max = 1024;     ///< That there may be at a time.
+  std::uint64_t segment_bytes = 32 << 20;   ///< Segment size of the log: see LogOptions.
+  std::uint64_t checkpoints_max = 1024;     ///< Maximum number of live checkpoints.
   std::uint32_t index_segment_groups = 64;  ///< See IndexOptions.
 };
 
@@ -58,7 +58,7 @@ inline constexpr unsigned kCheckpointThreadsMax = 1024;
 struct SaveOptions {
   /// Up to kCheckpointThreadsMax, the calling one included; fewer work where the system does not start so many.
   unsigned threads = 1;
-  std::vector<std::pair<std::string, std::string>> notes;  ///< Kept with it; __metadata__ when it is exported.
+  std::vector<std::pair<std::string, std::string>> notes;  ///< Kept with the checkpoint; exported as __metadata__.
 };
 
 struct SaveReport {
@@ -66,9 +66,9 @@ struct SaveReport {
   std::uint64_t version = 0;
   std::uint64_t tensor_bytes = 0;
   std::uint64_t chunks = 0;
-  std::uint64_t chunks_written = 0;  ///< The others were there, byte for byte.
-  std::uint64_t chunks_healed = 0;   ///< Of those written: they were there, but damaged.
-  std::uint64_t bytes_written = 0;   ///< To the log, with headers, padding and the manifest.
+  std::uint64_t chunks_written = 0;  ///< The others were already stored, byte for byte.
+  std::uint64_t chunks_healed = 0;   ///< Those of the written chunks that were stored before, but damaged.
+  std::uint64_t bytes_written = 0;   ///< Bytes written to the log, with headers, padding and the manifest.
   double seconds = 0;
 };
 
@@ -80,31 +80,31 @@ struct RestoreReport {
 
 inline constexpr std::uint64_t kLatestVersion = ~0ULL;
 
-/// A checkpoint, or what can be told of one that can't be read.
+/// A checkpoint, or what is known of one that can't be read.
 struct CheckpointInfo {
-  std::string name;                        ///< Empty: it can't be told.
-  std::uint64_t version = kLatestVersion;  ///< kLatestVersion: it can't be told.
+  std::string name;                        ///< Empty: unknown.
+  std::uint64_t version = kLatestVersion;  ///< kLatestVersion: unknown.
   std::uint64_t created_seconds = 0;       ///< Since 1970.
   std::uint64_t tensors = 0;
   std::uint64_t tensor_bytes = 0;
-  std::uint64_t line = 0;  ///< Of the catalog.
-  Status status{};         ///< Corrupt, WrongVersion: its line or its manifest can't be read, and why.
+  std::uint64_t line = 0;  ///< Its line of the catalog.
+  Status status{};         ///< Corrupt, WrongVersion: why its line or its manifest can't be read.
 };
 
-/// What distinguishes two checkpoints, by tensor name.
+/// The differences between two checkpoints, by tensor name.
 struct CheckpointDiff {
   std::vector<std::string> added, removed, reshaped, changed, same;
-  std::uint64_t changed_bytes = 0;  ///< In chunks of the second that the first does not have.
+  std::uint64_t changed_bytes = 0;  ///< Bytes in chunks of the second that the first does not have.
 };
 
 struct Retention {
-  std::uint64_t keep_last = 1;   ///< The newest versions of each name: at least one.
-  std::uint64_t keep_every = 0;  ///< And those whose version is a multiple of this. 0: no others.
+  std::uint64_t keep_last = 1;   ///< How many of the newest versions of a name to keep: at least one.
+  std::uint64_t keep_every = 0;  ///< Also keep versions that are a multiple of this. 0: no others.
 };
 
 struct RetainReport {
   std::uint64_t removed = 0;
-  std::uint64_t damaged = 0;  ///< Versions that can't be read and are newer than what had to be kept: left alone.
+  std::uint64_t damaged = 0;  ///< Versions that can't be read and are newer than what had to be kept; left in place.
 };
 
 struct CheckpointCheck {
@@ -114,16 +114,16 @@ struct CheckpointCheck {
   [[nodiscard]] bool ok() const noexcept { return violations.empty(); }
 };
 
-/// Chunks of so many bytes, or so many, share their fences: a disk is written while more are hashed. They are in the
-/// log already; a thread that saves holds one.
+/// Chunks of this many bytes in total, or this many chunks, share their fences: the disk writes while more are hashed.
+/// They are in the log already; a saving thread holds one such batch.
 inline constexpr std::uint64_t kSaveBatchBytes = 64 << 20;
 inline constexpr std::size_t kSaveBatchChunks = 4096;
 
-/// Threads: all functions but check may be called by any number of threads at any time. Space is given back when no
-/// save is under way.
+/// Threads: any number of threads may call all functions except check at any time. Space is freed when no save is in
+/// progress.
 ///
-/// Crashes: when save returns, the checkpoint survives. A save that a crash interrupts leaves no trace but chunks that
-/// the next save may use; a removal is there wholly or not.
+/// Crashes: when save returns, the checkpoint survives. A save that a crash interrupts leaves only chunks that the next
+/// save may use; an interrupted removal takes effect completely or not at all.
 template <Media M>
 class CheckpointStore {
  public:
@@ -134,20 +134,20 @@ class CheckpointStore {
   /// Errors: InvalidArgument, AlreadyExists, NoSpace, Io.
   [[nodiscard]] static Result<CheckpointStore> create(Pool& pool, std::string_view name,
                                                       const CheckpointOptions& options, M media);
-  /// The same as a part of a larger creation: it exists when that is finished.
+  /// The same as part of a larger creation: the store exists when that is finished.
   [[nodiscard]] static Result<CheckpointStore> create_in(PendingRegions& pending, std::string_view name,
                                                          const CheckpointOptions& options, M media);
-  /// Errors: NotFound, WrongVersion, WrongLayout, Corrupt. Does not read the checkpoints.
+  /// Opens the store `name`. Does not read the checkpoints. Errors: NotFound, WrongVersion, WrongLayout, Corrupt.
   [[nodiscard]] static Result<CheckpointStore> open(Pool& pool, std::string_view name, M media);
-  /// Opens the store `name`, or creates it where there is none. Of threads that call this at once, one creates it and
+  /// Opens the store `name`, or creates it if it does not exist. Of threads that call this at once, one creates it and
   /// the others open it. Errors: those of create and open; WrongLayout also when it was created with other options.
   [[nodiscard]] static Result<CheckpointStore> open_or_create(Pool& pool, std::string_view name,
                                                               const CheckpointOptions& options, M media);
-  /// Are these options that a store can be created with? Errors: InvalidArgument.
+  /// Can a store be created with these options? Errors: InvalidArgument.
   [[nodiscard]] static Status check_options(const CheckpointOptions& options);
-  /// Of parts that the caller has made. For crash harnesses and embedding.
+  /// Building a store from parts that the caller has made. For crash harnesses and embedding.
   [[nodiscard]] static std::uint64_t catalog_bytes(const CheckpointOptions& options) noexcept;
-  /// A size for a pool that is to hold such a store alone.
+  /// A pool size that holds such a store and nothing else.
   [[nodiscard]] static std::uint64_t pool_bytes(const CheckpointOptions& options) noexcept;
   [[nodiscard]] static StoreOptions store_options(const CheckpointOptions& options) noexcept;
   [[nodiscard]] static Result<CheckpointStore> format(Region catalog, KvStore<M> data, const CheckpointOptions& options,
@@ -159,9 +159,9 @@ class CheckpointStore {
 
   /// See KvIndex::close.
   void close() { data_.close(); }
-  /// Can the structure go on? After a failure of the medium nothing is acknowledged any more: what returns a Result or
-  /// Status is Io, and nothing is forgotten.
-  /// What was acknowledged before is there when the pool is opened again. Errors: Io.
+  /// Is the structure still usable? After the medium fails nothing is acknowledged any more: functions that return a
+  /// Result or Status answer Io, and nothing is forgotten.
+  /// What was acknowledged before is found when the pool is opened again. Errors: Io.
   [[nodiscard]] Status status() const { return media_status(media_); }
 
   // ----- saving and restoring -------------------------------------------------------------------------------------
@@ -188,40 +188,39 @@ class CheckpointStore {
   /// in a manifest that can't be read is known only if another checkpoint has it. Empty in the child of a fork, where
   /// status() says so.
   [[nodiscard]] std::vector<CheckpointInfo> list() const;
-  /// Those of the name, by version, and what may be of it: lines of the catalog that can't be read.
+  /// The checkpoints of the name, by version, and those that may be: lines of the catalog that can't be read.
   [[nodiscard]] std::vector<CheckpointInfo> list(std::string_view name) const;
   /// The newest version of the name, if there is one; its manifest may be damaged. Errors: Corrupt (a line of the
-  /// catalog can't be read, so which is the newest can't be told; so do all functions that are asked for
-  /// kLatestVersion).
+  /// catalog can't be read, so the newest version is unknown; all functions fail so for kLatestVersion).
   [[nodiscard]] Result<std::optional<std::uint64_t>> latest(std::string_view name) const;
   /// Reads every chunk of a checkpoint and compares it with its key. Errors: NotFound, Corrupt.
   [[nodiscard]] Status verify(std::string_view name, std::uint64_t version = kLatestVersion) const;
   /// Errors: NotFound, Corrupt.
   [[nodiscard]] Result<CheckpointDiff> diff(std::string_view first_name, std::uint64_t first_version,
                                             std::string_view second_name, std::uint64_t second_version) const;
-  /// Removes a checkpoint, durably, and gives back the space of what no other needs. Errors: NotFound.
+  /// Removes a checkpoint, durably, and frees the space of what no other needs. Errors: NotFound.
   [[nodiscard]] Status remove(std::string_view name, std::uint64_t version);
   /// Removes the versions of the name that the policy does not keep. Only versions whose manifest can be read count
   /// among the newest, so `keep_last` of them stay; their chunks are not read (verify does that). While anything in the
-  /// catalog is damaged, versions go but no space is given back, for what the damaged ones need can't be told.
+  /// catalog is damaged, versions are removed but no space is freed, since what the damaged ones need is unknown.
   /// Errors: InvalidArgument (keep_last is 0, which would remove everything).
   [[nodiscard]] Result<RetainReport> retain(std::string_view name, const Retention& retention);
-  /// Errors: InvalidArgument, as retain has it.
+  /// Checks the policy as retain does. Errors: InvalidArgument.
   [[nodiscard]] static Status check_retention(const Retention& retention);
   /// Lines of the catalog that fail their checksum: so many checkpoints, removed ones at most among them, can't be
   /// told. While there is one, no space is given back, and which checkpoint is the newest can't be told.
   /// 0 in the child of a fork.
   [[nodiscard]] std::uint64_t damaged() const;
-  /// Removes those lines and the checkpoints whose manifest is damaged, durably. Returns how many. collect() gives back
+  /// Removes those lines and the checkpoints whose manifest is damaged, durably. Returns how many. collect() then frees
   /// the space of what only they needed.
   std::uint64_t forget_damaged();
-  /// Gives back the space of everything that no checkpoint needs: what interrupted saves have left. Reads all
-  /// manifests and the whole index. Returns how many values went. Waits for saves that are under way. Errors: Corrupt,
-  /// WrongVersion (a checkpoint can't be read, and neither what it needs: nothing is given back).
+  /// Frees the space of everything that no checkpoint needs: what interrupted saves have left. Reads all manifests and
+  /// the whole index. Returns the number of values removed. Waits for saves in progress. Errors: Corrupt, WrongVersion
+  /// (a checkpoint can't be read, so what it needs is unknown: nothing is freed).
   [[nodiscard]] Result<std::uint64_t> collect();
 
   [[nodiscard]] StoreStats stats() const { return data_.stats(); }
-  /// Everything: the KvStore's check, every catalog line, every manifest, every chunk.
+  /// Checks everything: the KvStore's check, every catalog line, every manifest, every chunk.
   [[nodiscard]] CheckpointCheck check() const;
   [[nodiscard]] std::uint32_t chunk_bytes() const noexcept { return chunk_bytes_; }
 
@@ -238,8 +237,8 @@ class CheckpointStore {
     std::map<std::pair<std::string, std::uint64_t>, const Save*> saving;
     std::set<std::uint64_t> lines_taken;
     std::uint64_t saves = 0;
-    std::vector<std::pair<CatalogFields, Manifest>> removed;  // their space is still to be given back
-    // How often manifests name a chunk, once somebody had to know.
+    std::vector<std::pair<CatalogFields, Manifest>> removed;  // their space is still to be freed
+    // How often manifests name a chunk; counted when first needed.
     std::optional<std::unordered_map<IndexKey, std::uint32_t, KeyHash>> references;
     bool references_unsure = false;
   };

@@ -14,8 +14,8 @@
 //
 // Segments are split like those of an extendible hash table. Segment n at depth d holds the keys whose hash ends (in
 // the bits above those that choose the group) in the d bits of n. A split at depth d moves half of them to segment
-// n + 2^d, which did not exist before, and one 8-byte store to the directory makes it exist. Depths follow from what
-// exists, so that nothing else has to be changed.
+// n + 2^d, which did not exist before, and one 8-byte store to the directory makes it exist. Depths follow from which
+// segments exist, so nothing else has to be changed.
 #pragma once
 
 #include <array>
@@ -41,14 +41,14 @@ inline constexpr unsigned kIndexGroupWords = 8;
 inline constexpr unsigned kIndexGroupLanes = kIndexGroupWords * Layout<12>::kLanes;  // 40
 inline constexpr unsigned kIndexDepthMax = 24;
 
-/// What an index maps from: 128 bits, taken as they are.
+/// The key of an index: 128 bits, taken as they are.
 struct IndexKey {
   std::uint64_t low = 0;
   std::uint64_t high = 0;
 
   /// The XXH3 hash (128 bits, no seed) of a longer key: the same on every machine, so it may be stored. Among 2^32
-  /// keys two have the same with a probability of 2^-65. Not for keys that an adversary chooses: hash these yourself,
-  /// with a secret.
+  /// keys, two collide with a probability of 2^-65. Not for keys that an adversary chooses: hash these yourself, with
+  /// a secret.
   [[nodiscard]] static IndexKey of(std::string_view name) noexcept;
   friend bool operator==(const IndexKey&, const IndexKey&) = default;
 };
@@ -56,12 +56,12 @@ struct IndexKey {
 /// Where the bytes of a value are (see value_log.hpp).
 struct Locator {
   std::uint64_t position = 0;  ///< Opaque to the index. The log: offset in bytes (low 48 bits) and epoch (high 16).
-  std::uint32_t length = 0;    ///< Bytes.
-  std::uint32_t checksum = 0;  ///< Of these bytes.
+  std::uint32_t length = 0;    ///< Length in bytes.
+  std::uint32_t checksum = 0;  ///< Checksum of these bytes.
   friend bool operator==(const Locator&, const Locator&) = default;
 };
 
-/// What an index maps to: up to 16 bytes, or a locator.
+/// The value of an index entry: up to 16 bytes, or a locator.
 class IndexValue {
  public:
   static constexpr std::size_t kInlineBytesMax = 16;
@@ -111,7 +111,7 @@ struct IndexHeader {
   std::uint32_t format_version;    // kIndexFormatVersion
   std::uint32_t segment_groups;    // groups in a segment: a power of two
   std::uint64_t initial_segments;  // a power of two
-  std::uint64_t segments_max;      // slots that there may ever be
+  std::uint64_t segments_max;      // maximum number of slots, ever
   std::uint64_t directory_depth;   // the directory has 2^directory_depth words
   HashSeed seed;                   // 32 B
   std::array<std::uint64_t, 6> zero;
@@ -119,12 +119,12 @@ struct IndexHeader {
 };
 static_assert(sizeof(IndexHeader) == 128 && std::is_trivially_copyable_v<IndexHeader>);
 
-/// Checksum of a header as it should stand in its last field.
+/// The checksum that belongs in a header's last field.
 [[nodiscard]] std::uint64_t checksum_of(const IndexHeader& header) noexcept;
 
 /// What changes besides directory and segments: one line, so its stores become durable in the order of the arrows.
-///   close():  entries, then clean = index_clean_mark(entries)   A crash in between leaves clean = 0: they are
-///                                                               counted again when somebody asks.
+///   close():  entries, then clean = index_clean_mark(entries)   A crash in between leaves clean = 0: entries
+///                                                               are counted again when size() is first needed.
 ///   attach(): clean = 0                                         Before the first operation.
 ///   growth:   depth grows before the directory gets a word beyond 2^depth. Only grows.
 struct alignas(kLineBytes) IndexState {
@@ -135,7 +135,7 @@ struct alignas(kLineBytes) IndexState {
 };
 static_assert(sizeof(IndexState) == kLineBytes);
 
-/// Mark that says that `entries` may be believed; never 0.
+/// The mark that says that `entries` can be trusted; never 0.
 [[nodiscard]] constexpr std::uint64_t index_clean_mark(std::uint64_t entries) noexcept {
   return ((entries ^ 0x2545f4914f6cdd1dULL) * 0x9e3779b97f4a7c15ULL) | 1;
 }
@@ -153,18 +153,18 @@ static_assert(sizeof(IndexState) == kLineBytes);
 ///   control   63 ........ 32 31 ........ 7 6 ... 2  1    0
 ///             |  checksum   |  sequence   |  tag  |slot|live|
 ///
-///   live      1: the entry is there (if a lane with its fingerprint points to it). 0: the line is free.
-///   slot      which of the two values holds: an update fills the other one and then stores the control word.
+///   live      1: the entry exists (if a lane with its fingerprint points to it). 0: the line is free.
+///   slot      which of the two values is current: an update fills the other one and then stores the control word.
 ///   tag       0 .. 16: inline bytes; 31: a locator
 ///   sequence  grows with every change, so a reader that sees the same control word before and after reading the
-///             value has read a value that was there in between
+///             value has read a value that was current in between
 ///   checksum  of key, value, and the lower half of the control word; read with every get
 ///
 /// put, new:      key, values[0], control; the lane in the fingerprint line; then one fence for both lines. A crash
 ///                that keeps only one of the two lines leaves a lane that points to a free line, or a line to which no
-///                lane points: the entry is not there, and what is left is taken over by a later put.
+///                lane points: the entry does not exist, and a later put reuses what is left.
 /// put, existing: values[other], control: one line, one fence.
-/// erase:         control (live = 0), one fence; the lane follows without.
+/// erase:         control (live = 0), one fence; then the lane, without a fence.
 struct alignas(kLineBytes) IndexRecord {
   Word control;
   std::array<Word, 2> key;
@@ -175,7 +175,7 @@ static_assert(sizeof(IndexRecord) == kLineBytes);
 
 namespace detail {
 
-/// The control word of a record, apart and together.
+/// Takes the control word of a record apart and puts it together.
 struct Control {
   static constexpr std::uint64_t kLive = 1;
   static constexpr std::uint64_t kSecond = 2;
@@ -211,7 +211,7 @@ struct Control {
                               static_cast<std::uint64_t>(slot) << 1 | kLive;
     return sum(key, value, low) | low;
   }
-  /// The control word that follows `before` when the entry goes away.
+  /// The control word that follows `before` when the entry is erased.
   [[nodiscard]] static constexpr std::uint64_t next_free(std::uint64_t before) noexcept {
     return (((before & kLowMask) >> 7) + 1) << 7 & kLowMask;
   }

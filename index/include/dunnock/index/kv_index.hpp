@@ -1,8 +1,8 @@
 // KvIndex: a durable concurrent map from 128-bit keys to small values, on the words of the cuckoo filter.
 //
-// What it is for: telling *where* something is, exactly, at memory speed, with changes that survive a crash the moment
+// What it is for: finding *where* something is, exactly, at memory speed, with changes that survive a crash the moment
 // they return. A value is up to 16 bytes, or the locator of something in a ValueLog.
-// What it is not for: ordered scans, and keys that somebody else chooses without a hash in between (hash them first).
+// What it is not for: ordered scans, and keys that an adversary chooses (hash them first).
 //
 //               hash(key)                 a segment: 256 groups
 //   key -> segment n ---------> group g   +----------------------------+
@@ -13,14 +13,14 @@
 //                                 +-> other group of the same segment, when g is full
 //
 //   get, hit     the line of g, the record line                              2 lines
-//   get, miss    the line of g alone; more where g has overflowed, or a fingerprint agrees (1 of 100)  1 line
+//   get, miss    only the line of g; more if g has overflowed or a fingerprint matches (1 of 100)      1 line
 //   put, new     record line, fingerprint line                               2 lines flushed, 1 fence
 //   put, again   record line: the other of its two values, then the control  1 line flushed, 1 fence
 //   erase        record line: the control word                               1 line flushed, 1 fence
 //
-// The record carries the whole key, so answers are exact; the fingerprints only say where it is worth looking. When
-// both groups of a key are full, its segment is split in two (extendible hashing): half of its entries are copied to
-// a new segment, and one 8-byte store makes that exist. Readers go on meanwhile; writers of that segment wait.
+// The record contains the whole key, so answers are exact; the fingerprints only say where it is worth looking. When
+// both groups of a key are full, its segment is split in two (extendible hashing): half of its entries are copied to a
+// new segment, and one 8-byte store makes that segment exist. Readers continue meanwhile; writers of that segment wait.
 //
 // The bytes in the pool: index_format.hpp. Why this survives: docs/crash_consistency.md.
 #pragma once
@@ -53,21 +53,21 @@
 namespace dunnock {
 
 struct IndexOptions {
-  /// Entries to have room for from the start. It grows beyond.
+  /// Number of entries to have room for from the start. The index grows beyond that.
   std::uint64_t entries = 0;
-  /// Bytes that segments may take in all. 0: as many as the pool has (in plain memory: 64 GiB).
+  /// Maximum number of bytes in all segments. 0: as many as the pool has (in plain memory: 64 GiB).
   std::uint64_t bytes_max = 0;
-  /// Groups of 40 entries in a segment: a power of two, 2 .. 4096. Larger segments are a little fuller when
-  /// they split, and take longer to split.
+  /// Groups of 40 entries per segment: a power of two, 2 .. 4096. Larger segments are a little fuller when they split,
+  /// and take longer to split.
   std::uint32_t segment_groups = 256;
   HashSeed seed = HashSeed::random();
 };
 
-/// What opening found. There is nothing to repair: see index_format.hpp.
+/// What opening found. Nothing needs repair: see index_format.hpp.
 struct IndexRecovery {
   bool clean_shutdown = false;  ///< close() was called; otherwise the last user crashed.
   std::uint64_t segments = 0;
-  std::uint64_t nanoseconds = 0;  ///< Time that it took: 8 bytes are read for each segment of 10,240 entries.
+  std::uint64_t nanoseconds = 0;  ///< Duration of opening: 8 bytes are read for each segment of 10,240 entries.
 };
 
 /// A picture of the index (by a full scan) and counts since it was opened.
@@ -75,8 +75,8 @@ struct IndexStats {
   std::uint64_t entries = 0;
   std::uint64_t slots = 0;  ///< Entries that the segments could hold.
   std::uint64_t segments = 0;
-  std::uint64_t depth = 0;             ///< Bits that choose a segment.
-  std::uint64_t bytes = 0;             ///< Of segments and directory, reserved ones included.
+  std::uint64_t depth = 0;             ///< Number of bits that choose a segment.
+  std::uint64_t bytes = 0;             ///< Size of segments and directory, including reserved segments.
   std::uint64_t dead_lanes = 0;        ///< Lanes that point to no entry: left by crashes, or erased just now.
   std::uint64_t words_spilled = 0;     ///< Buckets with an entry elsewhere in their group, or beyond.
   std::uint64_t words_overflowed = 0;  ///< Buckets with an entry in the other group.
@@ -97,16 +97,16 @@ struct IndexCheck {
 
 enum class PutResult : std::uint8_t {
   kInserted,  ///< The key is new.
-  kReplaced,  ///< The key had a value; it has this one now.
-  kFull,      ///< No segment can be had any more. The index holds what it held.
-  kIo,        ///< The medium has failed: nothing is acknowledged any more. After a crash the old value or this one.
+  kReplaced,  ///< The key had another value, which this one replaces.
+  kFull,      ///< No more segments are available. The index is unchanged.
+  kIo,        ///< The medium has failed: nothing is acknowledged any more. A crash leaves the old value or this one.
 };
 
 enum class GetState : std::uint8_t {
   kMissing,
   kFound,
   kDamaged,  ///< A record with this fingerprint fails its checksum: it may have been this key's. Never a wrong value.
-  kIo,       ///< The medium has failed: what the key has, if anything, may not be durable, so it is not told.
+  kIo,       ///< The medium has failed: the key's value, if any, may not be durable, so it is not returned.
 };
 
 struct GetResult {
@@ -115,19 +115,19 @@ struct GetResult {
   explicit operator bool() const noexcept { return state == GetState::kFound; }
 };
 
-/// Where an index gets the memory for its chunks from. Both return at least `bytes` of line-aligned memory in one
-/// extent. Called by one thread at a time.
+/// Provides memory for an index's chunks. Both functions return at least `bytes` of line-aligned memory in one extent.
+/// Called by one thread at a time.
 struct IndexMemory {
-  std::function<Result<Region>(unsigned chunk, std::uint64_t bytes)> open;    ///< A chunk that was obtained before.
-  std::function<Result<Region>(unsigned chunk, std::uint64_t bytes)> obtain;  ///< Opens it, or makes a zeroed one.
+  std::function<Result<Region>(unsigned chunk, std::uint64_t bytes)> open;    ///< Opens an existing chunk.
+  std::function<Result<Region>(unsigned chunk, std::uint64_t bytes)> obtain;  ///< Opens it, or makes a new, zeroed one.
 };
 
-/// Threads: all functions but close and check may be called by any number of threads at any time. get, get_bulk and
+/// Threads: any number of threads may call all functions except close and check at any time. get, get_bulk and
 /// may_contain are lock-free and never wait for a writer, not even for one that splits a segment.
 ///
-/// Crashes: when a call returns, what it did is durable as the media defines it. A call that a crash interrupts is
-/// wholly there or wholly not (a bulk call: each of its entries). No result that any call returned is undone by a
-/// crash, not even one that depends on another thread's call that had not returned yet.
+/// Crashes: when a call returns, its effect is durable as the media defines it. A call that a crash interrupts takes
+/// effect completely or not at all (a bulk call: for each of its entries). A crash never undoes a result that a call
+/// has returned, not even one that depends on another thread's call that had not returned yet.
 template <Media M>
 class KvIndex {
  public:
@@ -146,39 +146,39 @@ class KvIndex {
   /// Creates an index in `pool` under `name` (regions "<name>.meta", "<name>.s0", ...). It exists when this returns; an
   /// error or a crash before that leaves nothing. Errors: InvalidArgument, AlreadyExists, NoSpace, Io.
   [[nodiscard]] static Result<KvIndex> create(Pool& pool, std::string_view name, const IndexOptions& options, M media);
-  /// The same as a part of a larger creation: it exists when that is finished.
+  /// The same as part of a larger creation: the index exists when that is finished.
   [[nodiscard]] static Result<KvIndex> create_in(PendingRegions& pending, std::string_view name,
                                                  const IndexOptions& options, M media);
   /// Opens the index `name`. The pool must outlive the index.
   /// Errors: NotFound, WrongVersion, WrongLayout, Corrupt.
   [[nodiscard]] static Result<Opened> open(Pool& pool, std::string_view name, M media);
-  /// Opens the index `name`, or creates it where there is none. Of threads that call this at once, one creates it and
+  /// Opens the index `name`, or creates it if it does not exist. Of threads that call this at once, one creates it and
   /// the others open it. The seed is that of the creation.
   /// Errors: those of create and open; WrongLayout also when it was created with other options.
   [[nodiscard]] static Result<Opened> open_or_create(Pool& pool, std::string_view name, const IndexOptions& options,
                                                      M media);
-  /// An index in plain memory. Lost with the process.
+  /// Creates an index in plain memory. Lost with the process.
   [[nodiscard]] static Result<KvIndex> create_volatile(const IndexOptions& options,
                                                        M media = {}) requires std::default_initializable<M>;
 
-  /// The same on memory of the caller, which must be zeroed and outlive the index. For tests, crash harnesses and
-  /// embedding. `bytes_max` of the options must be given.
+  /// create() and open() on the caller's memory, which must be zeroed (for format) and outlive the index. For tests,
+  /// crash harnesses and embedding. `bytes_max` of the options must be given.
   [[nodiscard]] static std::uint64_t meta_bytes(const IndexOptions& options);
   [[nodiscard]] static std::uint64_t segment_bytes(std::uint32_t groups) noexcept {
     return groups * (1ULL + kGroupLanes) * kLineBytes;
   }
-  /// `bytes_max` 0 is for create and open_or_create alone. Errors: InvalidArgument.
+  /// Only create and open_or_create accept a `bytes_max` of 0. Errors: InvalidArgument.
   [[nodiscard]] static Status check_options(const IndexOptions& options);
   [[nodiscard]] static Result<KvIndex> format(Region meta, IndexMemory memory, const IndexOptions& options, M media);
   [[nodiscard]] static Result<Opened> attach(Region meta, IndexMemory memory, M media);
 
   /// Marks a clean shutdown, so that size() is known when the index is opened next. The index must not be used
-  /// afterwards. Without it nothing but that mark is missing.
+  /// afterwards. Without close() only that mark is missing.
   void close();
 
-  /// Can the structure go on? After a failure of the medium nothing is acknowledged any more: puts and gets answer kIo,
+  /// Is the structure still usable? After the medium fails nothing is acknowledged any more: puts and gets answer kIo,
   /// erases and replacements false.
-  /// What was acknowledged before is there when the pool is opened again. Errors: Io.
+  /// What was acknowledged before is found when the pool is opened again. Errors: Io.
   [[nodiscard]] Status status() const { return media_status(media_); }
 
   KvIndex(KvIndex&&) noexcept = default;
@@ -186,29 +186,28 @@ class KvIndex {
 
   // ----- one key --------------------------------------------------------------------------------------------------
 
-  /// Gives the key this value. Expected O(1); a split of the key's segment now and then. `previous`, if not null,
-  /// receives the value that a kReplaced has replaced.
+  /// Gives the key this value. Expected O(1); occasionally splits the key's segment. `previous`, if not null, receives
+  /// the old value if the result is kReplaced.
   PutResult put(const IndexKey& key, const IndexValue& value, IndexValue* previous = nullptr);
   [[nodiscard]] GetResult get(const IndexKey& key) const;
-  /// Takes the key away. False: it was not there, or see status(). `previous`, if not null, receives the value that it
-  /// had.
+  /// Erases the key. False: it was not found, or see status(). `previous`, if not null, receives its old value.
   bool erase(const IndexKey& key, IndexValue* previous = nullptr);
-  /// Gives the key `desired` if its value is `expected`, in one step. False: it was another, or not there.
+  /// Gives the key `desired` if its value is `expected`, in one step. False: the value was another, or there was none.
   bool replace_if(const IndexKey& key, const IndexValue& expected, const IndexValue& desired);
-  /// Takes the key away if its value is `expected`, in one step. False: it was another, or not there.
+  /// Erases the key if its value is `expected`, in one step. False: the value was another, or there was none.
   bool erase_if(const IndexKey& key, const IndexValue& expected);
 
-  /// The filter in it: false only when the key is not there; true for about 1 in 100 keys that are not, too. Reads
-  /// fingerprints alone.
+  /// Asks the filter inside the index: false only when the key is missing; true also for about 1 in 100 missing keys.
+  /// Reads only fingerprints.
   [[nodiscard]] bool may_contain(const IndexKey& key) const;
   /// Starts fetching what may_contain and get will read.
   void prefetch(const IndexKey& key) const;
 
   // ----- many keys ------------------------------------------------------------------------------------------------
 
-  /// As one call per key in some order, but with memory latency hidden and one fence for a batch of keys. `results`
-  /// receives one a key; those of put_bulk and erase_bulk may be null, `previous` too. Return how many were new (put),
-  /// found (get), or erased.
+  /// Like one call per key in some order, but with memory latency hidden and one fence for a batch of keys. `results`
+  /// (`erased`) receives one entry per key and may be null in put_bulk and erase_bulk; so may `previous`. They return
+  /// how many keys were new (put), found (get), or erased.
   std::size_t put_bulk(std::span<const Entry> entries, PutResult* results = nullptr, IndexValue* previous = nullptr);
   std::size_t get_bulk(std::span<const IndexKey> keys, GetResult* results) const;
   std::size_t erase_bulk(std::span<const IndexKey> keys, std::uint8_t* erased = nullptr,
@@ -216,22 +215,22 @@ class KvIndex {
 
   // ----- the whole ------------------------------------------------------------------------------------------------
 
-  /// Calls visit(key, value) for every entry: once for each that is there all the while, once or not at all for those
-  /// that come or go meanwhile. `visit` may use the index. Returns how many records can't be read: so many entries, or
-  /// what was left of erased ones, were not visited.
+  /// Calls visit(key, value) for every entry: once for each that exists throughout, once or not at all for those that
+  /// are added or erased meanwhile. `visit` may use the index. Returns how many records can't be read: this many
+  /// entries, or remains of erased ones, were not visited.
   template <class Visit>
   [[nodiscard]] std::uint64_t for_each(Visit&& visit) const;
   /// Number of entries. Exact when no writer is active. After a crash the first call counts them (writers wait).
   [[nodiscard]] std::uint64_t size() const;
   [[nodiscard]] IndexStats stats() const;
-  /// Scans everything: each entry sound, where it belongs, and there once. Needs the index for itself.
+  /// Scans everything: is each entry valid, where it belongs, and stored once? Needs exclusive use of the index.
   [[nodiscard]] IndexCheck check() const;
   [[nodiscard]] const HashSeed& seed() const noexcept { return hasher_.seed(); }
 
  private:
   static constexpr bool kReadersPersist = !M::kVisibleIsDurable;
   static constexpr unsigned kBatch = 32;  // Keys whose lines are fetched together.
-  // Keys that share a fence. Their groups stay locked until then, so more of them only pay where fences are slow.
+  // Keys that share a fence. Their groups stay locked until then, so more of them pay off only where fences are slow.
   static constexpr unsigned kFenceBatch = [] {
     if constexpr (requires { M::kFenceBatch; })
       return M::kFenceBatch;
@@ -240,7 +239,7 @@ class KvIndex {
   }();
   static constexpr unsigned kDepthMask = 63;  // Low bits of a directory entry: segments are line-aligned.
 
-  /// Where a key lives, from its hash.
+  /// Where a key belongs, from its hash.
   struct Place {
     std::uint64_t fingerprint;
     unsigned word;          // of the home group
@@ -258,7 +257,8 @@ class KvIndex {
     [[nodiscard]] std::uint64_t number(std::uint64_t bits) const noexcept { return bits & ((1ULL << depth()) - 1); }
     friend bool operator==(const Segment&, const Segment&) = default;
   };
-  /// The volatile directory. Replaced by one twice as long when it must grow; old ones stay for readers in them.
+  /// The volatile directory. To grow, it is replaced by one twice as long; old ones stay for readers that still use
+  /// them.
   struct Directory {
     explicit Directory(unsigned bits)
         : depth(bits), entries(std::make_unique<std::atomic<std::uint64_t>[]>(1ULL << bits)) {}
@@ -408,8 +408,8 @@ class KvIndex {
   void copy_movers(Segment from, Segment to, const SplitPlan& plan) const;
   void commit_split(std::uint64_t number, Segment from, Segment to, std::uint64_t slot);
   void clean_up(Segment segment, const SplitPlan& plan) const;
-  /// Is there an entry in that lane: live, of this segment, and where its key may be? Tells its place if it is live.
   [[nodiscard]] bool is_damaged(const IndexRecord& record) const;
+  /// Is there an entry in that lane: live, of this segment, and where its key may be? Sets `place` if it is live.
   [[nodiscard]] bool is_entry(Segment segment, std::uint64_t number, std::uint64_t group, std::uint64_t fingerprint,
                               const IndexRecord& record, Place& place) const;
   template <class Visit>
@@ -433,7 +433,7 @@ template <Media M>
 struct KvIndex<M>::Opened {
   KvIndex index;
   IndexRecovery report;
-  bool created = false;  ///< By open_or_create, just now.
+  bool created = false;  ///< Did open_or_create just create it?
 };
 
 }  // namespace dunnock

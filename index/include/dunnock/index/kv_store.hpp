@@ -1,14 +1,13 @@
-// KvStore: a KvIndex and a ValueLog together: a durable concurrent map from 128-bit keys to values of any size.
+// KvStore: a durable concurrent map from 128-bit keys to values of any size, made of a KvIndex and a ValueLog.
 //
-//   put      value of at most 16 bytes: KvIndex::put alone                            2 lines flushed, 1 fence (again:
-//   1)
+//   put      value of at most 16 bytes: only KvIndex::put               2 lines flushed (existing key: 1), 1 fence
 //            longer: its bytes and a header to the log, fence; then KvIndex::put      2 fences
-//   get      KvIndex::get, and the record in the log, whose checksum is verified
-//   erase    KvIndex::erase; the record in the log is garbage, and is collected when space runs out
+//   get      KvIndex::get, then the record in the log, whose checksum is verified
+//   erase    KvIndex::erase; the record in the log becomes garbage, which is collected when space runs out
 //
-// When the log is full, a put compacts it: the segment with the least that is alive is read, what is alive is appended
-// elsewhere and its entry replaced (if it is still the same), and the segment is free. If nothing can be gained so, the
-// put is refused and the store holds what it held.
+// When the log is full, a put compacts it: it reads the segment with the least live data, appends what is alive
+// elsewhere, replaces its entries (those that are still the same), and frees the segment. If that gains nothing, the
+// put is refused and the store is unchanged.
 #pragma once
 
 #include <atomic>
@@ -32,7 +31,7 @@ struct StoreOptions {
   LogOptions log;
 };
 
-/// A value that was found: its bytes stay as they are while this lives, whatever happens to the key.
+/// A value that was found. Its bytes stay as they are while this lives, whatever happens to the key.
 template <Media M>
 class KvValue {
  public:
@@ -43,13 +42,13 @@ class KvValue {
     return entry.is_locator() ? in_log.bytes : entry.bytes();
   }
 
-  IndexValue entry;  ///< As the index has it.
+  IndexValue entry;  ///< The value as stored in the index.
   typename ValueLog<M>::View in_log;
 };
 
 enum class Compared : std::uint8_t {
   kMissing,
-  kSame,       ///< A get gives these bytes.
+  kSame,       ///< A get returns these bytes.
   kDifferent,  ///< Other bytes, or damaged ones.
 };
 
@@ -58,9 +57,9 @@ struct StoreStats {
   LogStats log;
 };
 
-/// Threads: all functions but close and check may be called by any number of threads at any time. get never waits for
-/// a writer or for compaction.
-/// Crashes: as KvIndex. A put that a crash interrupts leaves the value that was there before.
+/// Threads: any number of threads may call all functions except close and check at any time. get never waits for a
+/// writer or for compaction.
+/// Crashes: as KvIndex. A put that a crash interrupts leaves the previous value.
 template <Media M>
 class KvStore {
  public:
@@ -71,19 +70,19 @@ class KvStore {
   /// Creates a store in `pool` under `name`: a log and an index of that name. It exists when this returns; an error or
   /// a crash before that leaves nothing. Errors: those of KvIndex::create and ValueLog::create.
   [[nodiscard]] static Result<KvStore> create(Pool& pool, std::string_view name, const StoreOptions& options, M media);
-  /// The same as a part of a larger creation: it exists when that is finished.
+  /// The same as part of a larger creation: the store exists when that is finished.
   [[nodiscard]] static Result<KvStore> create_in(PendingRegions& pending, std::string_view name,
                                                  const StoreOptions& options, M media);
-  /// Errors: NotFound, WrongVersion, WrongLayout, Corrupt.
+  /// Opens the store `name`. Errors: NotFound, WrongVersion, WrongLayout, Corrupt.
   [[nodiscard]] static Result<Opened> open(Pool& pool, std::string_view name, M media);
-  /// Opens the store `name`, or creates it where there is none. Of threads that call this at once, one creates it and
+  /// Opens the store `name`, or creates it if it does not exist. Of threads that call this at once, one creates it and
   /// the others open it. The seed is that of the creation.
   /// Errors: those of create and open; WrongLayout also when it was created with other options.
   [[nodiscard]] static Result<Opened> open_or_create(Pool& pool, std::string_view name, const StoreOptions& options,
                                                      M media);
-  /// Are these options that a store can be created with? Errors: InvalidArgument.
+  /// Can a store be created with these options? Errors: InvalidArgument.
   [[nodiscard]] static Status check_options(const StoreOptions& options);
-  /// Of parts that the caller has made.
+  /// Makes a store from parts that the caller has made.
   KvStore(KvIndex<M> index, ValueLog<M> log);
 
   KvStore(KvStore&&) noexcept = default;
@@ -91,36 +90,37 @@ class KvStore {
 
   /// See KvIndex::close.
   void close() { index_.close(); }
-  /// Can the structure go on? After a failure of the medium nothing is acknowledged any more: puts and gets answer kIo,
+  /// Is the structure still usable? After the medium fails nothing is acknowledged any more: puts and gets answer kIo,
   /// erases and bulk puts false or 0.
-  /// What was acknowledged before is there when the pool is opened again. Errors: Io.
+  /// What was acknowledged before is found when the pool is opened again. Errors: Io.
   [[nodiscard]] Status status() const { return index_.status(); }
 
   PutResult put(const IndexKey& key, std::span<const std::byte> value);
-  /// As one put a key, in some order, with few fences for all. False: there was no room for all of them; some may have
-  /// been put.
+  /// Like one put per key, in some order, with few fences for all. False: there was no room for all of them; some may
+  /// have been put.
   bool put_bulk(std::span<const Item> items);
   [[nodiscard]] KvValue<M> get(const IndexKey& key) const;
-  /// Reads what is stored under the item's key and compares it with the item, byte by byte: for owners who are about
-  /// to put what may be there already, and have the good bytes at hand. What has rotted is kDifferent, so putting the
-  /// item heals it.
+  /// Reads what is stored under the item's key and compares it with the item, byte by byte: for callers that are about
+  /// to put what may be stored already, and have the correct bytes. Damaged bytes are kDifferent, so putting the item
+  /// repairs them.
   [[nodiscard]] Compared compare(const Item& item) const;
   bool erase(const IndexKey& key);
-  /// As one erase a key, in some order, with few fences for all. Returns how many were there.
+  /// Like one erase per key, in some order, with few fences for all. Returns how many keys were found.
   std::size_t erase_bulk(std::span<const IndexKey> keys);
-  /// The first bytes of a value in the log, without verifying all of it: its header is. False: it is stale, damaged or
-  /// shorter than `into`.
+  /// Reads the first bytes of a value in the log. Verifies its header, but not the bytes. False: the value is stale,
+  /// damaged or shorter than `into`.
   [[nodiscard]] bool peek(const IndexKey& key, const Locator& locator, std::span<std::byte> into) const {
     return log_.peek(locator, key, into);
   }
   [[nodiscard]] bool may_contain(const IndexKey& key) const { return index_.may_contain(key); }
 
-  /// Compacts up to so many segments of which less than `live_at_most` seems to be alive. Returns how many it freed.
+  /// Compacts up to `segments_max` segments of which less than the share `live_at_most` seems to be alive. Returns how
+  /// many it freed.
   std::uint64_t compact(std::uint64_t segments_max, double live_at_most = 0.75);
 
   [[nodiscard]] std::uint64_t size() const { return index_.size(); }
   [[nodiscard]] StoreStats stats() const { return {index_.stats(), log_.stats()}; }
-  /// KvIndex::check, and every value in the log read and verified. Needs the store for itself.
+  /// Does KvIndex::check, and reads and verifies every value in the log. Needs exclusive use of the store.
   [[nodiscard]] IndexCheck check() const;
 
   [[nodiscard]] KvIndex<M>& index() noexcept { return index_; }
@@ -132,7 +132,7 @@ class KvStore {
   friend class CheckpointStore;
   template <Media Other>
   friend class PrefixStore;
-  /// What of its parts a structure that is opened must have been created with.
+  /// Options that the parts of an opened store must have been created with.
   struct Agreement {
     const IndexOptions* index = nullptr;
     const LogOptions* log = nullptr;
@@ -154,9 +154,9 @@ class KvStore {
 };
 
 /// Puts that become durable and visible together, with few fences for all. Values are in the log when add returns, so
-/// their memory is free for other things.
+/// their memory may be reused.
 ///
-///   add, add, ...   bytes to the log        the disk may begin with them
+///   add, add, ...   bytes to the log        the disk may begin to write them
 ///   commit()        one fence; KvIndex::put_bulk
 ///
 /// Threads: one; a batch may pass to another thread after a call that has returned false. The store must outlive it.
@@ -167,15 +167,15 @@ class KvStore<M>::Batch {
   explicit Batch(KvStore& store) noexcept : store_(&store) {}
   Batch(Batch&& other) noexcept;
   Batch& operator=(Batch&&) = delete;
-  /// What was not committed is given up.
+  /// Drops what was not committed.
   ~Batch();
 
   /// False: there is no room for the item, even after what was added before has been committed.
   [[nodiscard]] bool add(const Item& item);
-  /// False: the index has no room for some; these stay in the batch, durable in the log, for another commit. (Or see
-  /// KvStore::status.)
+  /// False: the index has no room for some puts; these stay in the batch, durable in the log, for another commit. (Or
+  /// see KvStore::status.)
   [[nodiscard]] bool commit();
-  /// Not committed: puts, and the bytes of their values in the log.
+  /// Number of puts not yet committed; bytes() is the size of their values in the log.
   [[nodiscard]] std::size_t size() const noexcept { return entries_.size(); }
   [[nodiscard]] std::uint64_t bytes() const noexcept { return bytes_; }
 
@@ -190,7 +190,7 @@ template <Media M>
 struct KvStore<M>::Opened {
   KvStore store;
   IndexRecovery report;
-  bool created = false;  ///< By open_or_create, just now.
+  bool created = false;  ///< Did open_or_create just create it?
 };
 
 }  // namespace dunnock

@@ -45,10 +45,10 @@ static_assert(sizeof(LogHeader) == 128 && std::is_trivially_copyable_v<LogHeader
 
 [[nodiscard]] std::uint64_t checksum_of(const LogHeader& header) noexcept;
 
-/// A segment's word in the table: 63..48 epoch, 47..16 checksum, 0 in use. The epoch grows each time that the segment
-/// is taken into use, and is in every locator into it, so that one that was kept too long is known to be stale.
-/// A segment is in use durably before a locator into it can be published. That it is free again may be lost by a
-/// crash: then it is found to hold nothing that is alive.
+/// A segment's word in the table: bits 63..48 epoch, 47..16 checksum, 0 in use. The epoch grows each time that the
+/// segment is taken into use, and is part of every locator into it, so that a locator kept too long is known to be
+/// stale. A segment is durably in use before a locator into it can be published. A crash may lose the fact that it is
+/// free again: it is then found to hold no live data.
 [[nodiscard]] constexpr std::uint64_t segment_word(std::uint64_t segment, std::uint64_t epoch, bool in_use) noexcept {
   std::uint64_t mix = (segment * 0x9e3779b97f4a7c15ULL) ^ (epoch << 1 | (in_use ? 1 : 0)) * 0xd6e8feb86659fd93ULL;
   mix ^= mix >> 32;
@@ -57,19 +57,19 @@ static_assert(sizeof(LogHeader) == 128 && std::is_trivially_copyable_v<LogHeader
 }
 inline constexpr std::uint64_t kEpochMask = 0xffff;
 
-/// Before each payload.
+/// Precedes each payload.
 struct RecordHeader {
-  IndexKey key;            // whose value this is: compaction asks the owner whether it still is
+  IndexKey key;            // the key of this value: compaction asks the owner whether it still is
   std::uint32_t length;    // bytes of payload
   std::uint32_t checksum;  // of the payload: the low half of its XXH3
   std::uint64_t mark;      // record_mark(): says that the four above are whole, and meant for this place
 };
 static_assert(sizeof(RecordHeader) == 32 && std::is_trivially_copyable_v<RecordHeader>);
 
-/// Mark of a record at that position (offset and epoch, as in a locator).
+/// The mark of a record at this position (offset and epoch, as in a locator).
 [[nodiscard]] std::uint64_t record_mark(std::uint64_t position, const RecordHeader& header) noexcept;
 
-/// Checksum of a payload, as locators and record headers have it.
+/// The checksum of a payload that locators and record headers contain.
 [[nodiscard]] std::uint32_t payload_checksum(std::span<const std::byte> payload) noexcept;
 
 }  // namespace dunnock

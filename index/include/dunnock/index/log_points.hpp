@@ -1,5 +1,5 @@
 // The durable steps of the value log, by name. See Point in pmem/media.hpp. Their numbers follow those of the index,
-// for the two work together in one store.
+// since the two work together in one store.
 #pragma once
 
 #include <string_view>
@@ -15,9 +15,9 @@ inline constexpr Point kPayload{kFirst + 1};       // store/flush: the bytes
 inline constexpr Point kAppendFence{kFirst + 2};   // fence: the record may be pointed to
 inline constexpr Point kTake{kFirst + 3};          // store/flush/fence: the segment is in use, in a new epoch
 inline constexpr Point kFree{kFirst + 4};          // store: it is free (no flush)
-inline constexpr Point kFormatFields{kFirst + 5};  // store/flush/fence: header but for its magic word, table
+inline constexpr Point kFormatFields{kFirst + 5};  // store/flush/fence: header except its magic word, table
 inline constexpr Point kFormatMagic{kFirst + 6};   // store/flush/fence: the log exists
-inline constexpr Point kPayloadEnd{kFirst + 7};    // store/flush: the last bytes, if they are no whole word
+inline constexpr Point kPayloadEnd{kFirst + 7};    // store/flush: the last bytes, if they are not a whole word
 inline constexpr Point kMovedFence{kFirst + 8};    // fence: a record that compaction has moved may be pointed to
 // Checks (is_taken).
 inline constexpr Point kPin{kFirst + 9};              // a reader pins the segment, then asks:
@@ -29,7 +29,7 @@ inline constexpr Point kStillPinned{kFirst + 14};     // nor is one that has bee
 inline constexpr Point kLookAgain{kFirst + 15};  // a store's get that found nothing in the log asks the index again
 inline constexpr unsigned kCount = kFirst + 15;
 
-/// The name of a point as it stands above, without the k, after "Log"; those of the index as index_point::name.
+/// The name of a point as above, without the k, after "Log"; points of the index as in index_point::name.
 [[nodiscard]] constexpr std::string_view name(Point point) noexcept {
   constexpr std::string_view kNames[] = {
       "LogHeader",         "LogPayload",       "LogAppendFence", "LogTake",          "LogFree",       "LogFormatFields",

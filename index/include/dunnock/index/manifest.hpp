@@ -3,7 +3,7 @@
 //   magic 8 B | version 4 B | chunk_bytes 4 B | name | version of the checkpoint 8 B | created 8 B
 //   tensors 8 B | for each: name, dtype 1 B, dimensions 1 B, 8 B each; 16 B for each chunk
 //   notes 8 B   | for each: key, value
-//   XXH3 of all before, 8 B
+//   XXH3 of everything before it, 8 B
 //
 // Numbers are little endian; a name, key or value is its length in 4 bytes and its bytes. A tensor of n bytes has
 // ceil(n / chunk_bytes) chunks.
@@ -42,10 +42,10 @@ struct Manifest {
 };
 
 [[nodiscard]] std::vector<std::byte> encode(const Manifest& manifest);
-/// Errors: Corrupt (whatever the bytes are; nothing is read beyond them), WrongVersion.
+/// Decodes any bytes safely: never reads beyond them. Errors: Corrupt, WrongVersion.
 [[nodiscard]] Result<Manifest> decode_manifest(std::span<const std::byte> bytes);
 
-/// Chunks of a tensor of that many bytes.
+/// The number of chunks of a tensor of this many bytes.
 [[nodiscard]] constexpr std::uint64_t chunks_of(std::uint64_t bytes, std::uint32_t chunk_bytes) noexcept {
   return bytes / chunk_bytes + (bytes % chunk_bytes != 0 ? 1 : 0);
 }

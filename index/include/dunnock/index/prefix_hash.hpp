@@ -13,7 +13,7 @@ namespace dunnock::detail {
 
 /// 128 bits of XXH3 of `before` and the bytes.
 [[nodiscard]] IndexKey chained_hash(const IndexKey& before, std::span<const std::byte> bytes) noexcept;
-/// The hash that a chain begins with: of a secret.
+/// The hash that a chain begins with: the hash of a secret.
 [[nodiscard]] IndexKey chain_start(const HashSeed& secret) noexcept;
 
 }  // namespace dunnock::detail

@@ -1,5 +1,5 @@
-// The steps of the prefix store that the crash harness leaves out, by name. See Point in pmem/media.hpp. It stores
-// nothing itself, so all are checks (is_taken). Their numbers follow the checkpoint store's.
+// The steps of the prefix store that the crash harness leaves out, by name. See Point in pmem/media.hpp. The prefix
+// store itself stores nothing, so all are checks (is_taken). Their numbers follow the checkpoint store's.
 #pragma once
 
 #include <string_view>
@@ -10,7 +10,7 @@
 namespace dunnock::prefix_point {
 
 inline constexpr unsigned kFirst = checkpoint_point::kCount + 1;
-inline constexpr Point kLeafFirst{kFirst};          // a parent may go only when its last child is durably gone
+inline constexpr Point kLeafFirst{kFirst};          // a parent may be evicted only when its last child is durably gone
 inline constexpr Point kEvictUnpinned{kFirst + 1};  // what is pinned is not evicted
 inline constexpr Point kStillThere{kFirst + 2};     // a lookup: was it evicted meanwhile?
 inline constexpr Point kParentStays{kFirst + 3};    // a put: is the parent being evicted?

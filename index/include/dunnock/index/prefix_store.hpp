@@ -1,21 +1,20 @@
 // PrefixStore: KV-cache blocks of an inference server, found again by the tokens before them, also after a crash.
 //
 // What it is for: a prompt is cut into blocks of tokens; the attention keys and values of a block depend on all tokens
-// up to its end, so a block may be used again by every prompt that begins with the same tokens. The store holds such
-// blocks under a hash of everything they depend on, bounded in bytes, and finds the longest prefix that it has.
-// It may lose a block. It never gives a wrong one: the bytes are verified with every read.
+// up to its end, so every prompt that begins with the same tokens can reuse a block. The store holds such blocks under
+// a hash of everything they depend on, bounded in bytes, and finds the longest prefix that it has.
+// It may lose a block. It never returns a wrong one: every read verifies the bytes.
 //
-//   tokens   | block 0      | block 1      | block 2      |         h_i = H(h_{i-1}, tokens of block i)
-//   keys     | h_0          | h_1          | h_2          |         h_-1 = H(secret, model, dtype, layout, shard,
-//   tenant)
+//   tokens   | block 0      | block 1      | block 2      |       h_i = H(h_{i-1}, tokens of block i)
+//   keys     | h_0          | h_1          | h_2          |       h_-1 = H(secret, model, dtype, layout, shard, tenant)
 //
-//   tree     h_0 -- h_1 -- h_2            Eviction takes leaves only, those that were used longest ago first, and a
-//                     \--- h_2'           block is put only under one that is there. So "block i is there" implies
-//                                         that all before it are, at any moment and after any crash, and the longest
-//                                         prefix is found by bisection on fingerprints, and one record read to be sure.
+//   tree     h_0 -- h_1 -- h_2            Eviction takes only leaves, least recently used first, and a block is put
+//                     \--- h_2'           only under a stored one. So if block i is stored, all blocks before it are,
+//                                         at any moment and after any crash. The longest prefix is found by bisection
+//                                         on fingerprints, and one record is read to be sure.
 //
-// Which blocks hang together is known from their records; the tree of it is volatile and is built when the first block
-// is put after opening. Lookups do not need it, so a restarted server answers at once.
+// The blocks' records say which blocks belong together; the tree is volatile and is built when the first block is put
+// after opening. Lookups do not need it, so a restarted server answers at once.
 #pragma once
 
 #include <atomic>
@@ -42,12 +41,12 @@ namespace dunnock {
 
 /// Everything besides the tokens that the contents of a block depend on, or that must keep blocks apart.
 struct PrefixDomain {
-  IndexKey model_digest;    ///< Of the weights.
-  std::string dtype;        ///< Of keys and values.
-  std::string layout;       ///< How they lie in a block.
-  std::uint32_t shard = 0;  ///< Which part of the heads or layers.
+  IndexKey model_digest;    ///< Digest of the weights.
+  std::string dtype;        ///< Element type of keys and values.
+  std::string layout;       ///< How keys and values are arranged in a block.
+  std::uint32_t shard = 0;  ///< Which part of the heads or layers the blocks hold.
   std::uint32_t shards = 1;
-  std::string tenant;  ///< Whose they are; others do not find them.
+  std::string tenant;  ///< Owner of the blocks; other tenants do not find them.
 };
 
 enum class Admission : std::uint8_t {
@@ -56,47 +55,47 @@ enum class Admission : std::uint8_t {
 };
 
 struct PrefixOptions {
-  std::uint64_t capacity_bytes = 0;        ///< Of the log.
-  std::uint64_t segment_bytes = 32 << 20;  ///< Of the log; no block is longer than this less 64.
-  std::uint64_t blocks_max = 1 << 20;      ///< Blocks that there may be at a time, at least 1.
-  double fill_max = 0.85;                  ///< Of the log's bytes, above 0 and up to 1; the rest lets compaction work.
+  std::uint64_t capacity_bytes = 0;        ///< Size of the log.
+  std::uint64_t segment_bytes = 32 << 20;  ///< Segment size of the log; no block is longer than this less 64.
+  std::uint64_t blocks_max = 1 << 20;      ///< Maximum number of stored blocks, at least 1.
+  double fill_max = 0.85;                  ///< Share of the log to fill, above 0 up to 1; compaction needs the rest.
   Admission admission = Admission::kAlways;
-  HashSeed seed = HashSeed::random();  ///< Of the index, and the secret in all keys.
+  HashSeed seed = HashSeed::random();  ///< Seed of the index, and the secret in all keys.
 };
 
 struct PrefixStats {
   std::uint64_t blocks = 0;
-  std::uint64_t bytes = 0;  ///< Of blocks, with headers.
+  std::uint64_t bytes = 0;  ///< Bytes of blocks, with headers.
   std::uint64_t lookups = 0;
   std::uint64_t blocks_asked = 0;
   std::uint64_t blocks_found = 0;
-  std::uint64_t probes = 0;        ///< Of fingerprints.
-  std::uint64_t record_reads = 0;  ///< To be sure of a probe.
+  std::uint64_t probes = 0;        ///< Probes of fingerprints.
+  std::uint64_t record_reads = 0;  ///< Reads of a record to confirm a probe.
   std::uint64_t evicted = 0;
   std::uint64_t not_admitted = 0;
-  std::uint64_t healed = 0;       ///< Blocks that were damaged when they were put again, and written anew.
-  std::uint64_t quarantined = 0;  ///< Blocks thrown away because one failed its checksum.
+  std::uint64_t healed = 0;       ///< Blocks that were found damaged when put again, and rewritten.
+  std::uint64_t quarantined = 0;  ///< Blocks dropped because one failed its checksum.
 };
 
 enum class PutBlock : std::uint8_t {
-  kStored,       ///< New, or written anew because what was there was damaged.
-  kThere,        ///< It was there already, and is sound.
-  kNoParent,     ///< The block before it is not there (any more); or another thread is putting or evicting this one.
-  kNotAdmitted,  ///< By the policy.
+  kStored,       ///< The block is new, or was rewritten because the stored one was damaged.
+  kThere,        ///< The block was stored already, and is intact.
+  kNoParent,     ///< The block before it is missing (by now); or another thread is putting or evicting this one.
+  kNotAdmitted,  ///< The admission policy refused the block.
   kFull,         ///< Everything is pinned or needed, or the block is too long.
   kIo,           ///< The medium has failed: nothing is stored any more.
 };
 
-/// Threads: all functions but check may be called by any number of threads at any time.
-/// Crashes: a block whose put has returned is there, unless it was evicted. A put or an eviction that a crash
-/// interrupts is there wholly or not.
+/// Threads: any number of threads may call all functions except check at any time.
+/// Crashes: a block whose put has returned is kept, unless it was evicted. A put or an eviction that a crash interrupts
+/// takes effect completely or not at all.
 template <Media M>
 class PrefixStore {
   struct Shared;
 
  public:
   class Match;
-  /// A block's bytes, verified; they stay as they are while this lives, even if the block is evicted.
+  /// A block's verified bytes; they stay as they are while this lives, even if the block is evicted.
   struct Block {
     GetState state = GetState::kMissing;
     std::span<const std::byte> bytes;
@@ -109,14 +108,14 @@ class PrefixStore {
   /// Admission::kSecondTime notes (two filters of blocks_max slots).
   [[nodiscard]] static Result<PrefixStore> create(Pool& pool, std::string_view name, const PrefixOptions& options,
                                                   M media);
-  /// The same as a part of a larger creation: it exists when that is finished.
+  /// The same as part of a larger creation: the store exists when that is finished.
   [[nodiscard]] static Result<PrefixStore> create_in(PendingRegions& pending, std::string_view name,
                                                      const PrefixOptions& options, M media);
   /// Opens the store; constant time. `options`: blocks_max, fill_max and admission; the others are in the pool.
   /// Errors: NotFound, WrongVersion, WrongLayout, Corrupt, NoSpace (memory, as in create).
   [[nodiscard]] static Result<PrefixStore> open(Pool& pool, std::string_view name, const PrefixOptions& options,
                                                 M media);
-  /// Opens the store `name`, or creates it where there is none. Of threads that call this at once, one creates it and
+  /// Opens the store `name`, or creates it if it does not exist. Of threads that call this at once, one creates it and
   /// the others open it. The seed is that of the creation.
   /// Errors: those of create and open; WrongLayout also when its log was created with another capacity or segments.
   [[nodiscard]] static Result<PrefixStore> open_or_create(Pool& pool, std::string_view name,
@@ -127,21 +126,21 @@ class PrefixStore {
   /// Errors: InvalidArgument (blocks_max, fill_max). Both create and open ask.
   [[nodiscard]] static Status check_options(const PrefixOptions& options);
   [[nodiscard]] static StoreOptions store_options(const PrefixOptions& options) noexcept;
-  /// A size for a pool that is to hold such a store alone.
+  /// A pool size that holds such a store and nothing else.
   [[nodiscard]] static std::uint64_t pool_bytes(const PrefixOptions& options) noexcept;
 
   PrefixStore(PrefixStore&&) noexcept = default;
 
   /// See KvIndex::close.
   void close() { data_.close(); }
-  /// Can the structure go on? After a failure of the medium nothing is acknowledged any more: puts and gets answer kIo,
+  /// Is the structure still usable? After the medium fails nothing is acknowledged any more: puts and gets answer kIo,
   /// and lookups find nothing.
-  /// What was acknowledged before is there when the pool is opened again. Errors: Io.
+  /// What was acknowledged before is found when the pool is opened again. Errors: Io.
   [[nodiscard]] Status status() const { return data_.status(); }
 
   // ----- keys -----------------------------------------------------------------------------------------------------
 
-  /// The key that the first block's key is made from.
+  /// The key from which the first block's key is computed.
   [[nodiscard]] IndexKey root(const PrefixDomain& domain) const;
   /// The key of the block with these tokens after the block (or root) with key `before`.
   [[nodiscard]] static IndexKey next_key(const IndexKey& before, std::span<const std::uint32_t> tokens) noexcept;
@@ -151,26 +150,26 @@ class PrefixStore {
 
   // ----- blocks ---------------------------------------------------------------------------------------------------
 
-  /// The longest prefix of `keys` that is there, pinned; blocks that others put meanwhile may be left out. About
+  /// Finds and pins the longest stored prefix of `keys`; may miss blocks that other threads put meanwhile. About
   /// log2(keys) probes and one record read.
   [[nodiscard]] Match lookup(std::span<const IndexKey> keys) const;
-  /// One block of a prefix that was looked up. Damaged: the block and all that follow it are thrown away, and it counts
-  /// as missing from now on.
+  /// Reads one block of a prefix that was looked up. kDamaged: the block and all that follow it are dropped, and it
+  /// counts as missing from now on.
   [[nodiscard]] Block get(const IndexKey& key) const;
   /// Stores block `at` of `keys`, which is one of them (checked), evicting others if it must. The block before it must
   /// be there. One that is there already is read, and written anew if it is damaged.
   PutBlock put(std::span<const IndexKey> keys, std::size_t at, std::span<const std::byte> bytes);
-  /// Evicts up to so many blocks. Returns how many.
+  /// Evicts up to `blocks_max` blocks. Returns how many.
   std::size_t evict(std::size_t blocks_max) const;
 
-  /// Zeros after a failure of the medium.
+  /// What the store holds and has done; zeros after the medium fails.
   [[nodiscard]] PrefixStats stats() const;
-  /// KvStore::check, and that each block's parent is there. Needs the store for itself.
+  /// Does KvStore::check, and checks that each block's parent is stored. Needs exclusive use of the store.
   [[nodiscard]] IndexCheck check() const;
   [[nodiscard]] const KvStore<M>& data() const noexcept { return data_; }
 
  private:
-  /// Before the bytes of a block.
+  /// Precedes the bytes of a block.
   struct BlockHeader {
     IndexKey parent;      // root for the first block
     std::uint64_t depth;  // 0 for the first block
@@ -186,7 +185,7 @@ class PrefixStore {
     std::uint64_t depth = 0;
     std::uint64_t used = 0;  // when
     std::uint64_t bytes = 0;
-    std::uint32_t children = 0;  // puts under way included
+    std::uint32_t children = 0;  // including puts in progress
     bool leaving = false;        // it is being evicted
   };
   struct Leaf {
@@ -200,7 +199,7 @@ class PrefixStore {
   using Mutex = detail::MediaMutex<M>;
   struct Shared {
     explicit Shared(const M& media) : mutex(media) {}
-    Mutex mutex;  // of all that follows, but for the counts
+    Mutex mutex;  // of everything below except the counts
     bool tree_known = false;
     std::unordered_map<IndexKey, Node, KeyHash> nodes;
     std::set<Leaf> leaves;  // of nodes without children that are not leaving
@@ -235,7 +234,7 @@ class PrefixStore {
   std::unique_ptr<Shared> shared_;
 };
 
-/// A prefix that was found: its blocks stay while this lives, which must not be longer than the store does.
+/// A prefix that was found. Its blocks stay while this lives; it must not outlive the store.
 template <Media M>
 class PrefixStore<M>::Match {
  public:
@@ -251,7 +250,7 @@ class PrefixStore<M>::Match {
   ~Match() {
     if (shared_ != nullptr) unpin(*shared_, key_);
   }
-  /// Blocks of the prompt that are there: the first so many.
+  /// How many blocks of the prompt, from the first on, are stored.
   [[nodiscard]] std::size_t blocks() const noexcept { return blocks_; }
 
  private:

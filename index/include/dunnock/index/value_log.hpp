@@ -1,17 +1,17 @@
 // ValueLog: append-only, checksummed storage for values of any size, in segments of a pool.
 //
 // What it is for: keeping the bytes that an index points to. Appending is a copy at the speed of the media and one
-// fence; no allocator is involved. What it is not for: finding anything (an index does that), or telling by itself what
-// is still needed: its owner says so, when a segment is compacted.
+// fence; no allocator is involved. What it is not for: finding anything (an index does that), or knowing what is still
+// needed: its owner decides that when a segment is compacted.
 //
 //   segments   [ full ][ full ][ writing ][ free ][ full ][ writing ][ free ] ...
 //                 |                 ^
-//                 |  compaction:    |     live records are appended elsewhere, the owner is told, and the
-//                 +-----------------+     segment is free again when nobody reads in it any more
+//                 |  compaction:    |     live records are appended elsewhere, the owner is notified, and the
+//                 +-----------------+     segment is free again when no thread reads in it any more
 //
-// Life of a value: append() makes the bytes durable and gives a ticket; the owner publishes the ticket's locator in its
-// index, durably; then the ticket may go. When the owner has replaced or erased the locator, durably, it says so with
-// discard(). KvStore (kv_store.hpp) is such an owner, ready made.
+// Life of a value: append() makes the bytes durable and returns a ticket; the owner publishes the ticket's locator in
+// its index, durably; then the ticket may be destroyed. When the owner has replaced or erased the locator, durably, it
+// calls discard(). KvStore (kv_store.hpp) is a ready-made owner.
 //
 // The bytes in the pool: log_format.hpp.
 #pragma once
@@ -41,7 +41,7 @@
 namespace dunnock {
 
 struct LogOptions {
-  /// Bytes of all segments together; rounded down to whole ones, at least three.
+  /// Size of all segments together; rounded down to whole segments, at least three.
   std::uint64_t capacity_bytes = 0;
   /// A power of two, 1024 .. 2^30. No value is longer than this less 32.
   std::uint64_t segment_bytes = 8 << 20;
@@ -52,8 +52,8 @@ struct LogStats {
   std::uint64_t segments_free = 0;
   std::uint64_t segment_bytes = 0;
   std::uint64_t live_bytes = 0;       ///< Estimate: after a crash, what was discarded before it counts as alive.
-  std::uint64_t appended_bytes = 0;   ///< Since the log was opened: with headers and padding.
-  std::uint64_t compacted_bytes = 0;  ///< Of these, moved by compaction.
+  std::uint64_t appended_bytes = 0;   ///< Since the log was opened, with headers and padding.
+  std::uint64_t compacted_bytes = 0;  ///< Those of them that compaction moved.
   std::uint64_t compactions = 0;
 };
 
@@ -64,18 +64,18 @@ enum class ReadState : std::uint8_t {
   kIo,       ///< The medium has failed. They are not returned.
 };
 
-/// Threads: all functions may be called by any number of threads at any time, but compaction (victim, visit, free) by
-/// one at a time.
+/// Threads: any number of threads may call all functions at any time, except that only one at a time may compact
+/// (victim, visit, free).
 ///
-/// Crashes: a record whose ticket was given is whole after a crash. One that was being appended may be there in parts;
-/// nobody has a locator of it, and compaction skips it.
+/// Crashes: a record whose ticket was returned is whole after a crash. Of one that was being appended, parts may be
+/// left; no locator points to them, and compaction skips them.
 template <Media M>
 class ValueLog {
  public:
   struct Opened;
   static constexpr std::uint64_t kOverheadBytes = sizeof(RecordHeader);
 
-  /// Keeps a segment as it is while it lives: not freed, not compacted.
+  /// Keeps a segment from being freed or compacted while this lives.
   class Pin {
    public:
     Pin() = default;
@@ -93,12 +93,12 @@ class ValueLog {
     explicit Pin(std::atomic<std::uint32_t>& pins) noexcept : pins_(&pins) {}
     std::atomic<std::uint32_t>* pins_ = nullptr;
   };
-  /// A durable record that nobody points to yet. Keep it until the locator is published.
+  /// A durable record that nothing points to yet. Keep the ticket until the locator is published.
   struct Ticket {
     Locator locator;
     Pin pin;
   };
-  /// A value in place. The bytes stay where and as they are while it lives.
+  /// A value in place. The bytes stay where and as they are while this lives.
   struct View {
     ReadState state = ReadState::kStale;
     std::span<const std::byte> bytes;
@@ -115,25 +115,26 @@ class ValueLog {
   /// Creates a log in `pool` under `name` (regions "<name>.log" and "<name>.logmeta"). It exists when this returns; an
   /// error or a crash before that leaves nothing. Errors: InvalidArgument, AlreadyExists, NoSpace, Io.
   [[nodiscard]] static Result<ValueLog> create(Pool& pool, std::string_view name, const LogOptions& options, M media);
-  /// The same as a part of a larger creation: it exists when that is finished.
+  /// The same as part of a larger creation: the log exists when that is finished.
   [[nodiscard]] static Result<ValueLog> create_in(PendingRegions& pending, std::string_view name,
                                                   const LogOptions& options, M media);
-  /// Opens the log `name`; reads eight bytes a segment. Errors: NotFound, WrongVersion, WrongLayout, Corrupt.
+  /// Opens the log `name`; reads eight bytes per segment. Errors: NotFound, WrongVersion, WrongLayout, Corrupt.
   [[nodiscard]] static Result<ValueLog> open(Pool& pool, std::string_view name, M media);
-  /// Opens the log `name`, or creates it where there is none. Of threads that call this at once, one creates it and the
-  /// others open it. Errors: those of create and open; WrongLayout also when it was created with other options.
+  /// Opens the log `name`, or creates it if it does not exist. Of threads that call this at once, one creates it and
+  /// the others open it. Errors: those of create and open; WrongLayout also when it was created with other options.
   [[nodiscard]] static Result<ValueLog> open_or_create(Pool& pool, std::string_view name, const LogOptions& options,
                                                        M media);
-  /// The same on memory of the caller, which must be zeroed and outlive the log. Segments do not cross extents.
+  /// create() and open() on the caller's memory, which must be zeroed (for format) and outlive the log. Segments do not
+  /// cross extents.
   [[nodiscard]] static std::uint64_t meta_bytes(const LogOptions& options) noexcept;
   [[nodiscard]] static std::uint64_t data_bytes(const LogOptions& options) noexcept;
   [[nodiscard]] static Status check_options(const LogOptions& options);
   [[nodiscard]] static Result<ValueLog> format(Region meta, Region data, const LogOptions& options, M media);
   [[nodiscard]] static Result<ValueLog> attach(Region meta, Region data, M media);
 
-  /// Can the structure go on? After a failure of the medium nothing is acknowledged any more: appends give none, views
-  /// are kIo.
-  /// What was acknowledged before is there when the pool is opened again. Errors: Io.
+  /// Is the structure still usable? After the medium fails nothing is acknowledged any more: appends return nothing,
+  /// and views are kIo.
+  /// What was acknowledged before is found when the pool is opened again. Errors: Io.
   [[nodiscard]] Status status() const { return media_status(media_); }
 
   ValueLog(ValueLog&&) noexcept = default;
@@ -141,76 +142,77 @@ class ValueLog {
 
   // ----- values ---------------------------------------------------------------------------------------------------
 
-  /// Appends the value, durably. None: no segment is free (compact, or erase something), or the value is longer than
-  /// value_bytes_max(). (Or see status().)
+  /// Appends the value, durably. Empty result: no segment is free (compact, or erase something), or the value is longer
+  /// than value_bytes_max(). (Or see status().)
   [[nodiscard]] std::optional<Ticket> append(const IndexKey& key, std::span<const std::byte> bytes);
-  /// As append, but durable only after fence() by the same thread, so that many can share one.
+  /// Like append, but durable only after fence() by the same thread, so that many appends can share one.
   [[nodiscard]] std::optional<Ticket> begin_append(const Item& item);
-  /// What this thread has appended is durable, and may be pointed to. False: it may not; see status().
+  /// Makes what this thread has appended durable: locators to it may be published. False: they may not; see status().
   bool fence();
-  /// The value at `locator`, checked. `key`: whose it must be.
+  /// The value at `locator`, verified. `key`: the key that it must belong to.
   [[nodiscard]] View view(const Locator& locator, const IndexKey& key) const;
-  /// Reads the value at `locator` and compares it with these bytes, which must have the locator's checksum. Found: they
-  /// are the same, and so is what a view() would give. Damaged: they are not, or the record's header is damaged.
+  /// Reads the value at `locator` and compares it with these bytes, which must have the locator's checksum. kFound:
+  /// they are the same as what view() would return. kDamaged: they are not, or the record's header is damaged.
   [[nodiscard]] ReadState compare(const Locator& locator, const IndexKey& key, std::span<const std::byte> bytes) const;
-  /// The first bytes of the value at `locator`; its header is verified, its bytes are not. False: it is stale, damaged,
-  /// or shorter than `into`.
+  /// Reads the first bytes of the value at `locator`. Verifies its header, but not the bytes. False: the value is
+  /// stale, damaged, or shorter than `into`.
   [[nodiscard]] bool peek(const Locator& locator, const IndexKey& key, std::span<std::byte> into) const;
-  /// The value at `locator` is not needed any more: no index points to it.
+  /// Notes that the value at `locator` is not needed any more: no index points to it.
   void discard(const Locator& locator) noexcept;
 
-  /// Bytes that a value of that length takes, with header and padding.
+  /// Bytes that a value of this length occupies, with header and padding.
   [[nodiscard]] static constexpr std::uint64_t record_bytes(std::uint64_t length) noexcept {
     return (sizeof(RecordHeader) + length + kLogAlignment - 1) / kLogAlignment * kLogAlignment;
   }
   [[nodiscard]] std::uint64_t value_bytes_max() const noexcept { return segment_bytes_ - sizeof(RecordHeader); }
   [[nodiscard]] std::uint64_t capacity_bytes() const noexcept { return segments_ * segment_bytes_; }
   [[nodiscard]] LogStats stats() const;
-  /// Does the durable table say what is known here? A sentence if not. Needs the log for itself.
+  /// Does the durable table match the volatile state? Returns a sentence if not. Needs exclusive use of the log.
   [[nodiscard]] std::string check() const;
 
   // ----- compaction, for owners -----------------------------------------------------------------------------------
 
-  /// Appends a value of segment `victim` elsewhere, with the one free segment that is kept back for compaction. When a
-  /// crash in the middle of a compaction has left none, what the crash left unused at the end of another one serves.
+  /// Appends a value of segment `victim` elsewhere; may use the one free segment that is reserved for compaction. When
+  /// a crash in the middle of a compaction has left none, it uses the space that the crash left unused at the end of
+  /// another segment.
   [[nodiscard]] std::optional<Ticket> append_moved(std::uint64_t victim, const IndexKey& key,
                                                    std::span<const std::byte> bytes);
-  /// The segment that seems to hold the least that is alive, if it is less than `live_at_most` of its bytes. None:
-  /// none such is full, unpinned and in use.
+  /// The segment that seems to hold the least live data, if that is less than the share `live_at_most` of its bytes.
+  /// Empty: no such segment is full, unpinned and in use.
   [[nodiscard]] std::optional<std::uint64_t> victim(double live_at_most) const;
-  /// Calls visit(key, locator, payload) for each whole record of a full segment; stops when visit returns false.
-  /// Returns false then. Records that fail their payload's checksum are visited with an empty payload.
+  /// Calls visit(key, locator, payload) for each whole record of a full segment. Stops and returns false when visit
+  /// returns false. A record that fails its payload's checksum is visited with an empty payload.
   template <class Visit>
   [[nodiscard]] bool visit(std::uint64_t segment, Visit&& visit) const;
-  /// The segment can't be emptied: victim() does not name it again until something in it is discarded.
+  /// Notes that the segment can't be emptied: victim() does not return it again until something in it is discarded.
   void keep(std::uint64_t segment) noexcept {
     shared_->table[segment].live_bytes.store(static_cast<std::int64_t>(segment_bytes_), std::memory_order_relaxed);
   }
   /// Is a segment free for users?
   [[nodiscard]] bool has_room() const noexcept { return shared_->free_count.load(std::memory_order_relaxed) > 1; }
   [[nodiscard]] const M& media() const noexcept { return media_; }
-  /// Lets other threads go on, simulated ones too.
+  /// Lets other threads continue, simulated ones too.
   void pause() const noexcept {
     media_.pause();
     std::this_thread::yield();
   }
-  /// Gives the segment back. Nothing in it may be pointed to any more.
+  /// Frees the segment. Nothing may point into it any more.
   void free(std::uint64_t segment);
-  /// What is alive in each segment, from the owner's index: replaces the estimates. `for_each_locator(add)` calls
-  /// add(locator) for each.
+  /// Replaces the estimates of what is alive in each segment by counts from the owner's index.
+  /// `for_each_locator(add)` calls add(locator) for each locator.
   template <class ForEachLocator>
   void recount(ForEachLocator&& for_each_locator);
 
  private:
-  // Of a value that is read: as many lines as a core has outstanding loads; beyond, it sees the sequence by itself.
+  // How much of a value to prefetch: as many lines as a core has outstanding loads; beyond, it detects the sequence.
   static constexpr std::uint64_t kPrefetchBytes = 512;
 
-  static constexpr unsigned kHeads = 4;  // Segments that are written at once by users; one more is compaction's.
+  static constexpr unsigned kHeads = 4;  // Segments that users write concurrently; compaction has one more.
 
   struct Segment {
     std::atomic<std::uint64_t> word{0};  // as in the table
     std::atomic<std::uint32_t> pins{0};
-    std::atomic<std::uint32_t> full{0};       // 1: nobody appends to it any more
+    std::atomic<std::uint32_t> full{0};       // 1: no thread appends to it any more
     std::atomic<std::int64_t> live_bytes{0};  // estimate
   };
   /// Where records are being appended.
@@ -226,7 +228,7 @@ class ValueLog {
     std::array<Head, kHeads + 1> heads;
     std::atomic<bool> listing{false};  // The lock of the two lists.
     std::vector<std::uint64_t> free;
-    std::vector<std::uint64_t> unpinning;  // free, but somebody still reads in it
+    std::vector<std::uint64_t> unpinning;  // free, but some thread still reads in it
     std::atomic<std::uint64_t> free_count{0};
     std::atomic<std::uint64_t> appended_bytes{0};
     std::atomic<std::uint64_t> compacted_bytes{0};

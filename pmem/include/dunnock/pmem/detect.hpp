@@ -25,15 +25,15 @@ struct Detection {
   std::string why;  // One sentence for people.
 };
 
-/// What keeps the stores to this existing file through a power loss: direct on a DAX mapping, eADR where the platform
-/// flushes its caches itself, otherwise file. Never process, which has to be asked for by name. What PMDK's environment
-/// variables say is not believed. Errors: NotFound, ReadOnly, Io.
+/// The media that keeps stores to this existing file through a power loss: direct on a DAX mapping, eADR where the
+/// platform flushes its caches itself, otherwise file. Never process, which must be requested by name. PMDK's
+/// environment variables are not trusted. Errors: NotFound, ReadOnly, Io.
 [[nodiscard]] Result<Detection> detect_media(const std::string& path);
-/// The same for the file of an open pool, whatever its name is.
+/// The same for the file of an open pool, whatever its name is by now.
 [[nodiscard]] Result<Detection> detect_media(const Pool& pool);
 
-/// Calls `use(media)` with the media of that kind for a pool; kDram is treated as kProcess there. A pool that is open
-/// for reading only has one media, whatever the kind.
+/// Calls `use(media)` with the media of that kind for a pool; kDram is treated as kProcess. A pool that is open
+/// read-only always gets ReadOnlyMedia, whatever the kind.
 template <class Use>
 decltype(auto) with_media(const Pool& pool, MediaKind kind, Use&& use) {
   if (pool.read_only()) return use(ReadOnlyMedia{});

@@ -1,8 +1,8 @@
-// EmulatedNvm: plain memory that is made as slow as non-volatile memory, in the manner of Quartz (Volos, Magalhaes,
-// Cherkasova, Li, Middleware 2015): for benchmarks on machines without it. Not a simulator of any product.
+// EmulatedNvm: plain memory made as slow as non-volatile memory, in the manner of Quartz (Volos, Magalhaes,
+// Cherkasova, Li, Middleware 2015), for benchmarks on machines without it. Not a simulator of any product.
 //
-// An access that leaves the 64 256-byte blocks that a thread used last waits for `read_ns` more than DRAM takes; a
-// flushed line costs its 256-byte block of a bandwidth that all threads share, and the fence waits until it is served.
+// An access outside the 64 256-byte blocks that a thread used last waits `read_ns` longer than DRAM takes. A flushed
+// line uses 256 bytes of a write bandwidth that all threads share, and the fence waits until that write is done.
 #pragma once
 
 #include <array>
@@ -15,8 +15,8 @@
 namespace dunnock {
 
 struct NvmSpeed {
-  unsigned read_ns = 200;       ///< More than DRAM for a block that is not at hand. (Optane: about 300 against 100.)
-  double write_gb_per_s = 2.0;  ///< Of 256-byte blocks, for all threads together.
+  unsigned read_ns = 200;       ///< Extra latency over DRAM for a block that is not recent. (Optane: about 300 vs 100.)
+  double write_gb_per_s = 2.0;  ///< Write bandwidth in 256-byte blocks, for all threads together.
 };
 
 /// Shared by all EmulatedNvm of one run.
@@ -72,7 +72,7 @@ class NvmModel {
 struct EmulatedNvm : detail::MappedMedia {
   static constexpr Durability kDurability = Durability::kPower;
   static constexpr bool kVisibleIsDurable = false;
-  static constexpr bool kScalarLoads = true;  // Every access is to be seen.
+  static constexpr bool kScalarLoads = true;  // The model must see every access.
   explicit EmulatedNvm(NvmModel& model) noexcept : model_(&model) {}
   [[nodiscard]] std::uint64_t load(const Word& word) const noexcept {
     model_->read(&word);

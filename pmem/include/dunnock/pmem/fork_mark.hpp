@@ -1,4 +1,4 @@
-// ForkMark: who opened this? A pool belongs to the process that opened it.
+// ForkMark: which process opened this? A pool belongs to the process that opened it.
 //
 // fork() copies a pool's objects into the child, but neither its threads nor its right to the file. The child's copies
 // answer Io, and their destructors only unmap (pool.hpp); a mark is how an object finds out that it is such a copy.
@@ -9,7 +9,7 @@
 
 namespace dunnock::detail {
 
-/// Counts the forks that this process has come out of as a child, since the library was first used.
+/// Number of forks that led to this process as a child since the library was first used.
 extern std::atomic<std::uint32_t> fork_generation;
 
 class ForkMark {

@@ -21,12 +21,12 @@ namespace dunnock {
 
 /// The durable steps of write_header.
 struct HeaderPoints {
-  Point fields;  ///< store/flush/fence: the header but for its magic word, and all that was flushed before it
+  Point fields;  ///< store/flush/fence: the header except its magic word, and everything flushed before it
   Point magic;   ///< store/flush/fence: the structure exists
 };
 
-/// Writes `header` to the start of a region of zeros, durably. What the thread has flushed before is durable before the
-/// magic word is.
+/// Writes `header` durably to the start of a zeroed region. Everything that the thread flushed before becomes durable
+/// before the magic word does.
 template <class Header, Media M>
 void write_header(const M& media, const HeaderPoints& points, const Region& region, const Header& header) noexcept {
   static_assert(std::is_trivially_copyable_v<Header> && sizeof(Header) % sizeof(Word) == 0);
@@ -43,14 +43,14 @@ void write_header(const M& media, const HeaderPoints& points, const Region& regi
   media.fence(points.magic);  // The structure exists.
 }
 
-/// The word at an offset, as it lies there.
+/// The word stored at an offset.
 [[nodiscard]] inline std::uint64_t word_of(const Region& region, std::uint64_t offset_bytes) noexcept {
   std::uint64_t word = 0;
   std::memcpy(&word, region.at(offset_bytes), sizeof word);
   return word;
 }
 
-/// Are all words from `offset_bytes` on zero, or what expected(offset) says instead? Reads everything.
+/// Is every word from `offset_bytes` on zero or equal to expected(offset)? Reads everything.
 template <class Expected>
 [[nodiscard]] bool is_blank(const Region& region, std::uint64_t offset_bytes, Expected&& expected) {
   for (std::uint64_t at = offset_bytes; at + sizeof(std::uint64_t) <= region.bytes(); at += sizeof(std::uint64_t)) {

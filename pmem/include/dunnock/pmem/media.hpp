@@ -9,7 +9,7 @@
 //   * an aligned 8-byte store is never torn by a power failure;
 //   * the stores to one 64-byte line become durable in the order in which they became visible: after a power
 //     failure the line holds a prefix of them;
-//   * different lines are independent, unless flush(line) and then fence() stand between two stores: when fence()
+//   * different lines are independent, unless flush(line) and then fence() come between two stores: when fence()
 //     returns, every store to a line that the same thread flushed before it is durable.
 // Nothing else. In particular a line may become durable long before it is flushed.
 //
@@ -41,24 +41,24 @@ using Word = std::atomic<std::uint64_t>;
 static_assert(sizeof(Word) == 8 && Word::is_always_lock_free);
 
 /// The name of one durable step in the source ("the store that arms the log"). Each structure numbers its own steps
-/// from 1 and gives them names for people (see filter/points.hpp). Production media ignore it; `dunnock-crash
-/// mutants` plants its bugs by it: every point is dropped once, and must be noticed.
+/// from 1 and gives them readable names (see filter/points.hpp). Production media ignore it; `dunnock-crash
+/// mutants` uses it to plant bugs: every point is dropped once, and the harness must notice.
 enum class Point : std::uint16_t {};
 
 enum class Durability : std::uint8_t {
   kNone,     ///< Lost with the process.
-  kProcess,  ///< Survives the death of the process (SIGKILL), not of the machine.
+  kProcess,  ///< Survives the death of the process (SIGKILL), but not that of the machine.
   kPower,    ///< Survives power loss.
 };
 
 /// What a media must offer. All calls are thread-safe; none throws.
 ///   kDurability        what an acknowledged operation survives. kNone: no log is kept and nothing is flushed.
 ///   kVisibleIsDurable  a store is durable as soon as another thread can see it, so a reader never has to persist
-///                      what it read.
+///                      what it has read.
 ///   load(word)         acquire load.
 ///   store(point, word, value)   release store (one aligned 8-byte store).
 ///   flush(point, address)       starts making the line that holds `address` durable.
-///   fence(point)                returns when all that this thread flushed is durable.
+///   fence(point)                returns when everything that this thread flushed is durable.
 ///   pause()            called while waiting for another thread.
 /// It may also offer write(point, to, from, bytes), a faster form of write_durably() below; kFenceBatch, how many keys
 /// of a bulk operation should share a fence where fences are slow; ok(), for media_ok() below; and skips(point), the
@@ -76,7 +76,8 @@ concept Media = std::copy_constructible<M> && requires(const M media, Word& word
 
 namespace detail {
 
-/// Writes the line back to memory and keeps it cached where the processor can (clwb, else clflushopt, else clflush).
+/// Writes the line back to memory and keeps it cached where the processor can (clwb, otherwise clflushopt, otherwise
+/// clflush).
 void flush_line_slow(const void* address) noexcept;
 extern const bool kHasClwb;
 
@@ -114,7 +115,8 @@ struct MappedLoads {
   void pause() const noexcept { cpu_pause(); }
 };
 
-/// And of a shared mapping: it is that of the process that made this (see Pool about fork).
+/// What media in a shared mapping share: the mapping belongs to the process that made this object (see Pool about
+/// fork).
 struct MappedMedia : MappedLoads {
   [[nodiscard]] bool ok() const noexcept { return !fork_.is_child(); }
 
@@ -124,7 +126,7 @@ struct MappedMedia : MappedLoads {
 
 }  // namespace detail
 
-/// Plain memory: the same structure as a fast volatile one.
+/// Plain memory: makes a structure fast and volatile.
 struct DramMedia : detail::MappedLoads {
   static constexpr Durability kDurability = Durability::kNone;
   static constexpr bool kVisibleIsDurable = true;
@@ -134,7 +136,8 @@ struct DramMedia : detail::MappedLoads {
   [[nodiscard]] static constexpr bool ok() noexcept { return true; }
 };
 
-/// A shared file mapping without flushes: the page cache keeps it when the process dies. Not for power loss.
+/// A shared file mapping without flushes: the page cache keeps the stores when the process dies. Does not survive power
+/// loss.
 struct ProcessMedia : detail::MappedMedia {
   static constexpr Durability kDurability = Durability::kProcess;
   static constexpr bool kVisibleIsDurable = true;
@@ -143,8 +146,8 @@ struct ProcessMedia : detail::MappedMedia {
   void fence(Point) const noexcept {}
 };
 
-/// A private copy of a pool that is open for reading only: recovery may store what it likes, reads need no durability
-/// that is not there, and structures refuse what would change them (kIsReadOnly).
+/// A private copy of a pool that is open read-only: recovery may store freely, reads never have to persist anything,
+/// and structures refuse changes (kIsReadOnly).
 struct ReadOnlyMedia : detail::MappedLoads {
   static constexpr bool kReadOnly = true;
   static constexpr Durability kDurability = Durability::kProcess;
@@ -155,7 +158,7 @@ struct ReadOnlyMedia : detail::MappedLoads {
   [[nodiscard]] static constexpr bool ok() noexcept { return true; }
 };
 
-/// Does a structure on this media refuse what would change it?
+/// Does a structure on this media refuse changes?
 template <class M>
 inline constexpr bool kIsReadOnly = requires { requires M::kReadOnly; };
 
@@ -180,8 +183,8 @@ struct DirectMedia : detail::MappedMedia {
 };
 
 /// Stores `bytes` (a multiple of 8) bytes to `to` (8-byte aligned) and starts making them durable: a store for every
-/// word and a flush for every line, all of `point`. Until the next fence a power failure leaves any of these words as
-/// it was. Nobody else may read or write there meanwhile.
+/// word and a flush for every line, all of `point`. Until the next fence, a power failure may leave any of these words
+/// as it was. No other thread may read or write there meanwhile.
 template <Media M>
 void write_durably(const M& media, Point point, void* to, const void* from, std::size_t bytes) noexcept {
   if constexpr (requires { media.write(point, to, from, bytes); }) {
@@ -199,9 +202,9 @@ void write_durably(const M& media, Point point, void* to, const void* from, std:
   }
 }
 
-/// Is everything durable that fences have returned for? False: a medium has failed, and stays failed: what a fence has
-/// returned for since may be lost, and nothing may be acknowledged any more. A structure asks after the last fence of
-/// an operation and before it answers. Media without ok() can't fail.
+/// Is everything durable that fences have returned for? False: the medium has failed, and stays failed: what fences
+/// have returned for since then may be lost, and nothing may be acknowledged any more. A structure asks after the last
+/// fence of an operation, before it answers. Media without ok() can't fail.
 template <Media M>
 [[nodiscard]] bool media_ok(const M& media) noexcept {
   if constexpr (requires { media.ok(); }) {
@@ -211,8 +214,8 @@ template <Media M>
   }
 }
 
-/// Is this step of a protocol taken? It always is; only the crash harness plants bugs by leaving one out. For steps
-/// that store nothing and so have no other way through the media: a second look, a pin that is respected.
+/// Is this step of a protocol taken? Always true, except where the crash harness plants a bug by leaving the step out.
+/// For steps that store nothing and so do not go through the media otherwise: a second look, a pin that is respected.
 ///   if (is_taken(media, point) && again != before) continue;
 template <Media M>
 [[nodiscard]] constexpr bool is_taken(const M& media, Point point) noexcept {

@@ -1,4 +1,4 @@
-// Whether a structure may still acknowledge anything: media_ok() of media.hpp in words.
+// media_ok() of media.hpp as a Status: may a structure still acknowledge anything?
 #pragma once
 
 #include "dunnock/base/result.hpp"
@@ -6,7 +6,7 @@
 
 namespace dunnock {
 
-/// Errors: Io: the medium has failed, for good.
+/// Errors: Io: the medium has failed permanently.
 template <Media M>
 [[nodiscard]] Status media_status(const M& media) {
   if (media_ok(media)) return {};

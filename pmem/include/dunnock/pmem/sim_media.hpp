@@ -1,15 +1,15 @@
-// SimMedia: memory that remembers, so that power failures can be played.
+// SimMedia: memory that records every access, so that power failures can be simulated.
 //
 // A structure runs on a SimMemory through SimMedia (or SimEadrMedia). Every store, flush and fence is recorded in the
 // order in which it became visible. From the record, the crash explorer derives what power failures may leave behind:
 // for every line a prefix of its stores, not shorter than what a completed flush and fence made durable.
 //
 // Several threads are simulated as fibers on one real thread: at every load, store, flush, fence and pause a seeded
-// scheduler may let another fiber go on. The same seed gives the same run. (So a structure under simulation must not
+// scheduler may switch to another fiber. The same seed gives the same run. (So a structure under simulation must not
 // keep thread-local state across media calls.)
 //
-// A SimMemory can also plant a bug: leave a step out or do it too early or too late (Mutation). That is how the crash
-// harness proves that it would notice. It knows the line of the source that each step comes from, so that a bug can be
+// A SimMemory can also plant a bug: leave a step out, or do it too early or too late (Mutation). That is how the crash
+// harness proves that it would notice. It knows the source line that each step comes from, so that a bug can be
 // planted in one of several lines that share a Point.
 #pragma once
 
@@ -39,7 +39,7 @@ struct Mutation {
   Kind kind = Kind::kNone;
   Point point{};
   Point until{};
-  std::uint32_t line = 0;  ///< Of kDrop...: only the steps that this line of the source takes. 0: all of the point.
+  std::uint32_t line = 0;  ///< For kDrop...: only the steps of this source line. 0: all steps of the point.
 };
 
 class SimMemory {
@@ -50,11 +50,11 @@ class SimMemory {
     std::uint8_t thread;
     Point point;
     std::uint32_t word;      // index of the 8-byte word (store) or of its line (flush); the number of a call
-    std::uint64_t value;     // store; what a class that is derived from this notes of a call
+    std::uint64_t value;     // of a store; for a call, whatever a derived class notes
     std::uint32_t line = 0;  // of the source, and its file
     const char* file = "";
   };
-  /// A step that stores nothing and that the structure asked about (is_taken()).
+  /// A step that stores nothing, which the structure asked about (is_taken()).
   struct Check {
     Point point;
     std::uint32_t line;
@@ -71,11 +71,11 @@ class SimMemory {
   [[nodiscard]] std::byte* data() noexcept { return memory_; }
   [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
 
-  /// Forgets the record and takes what the memory holds now as durable. From here everything is recorded.
+  /// Clears the record and takes what the memory holds now as durable. From here everything is recorded.
   void start();
   void stop() noexcept { recording_ = false; }
   [[nodiscard]] const std::vector<Event>& events() const noexcept { return events_; }
-  /// The steps of protocols that were asked about, each once.
+  /// The protocol steps that were asked about, each once.
   [[nodiscard]] const std::vector<Check>& checks() const noexcept { return checks_; }
   /// What the memory held at start().
   [[nodiscard]] const std::vector<std::byte>& base() const noexcept { return base_; }
@@ -88,7 +88,7 @@ class SimMemory {
   /// Runs the functions as simulated threads until all have returned. Switches threads at one store,
   /// flush or fence in `switch_every` on average, and less often at loads and checks. One switch in four puts the
   /// thread to sleep for up to 512 turns of others, so that whole operations fall between two of its steps. False: no
-  /// thread could go on any more (all wait in pause()).
+  /// thread could continue (all wait in pause()).
   bool run_threads(const std::vector<std::function<void()>>& threads, std::uint64_t seed, unsigned switch_every);
 
   // Called by the media.
@@ -100,7 +100,7 @@ class SimMemory {
   bool skips(Point point, const Where& where = Where::current()) noexcept;
 
  protected:
-  // For memory that belongs to more than itself, such as a file.
+  // For memory that is part of something larger, such as a file.
   void record(EventKind kind, Point point, std::uint32_t word, std::uint64_t value,
               const Where& where = Where::current());
   [[nodiscard]] std::uint8_t thread() const noexcept;
@@ -158,7 +158,7 @@ struct SimMedia {
   SimMemory* memory_;
 };
 
-/// Recording media for caches that survive (eADR): a visible store is durable; flushes are nothing.
+/// Recording media for caches that survive power failure (eADR): a visible store is durable; flushes do nothing.
 struct SimEadrMedia : SimMedia {
   static constexpr bool kVisibleIsDurable = true;
   using SimMedia::SimMedia;

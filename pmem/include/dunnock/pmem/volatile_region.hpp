@@ -1,4 +1,4 @@
-// VolatileRegion: plain anonymous memory that owns itself, in huge pages where the system gives them.
+// VolatileRegion: owns plain anonymous memory, in huge pages where the system provides them.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,8 @@ namespace dunnock {
 
 class VolatileRegion {
  public:
-  /// `bytes` (> 0) of zeroed memory, 2-MiB aligned, touched, so that no later access faults. Errors: NoSpace.
+  /// Allocates `bytes` (> 0) of zeroed memory, 2-MiB aligned and touched, so that no later access faults. Errors:
+  /// NoSpace.
   [[nodiscard]] static Result<VolatileRegion> create(std::uint64_t bytes);
 
   VolatileRegion(VolatileRegion&& other) noexcept
@@ -24,7 +25,7 @@ class VolatileRegion {
   }
   ~VolatileRegion();
 
-  /// A view of one extent.
+  /// A view of the memory as one extent.
   [[nodiscard]] Region region() const;
 
  private:

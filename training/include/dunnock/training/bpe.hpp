@@ -1,20 +1,19 @@
-// Bpe: byte-pair encoding as GPT-2 has it (Sennrich et al., ACL 2016; Radford et al., 2019): any bytes to tokens and
-// back.
+// Bpe: byte-pair encoding as in GPT-2 (Sennrich et al., ACL 2016; Radford et al., 2019): any bytes to tokens and back.
 //
 //   text  --pieces.hpp-->  pieces  --each byte a token-->  --merge pairs, lowest rank first-->  tokens
 //
 // Reads and writes the two files that come with GPT-2 and that Hugging Face's tools exchange:
 //
 //   vocab.json   {"!": 0, .., "\u0120the": 262, ..}: each token's bytes, and its number; numbers may be left out
-//   merges.txt   "#version: 0.2", then a pair a line, "\u0120 t": rank 0, 1, 2, ...; lines may end in CRLF, be empty or
-//                comments ("# ..."), and a byte order mark may come first
+//   merges.txt   "#version: 0.2", then one pair per line, "\u0120 t": rank 0, 1, 2, ...; lines may end in CRLF, be
+//                empty or comments ("# ..."), and a byte order mark may come first
 //
 // Both write bytes as visible characters: those that are printable in Latin-1 as themselves, the others as U+0100 and
-// up, in order. Special tokens ("<|endoftext|>") stand in the vocabulary and in no merge: text never becomes one.
+// up, in order. Special tokens ("<|endoftext|>") are in the vocabulary and in no merge: text never becomes one.
 //
-// Reads tokenizer.json too, the one file that transformers 5 writes: all that it may say of byte pairs on bytes, with
-// the tokens that Hugging Face's tokenizers gives (encode(text, add_special_tokens=False)). There added tokens are
-// found in the text, special ones too. What can't be done exactly is refused by its name.
+// Also reads tokenizer.json, the one file that transformers 5 writes: everything that it can say about byte pairs on
+// bytes, with the same tokens as Hugging Face's tokenizers (encode(text, add_special_tokens=False)). With that file,
+// added tokens are found in the text, including special ones. Refuses by name what can't be done exactly.
 #pragma once
 
 #include <array>
@@ -31,7 +30,7 @@
 
 namespace dunnock::training {
 
-/// Threads: any number may use one that does not change.
+/// Threads: any number may use an object that does not change.
 class Bpe {
  public:
   static constexpr std::string_view kEndOfText = "<|endoftext|>";
@@ -46,52 +45,53 @@ class Bpe {
     std::string_view vocabulary;
     std::string_view merges;
   };
-  /// What stands in the files. Errors: Corrupt, with what is wrong: not JSON, numbers that are far apart, a byte
-  /// without a token, a merge of or into what is no token, one that stands there twice.
+  /// Parses the contents of the files. Errors: Corrupt, with what is wrong: not JSON, numbers that are far apart, a
+  /// byte without a token, a merge that involves something other than tokens, a duplicate merge.
   [[nodiscard]] static Result<Bpe> parse(const Texts& texts);
 
-  /// The two parts of parse(), for errors of the one or the other file.
+  /// The two parts of parse(), so that an error belongs to one file or the other.
   [[nodiscard]] static Result<Bpe> parse_vocabulary(std::string_view json);
-  /// Errors: Corrupt; then it is not to be used.
+  /// Errors: Corrupt; the object must not be used then.
   [[nodiscard]] Status add_merges(std::string_view text);
 
-  /// tokenizer.json. Errors: those of load(); Corrupt: it is damaged, or contradicts itself; Unsupported: another model
-  /// than BPE, another pre_tokenizer than ByteLevel, a normalizer, truncation or padding, a post_processor that adds
-  /// tokens, dropout, prefixes and suffixes of words, added tokens of whole words only, or what is not known.
+  /// Reads tokenizer.json. Errors: those of load(); Corrupt: the file is damaged, or contradicts itself; Unsupported: a
+  /// model other than BPE, a pre_tokenizer other than ByteLevel, a normalizer, truncation or padding, a post_processor
+  /// that adds tokens, dropout, prefixes and suffixes of words, added tokens of whole words only, or anything unknown.
   [[nodiscard]] static Result<Bpe> load_json(const std::string& path);
   [[nodiscard]] static Result<Bpe> parse_json(std::string_view text);
 
   struct TrainOptions {
-    std::size_t vocabulary = 1024;  ///< At most so many tokens, 256 bytes and the special one among them.
-    std::size_t occurrences = 2;    ///< A pair that is rarer gets no token.
-    bool end_of_text = true;        ///< One more token, the last: kEndOfText.
+    std::size_t vocabulary = 1024;  ///< Maximum number of tokens, including the 256 bytes and the special one.
+    std::size_t occurrences = 2;    ///< A rarer pair gets no token.
+    bool end_of_text = true;        ///< Adds kEndOfText as the last token.
   };
-  /// Merges the most frequent pair of the text, again and again; of pairs as frequent, that of the lowest tokens.
-  /// The same text gives the same tokens. Takes memory of some times the text's different words.
+  /// Repeatedly merges the most frequent pair of the text; among equally frequent pairs, the one of the lowest tokens.
+  /// The same text gives the same tokens. Takes several times the memory of the text's distinct words.
   /// Errors: InvalidArgument: a vocabulary of less than 256 (257 with kEndOfText) or more than 2^31 tokens.
   [[nodiscard]] static Result<Bpe> train(std::string_view text, const TrainOptions& options);
 
-  /// Writes both files, each whole or not at all; of a tokenizer.json, without what only that file can say. Errors:
+  /// Writes both files, each whole or not at all. Whatever only a tokenizer.json can express is omitted. Errors:
   /// NotFound (the directory), ReadOnly, NoSpace, Io.
   [[nodiscard]] Status save(const Paths& paths) const;
   [[nodiscard]] std::string vocabulary_json() const;
   [[nodiscard]] std::string merges_text() const;
 
-  /// The largest token and one: there may be fewer tokens.
+  /// The largest token plus one; there may be fewer tokens.
   [[nodiscard]] std::int32_t vocabulary() const noexcept { return static_cast<std::int32_t>(bytes_.size()); }
-  /// What a token stands for; nothing: a number without a token. `token`: 0 to vocabulary() - 1.
+  /// The bytes that a token stands for; empty for a number without a token. `token`: 0 to vocabulary() - 1.
   [[nodiscard]] std::string_view bytes_of(std::int32_t token) const;
   [[nodiscard]] std::optional<std::int32_t> token_of(std::string_view bytes) const;
   /// The token between documents, if there is one.
   [[nodiscard]] std::optional<std::int32_t> end_of_text() const { return token_of(kEndOfText); }
 
-  /// The tokens of any bytes; of UTF-8 the same as GPT-2's own code gives (up to characters that are newer than its
-  /// Unicode). O(n log n) at worst. Long texts are cheaper whole: pieces that occur again are remembered for one call.
+  /// The tokens of any bytes; for UTF-8 the same as GPT-2's own code returns (except for characters that are newer than
+  /// its Unicode). O(n log n) at worst. Long texts are cheaper whole: each call remembers repeated pieces.
   [[nodiscard]] std::vector<std::int32_t> encode(std::string_view text) const;
-  /// Whether decode(encode(text)) is any text: not where a tokenizer.json adds spaces or gives them to added tokens.
+  /// Is decode(encode(text)) == text for every text? Not if a tokenizer.json adds spaces or lets added tokens absorb
+  /// them.
   [[nodiscard]] bool gives_back() const noexcept;
-  /// The bytes; perhaps not UTF-8, for a token may be a part of a character. Numbers without a token give none. Errors:
-  /// InvalidArgument: beyond the vocabulary.
+  /// The bytes of the tokens. They may not be UTF-8, since a token may be part of a character. A number without a token
+  /// adds no bytes. Errors: InvalidArgument: a token outside the vocabulary.
   [[nodiscard]] Result<std::string> decode(std::span<const std::int32_t> tokens) const;
 
  private:
@@ -100,19 +100,19 @@ class Bpe {
   };
   static constexpr std::uint32_t kNoRank = ~std::uint32_t{0};
 
-  /// What is found in the text before anything else.
+  /// A token that is looked for in the text before anything else.
   struct Added {
     std::string text;
     std::int32_t token = 0;
     bool eats_spaces_before = false;
     bool eats_spaces_behind = false;
   };
-  /// Some of them, looked for at once.
+  /// Several added tokens that are looked for at once.
   class AddedSet {
    public:
     void add(Added added);
     [[nodiscard]] bool empty() const noexcept { return all_.empty(); }
-    /// The longest of those that stand first at or behind `from`; none: null.
+    /// The longest of those that occur first, at or after `from`; null if there is none.
     [[nodiscard]] const Added* find(std::string_view text, std::size_t from, std::size_t& at) const;
     [[nodiscard]] const std::vector<Added>& all() const noexcept { return all_; }
 
@@ -135,16 +135,16 @@ class Bpe {
   void encode_pieces(std::string_view text, Pieces& pieces, std::vector<std::int32_t>& to) const;
   void encode_between(std::string_view text, bool normalized, Pieces& pieces, std::vector<std::int32_t>& to) const;
 
-  std::vector<std::string> bytes_;                        // Of each token.
-  std::unordered_map<std::string, std::int32_t> tokens_;  // Of bytes.
+  std::vector<std::string> bytes_;                        // The bytes of each token.
+  std::unordered_map<std::string, std::int32_t> tokens_;  // The token of given bytes.
   std::array<std::int32_t, 256> byte_tokens_{};
   std::vector<Merge> merges_;                                   // By rank.
   std::vector<std::pair<std::uint64_t, std::uint32_t>> ranks_;  // Hash table: a pair, and its rank or kNoRank.
-  // Of a tokenizer.json.
+  // Only from a tokenizer.json.
   AddedSet added_;             // Looked for first,
   AddedSet added_normalized_;  // and then these.
-  bool adds_space_ = false;    // In front of a text that begins with none.
-  bool whole_texts_ = false;   // Are pieces.
+  bool adds_space_ = false;    // Adds a space before a text that begins with none.
+  bool whole_texts_ = false;   // Whole texts are pieces.
   bool ignores_merges_ = false;
   bool any_order_ = false;  // Merges may use what later ones make.
 };

@@ -1,4 +1,4 @@
-// ByteTokeniser: each byte is a token. For small models, and as the plainest thing to compare others with.
+// ByteTokeniser: each byte is a token. For small models, and as a baseline for other tokenizers.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ struct ByteTokeniser {
   static constexpr std::int32_t kVocabulary = 256;
 
   [[nodiscard]] static std::vector<std::int32_t> encode(std::string_view text);
-  /// Errors: InvalidArgument: a token that is no byte.
+  /// Errors: InvalidArgument: a token that is not a byte.
   [[nodiscard]] static Result<std::string> decode(std::span<const std::int32_t> tokens);
 };
 

@@ -3,12 +3,12 @@
 //   2 B      zero
 //   1 B      type of the elements: IdxType
 //   1 B      dimensions, 1 or more
-//   4 B each lengths of the dimensions, big endian, the outermost first
+//   4 B each lengths of the dimensions, big endian, outermost first
 //   ...      elements, big endian, the last dimension without gaps; nothing follows
 //
-// The parser believes nothing: a length that does not fit the bytes, unknown types, bytes that follow and damaged
-// compression are refused, and memory is taken as data arrives, not as the header promises. Compressed data may be
-// several gzip members, and zeros may follow each, as gzip itself reads it.
+// The parser trusts nothing: it refuses a length that does not fit the bytes, unknown types, trailing bytes and damaged
+// compression, and takes memory as data arrives, not as the header promises. Compressed data may be several gzip
+// members, and zeros may follow each, as gzip itself reads it.
 #pragma once
 
 #include <cstddef>
@@ -26,7 +26,7 @@ namespace dunnock::training {
 /// The numbers are those of the format.
 enum class IdxType : std::uint8_t { kU8 = 0x08, kI8 = 0x09, kI16 = 0x0B, kI32 = 0x0C, kF32 = 0x0D, kF64 = 0x0E };
 
-/// Bytes of one element; 0 for what is no type.
+/// Bytes per element; 0 for an unknown type.
 [[nodiscard]] constexpr std::size_t bytes_of(IdxType type) noexcept {
   switch (type) {
     case IdxType::kU8:
@@ -67,13 +67,13 @@ constexpr IdxType idx_type() noexcept {
 }
 }  // namespace detail
 
-/// An array as it stands in a file, its elements in the host's byte order.
+/// The array of a file, its elements in the host's byte order.
 struct IdxArray {
   IdxType type = IdxType::kU8;
   std::vector<std::uint32_t> shape;  ///< The outermost dimension first.
   std::vector<std::byte> data;       ///< Product of the shape times bytes_of(type).
 
-  /// The elements, in order. T is the type's; another is a programmer's error.
+  /// The elements, in order. T must match `type`; anything else is a programmer error.
   template <class T>
   [[nodiscard]] std::span<const T> as() const {
     DUNNOCK_CHECK(type == detail::idx_type<T>(), "an array is read as the type that it has");
@@ -84,32 +84,32 @@ struct IdxArray {
 
 inline constexpr std::uint64_t kIdxBytesMax = std::uint64_t{1} << 32;
 
-/// Parses a file's bytes; those that begin with gzip's mark are uncompressed. `bytes_max`: how much its elements may
-/// take. Errors: Corrupt, with what is wrong; NoSpace: more than `bytes_max`.
+/// Parses a file's bytes; decompresses them first if they begin with gzip's mark. `bytes_max`: the most that the
+/// elements may take. Errors: Corrupt, with what is wrong; NoSpace: more than `bytes_max`.
 [[nodiscard]] Result<IdxArray> parse_idx(std::span<const std::byte> file, std::uint64_t bytes_max = kIdxBytesMax);
 
 /// Reads a file. Errors: those of parse_idx(), with the path; NotFound, ReadOnly, InvalidArgument (not a file), Io.
 [[nodiscard]] Result<IdxArray> read_idx(const std::string& path, std::uint64_t bytes_max = kIdxBytesMax);
 
-/// Images as ImageSet takes them. Errors: those of read_idx(); InvalidArgument, with the path: something else.
+/// Reads images as ImageSet takes them. Errors: those of read_idx(); InvalidArgument, with the path: not images.
 [[nodiscard]] Result<IdxArray> read_images(const std::string& path);
 
-/// What images show, u8 (count), of (count) or (count, 1) whole numbers of any type, or of QMNIST's i32 (count, 8),
-/// whose first number counts. Errors: InvalidArgument: the array is something else; Corrupt: a label is not below
-/// `classes` (1 to 256).
+/// Labels as u8 (count), made from (count) or (count, 1) whole numbers of any type, or from QMNIST's i32 (count, 8),
+/// of which the first number is used. Errors: InvalidArgument: the array has another form; Corrupt: a label is not
+/// below `classes` (1 to 256).
 [[nodiscard]] Result<IdxArray> labels_from(const IdxArray& array, unsigned classes);
 
-/// Reads a file of them. Errors: those of read_idx() and labels_from(), with the path.
+/// Reads a file of labels. Errors: those of read_idx() and labels_from(), with the path.
 [[nodiscard]] Result<IdxArray> read_labels(const std::string& path, unsigned classes);
 
-/// The bytes of an uncompressed file. `array.data` is as long as its shape says, and there are 1 to 255 dimensions.
+/// The bytes of an uncompressed file. `array.data` must be as long as its shape says, with 1 to 255 dimensions.
 [[nodiscard]] std::vector<std::byte> encode_idx(const IdxArray& array);
 
-/// Images and what they show.
+/// Images and their labels.
 class ImageSet {
  public:
   /// `images`: u8, (count, height, width) or (count, channels, height, width); `labels`: what labels_from() takes.
-  /// Errors: InvalidArgument: they are something else, or do not belong together; Corrupt: a label out of range.
+  /// Errors: InvalidArgument: they have another form, or do not belong together; Corrupt: a label is out of range.
   [[nodiscard]] static Result<ImageSet> create(IdxArray images, IdxArray labels, unsigned classes);
   struct Paths {
     std::string images;
@@ -123,9 +123,9 @@ class ImageSet {
   [[nodiscard]] std::size_t height() const noexcept { return height_; }
   [[nodiscard]] std::size_t width() const noexcept { return width_; }
   [[nodiscard]] unsigned classes() const noexcept { return classes_; }
-  /// Of all pixels and labels (XXH3).
+  /// Checksum of all pixels and labels (XXH3).
   [[nodiscard]] std::uint64_t checksum() const noexcept { return checksum_; }
-  /// Of one image: channels x height x width.
+  /// Number of values in one image: channels x height x width.
   [[nodiscard]] std::size_t pixels() const noexcept { return channels_ * height_ * width_; }
   /// (channels, height, width). `index` < count().
   [[nodiscard]] std::span<const std::uint8_t> image(std::size_t index) const {

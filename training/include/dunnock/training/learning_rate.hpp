@@ -22,21 +22,21 @@
 namespace dunnock::training {
 
 enum class RateSchedule : std::uint8_t { kConstant, kCosine, kLinear, kDrops };
-/// "constant", "cosine", "linear", "step": the last is what others call a step schedule.
+/// "constant", "cosine", "linear", "step": kDrops is commonly called a step schedule.
 [[nodiscard]] std::string_view to_string(RateSchedule schedule) noexcept;
 
 struct LearningRate {
   RateSchedule schedule = RateSchedule::kConstant;
   double peak = 1e-3;
   std::uint64_t warmup_steps = 0;
-  std::uint64_t steps = 0;       ///< Of the whole run with its warm-up (cosine, linear). <= warmup_steps: t is 1.
-  double final_share = 0;        ///< Of the peak, at the end (cosine, linear).
-  std::uint64_t drop_every = 1;  ///< Steps (drops); 1 or more.
+  std::uint64_t steps = 0;       ///< Steps of the run with its warm-up (cosine, linear). <= warmup_steps: t is 1.
+  double final_share = 0;        ///< Share of the peak at the end (cosine, linear).
+  std::uint64_t drop_every = 1;  ///< Steps between drops; 1 or more.
   double drop_factor = 0.1;
   friend bool operator==(const LearningRate&, const LearningRate&) = default;
 };
 
-/// The rate of step 0, 1, 2, ...: pure, so that a resumed run needs nothing but its step.
+/// The rate of step 0, 1, 2, ... A pure function, so a resumed run needs only its step.
 [[nodiscard]] double learning_rate_at(const LearningRate& rate, std::uint64_t step);
 
 }  // namespace dunnock::training

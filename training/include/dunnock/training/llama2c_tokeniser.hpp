@@ -1,13 +1,14 @@
-// Llama2cTokeniser: the tokenizer files of llama2.c (tokenizer.bin, tok512.bin), and its way to encode and decode.
+// Llama2cTokeniser: reads the tokenizer files of llama2.c (tokenizer.bin, tok512.bin), and encodes and decodes as it
+// does.
 //
 //   4 B   the length of the longest token
-//   then, of each token, to the end of the file:
+//   then, for each token, to the end of the file:
 //   4 B   score, float: pairs are merged into the token of the highest score first
 //   4 B   length, 1 or more
 //   n B   its bytes
 //
 // Tokens 0, 1 and 2 are unknown, begin and end of a text; 3 to 258 are single bytes, written "<0x00>" to "<0xFF>".
-// Characters that are no token of their own become their bytes, so any bytes can be encoded.
+// Characters without their own token become their bytes, so any bytes can be encoded.
 #pragma once
 
 #include <cstddef>
@@ -30,24 +31,25 @@ class Llama2cTokeniser {
   static constexpr std::int32_t kEnd = 2;
   static constexpr std::int32_t kFirstByte = 3;
 
-  /// Errors: Corrupt, with what is wrong: cut off, a length that no token has, the tokens of bytes are others.
+  /// Errors: Corrupt, with what is wrong: the file is cut off, no token can have such a length, or the tokens of bytes
+  /// are not as above.
   [[nodiscard]] static Result<Llama2cTokeniser> parse(std::span<const std::byte> file);
   /// Errors: NotFound, ReadOnly, InvalidArgument (not a file), Io; those of parse().
   [[nodiscard]] static Result<Llama2cTokeniser> load(const std::string& path);
 
   [[nodiscard]] std::int32_t vocabulary() const noexcept { return static_cast<std::int32_t>(tokens_.size()); }
-  /// As it stands in the file. `token`: 0 to vocabulary() - 1.
+  /// The token's text, as in the file. `token`: 0 to vocabulary() - 1.
   [[nodiscard]] std::string_view text_of(std::int32_t token) const;
 
   struct EncodeOptions {
-    bool begin = true;  ///< kBegin in front,
-    bool end = false;   ///< kEnd behind.
+    bool begin = true;  ///< Put kBegin first.
+    bool end = false;   ///< Put kEnd last.
   };
   /// The same tokens as llama2.c's encode(), which puts a space before a text that is not empty; but text that spells
   /// one of the tokens 0 to 258 ("<0x41>") never becomes it, whatever the vocabulary. O(n log n).
   [[nodiscard]] std::vector<std::int32_t> encode(std::string_view text, const EncodeOptions& options) const;
-  /// The bytes: kBegin and kEnd are none, and the space after kBegin is left out, so that what was encoded with `begin`
-  /// comes back as it was. Errors: InvalidArgument: no such token.
+  /// The bytes of the tokens. kBegin and kEnd add no bytes, and the space after kBegin is omitted, so that text encoded
+  /// with `begin` is restored exactly. Errors: InvalidArgument: no such token.
   [[nodiscard]] Result<std::string> decode(std::span<const std::int32_t> tokens) const;
 
  private:
@@ -59,7 +61,7 @@ class Llama2cTokeniser {
   [[nodiscard]] std::optional<std::int32_t> token_of(const std::string& text) const;
 
   std::vector<Token> tokens_;
-  std::unordered_map<std::string, std::int32_t> by_text_;  // Of tokens from 259 on.
+  std::unordered_map<std::string, std::int32_t> by_text_;  // Only tokens from 259 on.
 };
 
 }  // namespace dunnock::training

@@ -1,13 +1,13 @@
-// Models: their sizes. make_network() (network.hpp) makes a chain of layers of them.
+// Models, described by their sizes. make_network() (network.hpp) turns them into a chain of layers.
 //
-// Parameters have the names, shapes and initial values that PyTorch's users know: a model's weights go to a safetensors
-// file and come back under these names.
+// Parameters have the names, shapes and initial values that PyTorch's users know: a model's weights are written to a
+// safetensors file and read back under these names.
 //
 //   MLP        layers.I.weight (out, in), layers.I.bias             linear, ReLU, linear, ReLU, ..., linear
-//   CNN        features.I.weight, .bias; classifier.I.weight, .bias as torchvision's VGG: of each stage some 3 x 3
+//   CNN        features.I.weight, .bias; classifier.I.weight, .bias as torchvision's VGG: each stage has several 3 x 3
 //                                                                   convolutions (padding 1), each with batch norm (if
-//                                                                   wanted) and ReLU; then a max pool of 2 x 2; at the
-//                                                                   end linear layers. I counts ReLUs and pools too
+//                                                                   enabled) and ReLU, then a max pool of 2 x 2; the
+//                                                                   end is linear layers. I counts ReLUs and pools too
 //   ResNet     conv1, bn1, layerS.B.conv1, .bn1, .conv2, .bn2, .downsample.0, .downsample.1, fc      as torchvision's
 //   DenseNet   features.conv0, .norm0, .denseblockS.denselayerL.norm1, .conv1, .norm2, .conv2,
 //              .transitionS.norm, .conv, .norm5, classifier         as torchvision's
@@ -53,10 +53,10 @@ struct CnnOptions {
 
 struct ResNetOptions {
   ImageShape image{32, 32, 3};
-  std::vector<std::size_t> blocks = {2, 2, 2};  ///< Of each stage; the first of a stage but the first halves the image.
-  std::size_t width = 16;                       ///< Of the first stage; each stage doubles it.
-  bool bottleneck = false;                      ///< Three convolutions a block, and 4 times the width behind it.
-  bool large_stem = false;  ///< 7 x 7 with a stride of 2, and a max pool of 3 x 3; else 3 x 3, without a pool.
+  std::vector<std::size_t> blocks = {2, 2, 2};  ///< Blocks per stage; each later stage's first block halves the image.
+  std::size_t width = 16;                       ///< Width of the first stage; each stage doubles it.
+  bool bottleneck = false;                      ///< Three convolutions per block, and 4 times the width after it.
+  bool large_stem = false;  ///< 7 x 7 with a stride of 2, and a max pool of 3 x 3; otherwise 3 x 3, without a pool.
   std::size_t classes = 10;
 };
 
@@ -66,18 +66,18 @@ struct DenseNetOptions {
   std::size_t growth = 32;
   std::size_t stem_width = 64;
   std::size_t bottleneck = 4;  ///< conv1 of a dense layer has bottleneck * growth channels.
-  bool large_stem = false;     ///< As ResNetOptions: 7 x 7 and pool, else 3 x 3.
+  bool large_stem = false;     ///< As in ResNetOptions: 7 x 7 and pool, otherwise 3 x 3.
   std::size_t classes = 10;
 };
 
 enum class Positions : std::uint8_t {
   kLearned,  ///< A table, wpe.
-  kRotary,   ///< Turned queries and keys, halves form, base 10000; no wpe.
+  kRotary,   ///< Rotated queries and keys, halves form, base 10000; no wpe.
 };
 
 struct GptOptions {
   std::size_t vocabulary = 256;
-  std::size_t context = 128;  ///< Tokens of a row.
+  std::size_t context = 128;  ///< Tokens per row.
   std::size_t layers = 6;
   std::size_t heads = 4;
   std::size_t width = 128;  ///< A multiple of heads; with rotary positions, of 2 * heads.
@@ -89,11 +89,11 @@ struct GptOptions {
 
 using ModelOptions = std::variant<MlpOptions, CnnOptions, ResNetOptions, DenseNetOptions, GptOptions>;
 
-/// Fine, or which size is wrong (InvalidArgument).
+/// Success, or which size is wrong (InvalidArgument).
 [[nodiscard]] Status check(const ModelOptions& model);
 /// "GPT of 6 layers, width 128, 4 heads, context 128, 256 tokens"
 [[nodiscard]] std::string to_string(const ModelOptions& model);
-/// Values of all its parameters. The model is sound.
+/// The number of values in all its parameters. The model must be valid.
 [[nodiscard]] std::size_t parameter_count(const ModelOptions& model);
 
 }  // namespace dunnock::training

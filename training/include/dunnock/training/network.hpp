@@ -3,8 +3,8 @@
 //   batch -> layer 0 -> value 0 -> layer 1 -> value 1 -> ... -> last layer -> losses
 //                       gradient 0            gradient 1
 //
-// Values and their gradients lie in slots, as what layers keep does: one a micro-batch that is on its way. A rank of a
-// pipeline holds some of the layers; a value is where either of its neighbours is.
+// Values and their gradients are in slots, like what layers keep: one slot per micro-batch in progress. A rank of a
+// pipeline holds some of the layers; it holds a value if it holds either of the neighboring layers.
 #pragma once
 
 #include <cstddef>
@@ -23,12 +23,12 @@ namespace dunnock::training {
 
 struct NetworkOptions {
   unsigned slots = 1;
-  std::size_t rows = 1;      ///< Of a micro-batch, at most.
-  std::uint64_t seed = 0;    ///< Of the weights.
+  std::size_t rows = 1;      ///< Maximum rows per micro-batch.
+  std::uint64_t seed = 0;    ///< Seed of the weights.
   std::vector<bool> held{};  ///< Layers that this rank has; empty: all.
 };
 
-/// How a layer is called; the slot's values are found by the network.
+/// The arguments of a call to a layer; the network finds the slot's values.
 template <class T>
 struct NetworkRun {
   const MicroBatch<T>& batch;
@@ -55,9 +55,9 @@ class Network {
   [[nodiscard]] unsigned slots() const noexcept { return slots_; }
   [[nodiscard]] Parameters<T>& parameters() noexcept { return parameters_; }
   [[nodiscard]] const Parameters<T>& parameters() const noexcept { return parameters_; }
-  /// Of each stream that layers run on.
+  /// Workspace needed for each stream that layers run on.
   [[nodiscard]] std::size_t workspace_bytes() const noexcept { return workspace_bytes_; }
-  /// Of all layers, held or not, for `rows` rows: forward and both gradients.
+  /// Floating point operations of all layers, held or not, for `rows` rows: forward and both gradients.
   [[nodiscard]] double flops(std::size_t rows) const;
 
   void forward(unsigned layer, const NetworkRun<T>& run);
@@ -67,7 +67,7 @@ class Network {
   /// y of a layer, and its gradient, for `rows` rows. The last layer has none.
   [[nodiscard]] gpu::DeviceSpan<T> value(unsigned layer, unsigned slot, std::size_t rows) const;
   [[nodiscard]] gpu::DeviceSpan<T> gradient(unsigned layer, unsigned slot, std::size_t rows) const;
-  /// Of the last layer, after its forward() in evaluation.
+  /// The last layer's logits, after its forward() in evaluation.
   [[nodiscard]] gpu::DeviceSpan<const T> logits(unsigned slot) const { return layers_.back()->logits(slot); }
 
  private:

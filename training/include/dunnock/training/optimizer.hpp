@@ -7,8 +7,8 @@ namespace dunnock::training {
 
 enum class OptimizerKind : std::uint8_t { kAdamw, kSgd };
 
-/// As torch.optim.AdamW and SGD (gpu/kernels/optimizer.hpp has the formulas). Weight decay is for matrices and
-/// convolutions; norms and biases do not decay.
+/// As torch.optim.AdamW and SGD (gpu/kernels/optimizer.hpp has the formulas). Weight decay applies to matrices and
+/// convolutions, not to norms and biases.
 struct OptimizerOptions {
   OptimizerKind kind = OptimizerKind::kAdamw;
   float beta1 = 0.9F;
@@ -17,7 +17,7 @@ struct OptimizerOptions {
   float weight_decay = 0;
   float momentum = 0;     ///< SGD
   bool nesterov = false;  ///< SGD; needs a momentum.
-  float clip = 0;         ///< Gradients whose norm, of all of them, is larger are scaled to it; 0: never.
+  float clip = 0;         ///< If the norm of all gradients together is larger, scales them to it; 0: never.
 };
 
 }  // namespace dunnock::training

@@ -7,7 +7,7 @@
 //   weight gradient  dW1    dW2    dW3              each needs the gradient of its layer's output, and what F has kept
 //
 // A chain of layers: branches (shortcuts, concatenations) are costs of the layers that they join. Not a model of
-// kernels: three numbers a layer, and bytes.
+// kernels: only three costs per layer, and bytes.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@
 
 namespace dunnock::training {
 
-/// One operation of a layer: alone on its device, and how much of the device it keeps busy (gpu::Op::demand).
+/// One operation of a layer: its time alone on its device, and how much of the device it keeps busy (gpu::Op::demand).
 struct Cost {
   double us = 0;
   double demand = 1;  ///< 0 < demand <= 1
@@ -32,16 +32,16 @@ struct Layer {
   unsigned block = 0;  ///< Layers of one block are alike: a region of the multi-stream schedule. Ascending.
   Cost forward{};
   Cost output_gradient{};  ///< dO. The first layer's input has no gradient: 0 us there; graphs of layers leave it out.
-  Cost weight_gradient{};  ///< dW; 0 us and no weights: there is none.
-  Cost update{};           ///< Of its weights, once a step.
+  Cost weight_gradient{};  ///< dW; 0 us and no weights: no dW.
+  Cost update{};           ///< Update of its weights, once per step.
   std::uint64_t output_bytes = 0;  ///< Activation to the next layer; its gradient is as large.
   std::uint64_t kept_bytes = 0;    ///< What forward keeps for both gradients: until dO is done ...
-  /// ... but for this part, which stays until dW is done: the layer's inputs, and the gradients that take the place of
-  /// what dO has freed. <= kept_bytes.
+  /// ... except for this part, which stays until dW is done: the layer's inputs, and the gradients that replace what dO
+  /// has freed. <= kept_bytes.
   std::uint64_t kept_for_weights_bytes = 0;
-  std::uint64_t weight_bytes = 0;    ///< Weights, and what the optimizer keeps. There all the time.
-  std::uint64_t gradient_bytes = 0;  ///< Of the weights: what data-parallel devices add up.
-  /// dW reads what dO leaves (the gradients inside a block), and so comes behind it; else dO may come any time.
+  std::uint64_t weight_bytes = 0;    ///< Weights and the optimizer's state. Allocated all the time.
+  std::uint64_t gradient_bytes = 0;  ///< Gradients of the weights, which data-parallel devices add up.
+  /// dW reads what dO leaves (the gradients inside a block), so it must run after dO; otherwise dO may run at any time.
   bool weights_behind_output = false;
   /// Some of its weights are those of an earlier layer, whose update needs this layer's gradient too (a tied head).
   std::optional<unsigned> tied_to{};
@@ -60,7 +60,7 @@ struct Step {
 /// A link between two devices, in each direction.
 struct Link {
   double latency_us = 0;
-  double gb_per_s = 0;  ///< 10^9 bytes a second. 0: no time for bytes (a device of its own memory).
+  double gb_per_s = 0;  ///< 10^9 bytes per second. 0: bytes take no time (a device's own memory).
 
   /// One message: latency + bytes / bandwidth.
   [[nodiscard]] double send_us(std::uint64_t bytes) const noexcept;
@@ -68,12 +68,12 @@ struct Link {
   [[nodiscard]] double all_reduce_us(std::uint64_t bytes, unsigned devices) const noexcept;
 };
 
-/// Fine, or what is wrong with the costs (InvalidArgument): no layers, a negative or infinite time, a demand that is
+/// Success, or what is wrong with the costs (InvalidArgument): no layers, a negative or infinite time, a demand that is
 /// not in (0, 1], more bytes kept for weights than kept, blocks that do not ascend.
 [[nodiscard]] Status check(const Step& step);
 
-/// Where each of `parts` runs of layers begins, so that the longest run (forward and both gradients) is as short as can
-/// be; every run has a layer. parts <= layers. Time: layers^2 x parts.
+/// The first layer of each of `parts` runs of layers, chosen so that the longest run (forward and both gradients) is as
+/// short as possible; every run has a layer. parts <= layers. Time: layers^2 x parts.
 [[nodiscard]] std::vector<unsigned> balanced_parts(const Step& step, unsigned parts);
 
 /// `layers` equal layers: for closed forms and tests.

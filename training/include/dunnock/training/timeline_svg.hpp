@@ -1,5 +1,5 @@
-// A timeline as a picture: an SVG of one row a lane, one box an operation, its colour by kind and its number inside.
-// Small enough for documents; Perfetto's view (gpu/timeline.hpp) is for looking closely.
+// A timeline as a picture: an SVG with one row per lane and one box per operation, colored by kind, with its number
+// inside. Small enough for documents; for a closer look, use Perfetto (gpu/timeline.hpp).
 #pragma once
 
 #include <string>
@@ -11,11 +11,11 @@ namespace dunnock::training {
 
 struct SvgOptions {
   std::string title;             ///< Above the picture; "simulated" is added.
-  double width = 960;            ///< Pixels of the time axis.
-  bool shows_transfers = false;  ///< Rows of what devices receive, which pipelines' pictures rarely need.
+  double width = 960;            ///< Width of the time axis in pixels.
+  bool shows_transfers = false;  ///< Shows rows of what devices receive, which pictures of pipelines rarely need.
 };
 
-/// Boxes carry the micro-batch (pipelines) or the layer, where there is room. Lanes with nothing to show are left out.
+/// Boxes show the micro-batch (pipelines) or the layer if there is room. Lanes with nothing to show are omitted.
 [[nodiscard]] std::string to_svg(const Plan& plan, const gpu::Timeline& timeline, const SvgOptions& options = {});
 /// Errors: those of write_output_file.
 [[nodiscard]] Status write_svg(const std::string& path, const Plan& plan, const gpu::Timeline& timeline,

@@ -1,7 +1,7 @@
 // CuckooFilter, part 3: bulk operations. Included by cuckoo_filter.hpp only.
 //
-// While a batch of keys is worked through, the next one is hashed and its lines are prefetched; durable media get one
-// fence a batch. Keys that need more than their own group and a ready neighbour go the single way afterwards.
+// While a batch of keys is processed, the next one is hashed and its lines are prefetched; durable media get one fence
+// per batch. Keys that need more than their own group and a ready neighbor are handled one by one afterwards.
 #pragma once
 
 #include <tbb/blocked_range.h>
@@ -11,7 +11,7 @@
 
 namespace dunnock {
 
-/// The stripes of one batch, held until its fence. Only ever tries, so it can't deadlock with other batches.
+/// The stripes of one batch, held until its fence. Never waits for a stripe, so it can't deadlock with other batches.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 class CuckooFilter<kBits, M, kPolicy>::HeldStripes {
  public:
@@ -28,7 +28,7 @@ class CuckooFilter<kBits, M, kPolicy>::HeldStripes {
       if (kPolicy.multi_writer) {
         if (!stripes_.template try_acquire<true>(stripe)) return holds(stripe);
       } else {
-        if (stripes_.marked(stripe)) return true;  // There is no writer but us.
+        if (stripes_.marked(stripe)) return true;  // There is no other writer.
         (void)stripes_.template try_acquire<false>(stripe);
       }
       taken_[held_++] = stripe;
@@ -49,9 +49,9 @@ class CuckooFilter<kBits, M, kPolicy>::HeldStripes {
   std::array<std::uint64_t, 2 * kBatch> taken_;
 };
 
-/// The flushes of one batch, put off until all its stores are done. Taking a stripe is a locked instruction, and those
-/// wait for the write-backs before them: with a flush after every store, a batch took as long as its single operations
-/// (183 ns a key instead of under 40).
+/// The flushes of one batch, deferred until all its stores are done. Taking a stripe is a locked instruction, and those
+/// wait for earlier write-backs: with a flush after every store, a batch took as long as its single operations (183 ns
+/// per key instead of under 40).
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 class CuckooFilter<kBits, M, kPolicy>::DeferredFlushes {
  public:
@@ -77,12 +77,12 @@ class CuckooFilter<kBits, M, kPolicy>::DeferredFlushes {
 /// Keys of a batch that need a mark or a kick, done together: four fences for all instead of up to five each.
 ///
 ///   marks    buckets say that they have spilled or overflowed                        fence
-///   arm      one log record a kick; it holds the words with the new key already in   fence: a crash completes these
+///   arm      one log record per kick; its words already contain the new key          fence: a crash completes these
 ///   move     the words of the records; overflowing fingerprints to the other group   fence
 ///   retire   the records                                                             fence
 ///
 /// No line serves two keys of a wave, and its stripes are held to the end: recovery replays whole words in any order,
-/// so nothing else may have been stored to them since their record was armed. Only tries, as HeldStripes.
+/// so nothing else may have been stored to them since their record was armed. Never waits, like HeldStripes.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 class CuckooFilter<kBits, M, kPolicy>::Wave {
  public:
@@ -113,13 +113,13 @@ class CuckooFilter<kBits, M, kPolicy>::Wave {
       plans_[plan_count_++] = {place, {}, other * kGroupWords + static_cast<unsigned>(v), nullptr};
       return true;
     }
-    // One step of the single way's search, if it starts in this group.
+    // One step of the single-key search, if it starts in this group.
     std::vector<Move> path;
     return filter_.find_path(place, other, path) && path.size() == 1 && path[0].source / kGroupWords == group &&
            plan_kick(place, path[0]);
   }
 
-  /// All keys that were added are in, durably.
+  /// Inserts all keys that were added, durably.
   void commit() {
     const M& media = filter_.media_;
     unsigned marks = 0;
@@ -150,7 +150,7 @@ class CuckooFilter<kBits, M, kPolicy>::Wave {
     for (const Plan& plan : plans()) {
       if (plan.log != nullptr) filter_.template retire<filter_point::kBulkLogRetire>(*plan.log);
     }
-    if (kicks != 0) media.fence(filter_point::kBulkRetireFence);  // No crash replays them over what comes next.
+    if (kicks != 0) media.fence(filter_point::kBulkRetireFence);  // No crash replays them over later changes.
     filter_.count(filter_.shard().kicks, std::uint64_t{kicks});
     filter_.count(filter_.shard().overflows, std::uint64_t{plan_count_ - kicks});
   }
@@ -160,7 +160,7 @@ class CuckooFilter<kBits, M, kPolicy>::Wave {
   struct Plan {
     Place place;
     Move move;             // if log is set
-    std::uint64_t target;  // the word that receives what is moved, or the key itself
+    std::uint64_t target;  // the word that receives the moved fingerprint, or the key itself
     LogLine* log;          // null: the key overflows
     std::uint64_t target_after = 0;
     std::uint64_t source_after = 0;
@@ -168,7 +168,7 @@ class CuckooFilter<kBits, M, kPolicy>::Wave {
 
   [[nodiscard]] std::span<Plan> plans() noexcept { return std::span(plans_).first(plan_count_); }
 
-  /// The group's line and stripe are this wave's, and were not before.
+  /// Claims the group's line and stripe for this wave. False: not available, or claimed already.
   [[nodiscard]] bool claim(std::uint64_t group) noexcept {
     if (claimed_ == groups_.size()) return false;
     for (unsigned i = 0; i < claimed_; ++i) {
@@ -192,7 +192,7 @@ class CuckooFilter<kBits, M, kPolicy>::Wave {
     plans_[plan_count_++] = {place, move, move.target_group * kGroupWords + static_cast<unsigned>(v), log};
     return true;
   }
-  /// Where the key's own bucket must say more than it does: stores and flushes that.
+  /// Raises the level of the key's own bucket if necessary: stores and flushes it.
   bool mark(const Plan& plan) const {
     const M& media = filter_.media_;
     Word& home = filter_.word_at(plan.place.bucket);
@@ -225,7 +225,7 @@ class CuckooFilter<kBits, M, kPolicy>::Wave {
   std::array<std::uint64_t, 3 * kKeysMax> groups_;
 };
 
-/// The places of a batch, and those of the next one in the making.
+/// The places of a batch, and those of the next one, in preparation.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 template <class Key>
 class CuckooFilter<kBits, M, kPolicy>::Batches {
@@ -272,7 +272,7 @@ std::size_t CuckooFilter<kBits, M, kPolicy>::insert_many(std::span<const Key> ke
   std::size_t total = 0;
   Batches<Key> batches(*this, keys);
   std::array<unsigned, kBatch> beyond;  // keys whose own group is full
-  std::array<unsigned, kBatch> later;   // keys that take the single way
+  std::array<unsigned, kBatch> later;   // keys that are handled one by one
   for (std::size_t start = 0; start < keys.size(); start += kBatch) {
     const auto n = static_cast<unsigned>(std::min<std::size_t>(kBatch, keys.size() - start));
     const std::span<const Place> places = batches.template next<true>(start);
@@ -298,7 +298,7 @@ std::size_t CuckooFilter<kBits, M, kPolicy>::insert_many(std::span<const Key> ke
         const Place& place = places[beyond[b]];
         const std::uint64_t other = other_group_of(place);
         Word* target = words_of(other);
-        // A bucket that overflows for the first time must be marked durably before, so it can't share the fence.
+        // A bucket that overflows for the first time must be marked durably first, so it can't share the fence.
         const bool marked = reach(media_.load(word_at(place.bucket)), place.fingerprint) == Reach::kOtherGroup;
         const bool ready = marked && held.try_take(stripe_of(other));
         const int v = ready ? roomiest(target, place.fingerprint) : -1;
@@ -315,7 +315,7 @@ std::size_t CuckooFilter<kBits, M, kPolicy>::insert_many(std::span<const Key> ke
     count(shard().items, static_cast<std::int64_t>(done));
     if (overflows != 0) count(shard().overflows, static_cast<std::uint64_t>(overflows));
     if (inserted != nullptr) std::fill_n(inserted + start, n, std::uint8_t{1});
-    if constexpr (kPolicy.primacy && kPolicy.lookahead) {  // Fetch what will be looked at.
+    if constexpr (kPolicy.primacy && kPolicy.lookahead) {  // Fetch what will be read.
       for (unsigned k = 0; k < later_count; ++k) (void)unmarked_moves(places[later[k]]);
     }
     if constexpr (kDurable && kPolicy.primacy && kPolicy.lookahead && kPolicy.spill) {
@@ -452,7 +452,7 @@ std::size_t CuckooFilter<kBits, M, kPolicy>::erase_many(std::span<const Key> key
 }
 
 namespace detail {
-/// Runs `work(start, length)` over slices of [0, n) in parallel and adds up what it returns.
+/// Runs `work(start, length)` over slices of [0, n) in parallel and returns the sum of its results.
 template <class Work>
 std::size_t sum_in_parallel(std::size_t n, const Work& work) {
   constexpr std::size_t kGrain = 4096;  // keys: long enough to hide the scheduling, short enough to balance

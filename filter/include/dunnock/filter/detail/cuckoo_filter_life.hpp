@@ -33,7 +33,7 @@ Status CuckooFilter<kBits, M, kPolicy>::check_options(const FilterOptions& optio
   return {};
 }
 
-/// What create() refuses to write, attach() refuses to believe: one check for both. Empty: nothing is wrong.
+/// Checks a header before create() writes it and after attach() reads it. Empty: nothing is wrong.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 std::string CuckooFilter<kBits, M, kPolicy>::wrong_with(const FilterHeader& header) {
   if (header.slots == 0 || header.slots > kSlotsMax)
@@ -107,7 +107,7 @@ auto CuckooFilter<kBits, M, kPolicy>::attach(Region meta, Region table, M media)
   return Opened{std::move(filter), *report};
 }
 
-/// Finishes what was in flight. Idempotent: a crash in here is repaired by the next call.
+/// Finishes what was in flight. Idempotent: after a crash in here, the next call completes the recovery.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 Result<RecoveryReport> CuckooFilter<kBits, M, kPolicy>::recover() {
   RecoveryReport report;
@@ -160,14 +160,15 @@ Result<RecoveryReport> CuckooFilter<kBits, M, kPolicy>::recover() {
   return report;
 }
 
-/// Did a crash leave this meta region before its header was whole? Only pools of format version 2 and before have such.
+/// Did a crash leave this meta region before its header was complete? Happens only in pools of format version 2 and
+/// before.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 bool CuckooFilter<kBits, M, kPolicy>::is_unformatted(const Region& meta) noexcept {
   return meta.bytes() == meta_bytes() && word_of(meta, 0) == 0 && is_blank(meta, sizeof(FilterHeader));
 }
 
-/// Removes what a crash has left of a creation in a pool of an older format. Errors: AlreadyExists: there is a filter,
-/// or something else of value.
+/// Removes what a crash has left of a creation in a pool of an older format. Errors: AlreadyExists: a filter, or other
+/// data, exists.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 Status CuckooFilter<kBits, M, kPolicy>::clear_way(Pool& pool, std::string_view name) {
   std::vector<std::string> left;
@@ -263,7 +264,7 @@ void CuckooFilter<kBits, M, kPolicy>::close() {
   media_.store(filter_point::kCloseCount, state().items, items);
   media_.store(filter_point::kCloseClean, state().clean, clean_mark(items));
   media_.flush(filter_point::kCloseClean, &state());
-  media_.fence(filter_point::kCloseClean);  // The count may be believed.
+  media_.fence(filter_point::kCloseClean);  // The count can be trusted.
 }
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
@@ -289,7 +290,7 @@ Status CuckooFilter<kBits, M, kPolicy>::assign_words(std::span<const std::uint64
   return status();
 }
 
-/// Gives every word a new value; all or, after a crash, none is there.
+/// Gives every word a new value. After a crash, either all new values are stored or none is.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 template <class NewWord>
 void CuckooFilter<kBits, M, kPolicy>::rewrite(NewWord&& new_word) {
@@ -315,7 +316,7 @@ void CuckooFilter<kBits, M, kPolicy>::rewrite(NewWord&& new_word) {
   shared_->base_known.store(true, std::memory_order_release);
 }
 
-/// What one scan of the table counts.
+/// The results of one scan of the table.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 struct CuckooFilter<kBits, M, kPolicy>::Census {
   std::uint64_t items = 0;
@@ -351,8 +352,8 @@ std::uint64_t CuckooFilter<kBits, M, kPolicy>::size() const {
   if (!shared.base_known.load(std::memory_order_acquire) && media_ok(media_)) {
     const std::lock_guard lock(shared.recount);
     if (!shared.base_known.load(std::memory_order_relaxed)) {
-      // Writers stand still while the table is counted; those that have just left their stripe are counted there but
-      // perhaps not yet in their shard, so this is exact only when no writer is active, as promised.
+      // Writers wait while the table is counted; the key of one that has just left its stripe is counted in the table
+      // but perhaps not yet in its shard, so this is exact only when no writer is active, as promised.
       const auto& stripes = shared.stripes;
       if constexpr (kPolicy.multi_writer) {
         for (std::uint64_t i = 0; i < stripes.count(); ++i) stripes.template acquire<true>(i, media_);

@@ -1,7 +1,7 @@
 // CuckooFilter, part 2: single-key operations. Included by cuckoo_filter.hpp only.
 //
 // Every function that stores holds the stripes of the lines it stores to (Guard), from before the first store until
-// the last fence. docs/concurrency.md has the proofs that the comments here appeal to.
+// the last fence. docs/concurrency.md has the proofs that the comments here refer to.
 #pragma once
 
 #include <thread>
@@ -13,7 +13,7 @@ namespace dunnock {
 // ----- counts -------------------------------------------------------------------------------------------------------
 
 namespace detail {
-/// A small number that is the thread's own while there are few threads.
+/// A small number that is unique to the thread while there are few threads.
 inline unsigned thread_number() noexcept {
   static std::atomic<unsigned> next{0};
   thread_local const unsigned number = next.fetch_add(1, std::memory_order_relaxed);
@@ -42,8 +42,8 @@ void CuckooFilter<kBits, M, kPolicy>::count(std::atomic<T>& counter, T by) const
 
 // ----- lookup -------------------------------------------------------------------------------------------------------
 
-/// In a loop of lookups the processor overlaps as many as its window holds, so what stands here is as short as it can
-/// be, and nothing is called: a foreign lane of the home bucket counts as a match too, which costs 0.02 % of false
+/// In a loop of lookups the processor overlaps as many as fit its instruction window, so this code is as short as
+/// possible, and calls nothing: a foreign lane of the home bucket counts as a match too, which costs 0.02 % of false
 /// positives at 95 % load.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 [[gnu::always_inline]] inline bool CuckooFilter<kBits, M, kPolicy>::contains_place(const Place& place) const {
@@ -54,7 +54,7 @@ template <unsigned kBits, Media M, FilterPolicy kPolicy>
   if (kPolicy.primacy && L::level(value) == 0) [[likely]]
     return answer(group_of(place), false);
   // The order of the reads matters: home first (things move away from there), then the foreign lanes, then the level,
-  // which whoever takes a foreign copy from under our eyes has raised before.
+  // which any thread that takes a foreign copy meanwhile has raised before.
   const std::uint64_t fingerprint = pattern & L::kLaneMask;
   if constexpr (kPolicy.spill) {
     if (detail::any_foreign<kBits, kGroupWords>(media_, first_of_group(&home), pattern)) {
@@ -73,12 +73,12 @@ template <unsigned kBits, Media M, FilterPolicy kPolicy>
                                                                              std::uint64_t pattern) const {
   const std::uint64_t group = group_of(place);
   if (detail::any_foreign<kBits, kGroupWords>(media_, words_of(other), pattern)) return true;
-  // Foreign lanes are read in ascending order of groups, the order in which erase takes equal fingerprints away.
+  // Foreign lanes are read in ascending order of groups, the order in which erase removes equal fingerprints.
   return kPolicy.spill && other < group && is_taken(media_, filter_point::kOwnGroupAgain) &&
          detail::any_foreign<kBits, kGroupWords>(media_, words_of(group), pattern);
 }
 
-/// An answer may be told once what it rests on is durable.
+/// An answer may be returned once everything that it depends on is durable.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 bool CuckooFilter<kBits, M, kPolicy>::answer(std::uint64_t group, bool found) const {
   if constexpr (kReadersPersist) {
@@ -91,9 +91,9 @@ bool CuckooFilter<kBits, M, kPolicy>::answer(std::uint64_t group, bool found) co
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 bool CuckooFilter<kBits, M, kPolicy>::answer(std::uint64_t group, std::uint64_t other, bool found) const {
   if constexpr (kReadersPersist) {
-    // The own stripe speaks for both lines: whoever puts a copy of this key into its other group, or takes one away
-    // there, holds it too. What keys of the other group do there under their stripe alone may turn this key's no into
-    // a yes, which promises nothing, but no yes that is due into a no.
+    // The key's own stripe covers both lines: a thread that puts a copy of this key into its other group, or removes
+    // one there, holds it too. What keys of the other group do there under only their own stripe may turn this key's no
+    // into a yes, which promises nothing, but never a correct yes into a no.
     if (is_taken(media_, filter_point::kFarStripe) && shared_->stripes.marked(stripe_of(group))) [[unlikely]]
       persist_read(group, other);
   }
@@ -113,7 +113,7 @@ void CuckooFilter<kBits, M, kPolicy>::persist_read(std::uint64_t group, std::uin
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 [[gnu::always_inline]] inline bool CuckooFilter<kBits, M, kPolicy>::insert_place(const Place& place) {
   if constexpr (kIsReadOnly<M>) return false;
-  if (!media_ok(media_)) [[unlikely]]  // After a fork, who holds a stripe may not be here.
+  if (!media_ok(media_)) [[unlikely]]  // After a fork, the thread that holds a stripe may not exist.
     return false;
   {
     if constexpr (kUseStripes) __builtin_prefetch(&word_at(place.bucket), 1);  // while the stripe is fetched
@@ -124,7 +124,7 @@ template <unsigned kBits, Media M, FilterPolicy kPolicy>
   return insert_beyond_group(place);
 }
 
-/// Durably in its own group. False: there is no room.
+/// Inserts durably in the key's own group. False: there is no room.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 [[gnu::always_inline]] inline bool CuckooFilter<kBits, M, kPolicy>::insert_in_group(const Place& place) {
   const Placed placed = place_in_group(place, FlushNow{media_});
@@ -135,7 +135,7 @@ template <unsigned kBits, Media M, FilterPolicy kPolicy>
   return true;
 }
 
-/// Home bucket, else a neighbour. Stores and flushes; the caller fences.
+/// Inserts in the home bucket, otherwise in a neighbor. Stores and flushes; the caller fences.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 template <class Flushes>
 [[gnu::always_inline]] inline auto CuckooFilter<kBits, M, kPolicy>::place_in_group(const Place& place,
@@ -168,7 +168,7 @@ auto CuckooFilter<kBits, M, kPolicy>::spill(const Place& place, std::uint64_t ho
   return Placed::kSpilled;
 }
 
-/// The home bucket says that the fingerprint may be in the other group, durably, before it is there.
+/// Marks durably in the home bucket that the fingerprint may be in the other group, before it is stored there.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 void CuckooFilter<kBits, M, kPolicy>::mark_overflowed(const Place& place) const {
   Word& home = word_at(place.bucket);
@@ -189,7 +189,7 @@ void CuckooFilter<kBits, M, kPolicy>::place_in_other(Word& target, std::uint64_t
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 bool CuckooFilter<kBits, M, kPolicy>::insert_beyond_group(const Place& place) {
   // Each round either places the key, or frees a lane for it by at least one move, or gives up. Other writers may take
-  // the freed lane; the bound only guards against losing that race for ever.
+  // the freed lane; the bound only guards against losing that race forever.
   constexpr unsigned kRounds = 64;
   const std::uint64_t group = group_of(place);
   const std::uint64_t other = other_group_of(place);
@@ -222,9 +222,9 @@ bool CuckooFilter<kBits, M, kPolicy>::insert_beyond_group(const Place& place) {
   return false;
 }
 
-/// Moves that would make room for a key in its group without a bucket that says for the first time that it overflowed
-/// (which costs every later lookup of half its fingerprints a second line): of a fingerprint of the group whose bucket
-/// says so already, or of an even one if the key is odd. Asks for the lines of their targets.
+/// Finds moves that would make room for a key in its group without marking another bucket as overflowed (which costs
+/// every later lookup of half its fingerprints a second line): they move a fingerprint of the group whose bucket is
+/// marked already, or an even one if the key is odd. Prefetches the lines of their targets.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 auto CuckooFilter<kBits, M, kPolicy>::unmarked_moves(const Place& place) const -> UnmarkedMoves {
   UnmarkedMoves moves;
@@ -257,7 +257,7 @@ auto CuckooFilter<kBits, M, kPolicy>::unmarked_moves(const Place& place) const -
   return moves;
 }
 
-/// Does the first of them that is possible. False: none is.
+/// Makes the first of these moves that is possible. False: none is.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 bool CuckooFilter<kBits, M, kPolicy>::make_room_unmarked(const Place& place) {
   const UnmarkedMoves moves = unmarked_moves(place);
@@ -270,13 +270,14 @@ bool CuckooFilter<kBits, M, kPolicy>::make_room_unmarked(const Place& place) {
   return false;
 }
 
-/// Kicks. False: no path was found and nothing was changed. True: at least one step was tried, so look again.
+/// Makes room by kicks. False: no path was found and nothing was changed. True: at least one step was tried, so look
+/// again.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 bool CuckooFilter<kBits, M, kPolicy>::make_room(const Place& place, std::uint64_t other) {
   std::vector<Move> path;
   const bool found = kPolicy.lookahead ? find_path(place, other, path) : find_path_randomly(place, other, path);
   if (!found) return false;
-  // From the far end: every single move leaves a correct filter behind, so a crash or a lost race in between is fine.
+  // From the far end: every single move leaves a correct filter, so a crash or a lost race in between is fine.
   for (const Move& move : path) {
     if (!apply(move)) break;
   }
@@ -290,8 +291,8 @@ bool CuckooFilter<kBits, M, kPolicy>::find_path(const Place& place, std::uint64_
                                                 std::vector<Move>& path) const {
   // Groups read before the filter counts as full; a small table has no more moves than slots. Bench: load at refusal.
   const std::size_t moves_max = std::min<std::uint64_t>(2048, slots());
-  constexpr std::size_t kGroupsAhead = 6;  // Groups prefetched ahead of the one being looked at.
-  std::vector<Move> moves;  // Not thread-local: simulated threads share one. An allocation is small beside a kick.
+  constexpr std::size_t kGroupsAhead = 6;  // Groups prefetched ahead of the one being examined.
+  std::vector<Move> moves;  // Not thread-local: simulated threads share one. A kick costs much more than an allocation.
   moves.reserve(64);
 
   // Home fingerprints of a word that could move. Those that the word's level lets go already come before those that
@@ -330,7 +331,7 @@ bool CuckooFilter<kBits, M, kPolicy>::find_path(const Place& place, std::uint64_
       found = roomiest(words_of(moves[examined].target_group), 0) >= 0;
     }
     if (found) break;
-    if (stage == 0) {  // The own bucket: then the new key is at home, and nothing else has to be foreign for it.
+    if (stage == 0) {  // The key's own bucket: the new key is then at home, and no other has to become foreign for it.
       for (const unsigned raises : kRaises) add_victims(group, word, kNoParent, raises);
       ++stage;
     } else if (stage <= std::size(kRaises)) {
@@ -355,12 +356,12 @@ bool CuckooFilter<kBits, M, kPolicy>::find_path(const Place& place, std::uint64_
   return true;
 }
 
-/// The textbook's way, for comparison: a random victim, then a random victim where that one goes, and so on.
+/// The textbook method, for comparison: a random victim, then a random victim where that one goes, and so on.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 bool CuckooFilter<kBits, M, kPolicy>::find_path_randomly(const Place& place, std::uint64_t other,
                                                          std::vector<Move>& path) const {
   constexpr unsigned kStepsMax = 500;
-  // A sequence of the place's own, so that a run can be replayed.
+  // A sequence that depends only on the place, so that a run can be replayed.
   std::uint64_t random = (place.bucket << 16 | place.fingerprint) * 0x9e3779b97f4a7c15ULL;
   const auto next = [&random] {  // xorshift64 (Marsaglia 2003)
     random ^= random << 13;
@@ -376,7 +377,7 @@ bool CuckooFilter<kBits, M, kPolicy>::find_path_randomly(const Place& place, std
     const unsigned home = kLanes - L::foreign_count(value);
     const std::uint64_t fingerprint = home == 0 ? 0 : L::lane(value, static_cast<unsigned>(next() % home));
     const std::uint64_t target = fingerprint == 0 ? group : L::other_group(group, fingerprint, groups_);
-    if (target == group) {  // Nothing to take here: start again somewhere near.
+    if (target == group) {  // Nothing to move here: start again somewhere near.
       path.clear();
       group = (next() & 1) != 0 ? other : group_of(place);
       word = static_cast<unsigned>((group == group_of(place) ? place.bucket : next()) % kGroupWords);
@@ -393,7 +394,7 @@ bool CuckooFilter<kBits, M, kPolicy>::find_path_randomly(const Place& place, std
   return false;
 }
 
-/// One move, if it is still possible.
+/// Makes one move, if it is still possible.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 bool CuckooFilter<kBits, M, kPolicy>::apply(const Move& move) {
   const std::uint64_t source_group = move.source / kGroupWords;
@@ -411,7 +412,7 @@ bool CuckooFilter<kBits, M, kPolicy>::apply(const Move& move) {
   return true;
 }
 
-/// Stores both words as one failure-atomic step. Readers meet the copy before the original goes.
+/// Stores both words as one failure-atomic step. The copy is visible to readers before the original is removed.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 void CuckooFilter<kBits, M, kPolicy>::logged_move(std::uint64_t source, std::uint64_t source_after,
                                                   std::uint64_t target, std::uint64_t target_after) {
@@ -422,7 +423,7 @@ void CuckooFilter<kBits, M, kPolicy>::logged_move(std::uint64_t source, std::uin
     media_.store(filter_point::kKickRemove, from, source_after);
     return;
   }
-  LogLine* log = try_take_log_line();  // There are as many as kicks in flight that make sense.
+  LogLine* log = try_take_log_line();  // There are as many as useful concurrent kicks.
   for (; log == nullptr; log = try_take_log_line()) media_.pause();
   arm<filter_point::kLogArm>(*log, source, source_after, target, target_after);
   media_.fence(filter_point::kLogArm);  // From here a crash completes the move.
@@ -434,7 +435,7 @@ void CuckooFilter<kBits, M, kPolicy>::logged_move(std::uint64_t source, std::uin
   media_.fence(filter_point::kKickFence);  // The move is durable by itself.
 
   retire<filter_point::kLogRetire>(*log);
-  media_.fence(filter_point::kLogRetire);  // No crash replays it over what others do to these words next.
+  media_.fence(filter_point::kLogRetire);  // No crash replays it over later changes to these words.
   give_back(*log);
 }
 
@@ -497,7 +498,7 @@ bool CuckooFilter<kBits, M, kPolicy>::erase_place(const Place& place) {
   return erase_beyond_group(place);
 }
 
-/// Durably gone from its home bucket, or from the foreign lanes of its own group if the key can't be further away.
+/// Erases durably from the home bucket, or from the foreign lanes of its own group if the key can't be further away.
 /// False: there was no copy, or there may be one in the other group.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 [[gnu::always_inline]] inline bool CuckooFilter<kBits, M, kPolicy>::erase_in_group(const Place& place,
@@ -546,8 +547,8 @@ void CuckooFilter<kBits, M, kPolicy>::erase_foreign(Word& word, std::uint64_t pa
   media_.flush(filter_point::kErase, &word);
 }
 
-/// Erases with both groups at hand. Equal fingerprints in the foreign lanes of the two groups are one pool of
-/// indistinguishable copies; the first in ascending order is taken. When there is a copy in each group, the one taken
+/// Erases with both groups locked. Equal fingerprints in the foreign lanes of the two groups are one pool of
+/// indistinguishable copies; the first in ascending order is removed. If there is a copy in each group, the one removed
 /// may have been another key's that stayed in the lower group so far: buckets there that have spilled now also say
 /// that the fingerprint may have overflowed, so that key finds the copy in the higher group.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
@@ -556,7 +557,7 @@ bool CuckooFilter<kBits, M, kPolicy>::erase_beyond_group(const Place& place) {
   const std::uint64_t group = group_of(place);
   const std::uint64_t other = other_group_of(place);
   const Guard guard(shared_->stripes, media_, stripe_of(group), stripe_of(other));
-  if (erase_in_group(place, pattern)) return media_ok(media_);  // It came home while nobody held the stripes.
+  if (erase_in_group(place, pattern)) return media_ok(media_);  // It came home while no thread held the stripes.
   Word* low = words_of(kPolicy.spill ? std::min(group, other) : other);
   Word* high = words_of(kPolicy.spill ? std::max(group, other) : other);
   const int in_low = first_foreign(low, pattern);

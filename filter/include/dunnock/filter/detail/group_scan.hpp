@@ -1,7 +1,7 @@
-// Looking through the foreign lanes of a whole group: 32 or 64 bytes of one line.
+// Scans the foreign lanes of a whole group: 32 or 64 bytes of one line.
 //
 // Two implementations with one meaning: the scalar one, which goes through the media word by word and is used with
-// media that watch loads, under ThreadSanitizer and on machines without AVX2; and the AVX2 one.
+// media that observe loads, under ThreadSanitizer and on machines without AVX2; and the AVX2 one.
 // tests/filter/layout_test.cpp compares them on random words.
 //
 // The AVX2 loads are written in assembly because a concurrent writer may store to the words meanwhile. The C++ memory
@@ -32,14 +32,14 @@
 namespace dunnock::detail {
 
 /// Media whose loads must be seen one by one say so with `static constexpr bool kScalarLoads = true`; media that are
-/// not plain mapped memory are treated alike.
+/// not plain mapped memory are treated the same way.
 template <class M>
 concept VectorLoadable = (DUNNOCK_VECTOR_SCAN != 0) && std::derived_from<M, MappedMedia> && !requires {
   requires M::kScalarLoads;
 };
 
 /// The slow twin: may a fingerprint with this pattern be in a foreign lane of the group? Yes whenever it is, and once
-/// in some 16 million times also when a home lane holds it and a foreign lane above holds a neighbour (match_quickly).
+/// in about 16 million times also when a home lane holds it and a foreign lane above holds a neighbor (match_quickly).
 template <unsigned kBits, unsigned kGroupWords, class M>
 [[nodiscard]] inline bool any_foreign_scalar(const M& media, const Word* group, std::uint64_t pattern) noexcept {
   using L = Layout<kBits>;
@@ -118,7 +118,7 @@ template <unsigned kBits, unsigned kGroupWords, class M>
 }
 
 #if DUNNOCK_VECTOR_SCAN
-/// One bit a word: does it take a foreign fingerprint and have at least one, two, three empty lanes?
+/// One bit per word: does it take a foreign fingerprint and have at least one, two, three empty lanes?
 struct RoomMasks {
   unsigned one, two, three;
 };
@@ -132,7 +132,7 @@ template <unsigned kBits>
   const __m256i zero = _mm256_setzero_si256();
   const __m256i nonzero = _mm256_or_si256(_mm256_add_epi64(_mm256_and_si256(words, low_bits), low_bits), words);
   const __m256i full = _mm256_cmpeq_epi64(_mm256_and_si256(words, count_full), count_full);
-  // One high bit an empty lane; x & (x - 1) takes the lowest away.
+  // One high bit per empty lane; x & (x - 1) removes the lowest.
   const __m256i one = _mm256_andnot_si256(full, _mm256_andnot_si256(nonzero, high_bits));
   const __m256i two = _mm256_and_si256(one, _mm256_add_epi64(one, minus_one));
   const __m256i three = _mm256_and_si256(two, _mm256_add_epi64(two, minus_one));

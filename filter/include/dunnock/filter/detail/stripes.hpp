@@ -34,7 +34,7 @@ class Stripes {
     return marks_[stripe].load(std::memory_order_acquire) != 0;
   }
 
-  /// Takes the mark if nobody has it.
+  /// Takes the mark if no thread has it.
   template <bool kExclusive>
   [[nodiscard]] bool try_acquire(std::uint64_t stripe) const noexcept {
     if constexpr (kExclusive) {

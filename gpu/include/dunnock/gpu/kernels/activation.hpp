@@ -3,11 +3,11 @@
 //   GELU, tanh form   y = x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2
 //   GELU, erf form    y = x * (1 + erf(x / sqrt(2))) / 2
 //   SiLU              y = x / (1 + exp(-x))
-//   ReLU              y = max(x, 0); a NaN stays one; its slope at 0 is 0
+//   ReLU              y = max(x, 0); a NaN stays NaN; its slope at 0 is 0
 //   SwiGLU            y = SiLU(gate) * up
 //
-// T is float or Bf16; arithmetic is in float; the error is some 1e-6 of |x| before rounding to T. Spans that do not fit
-// are programmer errors. Nothing allocates. Sources: Hendrycks, Gimpel 2016 (arXiv 1606.08415); Shazeer 2020 (arXiv
+// T is float or Bf16; arithmetic is in float; the error is about 1e-6 of |x| before rounding to T. Spans that do not
+// fit are programmer errors. Nothing allocates. Sources: Hendrycks, Gimpel 2016 (arXiv 1606.08415); Shazeer 2020 (arXiv
 // 2002.05202).
 #pragma once
 
@@ -29,8 +29,8 @@ template <class T>
 void activation_backward(Activation kind, DeviceSpan<const T> dy, DeviceSpan<const T> x, DeviceSpan<T> dx,
                          Stream& stream);
 
-/// gate[row][c] lies at row * gate_stride + c of its span, up so too. Of a packed matrix x (rows, 2 * columns), gate is
-/// x from 0 and up is x from `columns`, both with a stride of 2 * columns.
+/// gate[row][c] is at row * gate_stride + c of its span, and so is up. In a packed matrix x (rows, 2 * columns), gate
+/// is x from 0 and up is x from `columns`, both with a stride of 2 * columns.
 struct SwigluShape {
   std::size_t rows = 0;
   std::size_t columns = 0;      ///< > 0

@@ -7,9 +7,9 @@
 // Backward, with delta = sum over d of do * o:
 //   dv = p^T do,   dp = do v^T,   ds = p * (dp - delta),   dq = scale * ds k,   dk = scale * ds^T q
 //
-// A row that sees no key: o and its gradients are 0, lse is -infinity. T is float or Bf16; sums are floats, in an order
-// that the shape and the device decide, so each run gives the same bits. On CUDA, products of Bf16 take p and ds
-// rounded to Bf16. Nothing allocates. Spans that do not fit the shape are programmer errors. Source: Dao 2023,
+// For a row that sees no key, o and its gradients are 0 and lse is -infinity. T is float or Bf16; sums are floats, in
+// an order that the shape and the device decide, so each run gives the same bits. On CUDA, products of Bf16 take p and
+// ds rounded to Bf16. Nothing allocates. Spans that do not fit the shape are programmer errors. Source: Dao 2023,
 // FlashAttention-2 (arXiv 2307.08691). We differ: two backward kernels, so that no sum is atomic.
 #pragma once
 
@@ -39,7 +39,7 @@ struct AttentionInputs {
   HeadsView<const T> v;  // (batch, key_tokens, kv_heads, head_dim)
 };
 
-/// What the forward pass gave, and the gradient of it.
+/// The results of the forward pass, and their gradient.
 template <class T>
 struct AttentionResults {
   HeadsView<const T> o;         // (batch, query_tokens, heads, head_dim)
@@ -47,7 +47,7 @@ struct AttentionResults {
   DeviceSpan<const float> lse;  // (batch, heads, query_tokens)
 };
 
-/// Set, not added to. May be parts of one packed gradient, and may not overlap what is read.
+/// Set, not added to. They may be parts of one packed gradient, and must not overlap what is read.
 template <class T>
 struct AttentionGradients {
   HeadsView<T> q;  // (batch, query_tokens, heads, head_dim)
@@ -55,8 +55,8 @@ struct AttentionGradients {
   HeadsView<T> v;  // (batch, key_tokens, kv_heads, head_dim)
 };
 
-/// -> o (batch, query_tokens, heads, head_dim); lse (batch, heads, query_tokens), or empty: not wanted.
-/// `o` may not overlap the inputs.
+/// -> o (batch, query_tokens, heads, head_dim); lse (batch, heads, query_tokens), or empty if not needed.
+/// `o` must not overlap the inputs.
 template <class T>
 void attention(const AttentionInputs<T>& in, HeadsView<T> o, DeviceSpan<float> lse, const AttentionShape& shape,
                Stream& stream);

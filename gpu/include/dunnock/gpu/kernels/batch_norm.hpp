@@ -7,10 +7,10 @@
 //   backward    z = (x - mean) * r;  g = dy, but 0 where ReLU was 0
 //               dweight = sum of g * z;  dbias = sum of g;  dx = weight * r * (g - dbias / rows - z * dweight / rows)
 //
-// `relu`: y = max(0, .); backward finds where it was 0 from x again, so y need not be kept.
+// `relu`: y = max(0, .); backward recomputes from x where it was 0, so y need not be kept.
 //
 // T is float or Bf16; arithmetic is in float, sums are made in the same order in each run, whatever the number of
-// threads. Variances come of distances from means, not of squares minus squares. Nothing allocates or synchronises.
+// threads. Variances are of distances from means, not differences of squares. Nothing allocates or synchronizes.
 // Spans that do not fit the shape are programmer errors. Source: Ioffe, Szegedy 2015 (arXiv 1502.03167).
 #pragma once
 
@@ -48,7 +48,7 @@ void batch_norm_inference(DeviceSpan<const T> x, DeviceSpan<const T> weight, Dev
                           DeviceSpan<T> y, const BatchNormShape& shape, Stream& stream);
 
 /// dy, x (rows, channels); weight, bias, mean, r (channels) -> dx (rows, channels), may be dy or x; dweight,
-/// dbias (channels). `adds`: to what is there.
+/// dbias (channels). `adds`: adds to the existing values.
 template <class T>
 void batch_norm_backward(DeviceSpan<const T> dy, DeviceSpan<const T> x, DeviceSpan<const T> weight,
                          DeviceSpan<const T> bias, DeviceSpan<const float> mean, DeviceSpan<const float> r,

@@ -1,4 +1,4 @@
-// 2-D convolution: forward, and its two gradients by themselves, since schedules put them in different places.
+// 2-D convolution: forward, and its two gradients as separate functions, since schedules put them in different places.
 //
 //   y[n, i, j, o]  = bias[o] + sum over u, v, c of x[n, i * stride - padding + u * dilation, ..., first(o) + c]
 //                                                  * weight[o, u, v, c]            (zero outside of x; then ReLU)
@@ -7,9 +7,10 @@
 // With groups, output channel o sees the in_channels / groups inputs that begin at first(o) = o / (out_channels /
 // groups) * (in_channels / groups). Depthwise: groups = in_channels = out_channels.
 //
-// Channels lie innermost, in activations (batch, height, width, channels) and in weights (out_channels, kernel_height,
-// kernel_width, in_channels / groups): what cuDNN's tensor cores want, what pooling, norms and biases vectorise over,
-// and on a CPU mostly as fast as oneDNN's own blocked layouts (src/kernels/convolution_onednn.cpp has the figures).
+// Channels are innermost, in activations (batch, height, width, channels) and in weights (out_channels, kernel_height,
+// kernel_width, in_channels / groups): this suits cuDNN's tensor cores, pooling, norms and biases vectorize over
+// channels, and on a CPU it is mostly as fast as oneDNN's own blocked layouts (src/kernels/convolution_onednn.cpp has
+// the figures).
 //
 // CPU: oneDNN, or our own loops where it is missing. CUDA: cuDNN's deterministic engines (f32 without TF32), or our own
 // kernels for depthwise convolutions, for spans that are not aligned to 16 bytes and where cuDNN is missing.
@@ -18,11 +19,11 @@
 // The order of each sum is the same in each run with the same number of threads.
 //
 // Plans (oneDNN's primitives, cuDNN's execution plans) are made when a shape is first seen, by the first call or the
-// first question for its workspace: that takes milliseconds and memory of the library's, so it had better not be while
-// a graph is recorded. Up to 256 are kept. Besides that nothing synchronises, and nothing allocates but oneDNN's
-// handles of memory, some small objects a call. Threads: any number, each with a stream of its own.
+// first query for its workspace: that takes milliseconds and memory of the library's, so it should not happen while a
+// graph is recorded. Up to 256 are kept. Apart from that nothing synchronizes, and nothing allocates except oneDNN's
+// memory handles, a few small objects per call. Threads: any number, each with its own stream.
 //
-// Spans that do not fit the shape are programmer errors. ReLU's own gradient is not part of this: zero dy where y is 0.
+// Spans that do not fit the shape are programmer errors. ReLU's own gradient is not included: zero dy where y is 0.
 #pragma once
 
 #include <compare>
@@ -50,7 +51,7 @@ struct ConvolutionShape {
   std::size_t dilation_width = 1;
   std::size_t groups = 1;
 
-  /// The kernel, as far as it spreads, fits in the padded input.
+  /// Does the kernel with its dilation fit in the padded input?
   [[nodiscard]] constexpr bool valid() const noexcept {
     if (groups == 0 || stride_height == 0 || stride_width == 0 || dilation_height == 0 || dilation_width == 0)
       return false;
@@ -80,8 +81,8 @@ struct ConvolutionShape {
 
 enum class ConvolutionPass : std::uint8_t { kForward, kInputGradient, kWeightGradient };
 
-/// Bytes of workspace that the pass needs on this device, aligned to 256 (as a Buffer is); may be 0. On the CPU enough
-/// for a stream of any number of threads.
+/// Bytes of workspace that the pass needs on this device, aligned to 256 (as a Buffer is); may be 0. On the CPU it is
+/// enough for a stream with any number of threads.
 template <class T>
 [[nodiscard]] std::size_t convolution_workspace(ConvolutionPass pass, const ConvolutionShape& shape, Device device);
 
@@ -96,13 +97,13 @@ template <class T>
 void convolution_input_gradient(DeviceSpan<const T> dy, DeviceSpan<const T> weight, DeviceSpan<T> dx,
                                 const ConvolutionShape& shape, DeviceSpan<std::byte> workspace, Stream& stream);
 
-/// dy as y; x -> dweight as weight; dbias (out_channels), or empty for none. `adds`: to what is there.
+/// dy as y; x -> dweight as weight; dbias (out_channels), or empty for none. `adds`: adds to the existing values.
 template <class T>
 void convolution_weight_gradient(DeviceSpan<const T> dy, DeviceSpan<const T> x, DeviceSpan<T> dweight,
                                  DeviceSpan<T> dbias, bool adds, const ConvolutionShape& shape,
                                  DeviceSpan<std::byte> workspace, Stream& stream);
 
-/// The twins, written to be read: one loop an index, in double. On CPU streams.
+/// The twins, written to be read: one loop per index, in double. On CPU streams.
 namespace reference {
 template <class T>
 void convolution(DeviceSpan<const T> x, DeviceSpan<const T> weight, DeviceSpan<const T> bias, DeviceSpan<T> y,

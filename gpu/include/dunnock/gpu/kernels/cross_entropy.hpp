@@ -1,13 +1,13 @@
-// Softmax cross-entropy, loss and gradient in one go; and softmax and log-sum-exp of rows as such.
+// Softmax cross-entropy, loss and gradient in one pass; also softmax and log-sum-exp of rows by themselves.
 //
 //   p = softmax(row);  with s = label_smoothing and t = the row's target:
 //   loss     = log(sum of exp(x)) - (1 - s) * x[t] - s * mean of x          (as PyTorch's cross_entropy)
-//   gradient = gradient_factor * (p - s / classes - (1 - s at t, else 0))
+//   gradient = gradient_factor * (p - s / classes - (1 - s at t, otherwise 0))
 //
 // A row whose target is `ignore_index` has loss 0 and gradient 0. A row whose target is neither that nor a class has
-// loss NaN and gradient 0: nothing is read or written outside, and the loss tells. T is float or Bf16, arithmetic is in
-// float; the largest value of a row is taken off first. A row that has a NaN, +infinity or nothing but -infinity gives
-// NaN. Spans that do not fit the shape are programmer errors. Nothing allocates.
+// loss NaN and gradient 0: nothing is read or written outside, and the loss shows the error. T is float or Bf16,
+// arithmetic is in float; the largest value of a row is subtracted first. A row that has a NaN, +infinity or only
+// -infinity gives NaN. Spans that do not fit the shape are programmer errors. Nothing allocates.
 #pragma once
 
 #include <cstddef>
@@ -31,7 +31,7 @@ struct CrossEntropyShape {
 template <class T>
 void cross_entropy(DeviceSpan<const T> logits, DeviceSpan<const std::int32_t> targets, DeviceSpan<float> losses,
                    DeviceSpan<T> gradient, const CrossEntropyShape& shape, Stream& stream);
-/// The mean of the losses of rows that are not ignored, summed in a fixed order; NaN when all are.
+/// The mean of the losses of rows that are not ignored, summed in a fixed order; NaN if all are ignored.
 /// losses, targets (any) -> mean (1)
 void cross_entropy_mean(DeviceSpan<const float> losses, DeviceSpan<const std::int32_t> targets,
                         std::int32_t ignore_index, DeviceSpan<float> mean, Stream& stream);

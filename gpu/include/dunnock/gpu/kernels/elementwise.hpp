@@ -1,4 +1,4 @@
-// Sums, products and casts, value by value; a bias for each column of a matrix, and its gradient; columns that move.
+// Sums, products and casts, value by value; a bias for each column of a matrix, and its gradient; copies of columns.
 //
 // T is float or Bf16; arithmetic is in float. Spans that do not fit the shape are programmer errors. Nothing allocates.
 #pragma once
@@ -14,10 +14,11 @@ namespace dunnock::gpu {
 /// either.
 template <class T>
 void add_scaled(DeviceSpan<const T> a, DeviceSpan<const T> b, float factor, DeviceSpan<T> y, Stream& stream);
-/// y = max(0, a + b); a NaN stays one: where branches of a network meet. a, b (any) -> y (as many), may be either.
+/// y = max(0, a + b), where branches of a network meet; a NaN stays NaN. a, b (any) -> y (as many), may be either.
 template <class T>
 void add_relu(DeviceSpan<const T> a, DeviceSpan<const T> b, DeviceSpan<T> y, Stream& stream);
-/// y = a + b where `at`, the result of a ReLU, is above 0; else 0. a, b, at (any) -> y (as many), may be any of them.
+/// y = a + b where `at`, the result of a ReLU, is above 0; otherwise 0. a, b, at (any) -> y (as many), may be any of
+/// them.
 template <class T>
 void add_relu_backward(DeviceSpan<const T> a, DeviceSpan<const T> b, DeviceSpan<const T> at, DeviceSpan<T> y,
                        Stream& stream);
@@ -41,13 +42,13 @@ void bias_add(DeviceSpan<const T> x, DeviceSpan<const T> bias, DeviceSpan<T> y, 
 
 /// Floats of workspace that column_sums needs on this device.
 [[nodiscard]] std::size_t column_sums_workspace(const RowMatrix& shape, Device device);
-/// Sums over the rows: the gradient of a bias. `adds`: to what is in `sums`. The order of the sums is the same in each
-/// run, and with each number of threads. x (rows, columns) -> sums (columns)
+/// Sums over the rows: the gradient of a bias. `adds`: adds to the values of `sums`. The order of the sums is the same
+/// in each run, and with any number of threads. x (rows, columns) -> sums (columns)
 template <class T>
 void column_sums(DeviceSpan<const T> x, DeviceSpan<T> sums, bool adds, const RowMatrix& shape,
                  DeviceSpan<float> workspace, Stream& stream);
 
-/// Columns of one matrix, and as many of another, each with the values from one of its rows to the next.
+/// Columns of one matrix, and as many of another; a stride is the distance from one row to the next.
 struct ColumnsShape {
   std::size_t rows = 0;
   std::size_t columns = 0;
@@ -55,7 +56,7 @@ struct ColumnsShape {
   std::size_t to_stride = 0;    ///< >= columns
 };
 /// to[row][c] = from[row][c], or with `adds` +=, which rounds once. Spans begin with the first of the columns, do not
-/// overlap in what is moved, and reach at least to the last. from (rows, from_stride) -> to (rows, to_stride)
+/// overlap in what is copied, and reach at least to the last. from (rows, from_stride) -> to (rows, to_stride)
 template <class T>
 void copy_columns(DeviceSpan<const T> from, DeviceSpan<T> to, bool adds, const ColumnsShape& shape, Stream& stream);
 

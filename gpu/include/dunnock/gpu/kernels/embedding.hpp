@@ -1,7 +1,7 @@
 // Rows of a table for tokens, with a position's row added where there are positions; and the gradient of the table.
 //
-// T is float or Bf16; sums are in float, in the order of the tokens: the same bits in each run. A token that the table
-// does not have reads nothing: its row is NaN, and it has no part in the gradient. Spans that do not fit the shape are
+// T is float or Bf16; sums are in float, in the order of the tokens: the same bits in each run. A token outside the
+// table reads nothing: its row is NaN, and it adds nothing to the gradient. Spans that do not fit the shape are
 // programmer errors. Nothing allocates.
 #pragma once
 
@@ -26,7 +26,7 @@ void embedding(DeviceSpan<const T> table, DeviceSpan<const T> positions, DeviceS
 
 /// Words of workspace that embedding_backward needs for `tokens` tokens on this device.
 [[nodiscard]] std::size_t embedding_backward_workspace(std::size_t tokens, const EmbeddingShape& shape, Device device);
-/// dtable[v] = the sum of dy[i] of all i whose token is v, or += where it `adds`. G is T or float. The gradient of the
+/// dtable[v] = the sum of dy[i] of all i whose token is v, or += with `adds`. G is T or float. The gradient of the
 /// positions is column_sums() of dy as (n / length, length * columns). dy (n, columns), tokens (n) -> dtable
 /// (vocabulary, columns)
 template <class T, class G>

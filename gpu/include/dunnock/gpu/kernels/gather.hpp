@@ -1,12 +1,12 @@
-// Gather and scatter of rows and columns by lists of indices: what is kept of a matrix becomes a dense, smaller one,
-// and goes back to its places.
+// Gather and scatter of rows and columns by lists of indices: selected parts of a matrix become a dense, smaller one,
+// and are put back in their places.
 //
 //   gather rows      y[i][c] = x[index[i]][c]          scatter rows      x[index[i]][c] = y[i][c]   (or +=)
 //   gather columns   y[r][i] = x[r][index[i]]          scatter columns   x[r][index[i]] = y[r][i]   (or +=)
 //
-// An index that is not in x is no error: it gathers zeros, and what it scatters goes nowhere. Where an index of a
-// scatter comes twice, one of its values is left, or added. T is float or Bf16; sums are rounded once. Spans that do
-// not fit are programmer errors; x and y do not overlap. Nothing allocates. Source: the use in Gyro Dropout (MLSys
+// An index outside x is not an error: it gathers zeros, and what it scatters is dropped. If an index of a scatter
+// occurs twice, one of its values is stored, or both are added. T is float or Bf16; sums are rounded once. Spans that
+// do not fit are programmer errors; x and y do not overlap. Nothing allocates. Source: the use in Gyro Dropout (MLSys
 // 2022), whose masks stay for many iterations.
 #pragma once
 
@@ -18,7 +18,7 @@
 
 namespace dunnock::gpu {
 
-/// Of x, the large matrix. y has as many rows (or columns) as there are indices, and x's other extent.
+/// The shape of x, the large matrix. y has as many rows (or columns) as there are indices, and x's other extent.
 struct GatherShape {
   std::size_t rows = 0;
   std::size_t columns = 0;
@@ -34,11 +34,11 @@ void gather_rows(DeviceSpan<const T> x, DeviceSpan<const std::int32_t> index, De
 template <class T>
 void gather_columns(DeviceSpan<const T> x, DeviceSpan<const std::int32_t> index, DeviceSpan<T> y,
                     const GatherShape& shape, Stream& stream);
-/// y (n, columns), index (n) -> x (rows, columns), of which the other rows stay. `adds`: to what is there.
+/// y (n, columns), index (n) -> x (rows, columns), whose other rows stay. `adds`: adds to the existing values.
 template <class T>
 void scatter_rows(DeviceSpan<const T> y, DeviceSpan<const std::int32_t> index, DeviceSpan<T> x, bool adds,
                   const GatherShape& shape, Stream& stream);
-/// y (rows, n), index (n) -> x (rows, columns), of which the other columns stay.
+/// y (rows, n), index (n) -> x (rows, columns), whose other columns stay.
 template <class T>
 void scatter_columns(DeviceSpan<const T> y, DeviceSpan<const std::int32_t> index, DeviceSpan<T> x, bool adds,
                      const GatherShape& shape, Stream& stream);

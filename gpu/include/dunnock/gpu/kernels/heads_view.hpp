@@ -1,4 +1,4 @@
-// HeadsView: the rows of attention heads where they lie, so that what a projection has written is used in place.
+// HeadsView: refers to the rows of attention heads in place, so that a projection's output is used without a copy.
 #pragma once
 
 #include <cstddef>
@@ -24,15 +24,15 @@ struct HeadsView {
   }
 };
 
-/// Memory (batch, tokens, heads, head_dim). A projection to q, k and v has the heads of all three side by side.
+/// Memory (batch, tokens, heads, head_dim). A projection to q, k and v has the heads of all three, contiguously.
 struct PackedHeads {
   std::size_t tokens = 0;
-  std::size_t heads = 0;  ///< of all that lie there
+  std::size_t heads = 0;  ///< number of all heads in the memory
   std::size_t head_dim = 0;
   std::size_t first_head = 0;  ///< where the view begins
 };
 
-/// The heads from `first_head` on. Of a packed projection (batch, tokens, 3, heads, head_dim), k is
+/// The heads from `first_head` on. In a packed projection (batch, tokens, 3, heads, head_dim), k is
 /// heads_view(qkv, {.tokens = tokens, .heads = 3 * heads, .head_dim = head_dim, .first_head = heads}).
 template <class T>
 [[nodiscard]] HeadsView<T> heads_view(DeviceSpan<T> values, const PackedHeads& packed) {

@@ -24,7 +24,7 @@ struct NormShape {
   float epsilon = 1e-5F;
 };
 
-/// mean, r: what the backward pass needs; empty spans when there is none.
+/// mean, r: what the backward pass needs; empty spans if there is no backward pass.
 /// x (rows, columns); weight, bias (columns) -> y (rows, columns), may be x; mean, r (rows)
 template <class T>
 void layer_norm(DeviceSpan<const T> x, DeviceSpan<const T> weight, DeviceSpan<const T> bias, DeviceSpan<T> y,
@@ -37,7 +37,7 @@ void rms_norm(DeviceSpan<const T> x, DeviceSpan<const T> weight, DeviceSpan<T> y
 /// Floats of workspace that the backward passes need on this device.
 [[nodiscard]] std::size_t norm_backward_workspace(const NormShape& shape, Device device);
 
-/// `adds`: dweight and dbias are added to, not set. The order of the sums is the same in each run.
+/// `adds`: adds to dweight and dbias instead of setting them. The order of the sums is the same in each run.
 /// dy, x (rows, columns); weight (columns); mean, r (rows) -> dx (rows, columns), may be dy; dweight, dbias (columns)
 template <class T>
 void layer_norm_backward(DeviceSpan<const T> dy, DeviceSpan<const T> x, DeviceSpan<const T> weight,
@@ -49,7 +49,7 @@ void rms_norm_backward(DeviceSpan<const T> dy, DeviceSpan<const T> x, DeviceSpan
                        DeviceSpan<const float> r, DeviceSpan<T> dx, DeviceSpan<T> dweight, bool adds,
                        const NormShape& shape, DeviceSpan<float> workspace, Stream& stream);
 
-/// The twins, written to be read: one loop a formula, in double. On CPU streams.
+/// The twins, written to be read: one loop per formula, in double. On CPU streams.
 namespace reference {
 template <class T>
 void layer_norm(DeviceSpan<const T> x, DeviceSpan<const T> weight, DeviceSpan<const T> bias, DeviceSpan<T> y,

@@ -8,9 +8,9 @@
 //     g += decay * w;   m = momentum * m + g;   w -= learning_rate * (nesterov ? g + momentum * m : m)
 //     (momentum 0: w -= learning_rate * g, and m is neither read nor written)
 //
-// Weights and moments are f32, the gradient is T (float or Bf16). Where a tensor has a `copy`, it becomes the new
-// weights in bf16. `factor` is read from device memory, so that clipping (reduce.hpp) needs no word from the host; an
-// empty span is 1. Moments begin as zeros. Nothing allocates.
+// Weights and moments are f32, the gradient is T (float or Bf16). If a tensor has a `copy`, it becomes the new weights
+// in bf16. `factor` is read from device memory, so that clipping (reduce.hpp) does not involve the host; an empty span
+// means 1. Moments begin as zeros. Nothing allocates.
 //
 //   std::vector<OptimizerTensor<Bf16>> table = {{.weights = w.span().device_data(), ..., .size = w.size()}, ...};
 //   const std::size_t chunks = lay_out(table);               // once
@@ -27,7 +27,7 @@
 
 namespace dunnock::gpu {
 
-/// One tensor; addresses of device memory (DeviceSpan::device_data()). The table lies in device memory too.
+/// One tensor; addresses of device memory (DeviceSpan::device_data()). The table is in device memory too.
 template <class T>
 struct OptimizerTensor {
   float* weights = nullptr;        // (size)
@@ -43,7 +43,7 @@ struct OptimizerTensor {
 
 inline constexpr std::size_t kOptimizerChunk = 8192;  ///< Values that a block of threads works on.
 
-/// Numbers the chunks of all tensors; how many there are.
+/// Numbers the chunks of all tensors, and returns their number.
 template <class T>
 [[nodiscard]] std::size_t lay_out(std::span<OptimizerTensor<T>> table) {
   std::size_t chunks = 0;
@@ -54,7 +54,7 @@ template <class T>
   return chunks;
 }
 
-/// A table in device memory that lay_out() has gone through, and its chunks.
+/// A table in device memory that lay_out() has processed, and its chunks.
 template <class T>
 struct OptimizerTable {
   DeviceSpan<const OptimizerTensor<T>> tensors;
@@ -82,9 +82,9 @@ void sgd(const OptimizerTable<T>& table, const SgdStep& step, DeviceSpan<const f
 
 /// The same with the step in device memory, (1): it is read when the kernel runs, so a recorded graph (graph.hpp) makes
 /// another step, with another learning rate, whenever it is launched. The CPU gives the bits of the step by value. CUDA
-/// works out the bias corrections of AdamW in each block, with its own double `pow`: beside the step by value they may
-/// differ in a float's last bit. Errors: InvalidArgument, with the stream, on the CPU: a step of 0, or Nesterov's way
-/// without a momentum. CUDA does not look: there that is a division by 0, or SGD without momentum.
+/// computes the bias corrections of AdamW in each block, with its own double `pow`: compared with the step by value,
+/// they may differ in a float's last bit. Errors: InvalidArgument, through the stream, on the CPU: a step of 0, or
+/// Nesterov without a momentum. CUDA does not check: there that is a division by 0, or SGD without momentum.
 template <class T>
 void adamw(const OptimizerTable<T>& table, DeviceSpan<const AdamwStep> step, DeviceSpan<const float> factor,
            Stream& stream);

@@ -1,16 +1,16 @@
-// Attention of one new token a sequence over keys and values that are kept in pages (decoding), and the kernel that
-// puts new keys and values there.
+// Attention of one new token per sequence over keys and values that are kept in pages (decoding), and the kernel that
+// stores new keys and values there.
 //
 // The cache is k and v (blocks, kv_heads, block_tokens, head_dim). Row s of the table names the blocks of sequence s in
-// order: token t lies in block table[s][t / block_tokens], at t % block_tokens. What one head reads of a block is
+// order: token t is in block table[s][t / block_tokens], at t % block_tokens. What one head reads of a block is
 // block_tokens * head_dim values in a row (4 KiB at 16 x 128 of Bf16): whole pages of DRAM and 16-byte loads for k and
 // v alike, each byte read once for all query heads of the group. (With tokens outside heads the pieces would be rows of
 // a head: 256 bytes; with head_dim outside tokens a thread could own a key, but v would need another layout and
 // appending would write 2 bytes at a time.)
 //
-// T: of queries and outputs; C: of the cache. (float, float), (Bf16, Bf16) or (float, Bf16). Nothing allocates. Spans
-// that do not fit the shape are programmer errors; what tables, lengths and positions say is not looked at before it is
-// used.
+// T is the type of queries and outputs, C that of the cache: (float, float), (Bf16, Bf16) or (float, Bf16). Nothing
+// allocates. Spans that do not fit the shape are programmer errors; the contents of tables, lengths and positions are
+// not checked before they are used.
 // Sources: Kwon et al. 2023, PagedAttention (arXiv 2309.06180); Dao et al. 2023, Flash-Decoding. We differ: the split
 // is of all sequences' tokens laid end to end, so that each block of threads gets as much, however ragged the lengths.
 #pragma once
@@ -31,7 +31,7 @@ struct PagedShape {
   std::size_t head_dim = 0;           ///< 1 .. 256
   std::size_t blocks = 0;             ///< of the cache
   std::size_t block_tokens = 16;      ///< a power of two
-  std::size_t blocks_a_sequence = 0;  ///< the table's width: at most so many
+  std::size_t blocks_a_sequence = 0;  ///< the table's width: the most blocks per sequence
   float scale = 0;                    ///< >= 0; 0: 1 / sqrt(head_dim)
 };
 
@@ -43,7 +43,7 @@ struct PagedCache {
 
 struct PagedSequences {
   DeviceSpan<const std::int32_t> tables;   // (sequences, blocks_a_sequence)
-  DeviceSpan<const std::int32_t> lengths;  // (sequences): tokens to look at, the newest included
+  DeviceSpan<const std::int32_t> lengths;  // (sequences): tokens to attend to, including the newest
 };
 
 /// Floats of workspace that paged_attention() needs on this device.
@@ -61,11 +61,11 @@ struct NewKeysValues {
   HeadsView<const T> k;                        // (1, tokens, kv_heads, head_dim)
   HeadsView<const T> v;                        // (1, tokens, kv_heads, head_dim)
   DeviceSpan<const std::int32_t> sequence_of;  // (tokens); empty: token i is of sequence i
-  DeviceSpan<const std::int32_t> positions;    // (tokens): in the sequence; negative: is not put there
+  DeviceSpan<const std::int32_t> positions;    // (tokens): in the sequence; negative: not stored
   DeviceSpan<const std::int32_t> tables;       // (sequences, blocks_a_sequence)
 };
 
-/// Puts them where the tables say, rounded to C.
+/// Stores them where the tables say, rounded to C.
 template <class T, class C>
 void append_to_paged_cache(const NewKeysValues<T>& tokens, PagedCache<C> cache, const PagedShape& shape,
                            Stream& stream);

@@ -1,5 +1,5 @@
-// Philox 4x32-10: random numbers as a function of a key and a counter, so that any thread of any device can make the
-// numbers of any place, the same bits everywhere.
+// Philox 4x32-10: random numbers as a function of a key and a counter, so that any thread of any device can compute the
+// numbers at any position, with the same bits everywhere.
 // Source: Salmon, Moraes, Dror, Shaw: Parallel Random Numbers: As Easy as 1, 2, 3 (SC 2011,
 // doi 10.1145/2063384.2063405).
 #pragma once
@@ -10,8 +10,8 @@
 
 namespace dunnock::gpu {
 
-/// Which numbers. Word w of a stream of numbers is word w % 4 of block first_block + w / 4; two uses of one seed that
-/// are not to be correlated take blocks that do not overlap.
+/// Selects a stream of numbers. Word w of it is word w % 4 of block first_block + w / 4; two uses of one seed that must
+/// not be correlated take blocks that do not overlap.
 struct RandomKey {
   std::uint64_t seed = 0;
   std::uint64_t first_block = 0;
@@ -21,7 +21,7 @@ struct PhiloxBlock {
   std::uint32_t words[4];
 };
 
-/// The ten rounds; `counter` and `key` as the paper has them, the lower half first.
+/// The ten rounds; `counter` and `key` as in the paper, the lower half first.
 [[nodiscard]] DUNNOCK_GPU_HOST_DEVICE constexpr PhiloxBlock philox(PhiloxBlock counter, std::uint32_t key_low,
                                                                    std::uint32_t key_high) noexcept {
   for (int round = 0; round < 10; ++round) {

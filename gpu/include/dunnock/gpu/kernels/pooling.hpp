@@ -1,7 +1,7 @@
 // Pooling of planes: the largest value or the average of each window, and their gradients.
 //
-// Activations are (batch, height, width, channels); each channel is pooled by itself. T is float or Bf16, averages are
-// summed in float, in the order of rows and columns. Nothing allocates, nothing synchronises.
+// Activations are (batch, height, width, channels); each channel is pooled separately. T is float or Bf16, averages are
+// summed in float, in the order of rows and columns. Nothing allocates or synchronizes.
 // Spans that do not fit the shape are programmer errors.
 #pragma once
 
@@ -24,7 +24,7 @@ struct PoolingShape {
   std::size_t stride_width = 1;
   std::size_t padding_height = 0;  ///< Less than the kernel, so that each window holds a value.
   std::size_t padding_width = 0;
-  bool padding_counts = false;  ///< Averages divide by the whole kernel, not by the values that there are.
+  bool padding_counts = false;  ///< Averages divide by the whole kernel, not by the number of values in it.
 
   [[nodiscard]] constexpr bool valid() const noexcept {
     if (kernel_height == 0 || kernel_width == 0 || stride_height == 0 || stride_width == 0 || channels == 0)
@@ -45,11 +45,11 @@ struct PoolingShape {
 
 /// The first largest value in the order of rows and columns; a NaN is larger than all. Padding never is the largest.
 /// x (batch, height, width, channels) -> y (batch, out_height, out_width, channels); indices as y: row * width + column
-/// of where the value was, for the backward pass; empty when there is none.
+/// of where the value was, for the backward pass; empty if there is no backward pass.
 template <class T>
 void max_pool(DeviceSpan<const T> x, DeviceSpan<T> y, DeviceSpan<std::uint32_t> indices, const PoolingShape& shape,
               Stream& stream);
-/// dy, indices as y -> dx as x: each value's share is the sum over the windows that it was the largest of.
+/// dy, indices as y -> dx as x: each value gets the sum over the windows in which it was the largest.
 template <class T>
 void max_pool_backward(DeviceSpan<const T> dy, DeviceSpan<const std::uint32_t> indices, DeviceSpan<T> dx,
                        const PoolingShape& shape, Stream& stream);

@@ -1,5 +1,5 @@
-// Sums and maxima of all values, of many tensors at once, and of rows; and what clipping gradients needs, all of it as
-// values in device memory, so that the host need not wait.
+// Sums and maxima of all values, of many tensors at once, and of rows; and what gradient clipping needs. All results
+// are values in device memory, so the host need not wait.
 //
 //   gradient_norm(table, norm, ...);  clip_factor(norm, 1.0F, factor, ...);  adamw(table, step, factor, ...);
 //
@@ -24,22 +24,22 @@ inline constexpr std::size_t kReduceChunk = 16384;  ///< Values whose sum is a p
 [[nodiscard]] constexpr std::size_t reduce_workspace(std::size_t count) noexcept {
   return (count + kReduceChunk - 1) / kReduceChunk;
 }
-/// x (any) -> result (1). Of no values: 0; the mean: NaN; the maximum: -infinity. The maximum of what has a NaN is NaN.
+/// x (any) -> result (1). Without values: 0; the mean: NaN; the maximum: -infinity. With a NaN, the maximum is NaN.
 template <class T>
 void reduce(ReduceKind kind, DeviceSpan<const T> x, DeviceSpan<float> result, DeviceSpan<float> workspace,
             Stream& stream);
-/// flag = 1 where a value is NaN or infinite, else 0. x (any) -> flag (1); the workspace of reduce().
+/// flag = 1 if a value is NaN or infinite, otherwise 0. x (any) -> flag (1); the workspace of reduce().
 template <class T>
 void any_not_finite(DeviceSpan<const T> x, DeviceSpan<std::uint32_t> flag, DeviceSpan<float> workspace, Stream& stream);
 
-/// One tensor of many; the table lies in device memory.
+/// One tensor of many; the table is in device memory.
 template <class T>
 struct ReduceTensor {
   const T* values = nullptr;  // (size), device memory
   std::size_t size = 0;
   std::size_t first_chunk = 0;  // lay_out() sets it
 };
-/// Numbers the chunks of all tensors; how many there are: the floats of workspace that gradient_norm needs.
+/// Numbers the chunks of all tensors and returns their number: the floats of workspace that gradient_norm needs.
 template <class T>
 [[nodiscard]] std::size_t lay_out(std::span<ReduceTensor<T>> table) {
   std::size_t chunks = 0;
@@ -49,16 +49,16 @@ template <class T>
   }
   return chunks;
 }
-/// A table in device memory that lay_out() has gone through, and its chunks.
+/// A table in device memory that lay_out() has processed, and its chunks.
 template <class T>
 struct ReduceTable {
   DeviceSpan<const ReduceTensor<T>> tensors;
   std::size_t chunks = 0;
 };
-/// The root of the sum of squares of all values of all tensors -> norm (1). Not finite when a value is not.
+/// The root of the sum of squares of all values of all tensors -> norm (1). Not finite if a value is not.
 template <class T>
 void gradient_norm(const ReduceTable<T>& table, DeviceSpan<float> norm, DeviceSpan<float> workspace, Stream& stream);
-/// factor = min(1, norm_max / norm), and NaN of a NaN. norm (1) -> factor (1), may be norm.
+/// factor = min(1, norm_max / norm), or NaN if norm is NaN. norm (1) -> factor (1), may be norm.
 void clip_factor(DeviceSpan<const float> norm, float norm_max, DeviceSpan<float> factor, Stream& stream);
 
 struct ReduceRows {

@@ -1,10 +1,10 @@
-// Rotary position embedding: turns pairs of a head's values by angles that grow with the token's position.
+// Rotary position embedding: rotates pairs of a head's values by angles that grow with the token's position.
 //
 //   (a, b) -> (a cos - b sin, a sin + b cos),   angle of pair i at position p: p * base^(-2 i / rotary_dim)
 //   halves:       pair i is values i and i + rotary_dim / 2
 //   interleaved:  pair i is values 2 i and 2 i + 1
 //
-// Backward is the turn back. Values from rotary_dim on stay as they are. T is float or Bf16. In place; nothing
+// Backward is the inverse rotation. Values from rotary_dim on stay as they are. T is float or Bf16. In place; nothing
 // allocates. Source: Su et al. 2021 (arXiv 2104.09864).
 #pragma once
 
@@ -19,7 +19,7 @@ namespace dunnock::gpu {
 
 enum class RotaryForm : std::uint8_t { kHalves, kInterleaved };
 
-/// The cosines and sines of all positions that may come: made once.
+/// The cosines and sines of all positions that may occur: made once.
 struct RotaryTableShape {
   std::size_t positions = 0;
   std::size_t rotary_dim = 0;  ///< even, > 0
@@ -31,7 +31,7 @@ void rotary_table(DeviceSpan<float> table, const RotaryTableShape& shape, Stream
 struct RotaryShape {
   std::size_t batch = 0;
   std::size_t tokens = 0;
-  std::size_t heads = 0;  ///< q's and k's in one call, where they lie side by side
+  std::size_t heads = 0;  ///< q's and k's in one call, if they are contiguous
   std::size_t head_dim = 0;
   std::size_t rotary_dim = 0;  ///< even, 1 .. head_dim
   RotaryForm form = RotaryForm::kHalves;

@@ -22,14 +22,14 @@ struct PendingSave::State {
   mutable std::mutex mutex;
   mutable std::condition_variable changed;
   bool captured = false;
-  bool given_up = false;  // Nobody wants its pieces any more.
+  bool given_up = false;  // Its pieces are not needed any more.
   std::optional<Result<SaveReport>> result;
 
   // Pieces that are copied and not yet taken, in the order of the tensors and their offsets.
   struct Piece {
     std::size_t tensor;
     std::uint64_t offset_bytes;
-    Result<std::shared_ptr<const std::byte[]>> bytes;  // Or why it can't be read.
+    Result<std::shared_ptr<const std::byte[]>> bytes;  // Or why the piece can't be read.
   };
   std::deque<Piece> pieces;
 };
@@ -60,7 +60,7 @@ inline bool PendingSave::done() const {
   return state_->result.has_value();
 }
 
-/// What the threads share, and the pieces that are out when the saver goes.
+/// State that the threads share, and that pieces in use keep when the saver is destroyed.
 template <Media M>
 struct CheckpointSaver<M>::Shared {
   mutable std::mutex mutex;
@@ -195,7 +195,7 @@ void CheckpointSaver<M>::capture(PendingSave::State& save) {
   const std::uint64_t chunk_bytes = store_.chunk_bytes();
   for (std::size_t tensor = 0; tensor < save.tensors.size(); ++tensor) {
     const TensorSource& source = save.tensors[tensor];
-    // What does not fit together is for CheckpointStore::save to refuse.
+    // CheckpointStore::save refuses what is inconsistent.
     const std::uint64_t bytes = source.spec.bytes().value_or(0);
     if (!source.read && !source.piece && source.bytes.size() != bytes) return;
     for (std::uint64_t offset = 0; offset < bytes; offset += chunk_bytes) {
@@ -231,7 +231,7 @@ void CheckpointSaver<M>::capture(PendingSave::State& save) {
       } else {
         std::memcpy(copy.get(), source.bytes.data() + offset, length);
       }
-      // Its memory comes back when the last that holds it lets go.
+      // Its memory is returned when the last holder releases it.
       const bool whole = length == chunk_bytes;
       std::shared_ptr<const std::byte[]> piece(
           copy.release(), [shared = shared_, length, whole](const std::byte* held) {

@@ -15,12 +15,12 @@
 
 namespace dunnock {
 
-/// One save under way.
+/// One save in progress.
 template <Media M>
 struct CheckpointStore<M>::Save {
   using Batch = typename KvStore<M>::Batch;
   using Memory = std::shared_ptr<const std::byte[]>;
-  /// What there was no room for: a chunk, with the memory that it lies in unless it is the tensor's own.
+  /// A chunk for which there was no room, with its memory unless that is the tensor's own.
   struct Left {
     typename KvStore<M>::Item item;
     Memory memory;
@@ -36,7 +36,7 @@ struct CheckpointStore<M>::Save {
   std::atomic<std::uint64_t> bytes_written{0};
   std::atomic<bool> failed{false};
   std::mutex mutex;                               // of what follows
-  std::unordered_set<IndexKey, KeyHash> writing;  // what it has come to, and counts upon
+  std::unordered_set<IndexKey, KeyHash> writing;  // keys that it has reached, and relies on
   std::vector<Left> left;                         // chunks that the log had no room for
   std::vector<Batch> unpublished;                 // chunks that the index had no room for
   Status status;
@@ -65,7 +65,7 @@ CheckpointStore<M>::CheckpointStore(Region catalog, KvStore<M> data, const Catal
       catalog_(std::move(catalog)),
       data_(std::move(data)) {}
 
-/// What create() refuses to write, attach() refuses to believe: one check for both. Empty: nothing is wrong.
+/// Checks a header before create() writes it and after attach() reads it. Empty: nothing is wrong.
 template <Media M>
 std::string CheckpointStore<M>::wrong_with(const CatalogHeader& header, std::uint64_t segment_bytes) {
   if (header.chunk_bytes < 64 || header.chunk_bytes > segment_bytes / 2)
@@ -159,7 +159,7 @@ auto CheckpointStore<M>::attach(Region catalog, KvStore<M> data, M media) -> Res
   return CheckpointStore(std::move(catalog), std::move(data), header, std::move(media));
 }
 
-/// Is nothing but free lines and a part of a header there?
+/// Does the region hold only free lines and part of a header?
 template <Media M>
 bool CheckpointStore<M>::is_unformatted(const Region& catalog, std::string_view name) noexcept {
   if (catalog.bytes() < kCatalogLinesOffset || word_of(catalog, 0) != 0) return false;
@@ -171,13 +171,13 @@ bool CheckpointStore<M>::is_unformatted(const Region& catalog, std::string_view 
 }
 
 /// The regions that a crash has left of a creation in a pool of an older format: a catalog without a magic word, which
-/// was made first there, and a KvStore in any state but used. Errors: AlreadyExists: there is something else.
+/// was made first there, and a KvStore in any state but used. Errors: AlreadyExists: other data exists.
 template <Media M>
 Result<std::vector<std::string>> CheckpointStore<M>::left_over(Pool& pool, std::string_view name) {
   const std::string catalog_name = std::string(name) + ".catalog";
   const std::string data_name = std::string(name) + ".data";
   const auto catalog = pool.open_region(catalog_name);
-  // A KvStore without a catalog is somebody's own. Its own creation knows what is left of one.
+  // A KvStore without a catalog belongs to someone else. Its own creation handles what is left of one.
   if (!catalog) return std::vector<std::string>();
   if (!is_unformatted(*catalog, name))
     return make_error(ErrorCode::kAlreadyExists,
@@ -325,7 +325,7 @@ Result<Manifest> CheckpointStore<M>::manifest_of(std::string_view name, std::uin
   std::optional<CatalogFields> fields;
   {
     const std::lock_guard lock(shared_->catalog);
-    // A newer one may be in a line that can't be read: nothing older is given for it without a word.
+    // A newer one may be in a line that can't be read: an older one is not silently returned instead.
     const bool unsure = version == kLatestVersion && count_damaged() != 0;
     if (const auto line = find_line(name, version); line && !unsure) fields = read_line(*line);
   }
@@ -338,7 +338,7 @@ Result<Manifest> CheckpointStore<M>::manifest_of(std::string_view name, std::uin
   return manifest;
 }
 
-/// That it is not there, as far as the catalog can be read.
+/// The error that the checkpoint does not exist, as far as the catalog can be read.
 template <Media M>
 tl::unexpected<Error> CheckpointStore<M>::no_such(std::string_view name, std::uint64_t version) const {
   const std::uint64_t lines = damaged();
@@ -369,7 +369,7 @@ void CheckpointStore<M>::publish(std::uint64_t line, const CatalogFields& fields
   media_.store(checkpoint_point::kFields, at.tensor_bytes, fields.tensor_bytes);
   media_.store(checkpoint_point::kPublish, at.state, catalog_mark(fields, place_of(line)));
   media_.flush(checkpoint_point::kPublish, &at);
-  media_.fence(checkpoint_point::kPublish);  // The checkpoint is there.
+  media_.fence(checkpoint_point::kPublish);  // The checkpoint exists.
 }
 
 // ----- saving -----------------------------------------------------------------------------------------------------
@@ -440,7 +440,7 @@ Result<SaveReport> CheckpointStore<M>::save(std::string_view name, std::uint64_t
   }
   Status saved = save_once(save, tensors, options.threads);
   if (!saved && saved.error().code == ErrorCode::kNoSpace && status() && collect().value_or(0) != 0)
-    saved = save_once(save, tensors, options.threads);  // Goes on where it stopped.
+    saved = save_once(save, tensors, options.threads);  // Continues where it stopped.
   {
     const std::lock_guard lock(shared.catalog);
     shared.saving.erase(title);
@@ -461,10 +461,10 @@ Result<SaveReport> CheckpointStore<M>::save(std::string_view name, std::uint64_t
   return report;
 }
 
-/// Chunks, manifest, catalog line, in this order. After NoSpace it may be called again, and goes on.
+/// Writes chunks, manifest and catalog line, in this order. After NoSpace it may be called again, and continues.
 template <Media M>
 Status CheckpointStore<M>::save_once(Save& save, std::span<const TensorSource> tensors, unsigned threads) {
-  const std::shared_lock gate(shared_->gate);  // Nothing is collected that this save counts upon.
+  const std::shared_lock gate(shared_->gate);  // Nothing is collected that this save relies on.
   save.failed = false;
   save.status = {};
   if (!write_left(save)) return save.status;
@@ -478,7 +478,7 @@ Status CheckpointStore<M>::save_once(Save& save, std::span<const TensorSource> t
   return {};
 }
 
-/// What a save before it has left. False: there is no room.
+/// Writes what an earlier attempt has left. False: there is no room.
 template <Media M>
 bool CheckpointStore<M>::write_left(Save& save) {
   while (!save.unpublished.empty() && save.unpublished.back().commit()) save.unpublished.pop_back();
@@ -500,7 +500,7 @@ void CheckpointStore<M>::finish(Save& save, typename Save::Batch& batch) {
   save.unpublished.push_back(std::move(batch));
 }
 
-/// What one thread does: takes the next chunks until there are no more.
+/// The work of one thread: takes the next chunks until there are no more.
 template <Media M>
 void CheckpointStore<M>::save_chunks(Save& save, std::span<const TensorSource> tensors) {
   typename Save::Batch batch(data_);
@@ -555,8 +555,8 @@ void CheckpointStore<M>::save_chunk(Save& save, const TensorSource& source, std:
     if (!save.writing.insert(digest.key).second) return;  // This save has it already.
   }
   const typename KvStore<M>::Item item{digest.key, {bytes, length}, digest.checksum};
-  // That a key is there says nothing of its bytes, and the good ones are at hand. What is the same is durable, for a
-  // get never tells of what is not.
+  // That a key exists says nothing about its bytes, and we have the correct ones. Equal bytes are durable, since a get
+  // never returns what is not.
   const Compared compared = data_.compare(item);
   if (compared == Compared::kSame) return;
   if (compared == Compared::kDifferent) ++save.chunks_healed;
@@ -577,7 +577,7 @@ bool CheckpointStore<M>::write_manifest(Save& save, CatalogFields& fields) {
   fields.version = save.manifest.version;
   fields.created_seconds = save.manifest.created_seconds;
   fields.tensor_bytes = save.manifest.bytes();
-  // Other than that of any manifest whose pieces may still be given back.
+  // Different from that of any manifest whose pieces may still be freed.
   fields.manifest_id = catalog_manifest_id(save.line, save.number, fields.name_hash, fields.version);
   for (std::uint64_t piece = 0; piece < pieces_of(bytes.size()); ++piece) {
     const std::uint64_t from = piece * piece_bytes();
@@ -794,7 +794,7 @@ Result<CheckpointDiff> CheckpointStore<M>::diff(std::string_view first_name, std
   return diff;
 }
 
-/// The checkpoint is not there any more, durably. Under the mutex of the catalog.
+/// Removes the checkpoint, durably. Under the mutex of the catalog.
 template <Media M>
 void CheckpointStore<M>::clear_line(std::uint64_t line) {
   media_.store(checkpoint_point::kRemove, line_at(line).state, catalog_free(place_of(line)));
@@ -823,14 +823,14 @@ Status CheckpointStore<M>::remove(std::string_view name, std::uint64_t version) 
     count_references();
     clear_line(*line);
     DUNNOCK_TRY(status());
-    // Without its manifest nobody knows what only it needed; collect() finds out.
+    // Without its manifest it is unknown what only it needed; collect() finds out.
     if (manifest) shared.removed.emplace_back(*fields, std::move(*manifest));
   }
   give_back_removed();
   return status();
 }
 
-/// Erases what only removed checkpoints needed, if no save or restore is under way; then the last of them does it.
+/// Erases what only removed checkpoints needed, if no save or restore is in progress; otherwise the last of them does.
 template <Media M>
 void CheckpointStore<M>::give_back_removed() {
   Shared& shared = *shared_;
@@ -844,7 +844,7 @@ void CheckpointStore<M>::give_back_removed() {
         const auto count = shared.references->find(chunk);
         if (count == shared.references->end() || --count->second != 0) continue;
         shared.references->erase(count);
-        // A save that waits for room may count upon it.
+        // A save that waits for room may rely on it.
         const bool counted_upon = std::any_of(shared.saving.begin(), shared.saving.end(), [&chunk](const auto& saving) {
           return saving.second->writing.contains(chunk);
         });
@@ -858,7 +858,7 @@ void CheckpointStore<M>::give_back_removed() {
   shared.removed.clear();
 }
 
-/// How often each chunk is named by the checkpoints that there are. Under the mutex of the catalog.
+/// Counts how often existing checkpoints name each chunk. Under the mutex of the catalog.
 template <Media M>
 void CheckpointStore<M>::count_references() {
   Shared& shared = *shared_;
@@ -868,7 +868,7 @@ void CheckpointStore<M>::count_references() {
     bool damaged = false;
     const auto fields = read_line(line, &damaged);
     const auto manifest = fields ? read_manifest(*fields) : Result<Manifest>(Manifest{});
-    // What a damaged checkpoint needs can't be told, so nothing is thrown away that it may need.
+    // What a damaged checkpoint needs is unknown, so nothing that it may need is erased.
     shared.references_unsure = shared.references_unsure || damaged || !manifest;
     if (manifest) note_references(*manifest);
   }
@@ -947,7 +947,7 @@ Result<RetainReport> CheckpointStore<M>::retain(std::string_view name, const Ret
   std::uint64_t kept = 0;
   for (const std::uint64_t version : versions) {
     if (kept < retention.keep_last) {
-      // One that can't be read is no checkpoint to fall back on.
+      // A checkpoint that can't be read is not one to fall back on.
       ++(manifest(name, version) ? kept : report.damaged);
       continue;
     }
@@ -969,7 +969,7 @@ Result<std::uint64_t> CheckpointStore<M>::collect() {
   for (std::uint64_t line = 0; line < lines_; ++line) {
     bool damaged = false;
     const auto fields = read_line(line, &damaged);
-    // What a damaged one needs can't be told, so nothing is thrown away.
+    // What a damaged one needs is unknown, so nothing is erased.
     const auto refuse = [line](ErrorCode code, const std::string& why) {
       return make_error(code, "no space is given back while a checkpoint can't be read: catalog line " +
                                   std::to_string(line) + ": " + why);

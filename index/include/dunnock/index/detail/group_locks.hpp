@@ -1,12 +1,13 @@
 // Volatile locks, one byte for each group of an index (folded to a bounded number), with a warning to readers.
 //
-//   0 free      nobody changes the group; what a reader has read is durable
+//   0 free      no thread changes the group; what a reader has read is durable
 //   1 dirty     a writer may have stored what is not durable yet: a reader that finds this *after* reading persists
 //               what it read before it answers
 //   2 held      a writer looks or copies, but has stored nothing
 //
 // Readers never write here and never wait. Partners: dirty() precedes the writer's first store (release) <-> the
-// reader's loads (acquire) precede its is_dirty(): who saw the store sees the mark, or the release() after its fence.
+// reader's loads (acquire) precede its is_dirty(): a reader that saw the store sees the mark, or the release() after
+// its fence.
 #pragma once
 
 #include <algorithm>

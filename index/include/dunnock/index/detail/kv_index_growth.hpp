@@ -2,10 +2,10 @@
 //
 //   1  take a slot for the new segment (may make a chunk)          nothing locked
 //   2  lock all groups of the old one                              its writers wait, its readers do not
-//   3  copy records and words of those that move; one fence        the new segment is whole, and nobody's
+//   3  copy records and words of those that move; one fence        the new segment is complete, and unused
 //   4  store its directory word; flush, fence                      the new segment exists
-//   5  tell the volatile directory                                 readers that were in the old one look again
-//   6  free in the old segment what has moved; unlock              no flush: after a crash the keys' hashes tell
+//   5  update the volatile directory                               readers that were in the old one look again
+//   6  free in the old segment what has moved; unlock              no flush: after a crash the keys' hashes show it
 #pragma once
 
 #include "dunnock/index/kv_index.hpp"
@@ -14,12 +14,12 @@
 
 namespace dunnock {
 
-/// What is to be done with each word of the old segment.
+/// What to do with each word of the old segment.
 template <Media M>
 struct KvIndex<M>::SplitPlan {
   struct OneWord {
     std::uint8_t movers = 0;     // bit i: the entry of lane i moves
-    std::uint8_t stayers = 0;    // bit i: it stays. In neither: no entry.
+    std::uint8_t stayers = 0;    // bit i: it stays. Neither: no entry.
     std::uint8_t level_old = 0;  // how far its own entries are, of those that stay
     std::uint8_t level_new = 0;  // ... and of those that move
   };
@@ -45,7 +45,7 @@ void KvIndex<M>::plan_split(Segment segment, std::uint64_t number, SplitPlan& pl
 }
 
 /// Every word of the new segment is written, so it does not matter what a crash left there. Records without a lane
-/// are not: fill() looks at them.
+/// are not: fill() checks them.
 template <Media M>
 void KvIndex<M>::copy_movers(Segment from, Segment to, const SplitPlan& plan) const {
   for (std::uint64_t group = 0; group < groups_; ++group) {
@@ -102,8 +102,8 @@ void KvIndex<M>::commit_split(std::uint64_t number, Segment from, Segment to, st
   media_.flush(index_point::kSplitCommit, &directory_at(new_number));
   media_.fence(index_point::kSplitCommit);  // The new segment exists.
 
-  // Who reads a key's entry here finds one segment or the other, and nobody has written to the new one yet under a
-  // key whose entry still says the old one.
+  // A thread that reads a key's entry here finds one segment or the other, and none has written to the new one yet
+  // under a key whose directory entry is still the old one.
   for (std::uint64_t i = number; i <= directory->mask(); i += 1ULL << depth) {
     const Segment now = (i >> depth & 1) != 0 ? to : from;
     directory->entries[i].store(reinterpret_cast<std::uintptr_t>(now.base()) | (depth + 1), std::memory_order_release);
@@ -160,7 +160,7 @@ bool KvIndex<M>::split(Segment segment, const Place& place) {
   if (segment.depth() == directory_depth_max_) return false;
   std::uint64_t slot = 0;
   std::byte* memory = take_slot(slot);
-  if (memory == nullptr) return !(segment_of(place) == segment);  // Somebody else may have split it.
+  if (memory == nullptr) return !(segment_of(place) == segment);  // Another thread may have split it.
 
   Shared& shared = *shared_;
   const std::uint64_t number = segment.number(place.segment);

@@ -54,7 +54,7 @@ KvIndex<M>::KvIndex(Region meta, IndexMemory memory, const IndexHeader& header, 
   shared_->chunk_starts.push_back(0);
 }
 
-/// What create() refuses to write, attach() refuses to believe: one check for both. Empty: nothing is wrong.
+/// Checks a header before create() writes it and after attach() reads it. Empty: nothing is wrong.
 template <Media M>
 std::string KvIndex<M>::wrong_with(const IndexHeader& header) {
   if (header.segment_groups < 2 || header.segment_groups > 4096 || !std::has_single_bit(header.segment_groups))
@@ -254,8 +254,8 @@ Result<IndexRecovery> KvIndex<M>::recover() {
   return report;
 }
 
-/// Slots of the chunk that follows the first `before` slots: all of the first segments, then a quarter of what there
-/// is, but at least 1 MiB. A chunk is one extent, so it stays under 1 GiB.
+/// Slots of the chunk that follows the first `before` slots: all of the first segments, then a quarter of the existing
+/// slots, but at least 1 MiB. A chunk is one extent, so it stays under 1 GiB.
 template <Media M>
 std::uint64_t KvIndex<M>::chunk_slots(std::uint64_t before) const noexcept {
   const std::uint64_t bytes = segment_bytes(static_cast<std::uint32_t>(groups_));
@@ -301,7 +301,7 @@ IndexMemory KvIndex<M>::memory_of(Pool& pool, std::string_view name) {
   const auto obtain = [pool = &pool, name = std::string(name), open](unsigned chunk,
                                                                      std::uint64_t bytes) -> Result<Region> {
     const std::string region_name = name + ".s" + std::to_string(chunk);
-    // There already when a crash came between making it and using it.
+    // It exists already if a crash came between making it and using it.
     if (auto region = open(chunk, bytes)) {
       if (region->bytes() == bytes) return region;
       return make_error(ErrorCode::kAlreadyExists, "region '" + region_name + "' of " + pool->path() + " has " +
@@ -369,7 +369,7 @@ bool KvIndex<M>::is_unused(const Region& meta) {
 
 /// The regions that a crash has left of a creation in a pool of an older format: without a magic word, or, where a
 /// larger structure knows that it was never finished, `formatted` ones that nothing was ever put into.
-/// Errors: AlreadyExists: there is something else.
+/// Errors: AlreadyExists: other data exists.
 template <Media M>
 Result<std::vector<std::string>> KvIndex<M>::left_over(Pool& pool, std::string_view name, bool formatted) {
   std::vector<std::string> left;
@@ -472,7 +472,7 @@ void KvIndex<M>::close() {
   media_.store(index_point::kCloseCount, state().entries, entries);
   media_.store(index_point::kCloseClean, state().clean, index_clean_mark(entries));
   media_.flush(index_point::kCloseClean, &state());
-  media_.fence(index_point::kCloseClean);  // The count may be believed.
+  media_.fence(index_point::kCloseClean);  // The count can be trusted.
 }
 
 template <Media M>
@@ -499,7 +499,7 @@ void KvIndex<M>::for_each_lane(Segment segment, Visit&& visit) const {
 }
 
 /// The cursor that follows `cursor` when a segment of that depth has been seen: numbers are counted up from their
-/// highest bit, so what splits make of a segment is all behind the cursor or all ahead of it. 0: that was the last.
+/// highest bit, so what splits make of a segment is all past the cursor or all ahead of it. 0: that was the last.
 template <Media M>
 std::uint64_t KvIndex<M>::next_cursor(std::uint64_t cursor, unsigned depth) noexcept {
   std::uint64_t bit = depth == 0 ? 0 : 1ULL << (depth - 1);
@@ -530,8 +530,8 @@ bool KvIndex<M>::is_entry(Segment segment, std::uint64_t number, std::uint64_t g
          (place.group == group || place.other == group);
 }
 
-/// Does a live record fail its checksum? No crash leaves such: what it says of itself can't be believed, its key
-/// neither.
+/// Does a live record fail its checksum? No crash leaves one like that: none of its fields, not even its key, can be
+/// trusted.
 template <Media M>
 bool KvIndex<M>::is_damaged(const IndexRecord& record) const {
   using detail::Control;
@@ -541,7 +541,7 @@ bool KvIndex<M>::is_damaged(const IndexRecord& record) const {
     const std::uint64_t sum = Control::sum(key_of(record), value_of(record, Control::slot(control)), low) | low;
     const std::uint64_t again = media_.load(record.control);
     if (again == control) return sum != control || !Control::sound_tag(control);
-    control = again;  // Somebody writes it.
+    control = again;  // A writer is changing it.
   }
   return false;
 }
@@ -593,7 +593,7 @@ std::uint64_t KvIndex<M>::size() const {
   if (!shared.base_known.load(std::memory_order_acquire) && media_ok(media_)) {
     const std::lock_guard guard(shared.recount);
     if (!shared.base_known.load(std::memory_order_relaxed)) {
-      // Writers stand still while the table is counted.
+      // Writers wait while the table is counted.
       for (std::uint64_t i = 0; i < shared.locks.count(); ++i) shared.locks.acquire(i, media_);
       std::int64_t entries = 0;
       for_each_segment([&](Segment segment, std::uint64_t number) {
@@ -653,7 +653,7 @@ IndexCheck KvIndex<M>::check() const {
   };
   IndexHeader header;
   if (Status valid = check_header(meta_, header); !valid) violated(valid.error().message);
-  // The durable directory says what the volatile one says.
+  // The durable directory must match the volatile one.
   const Directory& directory = *shared_->directory.load(std::memory_order_acquire);
   if (media_.load(state().depth) != directory.depth) violated("the directory's depth differs from the durable one");
   for (std::uint64_t i = 0; i < 1ULL << directory_depth_max_; ++i) {
@@ -684,7 +684,7 @@ IndexCheck KvIndex<M>::check() const {
                   [&](std::uint64_t group, unsigned v, std::uint64_t value, unsigned lane, const IndexRecord& record) {
                     Place place;
                     const std::uint64_t fingerprint = L::lane(value, lane);
-                    if (is_damaged(record)) {  // Before its key is believed.
+                    if (is_damaged(record)) {  // Before its key is trusted.
                       ++report.damaged;
                       violated(where(group, v) + " lane " + std::to_string(lane) + ": the record fails its checksum");
                       return;

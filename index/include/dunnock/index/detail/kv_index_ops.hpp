@@ -8,8 +8,8 @@
 
 namespace dunnock {
 
-/// The locks that one writer holds, and the fence that it owes before it may give them back. Locks are taken in
-/// ascending order; one that is not, only if nobody has it.
+/// The locks that one writer holds, and the fence that it must make before it may release them. Locks are taken in
+/// ascending order; out of that order, only a lock that is free.
 template <Media M>
 class KvIndex<M>::Writer {
  public:
@@ -18,7 +18,7 @@ class KvIndex<M>::Writer {
   Writer& operator=(const Writer&) = delete;
   ~Writer() { commit(); }
 
-  /// False: it can't be had as long as the others are held.
+  /// False: the lock is not available while the others are held.
   [[nodiscard]] bool lock(std::uint64_t id) noexcept {
     detail::GroupLocks& locks = index_.shared_->locks;
     if (!locks.try_acquire(id)) {
@@ -30,11 +30,11 @@ class KvIndex<M>::Writer {
     held_[held_count_++] = id;
     return true;
   }
-  /// From here readers persist what they read of the group. Before the first store to it.
+  /// Makes readers persist what they read of the group from here on. Call before the first store to it.
   void dirty(std::uint64_t id) noexcept { index_.shared_->locks.dirty(id); }
-  /// Something was flushed; `fence` names the fence that makes it durable.
+  /// Notes that something was flushed; `fence` names the fence that makes it durable.
   void owe(Point fence) noexcept { owed_ = batch_ ? index_point::kBatchFence : fence; }
-  /// Makes everything durable and gives all locks back.
+  /// Makes everything durable and releases all locks.
   void commit() noexcept {
     if (owed_ != Point{}) index_.media_.fence(owed_);
     owed_ = Point{};
@@ -87,7 +87,7 @@ bool KvIndex<M>::read_record(const IndexRecord& record, const IndexKey& key, Rea
     }
     const std::uint64_t low = control & Control::kLowMask;
     if ((Control::sum(stored, value, low) | low) != control || !Control::sound_tag(control)) [[unlikely]] {
-      reading.result.state = GetState::kDamaged;  // Whose it was can't be told; the key may still be found elsewhere.
+      reading.result.state = GetState::kDamaged;  // Its key is unknown; the key sought may still be found elsewhere.
       return false;
     }
     if (!(stored == key)) return false;
@@ -102,7 +102,7 @@ template <Media M>
 bool KvIndex<M>::read_word(const Word& word, std::uint64_t seen, std::uint64_t pattern, const IndexRecord* records,
                            const IndexKey& key, Reading& reading) const {
   if (L::match_quickly(seen, pattern) == 0) return false;
-  // Exactly, now: the record of an empty lane may be that of a put under way, or of one that a crash has interrupted.
+  // Exactly, now: the record of an empty lane may be that of a put in progress, or of one that a crash has interrupted.
   for (std::uint64_t lanes = L::zero_lanes(seen ^ pattern); lanes != 0; lanes &= lanes - 1) {
     const GetResult before = reading.result;
     if (!read_record(records[L::lane_of(lanes)], key, reading)) continue;
@@ -136,7 +136,7 @@ void KvIndex<M>::read_segment(Segment segment, const IndexKey& key, const Place&
   }
 }
 
-/// Makes durable what a get has read while a writer was at it: the fingerprint lines, and the records that they point
+/// Makes durable what a get has read while a writer was active: the fingerprint lines, and the records that they point
 /// to for this fingerprint. (A record whose lane has gone since then was durable before: its lock was taken again.)
 template <Media M>
 void KvIndex<M>::persist_read(Segment segment, const Place& place, bool far) const {
@@ -154,7 +154,7 @@ void KvIndex<M>::persist_read(Segment segment, const Place& place, bool far) con
   };
   persist_group(place.group);
   if (far && is_taken(media_, index_point::kPersistOther)) persist_group(place.other);
-  media_.fence(index_point::kReadPersist);  // What was read is durable before it is told.
+  media_.fence(index_point::kReadPersist);  // What was read is durable before it is returned.
   shard().reader_persists.fetch_add(1, std::memory_order_relaxed);
 }
 
@@ -232,7 +232,7 @@ std::size_t KvIndex<M>::get_bulk(std::span<const IndexKey> keys, GetResult* resu
       places[i] = place_of(keys[from + i]);
       __builtin_prefetch(words_of(segment_of(places[i]), places[i].group));
     }
-    // The first lane that holds the fingerprint is mostly the one.
+    // The first lane that holds the fingerprint is usually the right one.
     for (std::size_t i = 0; i < count; ++i) {
       const Place& place = places[i];
       const Segment segment = segment_of(place);
@@ -279,7 +279,7 @@ auto KvIndex<M>::find_in(Segment segment, std::uint64_t group, unsigned first, u
   return {};
 }
 
-/// Takes the locks that tell whether the key is there, and finds it. `both`: those of both groups from the start.
+/// Takes the locks needed to know whether the key exists, and finds it. `both`: those of both groups from the start.
 template <Media M>
 auto KvIndex<M>::lock_and_find(Writer& writer, const IndexKey& key, const Place& place, bool both) const -> Site {
   const std::uint64_t pattern = L::pattern(place.fingerprint);
@@ -317,7 +317,7 @@ bool KvIndex<M>::lock_other(Writer& writer, const Place& place, Site& site) cons
   return site.both;
 }
 
-/// The word of a group with the most empty lanes: -1 when there is none.
+/// The word of a group with the most empty lanes; -1 if there is none.
 template <Media M>
 int KvIndex<M>::roomiest(Segment segment, std::uint64_t group) const {
   const Word* words = words_of(segment, group);
@@ -348,7 +348,7 @@ void KvIndex<M>::fill(Writer& writer, const Place& place, const Site& site, std:
     control = Control::next_free(control);
     media_.store(index_point::kResetRecord, record.control, control);
     media_.flush(index_point::kResetRecord, &record);
-    media_.fence(index_point::kResetRecord);  // What a crash left in the line is no entry.
+    media_.fence(index_point::kResetRecord);  // What a crash left in the line is not an entry.
   }
   media_.store(index_point::kRecordFields, record.key[0], key.low);
   media_.store(index_point::kRecordFields, record.key[1], key.high);
@@ -479,7 +479,7 @@ void KvIndex<M>::remove(Writer& writer, const Place& place, const Site& site) {
 template <Media M>
 IndexValue KvIndex<M>::stored_value(const Slot& slot) const {
   const std::uint64_t control = media_.load(slot.record->control);
-  if (!detail::Control::sound_tag(control)) return {};  // Damaged; what it was can't be told.
+  if (!detail::Control::sound_tag(control)) return {};  // Damaged; its value is unknown.
   return {value_of(*slot.record, detail::Control::slot(control)), detail::Control::tag(control)};
 }
 

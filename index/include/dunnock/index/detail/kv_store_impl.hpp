@@ -21,7 +21,7 @@ Status KvStore<M>::check_options(const StoreOptions& options) {
 
 /// What a crash has left of a creation in a pool of an older format. The log was made first there, so a formatted one
 /// that was never used, without an index, is left over, too. `formatted`: so is such an index.
-/// Errors: AlreadyExists: there is something else.
+/// Errors: AlreadyExists: other data exists.
 template <Media M>
 Result<std::vector<std::string>> KvStore<M>::left_over(Pool& pool, std::string_view name, bool formatted) {
   auto left = ValueLog<M>::left_over(pool, name, true);
@@ -261,7 +261,7 @@ bool KvStore<M>::compact_one(double live_at_most) {
 template <Media M>
 std::uint64_t KvStore<M>::compact(std::uint64_t segments_max, double live_at_most) {
   if constexpr (kIsReadOnly<M>) return 0;
-  if (!status()) return 0;  // After a fork, who compacts may not be here.
+  if (!status()) return 0;  // After a fork, the thread that compacts may not exist.
   std::uint64_t freed = 0;
   while (shared_->compacting.exchange(true, std::memory_order_acquire)) log_.pause();  // Partner: the store below.
   while (freed < segments_max && compact_one(live_at_most)) ++freed;
@@ -291,7 +291,7 @@ bool KvStore<M>::make_room() {
 template <Media M>
 void KvStore<M>::recount() {
   log_.recount([&](const auto& add) {
-    // What can't be read counts as garbage here; a compaction that meets it sees for itself.
+    // What can't be read counts as garbage here; a compaction that meets it checks again.
     (void)index_.for_each([&](const IndexKey&, const IndexValue& value) {
       if (value.is_locator()) add(value.locator());
     });
@@ -302,7 +302,7 @@ template <Media M>
 IndexCheck KvStore<M>::check() const {
   IndexCheck report = index_.check();
   if (std::string wrong = log_.check(); !wrong.empty()) report.violations.push_back(std::move(wrong));
-  (void)index_.for_each([&](const IndexKey& key, const IndexValue& value) {  // The index has told of its own damage.
+  (void)index_.for_each([&](const IndexKey& key, const IndexValue& value) {  // The index has reported its own damage.
     if (!value.is_locator()) return;
     const auto view = log_.view(value.locator(), key);
     if (view.state == ReadState::kFound) return;

@@ -26,7 +26,7 @@ class MediaMutex {
       mutex_.lock();
     }
   }
-  /// After a fork, who holds it may not be here: ask media_ok() before locking.
+  /// After a fork, the thread that holds it may not exist: ask media_ok() before locking.
   [[nodiscard]] const M& media() const noexcept { return media_; }
   void unlock() {
     if constexpr (kSimulated<M>) {

@@ -10,8 +10,7 @@
 
 namespace dunnock {
 
-// ----- life
-// -----------------------------------------------------------------------------------------------------------
+// ----- life ---------------------------------------------------------------------------------------------------------
 
 template <Media M>
 Status PrefixStore<M>::check_options(const PrefixOptions& options) {
@@ -106,13 +105,12 @@ auto PrefixStore<M>::open_or_create(Pool& pool, std::string_view name, const Pre
   return made;
 }
 
-// ----- keys
-// -----------------------------------------------------------------------------------------------------------
+// ----- keys ---------------------------------------------------------------------------------------------------------
 
 template <Media M>
 IndexKey PrefixStore<M>::root(const PrefixDomain& domain) const {
   IndexKey key = detail::chain_start(data_.index().seed());
-  // One link a field, so that no two sets of fields run together.
+  // One link per field, so that different sets of fields can't give the same hash.
   for (const std::string* text : {&domain.dtype, &domain.layout, &domain.tenant})
     key = detail::chained_hash(key, std::as_bytes(std::span(*text)));
   const std::uint64_t numbers[] = {domain.model_digest.low, domain.model_digest.high, domain.shard, domain.shards};
@@ -137,10 +135,9 @@ std::vector<IndexKey> PrefixStore<M>::keys_of(const IndexKey& root, std::span<co
   return keys;
 }
 
-// ----- lookup
-// ---------------------------------------------------------------------------------------------------------
+// ----- lookup -------------------------------------------------------------------------------------------------------
 
-/// Is there a sound record of this block, at this depth, under this parent (null: not known)?
+/// Is there a valid record of this block, at this depth, under this parent (null: not known)?
 template <Media M>
 bool PrefixStore<M>::is_block(const IndexKey& key, const IndexKey* parent, std::uint64_t depth) const {
   for (GetResult found = data_.index().get(key);;) {
@@ -160,8 +157,8 @@ auto PrefixStore<M>::lookup(std::span<const IndexKey> keys) const -> Match {
   if (!status()) return {};
   Shared& shared = *shared_;
   std::uint64_t probes = 0, reads = 0;
-  // Blocks [0, low) are there, block `high` is not, as far as fingerprints tell. The last one found is then made sure
-  // of; if it was a false positive, the search goes on below it.
+  // Blocks [0, low) are stored and block `high` is not, according to fingerprints. The last one found is then verified;
+  // if it was a false positive, the search continues below it.
   std::size_t low = 0, high = keys.size();
   for (;;) {
     low = 0;
@@ -182,7 +179,7 @@ auto PrefixStore<M>::lookup(std::span<const IndexKey> keys) const -> Match {
   Match match;
   {
     const std::lock_guard<Mutex> lock(shared.mutex);
-    // It may have been evicted since; then what comes before it is still there.
+    // It may have been evicted since; then the blocks before it still exist.
     while (low > 0 && shared.tree_known && is_taken(data_.log().media(), prefix_point::kStillThere)) {
       const auto node = shared.nodes.find(keys[low - 1]);
       if (node != shared.nodes.end() && !node->second.leaving) break;
@@ -212,7 +209,7 @@ void PrefixStore<M>::unpin(Shared& shared, const IndexKey& key) {
   if (pin != shared.pins.end() && --pin->second == 0) shared.pins.erase(pin);
 }
 
-/// They were used now. Under the mutex.
+/// Notes that the blocks were used now. Under the mutex.
 template <Media M>
 void PrefixStore<M>::touch(std::span<const IndexKey> keys) const {
   Shared& shared = *shared_;
@@ -241,12 +238,11 @@ auto PrefixStore<M>::get(const IndexKey& key) const -> Block {
   return block;
 }
 
-// ----- the tree
-// -------------------------------------------------------------------------------------------------------
+// ----- the tree -----------------------------------------------------------------------------------------------------
 
-/// Reads every block's header, once after opening. Under the mutex. What can't be read, and what hangs from it, would
-/// neither be found nor ever be evicted: it is thrown away here. (Records that the index itself can't read have no key
-/// any more; check() tells of them.)
+/// Reads every block's header, once after opening. Under the mutex. A block that can't be read, and its descendants,
+/// would neither be found nor ever be evicted: they are dropped here. (Records that the index itself can't read have no
+/// key any more; check() reports them.)
 template <Media M>
 void PrefixStore<M>::know_tree() const {
   Shared& shared = *shared_;
@@ -277,7 +273,7 @@ void PrefixStore<M>::know_tree() const {
     shared.bytes += node->second.bytes;
     shared.clock = std::max(shared.clock, node->second.used + 1);
   }
-  // Those that hang from others come last.
+  // Children come after their parents.
   for (auto one = doomed.rbegin(); one != doomed.rend(); ++one) {
     if (data_.erase(*one)) shared.quarantined.fetch_add(1, std::memory_order_relaxed);
   }
@@ -311,7 +307,7 @@ void PrefixStore<M>::remove_node(const IndexKey& key) const {
   if (node.depth != 0) drop_child(node.parent);
 }
 
-/// Evicts the leaf that was used longest ago and is not pinned. False: there is none. Lets go of the lock meanwhile.
+/// Evicts the least recently used leaf that is not pinned. False: there is none. Releases the lock meanwhile.
 template <Media M>
 bool PrefixStore<M>::evict_one(std::unique_lock<Mutex>& lock) const {
   Shared& shared = *shared_;
@@ -325,7 +321,7 @@ bool PrefixStore<M>::evict_one(std::unique_lock<Mutex>& lock) const {
   const bool leaf_first = is_taken(data_.log().media(), prefix_point::kLeafFirst);
   if (!leaf_first) remove_node(key);
   lock.unlock();
-  data_.erase(key);  // Durable before its parent may go.
+  data_.erase(key);  // Durable before its parent may be evicted.
   lock.lock();
   if (leaf_first) remove_node(key);
   shared.evicted.fetch_add(1, std::memory_order_relaxed);
@@ -343,7 +339,7 @@ std::size_t PrefixStore<M>::evict(std::size_t blocks_max) const {
   return gone;
 }
 
-/// Throws away a block that can't be read, and all that follow it, last ones first. Rare, so it looks at everything.
+/// Drops a block that can't be read, and all that follow it, last ones first. Rare, so it scans everything.
 template <Media M>
 void PrefixStore<M>::quarantine(const IndexKey& key) const {
   Shared& shared = *shared_;
@@ -364,8 +360,7 @@ void PrefixStore<M>::quarantine(const IndexKey& key) const {
   }
 }
 
-// ----- putting
-// --------------------------------------------------------------------------------------------------------
+// ----- putting ------------------------------------------------------------------------------------------------------
 
 /// Was it offered before? Under the mutex.
 template <Media M>
@@ -410,7 +405,7 @@ PutBlock PrefixStore<M>::put(std::span<const IndexKey> keys, std::size_t at, std
     remove_node(key);
     return why;
   };
-  // It counts from here on, and nobody else puts it; but it is no leaf, and not found, until it is durable.
+  // It counts from here on, and no other thread puts it; but it is not a leaf, and not found, until it is durable.
   const std::uint64_t now = shared.clock++;
   shared.nodes[key] = {at > 0 ? keys[at - 1] : IndexKey{}, at, now, needed, 0, true};
   shared.bytes += needed;
@@ -432,8 +427,8 @@ PutBlock PrefixStore<M>::put(std::span<const IndexKey> keys, std::size_t at, std
   return PutBlock::kStored;
 }
 
-/// A block that is there, and is put again: what has rotted is written anew, for the good bytes are at hand. Sound
-/// bytes stay, whatever they are: who computes a block again may get others by rounding.
+/// Puts a block that is already stored: damaged bytes are rewritten, since the caller has correct ones. Intact bytes
+/// stay, whatever they are: computing a block again may give different bytes by rounding.
 template <Media M>
 PutBlock PrefixStore<M>::heal(std::unique_lock<Mutex>& lock, const IndexKey& key, const BlockHeader& header,
                               std::span<const std::byte> bytes) {
@@ -463,7 +458,7 @@ PutBlock PrefixStore<M>::heal(std::unique_lock<Mutex>& lock, const IndexKey& key
   return PutBlock::kNoParent;
 }
 
-/// Writes the block's record, evicting others if it must. Comes without the lock, and leaves with it. False: full.
+/// Writes the block's record, evicting others if it must. Called without the lock, returns with it. kFull: no room.
 template <Media M>
 PutResult PrefixStore<M>::write(std::unique_lock<Mutex>& lock, const IndexKey& key, const BlockHeader& header,
                                 std::span<const std::byte> bytes) {

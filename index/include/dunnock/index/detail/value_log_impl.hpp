@@ -61,7 +61,7 @@ std::uint64_t ValueLog<M>::data_bytes(const LogOptions& options) noexcept {
   return header_for(options).segments * options.segment_bytes;
 }
 
-/// What create() refuses to write, attach() refuses to believe: one check for both. Empty: nothing is wrong.
+/// Checks a header before create() writes it and after attach() reads it. Empty: nothing is wrong.
 template <Media M>
 std::string ValueLog<M>::wrong_with(const LogHeader& header) {
   if (header.segment_bytes < kSegmentBytesMin || header.segment_bytes > kSegmentBytesMax ||
@@ -123,8 +123,8 @@ auto ValueLog<M>::attach(Region meta, Region data, M media) -> Result<ValueLog> 
   return log;
 }
 
-/// Which segments are free. One that was being written counts as full: what a crash left of its last record is found
-/// out when it is compacted.
+/// Finds which segments are free. One that was being written counts as full: what a crash left of its last record is
+/// determined when it is compacted.
 template <Media M>
 Status ValueLog<M>::recover() {
   Shared& shared = *shared_;
@@ -171,7 +171,7 @@ bool ValueLog<M>::is_unused(const Region& meta) {
 
 /// The regions that a crash has left of a creation in a pool of an older format: without a magic word, or, where a
 /// larger structure knows that it was never finished, `formatted` ones that nothing was ever appended to.
-/// Errors: AlreadyExists: there is something else.
+/// Errors: AlreadyExists: other data exists.
 template <Media M>
 Result<std::vector<std::string>> ValueLog<M>::left_over(Pool& pool, std::string_view name, bool formatted) {
   const auto names = region_names(name);
@@ -255,7 +255,7 @@ unsigned ValueLog<M>::head_of_thread() const noexcept {
   return mine % static_cast<unsigned>(std::min<std::uint64_t>(kHeads, segments_ - 2));
 }
 
-/// Under the lock of the head. A segment in use is durably so before anybody can point into it.
+/// Under the lock of the head. A segment is durably in use before any locator can point into it.
 template <Media M>
 bool ValueLog<M>::take_segment(Head& head, std::uint64_t kept_back) {
   Shared& shared = *shared_;
@@ -291,7 +291,7 @@ bool ValueLog<M>::take_segment(Head& head, std::uint64_t kept_back) {
   return true;
 }
 
-/// Room for a record, pinned.
+/// Reserves room for a record, pinned.
 template <Media M>
 auto ValueLog<M>::reserve(unsigned number, std::uint64_t length, std::uint64_t kept_back) -> std::optional<Ticket> {
   if (length > value_bytes_max() || !media_ok(media_)) return std::nullopt;
@@ -303,7 +303,7 @@ auto ValueLog<M>::reserve(unsigned number, std::uint64_t length, std::uint64_t k
     if (!take_segment(head, kept_back)) return std::nullopt;
   }
   Segment& segment = shared.table[head.segment];
-  segment.pins.fetch_add(1, std::memory_order_relaxed);  // It is not full, so nobody frees it.
+  segment.pins.fetch_add(1, std::memory_order_relaxed);  // It is not full, so it is not freed.
   segment.live_bytes.fetch_add(static_cast<std::int64_t>(bytes), std::memory_order_relaxed);
   shared.appended_bytes.fetch_add(bytes, std::memory_order_relaxed);
   Ticket ticket;
@@ -368,8 +368,8 @@ auto ValueLog<M>::append_moved(std::uint64_t victim, const IndexKey& key, std::s
   return ticket;
 }
 
-/// Lets compaction go on in the full segment with the most room behind its last record: crashes leave such, for they
-/// make all segments full. What may be there of a record that was being written is nobody's.
+/// Lets compaction continue in the full segment with the most room after its last record: crashes leave such segments,
+/// since they make all segments full. Parts of a record that was being written there belong to no entry.
 template <Media M>
 bool ValueLog<M>::adopt_tail(std::uint64_t victim, std::uint64_t bytes) {
   if (!media_ok(media_)) return false;
@@ -510,7 +510,7 @@ std::optional<std::uint64_t> ValueLog<M>::victim(double live_at_most) const {
   auto least = static_cast<std::int64_t>(static_cast<double>(segment_bytes_) * live_at_most);
   for (std::uint64_t s = 0; s < segments_; ++s) {
     const Segment& segment = shared_->table[s];
-    // Pins of writers: a full segment gets no more of them, and who has one may be about to publish its locator.
+    // Pins of writers: a full segment gets no new ones, and a writer with a pin may be about to publish its locator.
     if (segment.full.load(std::memory_order_acquire) == 0) continue;
     if (is_taken(media_, log_point::kVictimUnpinned) && segment.pins.load(std::memory_order_acquire) != 0) continue;
     const std::int64_t live = segment.live_bytes.load(std::memory_order_relaxed);

@@ -1,23 +1,23 @@
 // Linearizability: is there an order of a recorded history that a single thread could have run?
 //
-// A history is a list of calls: what was asked, what was answered, when the call began and when it returned. It is
+// A history is a list of calls: each one's arguments and answer, when it began and when it returned. It is
 // linearizable (Herlihy and Wing, 1990) if all calls can be put in one order such that
 //   * a call that returned before another one began comes before it, and
 //   * each answer is the one that a sequential object gives in that order.
 // Calls that never returned (their thread was killed) may have had their effect at any time after they began, or none.
 //
 // The search is that of Wing and Gong (1993) with the memory of Lowe ("Testing for linearizability", 2017): of the
-// calls that may come next, take one that the object allows, and never come twice to the same set of calls with the
-// same state of the object. It is exponential in the number of calls that overlap, not in the length of the history.
+// calls that may come next, take one that the object allows, and never visit the same set of calls with the same state
+// of the object twice. It is exponential in the number of calls that overlap, not in the length of the history.
 //
 // Objects that are made of independent ones (the keys of a map) are judged one by one: a history is linearizable if
-// and only if those of its parts are (Herlihy and Wing's locality). The caller makes a history of each key.
+// and only if those of its parts are (Herlihy and Wing's locality). The caller makes one history per key.
 //
 //   struct Counter {                                    // the sequential object
 //     struct Call { bool add; int read; };
 //     struct State { int value = 0; bool operator==(const State&) const = default; };
 //     static std::size_t hash(const State& state) { return state.value; }
-//     /// May the call be answered so in this state? Then the state is what it leaves.
+//     /// Is this answer to the call possible in this state? If so, updates the state.
 //     static bool step(State& state, const Call& call) { ... }
 //   };
 //   const Verdict verdict = linearize<Counter>(history);
@@ -35,8 +35,7 @@
 
 namespace dunnock::crash {
 
-/// One call of a history. Times are of any clock that all threads share; the two of a call that overlaps another one
-/// may be equal to its.
+/// One call of a history. Times are from any clock that all threads share; calls that overlap may have equal times.
 template <class Call>
 struct Timed {
   static constexpr std::uint64_t kNever = std::numeric_limits<std::uint64_t>::max();
@@ -48,8 +47,9 @@ struct Timed {
 /// A clock for real threads: reading it is a step between what came before and what comes after it.
 class HistoryClock {
  public:
-  /// An atomic addition, which on x86 waits for the stores before it, so a call's effects are visible when it is said
-  /// to have returned. Relaxed, so that ThreadSanitizer does not take it for synchronization and still sees races.
+  /// An atomic addition, which on x86 waits for the stores before it, so a call's effects are visible by the time that
+  /// is recorded as its return. Relaxed, so that ThreadSanitizer does not take it for synchronization and still sees
+  /// races.
   [[nodiscard]] std::uint64_t now() noexcept { return time_.fetch_add(1, std::memory_order_relaxed); }
 
  private:
@@ -60,19 +60,19 @@ struct Verdict {
   bool linearizable = true;
   bool gave_up = false;  ///< More states than `states_max` were seen: neither yes nor no.
   std::vector<std::size_t>
-      order;               ///< Of the calls: a whole one if it is linearizable, else the longest that was found.
-  std::size_t states = 0;  ///< That were looked at.
+      order;               ///< Of the calls: all if linearizable, otherwise the longest order found.
+  std::size_t states = 0;  ///< Number of states visited.
   explicit operator bool() const noexcept { return linearizable && !gave_up; }
 };
 
-/// Searches an order of the calls (in any sequence here) that `Object` could have run from `state`.
+/// Searches for an order of the calls (given in any sequence) that `Object` could have run from `state`.
 /// O(calls * states); `states_max` bounds the states.
 template <class Object>
 [[nodiscard]] Verdict linearize(std::vector<Timed<typename Object::Call>> calls, typename Object::State state = {},
                                 std::size_t states_max = 2000000) {
   using State = typename Object::State;
   constexpr std::uint64_t kNever = Timed<typename Object::Call>::kNever;
-  // In the order of their beginnings, a set of calls that are done is a number of first ones and few behind these.
+  // In the order of their beginnings, a set of completed calls is a number of first ones and a few after these.
   std::vector<std::size_t> original(calls.size());
   for (std::size_t i = 0; i < calls.size(); ++i) original[i] = i;
   std::stable_sort(original.begin(), original.end(),
@@ -176,7 +176,7 @@ template <class Object>
   return verdict;
 }
 
-/// The calls that could have come next when the longest order that was found had ended: what can't be explained.
+/// The calls that could have come next after the longest order that was found: those that can't be explained.
 template <class Call>
 [[nodiscard]] std::vector<std::size_t> unexplained(const std::vector<Timed<Call>>& calls, const Verdict& verdict) {
   std::vector<bool> done(calls.size(), false);

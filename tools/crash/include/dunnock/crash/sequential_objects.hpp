@@ -1,4 +1,4 @@
-// What one thread alone would see of the structures here: the objects that linearize() compares their histories with.
+// What a single thread would see of our structures: the objects that linearize() compares their histories with.
 //
 //   MapKey      one key of a KvIndex or KvStore         keys are independent: a history of each
 //   FilterKey   one key of a CuckooFilter               a multiset that may say yes too often
@@ -16,22 +16,22 @@ namespace dunnock::crash {
 
 /// One key of a map.
 struct MapKey {
-  using Value = std::optional<std::uint64_t>;  // none: the key is not there
+  using Value = std::optional<std::uint64_t>;  // empty: the key is missing
   enum class What : std::uint8_t { kPut, kErase, kReplaceIf, kEraseIf, kGet, kMayContain };
   enum class Answer : std::uint8_t {
     kNone,      // it never returned
     kDone,      // put: the key was new. erase, replace_if, erase_if: done. may_contain: maybe. get: see `seen`.
-    kReplaced,  // put: the key was there
-    kRefused,   // put: the key was not there, and no room. erase, replace_if, erase_if: not there, or another value.
+    kReplaced,  // put: the key existed
+    kRefused,   // put: the key was missing, and no room. erase, replace_if, erase_if: missing, or another value.
                 // may_contain: no.
-    kFull,      // put of a KvStore: no room, whether the key was there or not
+    kFull,      // put of a KvStore: no room, whether the key existed or not
   };
   struct Call {
     What what = What::kGet;
     Answer answer = Answer::kNone;
     std::uint64_t value = 0;      // put, replace_if: the new one
     std::uint64_t expected = 0;   // replace_if, erase_if
-    std::optional<Value> seen{};  // get: what it found; put, erase: what had been there, if they told
+    std::optional<Value> seen{};  // get: what it found; put, erase: the previous value, if reported
   };
   struct State {
     Value value;
@@ -66,7 +66,7 @@ struct MapKey {
   }
 };
 
-/// One key of a filter, as a number of copies. Only copies that are there may be erased (CuckooFilter::erase).
+/// One key of a filter, as a number of copies. Only existing copies may be erased (CuckooFilter::erase).
 struct FilterKey {
   enum class What : std::uint8_t { kInsert, kErase, kContains };
   struct Call {
@@ -92,9 +92,10 @@ struct FilterKey {
   }
 };
 
-/// A tree of at most 64 blocks, of which some are there: never one without the one before it. Blocks may go at any time
-/// if the tree lets them, or as many as calls of evict() have taken; but not what is pinned, nor what comes before it.
-/// They go here when an answer needs it, which is as good as any earlier moment: until then nobody has seen them.
+/// A tree of at most 64 blocks, of which some are stored: never one without the one before it. Blocks may be evicted at
+/// any time if the tree allows it, or as many as calls of evict() have removed; but not pinned ones, nor those before
+/// them. Here they are evicted when an answer requires it, which is equivalent to any earlier moment: until then no
+/// call has seen them.
 struct PrefixTree {
   struct Tree {
     std::vector<int> parents;       // of each block; -1: none
@@ -120,7 +121,7 @@ struct PrefixTree {
   struct State {
     const Tree* tree = nullptr;
     std::uint64_t there = 0;
-    std::uint64_t may_go = 0;  // so many blocks have been evicted, and nobody has missed them yet
+    std::uint64_t may_go = 0;  // this many blocks were evicted, which no call has missed yet
     std::array<std::uint8_t, 64> pins{};
     bool operator==(const State&) const = default;
   };
@@ -130,7 +131,7 @@ struct PrefixTree {
     return value;
   }
   static bool is_there(const State& state, unsigned block) { return (state.there >> block & 1) != 0; }
-  /// The block and what follows it are not there any more. False: they can't have gone.
+  /// Evicts the block and those that follow it. False: they can't have been evicted.
   static bool gone(State& state, unsigned block) {
     if (!is_there(state, block)) return true;
     const std::uint64_t all = state.tree->with_what_follows(block) & state.there;
@@ -151,7 +152,7 @@ struct PrefixTree {
         for (std::size_t i = 0; i < call.count; ++i) {
           if (!is_there(state, call.blocks[i])) return false;
         }
-        // One that is put meanwhile may be missed: what was looked for is pinned later than it was counted.
+        // A block that is put meanwhile may be missed: a lookup pins blocks later than it counts them.
         if (call.count < call.blocks.size() && !call.contended && !gone(state, call.blocks[call.count])) return false;
         if (call.count != 0) ++state.pins[call.blocks[call.count - 1]];
         return true;
@@ -170,7 +171,7 @@ struct PrefixTree {
       case Answer::kThere: return is_there(state, block);
       case Answer::kNoParent:
         if (call.contended || !follows) return true;
-        // The parent has gone, or the block itself is just going.
+        // The parent is gone, or the block itself is being evicted.
         return (parent >= 0 && gone(state, static_cast<unsigned>(parent))) ||
                (is_there(state, block) && gone(state, block));
       case Answer::kFull: return true;
