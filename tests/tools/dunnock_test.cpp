@@ -274,6 +274,82 @@ TEST_F(DunnockTool, leaves_no_pool_behind_whose_structure_was_refused) {
   EXPECT_EQ(import("--capacity 8m --chunk 64k").status, 0);
 }
 
+TEST_F(DunnockTool, leaves_no_pool_and_no_store_whose_first_content_was_refused) {
+  make_pool(at("p"));
+  ASSERT_EQ(run("checkpoint export " + at("p") + " model@2 " + at("f")).status, 0);
+  std::string dump = "dunnock-dump 1\n";
+  std::mt19937_64 random(test::seed());
+  const unsigned entries = 20'000;  // Of 150 bytes: 3 MB, and more than a log of 3 MB has room for.
+  for (unsigned entry = 0; entry < entries; ++entry) {
+    const std::string digits = std::to_string(entry);
+    dump += std::string(32 - digits.size(), '0') + digits + " " + std::string(300, '7') + "\n";
+  }
+  write(at("cut"), dump);
+  write(at("big"), dump + "end " + std::to_string(entries) + "\n");
+  struct Refused {
+    std::string command;
+    int status;
+    std::string words;
+  };
+  const auto all = [&](const std::string& pool, const std::string& other) {
+    return std::array{
+        Refused{"checkpoint import --create --capacity 4m --chunk 4k --store " + other + " " + pool + " x " + at("large"),
+                3, "no room for"},
+        Refused{"checkpoint import --create --capacity 64m --store " + other + " " + pool +
+                    " $(head -c 70000 /dev/zero | tr '\\0' a) " + at("f"),
+                2, "name"},
+        Refused{"load --create --capacity 3m --name " + other + " --input " + at("big") + " " + pool, 3,
+                "nothing is kept"},
+        Refused{"load --create --capacity 64m --name " + other + " " + pool + " < " + at("cut"), 1, "cut off"}};
+  };
+  // 8 MiB of bytes that no two chunks share.
+  std::string header = R"({"w":{"dtype":"U8","shape":[8388608],"data_offsets":[0,8388608]}})";
+  header.resize((header.size() + 7) / 8 * 8, ' ');
+  std::string file(8, '\0');
+  for (std::size_t byte = 0; byte < 8; ++byte) file[byte] = static_cast<char>(header.size() >> (8 * byte));
+  file += header;
+  while (file.size() < 8 + header.size() + (8 << 20)) file += static_cast<char>(random());
+  write(at("large"), file);
+  for (const Refused& one : all(at("q"), "new")) {
+    const Ran ran = run(one.command);
+    EXPECT_EQ(ran.status, one.status) << one.command << ran.output;
+    EXPECT_NE(ran.output.find(one.words), std::string::npos) << ran.output;
+    EXPECT_FALSE(std::filesystem::exists(at("q"))) << one.command;
+  }
+  // In an existing pool nothing but the new store is removed.
+  {
+    auto pool = Pool::create(at("r"), {.bytes = 512 << 20});
+    ASSERT_TRUE(pool) << pool.error().message;
+  }
+  for (const Refused& one : all(at("r"), "new")) {
+    const Ran ran = run(one.command);
+    EXPECT_EQ(ran.status, one.status) << one.command << ran.output;
+    EXPECT_NE(ran.output.find(one.words), std::string::npos) << ran.output;
+    const auto left = nlohmann::json::parse(run("info --json " + at("r")).output);
+    EXPECT_TRUE(left["structures"].empty()) << one.command << left;
+    EXPECT_FALSE(left.contains("other_regions")) << one.command << left;
+  }
+  EXPECT_EQ(run("load --create --capacity 64m --name new --input " + at("big") + " " + at("r")).status, 0);
+}
+
+TEST_F(DunnockTool, loads_pipes_from_standard_input_only) {
+  make_pool(at("p"));
+  ASSERT_EQ(run("dump --name data --output " + at("dump") + " " + at("p")).status, 0);
+  ASSERT_EQ(mkfifo(at("fifo").c_str(), 0600), 0);
+  const std::string load = "load --create --capacity 16m " + at("q") + " --input ";
+  for (const std::string& input : {at("fifo"), std::string("/dev/zero"), std::string("/dev/stdin"), at("")}) {
+    // Standard input is a pipe, too.
+    const Ran ran = run(load + input, " < " + at("fifo") + " & : > " + at("fifo") + "; wait $!");
+    EXPECT_EQ(ran.status, 2) << input << ran.output;
+    EXPECT_NE(ran.output.find("is read from standard input"), std::string::npos) << ran.output;
+    EXPECT_FALSE(std::filesystem::exists(at("q"))) << input;
+  }
+  EXPECT_EQ(run(load + "/dev/stdin < " + at("dump")).output, "500 entries loaded\n") << "it is an ordinary file";
+  std::filesystem::remove(at("q"));
+  EXPECT_EQ(run(load + "-", " < " + at("fifo") + " & cat " + at("dump") + " > " + at("fifo") + "; wait $!").output,
+            "500 entries loaded\n");
+}
+
 /// Flips a bit behind the n-th place of the file where `text` stands, `offset` bytes on.
 void damage(const std::string& path, std::string_view text, std::size_t which, std::size_t offset) {
   std::string all;
@@ -542,7 +618,7 @@ TEST_F(DunnockTool, looks_into_a_pool_without_changing_it) {
     EXPECT_EQ(ran.status, 0) << command << ran.output;
   }
   EXPECT_TRUE(read(at("p")) == before);
-  for (const std::string& name : {"p", "f"}) std::filesystem::remove(at(name));
+  for (const char* name : {"p", "f"}) std::filesystem::remove(at(name));
   EXPECT_TRUE(std::filesystem::is_empty(directory_)) << "nothing is left beside it";
 }
 
