@@ -188,6 +188,8 @@ Result<int> checkpoint_verify(const Options& options) {
     } else {
       all = store.list();
     }
+    if (all.empty())
+      return make_error(ErrorCode::kNotFound, "there is nothing to verify: " + options.pool + " holds no checkpoint");
     int status = kFine;
     for (const CheckpointInfo& one : all) {
       const Status sound = one.status ? store.verify(one.name, one.version) : one.status;

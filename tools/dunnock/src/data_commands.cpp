@@ -359,7 +359,7 @@ Result<int> info(const Options& options) {
 
 Result<int> check(const Options& options) {
   DUNNOCK_TRY(auto pool, Pool::open_read_only(options.pool));
-  std::vector<Structure> structures = contents_of(pool).structures;
+  auto [structures, others] = contents_of(pool);
   if (!options.names.empty()) {
     std::vector<Structure> wanted;
     for (const std::string& name : options.names) {
@@ -370,8 +370,12 @@ Result<int> check(const Options& options) {
       wanted.push_back(*found);
     }
     structures = std::move(wanted);
+    others.clear();
   }
-  return with_durable_media(pool, [&](auto media) -> Result<int> {
+  // Nothing that was looked at is not a pass.
+  if (structures.empty() && others.empty())
+    return make_error(ErrorCode::kNotFound, "there is nothing to check: " + options.pool + " holds no structure");
+  return with_durable_media(pool, [&, &structures = structures, &others = others](auto media) -> Result<int> {
     int status = kFine;
     Json json = {{"pool", options.pool}, {"structures", Json::array()}};
     for (const Structure& structure : structures) {
@@ -384,6 +388,12 @@ Result<int> check(const Options& options) {
       if (options.json) continue;
       print_line("{} '{}': {}", to_string(structure.kind), structure.name, found->empty() ? "sound" : "DAMAGED");
       for (const std::string& one : *found) print_line("  {}", one);
+    }
+    for (const RegionInfo& region : others) {
+      status = kDamaged;
+      json["other_regions"].push_back({{"name", region.name}, {"bytes", region.bytes}});
+      if (options.json) continue;
+      print_line("region '{}', {}: of no structure, not checked", region.name, human_bytes(region.bytes));
     }
     if (options.json) print_json(json);
     return status;
