@@ -30,6 +30,9 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <dunnock/base/command_line.hpp>
+#include <dunnock/base/last_catch.hpp>
+#include <dunnock/base/standard_streams.hpp>
 #include <dunnock/filter/cuckoo_filter.hpp>
 #include <dunnock/pmem/detect.hpp>
 #include <dunnock/pmem/pool.hpp>
@@ -410,9 +413,7 @@ int demo(DemoOptions& options) {
   return kUsage;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   DemoOptions options;
   CLI::App app(
       "Kills a process that fills a durable filter, reopens it, and proves that nothing acknowledged is lost.");
@@ -427,7 +428,10 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kHeld : kUsage;
+    const std::string complaint =
+        dunnock::explain_parse_error(app, error, {argv, static_cast<std::size_t>(argc)});
+    (void)std::fputs(complaint.c_str(), stderr);
+    return complaint.empty() ? kHeld : kUsage;
   }
   if (options.path.empty()) {
     const std::string name = fmt::format("dunnock-filter-demo-{}.pool", getpid());
@@ -441,4 +445,18 @@ int main(int argc, char** argv) {
   const int status = demo(options);
   if (options.made && !options.keep) static_cast<void>(dunnock::Pool::remove(options.path));
   return status;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  dunnock::keep_standard_descriptors();
+  const int status = run(argc, argv);
+  const dunnock::Status printed = dunnock::flush_standard_output();
+  if (printed) return status;
+  fmt::print(stderr, "dunnock-filter-demo: {}\n", printed.error().message);
+  return status == 0 ? kSurroundings : status;
+} catch (...) {
+  fmt::print(stderr, "dunnock-filter-demo: {}\n", dunnock::words_of_exception());
+  return kSurroundings;
 }

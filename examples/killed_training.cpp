@@ -19,6 +19,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -30,10 +31,15 @@
 #include <thread>
 #include <vector>
 
+#include <dunnock/base/command_line.hpp>
+#include <dunnock/base/last_catch.hpp>
+#include <dunnock/base/standard_streams.hpp>
 #include <dunnock/index/checkpoint_store.hpp>
 #include <dunnock/pmem/pool.hpp>
 
 namespace {
+
+constexpr int kSurroundings = 3;  // The system refuses, standard output included.
 
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
@@ -192,9 +198,7 @@ std::string listed(const std::vector<std::uint64_t>& versions) {
 
 double mebibytes(std::uint64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   Options options;
   CLI::App app{
       "Trains a small GPT on Shakespeare, is killed in the middle of a save, recovers, and ends as if it had "
@@ -209,7 +213,10 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
+    const std::string complaint =
+        dunnock::explain_parse_error(app, error, {argv, static_cast<std::size_t>(argc)});
+    (void)std::fputs(complaint.c_str(), stderr);
+    return complaint.empty() ? 0 : 2;
   }
   const bool keeps = !options.folder.empty();
   if (keeps) {
@@ -311,4 +318,18 @@ int main(int argc, char** argv) {
   }
   fmt::print("\nThe same loss and the same weights, to the bit, as if nothing had happened.\n");
   return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  dunnock::keep_standard_descriptors();
+  const int status = run(argc, argv);
+  const dunnock::Status printed = dunnock::flush_standard_output();
+  if (printed) return status;
+  fmt::print(stderr, "dunnock-demo: {}\n", printed.error().message);
+  return status == 0 ? kSurroundings : status;
+} catch (...) {
+  fmt::print(stderr, "dunnock-demo: {}\n", dunnock::words_of_exception());
+  return kSurroundings;
 }

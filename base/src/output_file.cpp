@@ -7,9 +7,11 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <climits>
 #include <cstdio>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "dunnock/base/file.hpp"
@@ -46,6 +48,29 @@ std::string follow(std::string path) {
 
 }  // namespace
 
+Result<UniqueFd> open_in_place(const std::string& path, int flags) {
+  constexpr std::chrono::milliseconds kBetween{10};
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(kReaderSeconds);
+  while (true) {
+    // With O_NONBLOCK a FIFO that nobody reads is ENXIO; without, opening it would wait, whatever the signals.
+    UniqueFd file(
+        file_system().open(AT_FDCWD, path.c_str(), O_WRONLY | O_NOCTTY | O_NONBLOCK | flags, 0666));
+    const int error = errno;
+    if (file) {
+      const int opened = ::fcntl(file.get(), F_GETFL);
+      if (opened < 0 || ::fcntl(file.get(), F_SETFL, opened & ~O_NONBLOCK) != 0)
+        return system_error("can't write " + path, errno);
+      return file;
+    }
+    struct stat there {};
+    if (error != ENXIO || ::stat(path.c_str(), &there) != 0 || !S_ISFIFO(there.st_mode))
+      return system_error("can't write " + path, error);
+    if (std::chrono::steady_clock::now() >= until)
+      return make_error(ErrorCode::kIo, "can't write " + path + ": nobody reads this FIFO");
+    std::this_thread::sleep_for(kBetween);
+  }
+}
+
 Result<OutputFile> OutputFile::create(const std::string& path) {
   const auto cannot = [&path](int error) { return system_error("can't write " + path, error); };
   if (path.empty()) return make_error(ErrorCode::kInvalidArgument, "a file to be written needs a name");
@@ -58,15 +83,13 @@ Result<OutputFile> OutputFile::create(const std::string& path) {
   const std::string target = ordinary ? follow(path) : path;
   if (target.empty()) return cannot(errno);
   if (!ordinary || is_descriptor(target)) {
-    const int descriptor =
-        file_system().open(AT_FDCWD, path.c_str(), O_WRONLY | O_NOCTTY | (ordinary ? O_TRUNC : 0), 0);
-    if (descriptor < 0) return cannot(errno);
-    OutputFile output(descriptor, path);
+    DUNNOCK_TRY(auto descriptor, open_in_place(path, ordinary ? O_TRUNC : 0));
+    OutputFile output(descriptor.release(), path);
     struct stat opened {};
-    if (::fstat(descriptor, &opened) != 0) return cannot(errno);
+    if (::fstat(output.descriptor_, &opened) != 0) return cannot(errno);
     if (S_ISREG(opened.st_mode) != ordinary)
       return make_error(ErrorCode::kIo, "can't write " + path + ": it has just been replaced");
-    output.stream_ = ::lseek(descriptor, 0, SEEK_CUR) < 0;
+    output.stream_ = ::lseek(output.descriptor_, 0, SEEK_CUR) < 0;
     return output;
   }
   if (exists && ::faccessat(AT_FDCWD, target.c_str(), W_OK, AT_EACCESS) != 0) return cannot(errno);

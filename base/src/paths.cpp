@@ -120,8 +120,13 @@ Status check_output(const std::string& path, OutputKind kind, std::uint64_t byte
     if (kind == OutputKind::kReplaced && !S_ISREG(there->st_mode))
       return make_error(ErrorCode::kInvalidArgument,
                         path + " can't be written: it is not an ordinary file, and would be replaced by one");
+    if (S_ISFIFO(there->st_mode)) {
+      // It may have no reader yet, which is no mistake. One that it has would meet the end of what is written when this
+      // look closed the FIFO again, so it is not opened.
+      if (::faccessat(AT_FDCWD, path.c_str(), W_OK, AT_EACCESS) != 0) return refused(path, errno);
+      return {};
+    }
     if (kind == OutputKind::kInPlace) {
-      // Not blocking: a pipe may have no reader yet, which is no mistake.
       const UniqueFd file(file_system().open(AT_FDCWD, path.c_str(), O_WRONLY | O_NONBLOCK | O_NOCTTY, 0));
       if (!file && errno != ENXIO) return refused(path, errno);
       if (!S_ISREG(there->st_mode)) return {};

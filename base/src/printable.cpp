@@ -1,5 +1,6 @@
 #include "dunnock/base/printable.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -71,6 +72,22 @@ std::string in_quotes(std::string_view text) {
   out += printable(text);
   out += '\'';
   return out;
+}
+
+std::string printable_lines(std::string text, std::span<char* const> quoted) {
+  for (const std::string word : quoted) {
+    const std::string shown = printable(word);
+    if (shown == word) continue;
+    for (std::size_t at = 0; (at = text.find(word, at)) != std::string::npos; at += shown.size())
+      text.replace(at, word.size(), shown);
+  }
+  std::string lines;
+  for (std::string_view rest = text; !rest.empty();) {
+    const std::size_t end = std::min(rest.find('\n'), rest.size());
+    lines += printable(rest.substr(0, end)) + "\n";
+    rest.remove_prefix(std::min(end + 1, rest.size()));
+  }
+  return lines;
 }
 
 }  // namespace dunnock

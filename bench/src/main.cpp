@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "commands.hpp"
+#include "dunnock/base/command_line.hpp"
 #include "dunnock/base/last_catch.hpp"
 #include "dunnock/base/standard_streams.hpp"
 
@@ -28,7 +29,10 @@ int measure(int argc, char** argv) try {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
+    const std::string complaint =
+        dunnock::explain_parse_error(app, error, {argv, static_cast<std::size_t>(argc)});
+    (void)std::fputs(complaint.c_str(), stderr);
+    return complaint.empty() ? 0 : 2;
   }
   return run();
 } catch (...) {

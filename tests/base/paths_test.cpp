@@ -1,6 +1,9 @@
 // Paths: two that lead to one file are found however they are spelled; outputs are tried without a trace.
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <dunnock/base/paths.hpp>
 #include <filesystem>
@@ -117,6 +120,12 @@ TEST_F(Paths, a_device_is_written_in_place_and_not_replaced) {
   EXPECT_EQ(replaced.error().code, ErrorCode::kInvalidArgument);
   ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
   EXPECT_TRUE(check_output(path("pipe"), OutputKind::kInPlace)) << "does not wait for its reader";
+  const int reader = ::open(path("pipe").c_str(), O_RDONLY | O_NONBLOCK);
+  ASSERT_GE(reader, 0);
+  EXPECT_TRUE(check_output(path("pipe"), OutputKind::kInPlace));
+  pollfd looked{reader, POLLIN, 0};
+  EXPECT_EQ(::poll(&looked, 1, 0), 0) << "a reader that is waiting has not met the end";
+  (void)::close(reader);
 }
 
 TEST_F(Paths, an_output_that_the_disk_has_no_room_for_is_found_out) {

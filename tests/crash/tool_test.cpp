@@ -85,6 +85,14 @@ TEST(CrashTool, notices_in_the_life_of_a_pool_when_syncs_do_nothing) {
     EXPECT_NE(output.find("VIOLATION"), std::string::npos) << output;
   }
   EXPECT_EQ(exit_code("life --images 0"), 2);
+  for (const char* none : {"nosuch", "msync while sleeping", "folder while", "''"}) {
+    std::string output;
+    EXPECT_EQ(exit_code("life --images 10 --drop '" + std::string(none) + "'", &output), 2) << none << ": " << output;
+    EXPECT_NE(output.find("folder, fdatasync, msync or durable write"), std::string::npos) << output;
+    EXPECT_NE(output.find("opening after a crash"), std::string::npos) << output;
+  }
+  // A name that is one, of syncs that there are none of.
+  EXPECT_EQ(exit_code("life --images 10 --drop 'folder while a fence'"), 1);
 }
 
 std::string line_with(const std::string& text, const std::string& word) {

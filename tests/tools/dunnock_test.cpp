@@ -123,6 +123,43 @@ TEST_F(DunnockTool, says_what_a_pool_holds_and_that_it_is_sound) {
   EXPECT_EQ(run("check " + at("p") + " nothing").status, 3);
 }
 
+TEST_F(DunnockTool, a_check_of_nothing_is_not_a_pass) {
+  {
+    auto pool = Pool::create(at("q"), {.bytes = 128 << 20});
+    ASSERT_TRUE(pool) << pool.error().message;
+  }
+  for (const char* command : {"check ", "check --json "}) {
+    const Ran empty = run(command + at("q"));
+    EXPECT_EQ(empty.status, 3) << empty.output;
+    EXPECT_NE(empty.output.find("there is nothing to check"), std::string::npos) << empty.output;
+  }
+  {
+    auto pool = Pool::open(at("q"));
+    ASSERT_TRUE(pool) << pool.error().message;
+    auto store = CheckpointStore<ProcessMedia>::create(
+        *pool, "runs", {.capacity_bytes = 4 << 20, .chunk_bytes = 4096, .segment_bytes = 1 << 20}, {});
+    ASSERT_TRUE(store) << store.error().message;
+    store->close();
+  }
+  const Ran none = run("checkpoint verify " + at("q"));
+  EXPECT_EQ(none.status, 3) << none.output;
+  EXPECT_NE(none.output.find("holds no checkpoint"), std::string::npos) << none.output;
+  EXPECT_EQ(run("check " + at("q")).output, "checkpoints 'runs': sound\n") << "a store of none is one";
+  {
+    auto pool = Pool::open(at("q"));
+    ASSERT_TRUE(pool) << pool.error().message;
+    const std::array specs{RegionSpec{.name = "stray", .bytes = 4096}};
+    ASSERT_TRUE(pool->create_regions(specs));
+  }
+  const Ran stray = run("check " + at("q"));
+  EXPECT_EQ(stray.status, 1) << stray.output;
+  EXPECT_EQ(stray.output, "checkpoints 'runs': sound\nregion 'stray', 4.0 KiB: of no structure, not checked\n");
+  const Ran json = run("check --json " + at("q"));
+  EXPECT_EQ(json.status, 1) << json.output;
+  EXPECT_EQ(nlohmann::json::parse(json.output)["other_regions"][0]["name"], "stray");
+  EXPECT_EQ(run("check " + at("q") + " runs").status, 0) << "nobody has asked for the region";
+}
+
 TEST_F(DunnockTool, finds_damage) {
   make_pool(at("p"));
   // A byte in the middle of a value of the log: its place is found by its contents.
@@ -470,6 +507,14 @@ TEST_F(DunnockTool, takes_no_value_for_everything) {
     EXPECT_NE(run("load --create --capacity " + std::string(capacity) + " " + at("new") + " < /dev/null").status, 0)
         << capacity;
   }
+  for (const char* size : {"-1", "+1", "-1g", "0x10", "1e6", "g", "1.5g", "1 g"}) {
+    for (const char* option : {"--capacity", "--chunk"}) {
+      const std::string value = std::string(option) + " '" + size + "' ";
+      const Ran ran = run("checkpoint import --create " + value + at("new") + " x " + at("p"));
+      EXPECT_EQ(ran.status, 2) << ran.output;
+      EXPECT_NE(ran.output.find(std::string(option) + ": " + size + " is no size"), std::string::npos) << ran.output;
+    }
+  }
 }
 
 TEST_F(DunnockTool, prints_nothing_that_acts_on_a_terminal) {
@@ -542,7 +587,7 @@ TEST_F(DunnockTool, looks_into_a_pool_without_changing_it) {
     EXPECT_EQ(ran.status, 0) << command << ran.output;
   }
   EXPECT_TRUE(read(at("p")) == before);
-  for (const std::string& name : {"p", "f"}) std::filesystem::remove(at(name));
+  for (const char* name : {"p", "f"}) std::filesystem::remove(at(name));
   EXPECT_TRUE(std::filesystem::is_empty(directory_)) << "nothing is left beside it";
 }
 

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <functional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "dunnock/training/bpe.hpp"
@@ -156,6 +157,27 @@ TEST_F(Paths, OfWhatIsWrittenEndNoProgramBySignal) {
       EXPECT_EQ(ended.status, 1) << key << "=" << path << ": " << ended.output;
       EXPECT_NE(ended.output.find(path), std::string::npos) << ended.output;
     }
+  }
+}
+
+TEST_F(Paths, OfFifosThatNobodyReadsEndTheRunAndOthersAreWritten) {
+  const Words text = with(gpt_, {"--set", "data.text=" + folder_.path("text.txt")});
+  const std::string fifo = folder_.path("a fifo");
+  ASSERT_EQ(mkfifo(fifo.c_str(), 0600), 0);
+  for (const char* option : {"--trace", "--events"}) {
+    const ChildEnd ended = run(with(text, {option, fifo}));
+    EXPECT_EQ(ended.status, 1) << option << ": " << ended.output;
+    EXPECT_NE(ended.output.find(fifo + ": nobody reads this FIFO"), std::string::npos) << ended.output;
+    std::string got;
+    std::thread reader([&] { got = file_bytes(fifo); });
+    const ChildEnd read = run(with(text, {option, fifo}));
+    if (read.status != 0) {  // Or the reader waits for a writer without an end.
+      const int writer = open(fifo.c_str(), O_WRONLY | O_NONBLOCK);
+      if (writer >= 0) close(writer);
+    }
+    reader.join();
+    EXPECT_EQ(read.status, 0) << option << ": " << read.output;
+    EXPECT_NE(got.find(std::string(option) == "--trace" ? "traceEvents" : "\"done\""), std::string::npos) << got;
   }
 }
 

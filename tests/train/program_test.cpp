@@ -325,6 +325,10 @@ TEST_F(Program, MistakesOnTheCommandLineEndWithStatus2) {
     misused({"--resume-step", number}, "--resume-step: expected a whole number from 0");
   for (const char* number : {"0", "-2", "nan", "inf", "1e999", "soon"})
     misused({"--max-seconds", number}, "--max-seconds: expected a number above 0, got " + std::string(number));
+  const Ended evil = run({"--steps", "\x1b[31m\n1\u202e", "\x1b[0m"});
+  EXPECT_EQ(evil.status, 2);
+  EXPECT_NE(evil.output.find("got \\x1b[31m\\n1\\u202e"), std::string::npos) << evil.output;
+  EXPECT_EQ(evil.output.find_first_of('\x1b'), std::string::npos);
   const Ended help = Child(folder_, {DUNNOCK_TRAIN, "--help"}).wait();
   EXPECT_EQ(help.status, 0) << help.output;
 }
@@ -441,11 +445,17 @@ TEST_F(Program, ASignalIsHeardWhileTextIsGenerated) {
 }
 
 TEST_F(Program, ASignalBeforeTheFirstStepEndsAtOnce) {
-  // Events that go to a pipe wait for its reader.
+  // Events that go to a pipe wait for its reader for a moment.
   ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
   for (const int number : {SIGINT, SIGTERM}) {
     Child child(folder_, words({"--events", path("pipe")}));
-    std::this_thread::sleep_for(std::chrono::milliseconds(700));
+    // From the moment in which it catches signals, which a busy machine may delay.
+    const auto catches = [&] {
+      const std::string status = file_bytes("/proc/" + std::to_string(child.id()) + "/status");
+      const std::size_t at = status.find("SigCgt:");
+      return at != std::string::npos && (std::stoull(status.substr(at + 7), nullptr, 16) >> (SIGTERM - 1) & 1) != 0;
+    };
+    for (int wait = 0; wait < 60'000 && !catches(); ++wait) std::this_thread::sleep_for(std::chrono::milliseconds(1));
     child.signal(number);
     const Ended ended = child.wait();
     EXPECT_EQ(ended.status, 130) << ended.output;
@@ -457,8 +467,21 @@ TEST_F(Program, FullDisksAndLostFoldersAreNoCrash) {
   const Ended events =
       run({"--events", "/dev/full", "--set", "run.window=1", "--set", "run.log_every=1", "--set", "checkpoint.every=1",
            "--set", "checkpoint.pool=" + path("full.pool"), "--save-weights", path("full.safetensors")});
-  EXPECT_EQ(events.status, 0) << events.output;
+  EXPECT_EQ(events.status, 1) << events.output;
+  EXPECT_EQ(events.output, "--events: can't write /dev/full: No space left on device (training continues)\n")
+      << "once, also of a quiet run";
   EXPECT_TRUE(std::filesystem::exists(path("full.safetensors")));
+  for (const std::string key : {"log.csv", "log.json"}) {
+    for (const bool quiet : {true, false}) {
+      Words full = words({"--set", key + "=/dev/full", "--save-weights", path(key)});
+      if (!quiet) std::erase(full, "--quiet");
+      const Ended log = Child(folder_, full).wait();
+      EXPECT_EQ(log.status, 1) << log.output;
+      EXPECT_NE(log.output.find("can't write /dev/full"), std::string::npos) << log.output;
+      EXPECT_NE(log.output.find("the log: 12 rows are missing"), std::string::npos) << log.output;
+      EXPECT_TRUE(std::filesystem::exists(path(key))) << "it was trained all the same";
+    }
+  }
   const Ended long_path = run({"--set", "checkpoint.pool=" + path(std::string(5000, 'a'))});
   EXPECT_EQ(long_path.status, 1) << long_path.output;
   setenv("TMPDIR", path("nowhere").c_str(), 1);

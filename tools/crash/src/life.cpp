@@ -16,6 +16,8 @@
 #include <mutex>
 #include <optional>
 #include <random>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "dunnock/base/file.hpp"
@@ -168,7 +170,7 @@ class Life final : public FileSystem {
     if (fstat(fd, &info) == 0 && S_ISDIR(info.st_mode)) {
       moment();
       ++shared_.result.calls;
-      if (!is_dropped("folder")) name_durable_ = name_there_;
+      if (!drops("folder")) name_durable_ = name_there_;
       return 0;
     }
     return fdatasync(fd);
@@ -253,15 +255,17 @@ class Life final : public FileSystem {
       }
     }
   }
-  [[nodiscard]] bool is_dropped(const char* what) const {
-    return options_.drop == what || options_.drop == what + (" while " + doing_);
+  bool drops(const char* what) {
+    const bool dropped = options_.drop == what || options_.drop == what + (" while " + doing_);
+    if (dropped) ++shared_.result.dropped;
+    return dropped;
   }
   void sync(std::uint64_t offset, std::uint64_t bytes, bool pages, const char* what) noexcept {
     const std::lock_guard lock(mutex_);
     ++shared_.result.calls;
     ++syncs_;
     moment();
-    if (is_dropped(what)) return;
+    if (drops(what)) return;
     const std::uint64_t unit = pages ? kPage : kSector;
     const std::uint64_t from = offset / unit * unit, to = (offset + bytes + unit - 1) / unit * unit;
     for (std::size_t i = 0; i < open_.size();) {
@@ -473,7 +477,39 @@ void Life::run(bool crashed) {
   fs::remove_all(folder, ignored);
 }
 
+constexpr std::array<std::string_view, 4> kSyncs{"folder", "fdatasync", "msync", "durable write"};
+/// What Life::doing_ may say.
+constexpr std::array<std::string_view, 8> kDoings{"creation",
+                                                  "opening",
+                                                  "opening after a crash",
+                                                  "closing",
+                                                  "removal",
+                                                  "a fence",
+                                                  "the creation of regions",
+                                                  "the removal of a region"};
+
+template <std::size_t N>
+std::string listed(const std::array<std::string_view, N>& names) {
+  std::string text;
+  for (std::size_t i = 0; i < N; ++i) text.append(i == 0 ? "" : i + 1 == N ? " or " : ", ").append(names[i]);
+  return text;
+}
+
 }  // namespace
+
+bool is_drop(std::string_view drop) {
+  return std::any_of(kSyncs.begin(), kSyncs.end(), [drop](std::string_view sync) {
+    if (!drop.starts_with(sync)) return false;
+    std::string_view rest = drop.substr(sync.size());
+    if (rest.empty()) return true;
+    constexpr std::string_view kWhile = " while ";
+    if (!rest.starts_with(kWhile)) return false;
+    rest.remove_prefix(kWhile.size());
+    return std::find(kDoings.begin(), kDoings.end(), rest) != kDoings.end();
+  });
+}
+
+std::string drops_in_words() { return listed(kSyncs) + ", alone or with ' while ' and " + listed(kDoings); }
 
 LifeResult live_and_crash(const LifeOptions& options) {
   void* const memory = mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

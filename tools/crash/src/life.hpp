@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 namespace dunnock::crash {
 
@@ -19,10 +20,16 @@ struct LifeOptions {
   /// they are for: " while opening", " while closing", " while a fence" and so on. Empty: none.
   std::string drop;
 };
+/// Whether `drop` names syncs.
+[[nodiscard]] bool is_drop(std::string_view drop);
+/// What `drop` may be, in words.
+[[nodiscard]] std::string drops_in_words();
+
 struct LifeResult {
   std::uint64_t images = 0;    // opened and compared
   std::uint64_t lives = 0;     // of them, how many pools
   std::uint64_t calls = 0;     // recorded
+  std::uint64_t dropped = 0;   // syncs that did nothing
   std::uint64_t replayed = 0;  // lives that began with a crashed pool
   char violation[400] = {};    // empty: none
 };

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "commands.hpp"
+#include "dunnock/base/command_line.hpp"
 #include "dunnock/base/last_catch.hpp"
 #include "dunnock/base/standard_streams.hpp"
 #include "life.hpp"
@@ -144,6 +145,8 @@ int live(const Settings& settings, dunnock::crash::LifeOptions how) {
     return finish(settings.json, report, kViolated);
   }
   if (result.images == 0) return finish_without_a_check(settings.json, report, "no image was checked");
+  if (!how.drop.empty() && result.dropped == 0)
+    return finish_without_a_check(settings.json, report, ("there was no sync '" + how.drop + "' to leave out").c_str());
   std::printf("no violation\n");
   return finish(settings.json, report, kFine);
 }
@@ -230,7 +233,14 @@ int run(int argc, char** argv) try {
       ->capture_default_str();
   life_command->add_option("--json", settings.json, "file for a summary");
   life_command->add_option("--images", options.life.images, "stop after so many")->check(some)->capture_default_str();
-  life_command->add_option("--drop", options.life.drop, "plant a bug: these syncs do nothing, such as 'folder'");
+  life_command->add_option("--drop", options.life.drop, "plant a bug: these syncs do nothing, such as 'folder'")
+      ->check(CLI::Validator(
+          [](const std::string& drop) {
+            return dunnock::crash::is_drop(drop)
+                       ? std::string()
+                       : "'" + drop + "' names no syncs; there are " + dunnock::crash::drops_in_words();
+          },
+          "", "syncs"));
   CLI::App* kill_command = app.add_subcommand("kill", "SIGKILL a process on a real pool, again and again");
   common(kill_command);
   kill_command->add_option("--kills", options.kills)->check(a_number)->capture_default_str();
@@ -247,7 +257,10 @@ int run(int argc, char** argv) try {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kFine : kUsage;
+    const std::string complaint =
+        dunnock::explain_parse_error(app, error, {argv, static_cast<std::size_t>(argc)});
+    (void)std::fputs(complaint.c_str(), stderr);
+    return complaint.empty() ? kFine : kUsage;
   }
   const Structure* structure = dunnock::crash::find_structure(settings.structure);
   if (structure == nullptr) {

@@ -188,6 +188,8 @@ Result<int> checkpoint_verify(const Options& options) {
     } else {
       all = store.list();
     }
+    if (all.empty())
+      return make_error(ErrorCode::kNotFound, "there is nothing to verify: " + options.pool + " holds no checkpoint");
     int status = kFine;
     for (const CheckpointInfo& one : all) {
       const Status sound = one.status ? store.verify(one.name, one.version) : one.status;
@@ -233,21 +235,23 @@ Result<int> checkpoint_export(const Options& options) {
 
 Result<int> checkpoint_import(const Options& options) {
   DUNNOCK_TRY(auto title, title_of(options.checkpoint));
+  SaveReport saved;
   const auto import = [&](auto& store) -> Result<int> {
     if (title.version == kLatestVersion) {
       const auto latest = store.latest(title.name);
       DUNNOCK_TRY(latest);
       title.version = *latest ? **latest + 1 : 1;
     }
-    DUNNOCK_TRY(const auto report, import_safetensors(store, title.name, title.version, options.file, options.threads));
-    return print_saved(report);
+    DUNNOCK_TRY(saved, import_safetensors(store, title.name, title.version, options.file, options.threads));
+    return kFine;
   };
   std::error_code unseen;
   const bool fresh = !std::filesystem::exists(options.pool, unseen);
   if (unseen) return make_error(ErrorCode::kIo, "can't look at " + options.pool + ": " + unseen.message());
   if (!fresh) {
-    auto done = with_checkpoints(options, Access::kWrite, import);
-    if (done || done.error().code != ErrorCode::kNotFound || !options.create) return done;
+    const auto done = with_checkpoints(options, Access::kWrite, import);
+    if (done) return print_saved(saved);
+    if (done.error().code != ErrorCode::kNotFound || !options.create) return done;
   } else if (!options.create) {
     return make_error(ErrorCode::kNotFound, "there is no " + options.pool + "; --create makes one");
   }
@@ -258,25 +262,26 @@ Result<int> checkpoint_import(const Options& options) {
                                 .segment_bytes = segment_bytes_for(options.capacity_bytes, 2 * options.chunk_bytes)};
   // Sizes that can't be are refused before a file is made.
   DUNNOCK_TRY(CheckpointStore<DirectMedia>::check_options(sizes));
+  // A store whose first checkpoint is refused is not made.
   const auto make_store = [&](Pool& pool) -> Status {
     const auto made = with_durable_media(pool, [&](auto media) -> Result<int> {
       DUNNOCK_TRY(auto store, CheckpointStore<decltype(media)>::create(
                                   pool, options.name.empty() ? "checkpoints" : options.name, sizes, media));
+      Result<int> imported = import(store);
       store.close();
-      return kFine;
+      return imported;
     });
     return made ? Status() : tl::unexpected(made.error());
   };
-  {
-    auto pool =
-        fresh ? Pool::create_with(options.pool, {.bytes = CheckpointStore<DirectMedia>::pool_bytes(sizes)}, make_store)
-              : Pool::open(options.pool);
-    DUNNOCK_TRY(pool);
-    if (!fresh) {
-      DUNNOCK_TRY(make_store(*pool));
-    }
+  DUNNOCK_TRY(auto pool, fresh ? Pool::create_with(options.pool,
+                                                   {.bytes = CheckpointStore<DirectMedia>::pool_bytes(sizes)},
+                                                   make_store)
+                               : Pool::open(options.pool));
+  if (!fresh) {
+    DUNNOCK_TRY(make_or_undo(pool, make_store));
   }
-  return with_checkpoints(options, Access::kWrite, import);
+  DUNNOCK_TRY(pool.close());
+  return print_saved(saved);
 }
 
 Result<int> checkpoint_delete(const Options& options) {

@@ -1,6 +1,7 @@
 // What a pool holds: which regions make which structure.
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -54,6 +55,24 @@ auto look_into(const std::string& path, Use&& use) -> decltype(use(std::declval<
     const bool sound = answer || answer.error().code != ErrorCode::kCorrupt;
     if (sound || !pool->beside_writer() || look == kLooksBesideWriter) return answer;
   }
+}
+
+/// Calls make(pool), a Status, which makes a structure in an existing pool. On an error the regions that it made are
+/// removed again; nothing may use them by then. (In a new pool, Pool::create_with() does as much.)
+template <class Make>
+Status make_or_undo(Pool& pool, Make&& make) {
+  const std::vector<RegionInfo> before = pool.regions();
+  Status made = make(pool);
+  if (made) return made;
+  std::vector<std::string> rest;
+  for (const RegionInfo& region : pool.regions()) {
+    if (std::none_of(before.begin(), before.end(), [&](const RegionInfo& one) { return one.name == region.name; }))
+      rest.push_back(region.name);
+  }
+  if (rest.empty()) return made;
+  const Status removed = pool.remove_regions(rest);
+  if (!removed) made.error().message += "; what was made for it can't be removed: " + removed.error().message;
+  return made;
 }
 
 /// Segments for a log of that capacity: about 32 of them, of 1 MiB to 32 MiB, but not smaller than `least`.

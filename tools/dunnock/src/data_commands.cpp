@@ -9,6 +9,7 @@
 
 #include "contents.hpp"
 #include "dump_text.hpp"
+#include "dunnock/base/input_file.hpp"
 #include "dunnock/base/output_file.hpp"
 #include "dunnock/filter/cuckoo_filter.hpp"
 #include "dunnock/index/checkpoint_store.hpp"
@@ -180,16 +181,32 @@ class Output {
   Status status_;
 };
 
+/// A dump to be read: an ordinary file, which can be read twice, or standard input, which can't.
+struct Dump {
+  std::string path;  ///< "-": standard input.
+  File file;         ///< None: standard input.
+};
+
+/// Errors: those of open_to_read().
+Result<Dump> open_dump(const std::string& path) {
+  if (path == "-") return Dump{path, nullptr};
+  std::uint64_t bytes = 0;
+  auto opened = open_to_read(path, bytes);
+  if (!opened && opened.error().code == ErrorCode::kInvalidArgument)
+    return make_error(ErrorCode::kInvalidArgument,
+                      opened.error().message + "; a dump from a pipe or a device is read from standard input");
+  DUNNOCK_TRY(opened);
+  File file(::fdopen(opened->get(), "r"));
+  if (!file) return system_error("can't read " + path, errno);
+  (void)opened->release();
+  return Dump{path, std::move(file)};
+}
+
 /// Calls use(entry) for every entry of a dump, in order, until it fails.
 template <class Use>
-Result<std::uint64_t> for_each_entry(const std::string& path, Use&& use, std::uint64_t* damaged = nullptr) {
-  File file;
-  std::FILE* from = stdin;
-  if (path != "-") {
-    file.reset(std::fopen(path.c_str(), "re"));
-    if (!file) return system_error("can't read " + path, errno);
-    from = file.get();
-  }
+Result<std::uint64_t> for_each_entry(const Dump& dump, Use&& use, std::uint64_t* damaged = nullptr) {
+  std::FILE* const from = dump.file ? dump.file.get() : stdin;
+  if (dump.file) std::rewind(from);
   DumpReader reader;
   std::unique_ptr<char, decltype(&std::free)> line(nullptr, &std::free);
   char* buffer = nullptr;
@@ -203,7 +220,7 @@ Result<std::uint64_t> for_each_entry(const std::string& path, Use&& use, std::ui
     if (!entry) continue;
     DUNNOCK_TRY(use(std::move(*entry)));
   }
-  if (std::ferror(from) != 0) return system_error("can't read all of " + path, errno);
+  if (std::ferror(from) != 0) return system_error("can't read all of " + dump.path, errno);
   DUNNOCK_TRY(reader.end());
   if (damaged != nullptr) *damaged = reader.damaged();
   return reader.entries();
@@ -217,25 +234,30 @@ Result<int> dump_index_entry(Output& output, const IndexKey& key, const IndexVal
 struct Loaded {
   std::uint64_t entries = 0;
   std::uint64_t damaged = 0;  // Entries that the dump lacks, as it says itself.
+  bool kept = true;           // On an error, for they do not go with the store.
 };
 
+tl::unexpected<Error> no_room(const Loaded& loaded) {
+  return make_error(ErrorCode::kNoSpace,
+                    fmt::format("there is no room after {} entries, {}", loaded.entries,
+                                loaded.kept ? "which are kept" : "and nothing is kept: --capacity must be larger"));
+}
+
 template <class M>
-Result<int> load_store(KvStore<M>& store, const std::string& file, Loaded& loaded) {
+Result<int> load_store(KvStore<M>& store, const Dump& dump, Loaded& loaded) {
   std::vector<DumpEntry> entries;
   const auto flush = [&]() -> Status {
     std::vector<typename KvStore<M>::Item> items;
     for (const DumpEntry& entry : entries) items.push_back({entry.key, std::get<0>(entry.value)});
     const bool put = store.put_bulk(items);
     DUNNOCK_TRY(store.status());
-    if (!put)
-      return make_error(ErrorCode::kNoSpace,
-                        fmt::format("there is no room after {} entries, which are kept", loaded.entries));
+    if (!put) return no_room(loaded);
     loaded.entries += entries.size();
     entries.clear();
     return {};
   };
   auto all = for_each_entry(
-      file,
+      dump,
       [&](DumpEntry entry) -> Status {
         if (entry.value.index() != 0)
           return make_error(ErrorCode::kInvalidArgument, "a bare locator can't be loaded into a store");
@@ -259,9 +281,9 @@ Result<int> load_store(KvStore<M>& store, const std::string& file, Loaded& loade
 }
 
 template <class M>
-Result<int> load_index(KvIndex<M>& index, const std::string& file, Loaded& loaded) {
+Result<int> load_index(KvIndex<M>& index, const Dump& dump, Loaded& loaded) {
   auto all = for_each_entry(
-      file,
+      dump,
       [&](const DumpEntry& entry) -> Status {
         const auto* bytes = std::get_if<0>(&entry.value);
         if (bytes != nullptr && bytes->size() > IndexValue::kInlineBytesMax)
@@ -269,9 +291,7 @@ Result<int> load_index(KvIndex<M>& index, const std::string& file, Loaded& loade
         const IndexValue value = bytes != nullptr ? IndexValue::of(*bytes) : IndexValue::of(std::get<1>(entry.value));
         const PutResult put = index.put(entry.key, value);
         if (put == PutResult::kIo) return index.status();
-        if (put == PutResult::kFull)
-          return make_error(ErrorCode::kNoSpace,
-                            fmt::format("there is no room after {} entries, which are kept", loaded.entries));
+        if (put == PutResult::kFull) return no_room(loaded);
         ++loaded.entries;
         return {};
       },
@@ -339,7 +359,7 @@ Result<int> info(const Options& options) {
 
 Result<int> check(const Options& options) {
   DUNNOCK_TRY(auto pool, Pool::open_read_only(options.pool));
-  std::vector<Structure> structures = contents_of(pool).structures;
+  auto [structures, others] = contents_of(pool);
   if (!options.names.empty()) {
     std::vector<Structure> wanted;
     for (const std::string& name : options.names) {
@@ -350,8 +370,12 @@ Result<int> check(const Options& options) {
       wanted.push_back(*found);
     }
     structures = std::move(wanted);
+    others.clear();
   }
-  return with_durable_media(pool, [&](auto media) -> Result<int> {
+  // Nothing that was looked at is not a pass.
+  if (structures.empty() && others.empty())
+    return make_error(ErrorCode::kNotFound, "there is nothing to check: " + options.pool + " holds no structure");
+  return with_durable_media(pool, [&, &structures = structures, &others = others](auto media) -> Result<int> {
     int status = kFine;
     Json json = {{"pool", options.pool}, {"structures", Json::array()}};
     for (const Structure& structure : structures) {
@@ -364,6 +388,12 @@ Result<int> check(const Options& options) {
       if (options.json) continue;
       print_line("{} '{}': {}", to_string(structure.kind), structure.name, found->empty() ? "sound" : "DAMAGED");
       for (const std::string& one : *found) print_line("  {}", one);
+    }
+    for (const RegionInfo& region : others) {
+      status = kDamaged;
+      json["other_regions"].push_back({{"name", region.name}, {"bytes", region.bytes}});
+      if (options.json) continue;
+      print_line("region '{}', {}: of no structure, not checked", region.name, human_bytes(region.bytes));
     }
     if (options.json) print_json(json);
     return status;
@@ -412,9 +442,10 @@ Result<int> dump(const Options& options) {
 }
 
 Result<int> load(const Options& options) {
+  DUNNOCK_TRY(const auto dump, open_dump(options.file));
   // A file is read twice: what is cut off or wrong is refused before anything is changed.
-  if (options.file != "-") {
-    const auto sound = for_each_entry(options.file, [](const DumpEntry&) { return Status(); });
+  if (dump.file) {
+    const auto sound = for_each_entry(dump, [](const DumpEntry&) { return Status(); });
     if (!sound) return make_error(sound.error().code, options.file + ": " + sound.error().message);
   }
   std::error_code unseen;
@@ -426,13 +457,32 @@ Result<int> load(const Options& options) {
       .index = {.bytes_max = std::max<std::uint64_t>(options.capacity_bytes / 4, 32 << 20)},
       .log = {.capacity_bytes = options.capacity_bytes, .segment_bytes = segment_bytes_for(options.capacity_bytes, 0)}};
   const std::string name = options.name.empty() ? "data" : options.name;
-  const auto make_store = [&](Pool& fresh_pool) -> Status {
-    const auto made = with_durable_media(fresh_pool, [&](auto media) -> Result<int> {
-      DUNNOCK_TRY(auto store, KvStore<decltype(media)>::create(fresh_pool, name, sizes, media));
+  Loaded loaded;
+  // A store whose first entries are refused is not made.
+  const auto make_store = [&](Pool& pool) -> Status {
+    loaded.kept = false;
+    const auto made = with_durable_media(pool, [&](auto media) -> Result<int> {
+      DUNNOCK_TRY(auto store, KvStore<decltype(media)>::create(pool, name, sizes, media));
+      Result<int> status = load_store(store, dump, loaded);
       store.close();
-      return kFine;
+      return status;
     });
     return made ? Status() : tl::unexpected(made.error());
+  };
+  const auto load_into = [&](Pool& pool, const Structure& structure) -> Result<int> {
+    return with_durable_media(pool, [&](auto media) -> Result<int> {
+      using M = decltype(media);
+      if (structure.kind == Kind::kStore) {
+        DUNNOCK_TRY(auto opened, KvStore<M>::open(pool, structure.name, media));
+        Result<int> status = load_store(opened.store, dump, loaded);
+        opened.store.close();
+        return status;
+      }
+      DUNNOCK_TRY(auto opened, KvIndex<M>::open(pool, structure.name, media));
+      Result<int> status = load_index(opened.index, dump, loaded);
+      opened.index.close();
+      return status;
+    });
   };
   if (fresh) {  // Sizes that can't be are refused before a file is made.
     DUNNOCK_TRY(KvStore<DirectMedia>::check_options(sizes));
@@ -440,27 +490,16 @@ Result<int> load(const Options& options) {
   const std::array regions{sizes.log.capacity_bytes, sizes.index.bytes_max};
   DUNNOCK_TRY(auto pool, fresh ? Pool::create_with(options.pool, {.bytes = Pool::bytes_for(regions)}, make_store)
                                : Pool::open(options.pool));
-  auto structure = find_structure(pool, fresh ? name : options.name, {Kind::kStore, Kind::kIndex});
-  if (!structure && options.create && structure.error().code == ErrorCode::kNotFound) {
-    DUNNOCK_TRY(make_store(pool));
-    structure = find_structure(pool, name, {Kind::kStore});
-  }
-  DUNNOCK_TRY(structure);
-  Loaded loaded;
-  const auto done = with_durable_media(pool, [&](auto media) -> Result<int> {
-    using M = decltype(media);
-    if (structure->kind == Kind::kStore) {
-      DUNNOCK_TRY(auto opened, KvStore<M>::open(pool, structure->name, media));
-      auto status = load_store(opened.store, options.file, loaded);
-      opened.store.close();
-      return status;
+  if (!fresh) {
+    const auto structure = find_structure(pool, options.name, {Kind::kStore, Kind::kIndex});
+    if (!structure && options.create && structure.error().code == ErrorCode::kNotFound) {
+      DUNNOCK_TRY(make_or_undo(pool, make_store));
+    } else {
+      DUNNOCK_TRY(structure);
+      DUNNOCK_TRY(load_into(pool, *structure));
     }
-    DUNNOCK_TRY(auto opened, KvIndex<M>::open(pool, structure->name, media));
-    auto status = load_index(opened.index, options.file, loaded);
-    opened.index.close();
-    return status;
-  });
-  if (!done) return done;
+  }
+  DUNNOCK_TRY(pool.close());
   print_line("{} entries loaded", loaded.entries);
   if (loaded.damaged == 0) return kFine;
   complain("dunnock: {} entries were damaged when the dump was written, and are not in it", loaded.damaged);

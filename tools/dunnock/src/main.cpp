@@ -2,12 +2,13 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <array>
-#include <span>
-#include <sstream>
+#include <cstdio>
 #include <string>
 #include <string_view>
 
+#include "dunnock/base/command_line.hpp"
 #include "dunnock/base/last_catch.hpp"
 #include "dunnock/base/printable.hpp"
 #include "dunnock/base/paths.hpp"
@@ -18,25 +19,6 @@ namespace {
 
 using dunnock::tool::Options;
 using Command = dunnock::Result<int> (*)(const Options&);
-
-/// Help, or what is wrong with the arguments; these may quote names of files, which may hold anything. The parser's own
-/// line breaks stay; those in what the user typed are printed escaped, too.
-int explain(const CLI::App& app, const CLI::ParseError& error, std::span<char* const> arguments) {
-  namespace tool = dunnock::tool;
-  std::ostringstream out, complaint;
-  const int status = app.exit(error, out, complaint);
-  dunnock::write_standard_output(out.str());
-  std::string text = complaint.str();
-  for (const std::string argument : arguments) {
-    const std::string shown = dunnock::printable(argument);
-    if (shown == argument) continue;
-    for (std::size_t at = 0; (at = text.find(argument, at)) != std::string::npos; at += shown.size())
-      text.replace(at, argument.size(), shown);
-  }
-  std::istringstream lines(text);
-  for (std::string line; std::getline(lines, line);) tool::complain("{}", line);
-  return status == 0 ? tool::kFine : tool::kUsage;
-}
 
 /// No file that is read or written may be the pool, whatever it is called.
 dunnock::Status check_files(const Options& options, bool written) {
@@ -74,6 +56,17 @@ int run(int argc, char** argv) {
   // An empty name is that of a variable that was not set, and must not stand for "all" or "the only one".
   const CLI::Validator not_empty(
       [](const std::string& text) { return text.empty() ? std::string("is empty") : std::string(); }, "", "not empty");
+  // To CLI11 -1 is the greatest number of bytes.
+  const CLI::Validator size_in_digits(
+      [](const std::string& text) {
+        const std::string_view unit =
+            std::string_view(text).substr(std::min(text.find_first_not_of("0123456789"), text.size()));
+        const bool fine = unit.size() != text.size() && std::all_of(unit.begin(), unit.end(), [](char c) {
+                            return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+                          });
+        return fine ? std::string() : text + " is no size: digits, and a unit such as k, m, g or t";
+      },
+      "", "size");
   CLI::App app("Looks into dunnock pools, checks them, and moves what they hold out and in.", "dunnock");
   app.set_version_flag("--version", DUNNOCK_VERSION);
   app.require_subcommand(1);
@@ -89,6 +82,7 @@ int run(int argc, char** argv) {
     sub->add_flag("--create", options.create, what);
     sub->add_option("--capacity", options.capacity_bytes, "bytes of values that what is created can hold")
         ->transform(CLI::AsSizeValue(false))
+        ->transform(size_in_digits)  // Comes first: each transform is put before the others.
         ->capture_default_str();
   };
 
@@ -143,6 +137,7 @@ int run(int argc, char** argv) {
   with_capacity(import, "make the pool and the checkpoint store if they are not there");
   import->add_option("--chunk", options.chunk_bytes, "bytes of a chunk of a store that is created")
       ->transform(CLI::AsSizeValue(false))
+      ->transform(size_in_digits)
       ->check(CLI::Range(64, 1 << 30))
       ->capture_default_str();
   with_title(add_checkpoint("delete", "remove a checkpoint and give its space back", tool::checkpoint_delete),
@@ -163,7 +158,10 @@ int run(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return explain(app, error, {argv, static_cast<std::size_t>(argc)});
+    const std::string complaint =
+        dunnock::explain_parse_error(app, error, {argv, static_cast<std::size_t>(argc)});
+    (void)std::fputs(complaint.c_str(), stderr);
+    return complaint.empty() ? tool::kFine : tool::kUsage;
   }
   if (options.file.empty() && *load) options.file = "-";
   if (const dunnock::Status apart = check_files(options, *dump || *export_ || *copy); !apart)

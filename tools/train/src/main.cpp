@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "config.hpp"
+#include "dunnock/base/command_line.hpp"
 #include "dunnock/base/last_catch.hpp"
 #include "dunnock/base/printable.hpp"
 #include "dunnock/base/standard_streams.hpp"
@@ -125,7 +126,9 @@ int train_as_told(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : kUsage;
+    const std::string complaint = explain_parse_error(app, error, {argv, static_cast<std::size_t>(argc)});
+    (void)std::fputs(complaint.c_str(), stderr);
+    return complaint.empty() ? 0 : kUsage;
   }
   const bool resumes = options.resume || options.resume_step.has_value();
   if (!options.changes.empty() && !resumes)
@@ -161,7 +164,7 @@ int train_as_told(int argc, char** argv) {
     if (world) std::_Exit(kFailed);
     return kFailed;
   }
-  if (!result->saved) return kFailed;
+  if (!result->saved || !result->logged) return kFailed;
   return result->interrupted ? train::kInterrupted : 0;
 }
 

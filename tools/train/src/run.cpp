@@ -2,6 +2,7 @@
 
 #include <fmt/core.h>
 #include <fmt/format.h>
+#include <fcntl.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -25,7 +26,10 @@
 
 #include "changes.hpp"
 #include "data.hpp"
+#include "dunnock/base/file.hpp"
+#include "dunnock/base/output_file.hpp"
 #include "dunnock/base/paths.hpp"
+#include "dunnock/base/printable.hpp"
 #include "dunnock/gpu/kernels/matmul.hpp"
 #include "dunnock/training/checkpoints.hpp"
 #include "dunnock/training/trainer.hpp"
@@ -317,7 +321,6 @@ class Runner {
   ~Runner() {
     ends_ = true;
     if (watch_.joinable()) watch_.join();
-    if (events_ != nullptr) std::fclose(events_);
   }
   Runner(const Runner&) = delete;
   Runner& operator=(const Runner&) = delete;
@@ -325,9 +328,9 @@ class Runner {
   Result<RunResult> go() {
     DUNNOCK_TRY(set_up());
     if (first() && !options_.events.empty()) {
-      events_ = std::fopen(options_.events.c_str(), "ae");
-      if (events_ == nullptr)
-        return make_error(ErrorCode::kIo, options_.events + " can't be written: " + std::strerror(errno));
+      auto opened = open_in_place(options_.events, O_CREAT | O_APPEND);
+      if (!opened) return make_error(opened.error().code, "--events: " + opened.error().message);
+      events_ = std::move(*opened);
     }
     g_trains = 1;
     event(resumed_ ? "resumed" : "started");
@@ -336,6 +339,9 @@ class Runner {
     event(result->interrupted ? "stopped" : "done", fmt::format(", \"seconds\": {:.3f}", seconds_since(begun_)));
     DUNNOCK_TRY(finish(*result));
     result->interrupted = result->interrupted || broken_off_;
+    if (const std::uint64_t rows = log_ ? log_->rows_lost() : 0; rows != 0)
+      progress_.print(fmt::format("the log: {} rows are missing", rows));
+    result->logged = (!log_ || log_->rows_lost() == 0) && events_error_ == 0;
     return result;
   }
 
@@ -350,14 +356,18 @@ class Runner {
     if (first() && !options_.quiet) progress_.print(line);
   }
 
-  void event(std::string_view name, const std::string& more = {}) { event_at(name, step_, more); }
+  void event(std::string_view name, const std::string& more = {}) {
+    event_at(name, step_, more);
+    if (events_error_ == 0 || std::exchange(told_of_events_, true)) return;
+    const auto why = system_error("--events: can't write " + options_.events, events_error_).value().message;
+    progress_.print(printable(why) + " (training continues)");
+  }
   void event_at(std::string_view name, std::uint64_t step, const std::string& more) {
-    if (events_ == nullptr) return;
-    // Who watches may be gone, or his disk full: training goes on.
+    if (!events_) return;
+    // Whoever watches may be gone, or the disk full: training continues.
     const std::string line = fmt::format("{{\"event\": \"{}\", \"step\": {}{}}}\n", name, step, more);
     const std::lock_guard lock(events_mutex_);
-    std::fwrite(line.data(), 1, line.size(), events_);
-    std::fflush(events_);
+    if (!file_system().write(events_.get(), line.data(), line.size())) events_error_ = errno;
   }
 
   Status set_up() {
@@ -663,7 +673,8 @@ class Runner {
         DUNNOCK_TRY(evaluate(row));
       }
       if (logs || evaluates || step_ == steps_) {
-        if (Status done = write(row); !done) say("the log: " + done.error().message);
+        // Also of a quiet run: what is lost here is not found elsewhere.
+        if (Status done = write(row); !done) progress_.print("the log: " + printable(done.error().message));
         loss_sum = 0;
         loss_count = 0;
         row_begun = Clock::now();
@@ -924,8 +935,10 @@ class Runner {
   std::atomic<bool> ends_ = false;
   std::thread watch_;
   bool broken_off_ = false;  // By a signal, with no step missing: an evaluation, or a text.
-  std::FILE* events_ = nullptr;
+  UniqueFd events_;
   std::mutex events_mutex_;
+  std::atomic<int> events_error_ = 0;  // An errno: something was not written.
+  bool told_of_events_ = false;
   std::uint64_t written_bytes_ = 0;
   std::optional<double> validation_loss_;
   bool told_of_validation_ = false;

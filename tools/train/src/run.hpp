@@ -27,7 +27,8 @@ struct RunOptions {
   std::string weights;       ///< Initial weights, a safetensors file; "": drawn by the seed.
   std::string save_weights;  ///< Written at the end; "": no.
   /// JSON lines, one as each thing happens, for what watches a run: {"event": EVENT, "step": N, ...}, EVENT being
-  /// "started", "resumed", "saving", "saved", "save failed", "stopped" or "done"; appended. "": none.
+  /// "started", "resumed", "saving", "saved", "save failed", "stopped" or "done"; appended. "": none. One that can't be
+  /// written is reported, and training continues.
   std::string events;
   std::optional<double> seconds_max;  ///< Stops, saving, when so much time is over.
   bool quiet = false;                 ///< Results only.
@@ -37,6 +38,7 @@ struct RunOptions {
 struct RunResult {
   std::uint64_t steps = 0;
   bool interrupted = false;  ///< By a signal or the time.
+  bool logged = true;        ///< On the first rank: false: a row of the log or an event is missing.
   bool saved = true;         ///< On the first rank: false: there is a pool, and the last state did not get into it.
 };
 

@@ -28,7 +28,8 @@ namespace dunnock {
 /// Threads: write_at by any number of threads; everything else by one.
 class OutputFile {
  public:
-  /// Errors: NotFound (folder), InvalidArgument (a directory, an empty name), ReadOnly, NoSpace, Io.
+  /// Errors: NotFound (folder), InvalidArgument (a directory, an empty name), ReadOnly, NoSpace, Io (also: nobody reads
+  /// the FIFO).
   [[nodiscard]] static Result<OutputFile> create(const std::string& path);
   OutputFile(OutputFile&& other) noexcept;
   OutputFile& operator=(OutputFile&&) = delete;
@@ -55,6 +56,14 @@ class OutputFile {
   bool stream_ = false;
   std::uint64_t appended_bytes_ = 0;
 };
+
+/// For a reader that is started together with the writer.
+inline constexpr unsigned kReaderSeconds = 2;
+
+/// Opens for writing what is written in place: a device, a FIFO, or a file that is appended to. `flags`: of open(2),
+/// besides O_WRONLY. Waits at most kReaderSeconds for the reader of a FIFO; writing to it waits as ever. Errors: those
+/// of create().
+[[nodiscard]] Result<UniqueFd> open_in_place(const std::string& path, int flags);
 
 /// Writes the text and commits. Errors: those of OutputFile.
 [[nodiscard]] Status write_output_file(const std::string& path, std::string_view text);

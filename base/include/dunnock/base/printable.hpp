@@ -1,6 +1,7 @@
 // Makes foreign text fit for a terminal: names of tensors, files and regions may contain anything.
 #pragma once
 
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -14,5 +15,9 @@ namespace dunnock {
 
 /// The same in quotation marks: 'name'.
 [[nodiscard]] std::string in_quotes(std::string_view text);
+
+/// printable() line by line: the text's own line breaks stay, but none of those in the words that it may quote, such as
+/// a program's arguments.
+[[nodiscard]] std::string printable_lines(std::string text, std::span<char* const> quoted);
 
 }  // namespace dunnock
