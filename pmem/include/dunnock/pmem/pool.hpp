@@ -127,8 +127,8 @@ class Pool {
 
   /// A copy in the state of one moment: what a crash at that moment would have left, so that opening it recovers
   /// everything that was acknowledged before the call. Other threads may go on meanwhile where they use FileMedia; with
-  /// other media, none may change the pool. Calls that create or remove regions wait, and so does fork(). If the journal
-  /// has not begun, it begins here. While the pool is open, this process can open the copy for reading only: for
+  /// other media, none may change the pool. Calls that create or remove regions wait, and so does fork(). The journal
+  /// begins here if it has not yet. While the pool is open, this process can open the copy for reading only: for
   /// writing it is AlreadyOpen, because libpmemobj takes it for the same pool.
   /// Threads: any. Errors: those of create, ReadOnly never, Io.
   [[nodiscard]] Status copy_to(const std::string& path) const;
