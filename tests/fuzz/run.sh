@@ -24,8 +24,11 @@ at_once=$(nproc)
 
 # What all of them are linked with.
 mkdir -p "$build/base"
-printf '%s\n' |
-  xargs -P "$at_once" -I{} sh -c 'clang++ "$@" -c {} -o "'"$build"'/base/$(basename {} .cpp).o"' sh "${flags[@]}"
+for file in "$source"/base/src/*.cpp; do
+  while [ "$(jobs -rp | wc -l)" -ge "$at_once" ]; do wait -n; done
+  clang++ "${flags[@]}" -c "$file" -o "$build/base/$(basename "$file" .cpp).o" &
+done
+wait
 
 # build_and_run NAME SEEDS LONGEST SOURCES...
 build_and_run() {
