@@ -31,8 +31,7 @@
 #include <cstdio>
 #include <cstring>
 #include <dunnock/base/command_line.hpp>
-#include <dunnock/base/last_catch.hpp>
-#include <dunnock/base/standard_streams.hpp>
+#include <dunnock/base/program.hpp>
 #include <dunnock/filter/cuckoo_filter.hpp>
 #include <dunnock/pmem/detect.hpp>
 #include <dunnock/pmem/pool.hpp>
@@ -449,14 +448,6 @@ int run(int argc, char** argv) {
 
 }  // namespace
 
-int main(int argc, char** argv) try {
-  dunnock::keep_standard_descriptors();
-  const int status = run(argc, argv);
-  const dunnock::Status printed = dunnock::flush_standard_output();
-  if (printed) return status;
-  fmt::print(stderr, "dunnock-filter-demo: {}\n", printed.error().message);
-  return status == 0 ? kSurroundings : status;
-} catch (...) {
-  fmt::print(stderr, "dunnock-filter-demo: {}\n", dunnock::words_of_exception());
-  return kSurroundings;
+int main(int argc, char** argv) {
+  return dunnock::run_program("dunnock-filter-demo", kSurroundings, [&] { return run(argc, argv); });
 }

@@ -13,11 +13,13 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <stdexcept>
 #include <string>
 #include <thread>
 
 #include "dunnock/base/output_file.hpp"
 #include "dunnock/base/paths.hpp"
+#include "dunnock/base/program.hpp"
 #include "dunnock/base/standard_streams.hpp"
 
 namespace dunnock {
@@ -336,6 +338,29 @@ TEST_F(Files, a_closed_standard_output_is_no_place_for_the_next_file) {
     return ::fstat(file, &info) == 0 && info.st_size == 0 ? 0 : 3;
   };
   EXPECT_EQ(in_process(-1, work), 0);
+}
+
+TEST(Program, ends_with_its_own_status_or_that_of_a_failure) {
+  const int full = ::open("/dev/full", O_WRONLY | O_CLOEXEC);
+  ASSERT_GE(full, 0);
+  constexpr int kFailed = 7;
+  const auto program = [](int status, std::string_view printed) {
+    return [status, printed] {
+      return run_program("program", kFailed, [&] {
+        write_standard_output(printed);
+        if (status < 0) throw std::runtime_error("no status");
+        return status;
+      });
+    };
+  };
+  EXPECT_EQ(in_process(STDERR_FILENO, program(0, "")), 0);
+  EXPECT_EQ(in_process(STDERR_FILENO, program(4, "")), 4);
+  EXPECT_EQ(in_process(STDERR_FILENO, program(-1, "")), kFailed) << "an exception";
+  EXPECT_EQ(in_process(full, program(0, "text")), kFailed) << "an output that is not whole is no success";
+  EXPECT_EQ(in_process(full, program(4, "text")), 4);
+  EXPECT_EQ(in_process(full, program(-1, "text")), kFailed);
+  EXPECT_EQ(in_process(-1, program(0, "text")), kFailed) << "standard output is closed";
+  ::close(full);
 }
 
 TEST(StandardOutput, is_fine_when_all_has_arrived) {

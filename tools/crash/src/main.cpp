@@ -14,8 +14,7 @@
 
 #include "commands.hpp"
 #include "dunnock/base/command_line.hpp"
-#include "dunnock/base/last_catch.hpp"
-#include "dunnock/base/standard_streams.hpp"
+#include "dunnock/base/program.hpp"
 #include "life.hpp"
 #include "structures.hpp"
 
@@ -165,7 +164,7 @@ CLI::Validator whole(std::uint64_t least, std::uint64_t most) {
       "[" + bounds + "]");
 }
 
-int run(int argc, char** argv) try {
+int run(int argc, char** argv) {
   Settings settings;
   Options options;
   settings.jobs = std::max(1U, std::thread::hardware_concurrency());
@@ -283,18 +282,10 @@ int run(int argc, char** argv) try {
   if (*life_command) return live(settings, options.life);
   if (*kill_command) return kill_storm(*structure, settings, options);
   return corrupt(*structure, settings, options);
-} catch (...) {
-  std::fprintf(stderr, "dunnock-crash: %s\n", dunnock::words_of_exception().c_str());
-  return kEnvironment;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  dunnock::keep_standard_descriptors();
-  const int status = run(argc, argv);
-  const dunnock::Status printed = dunnock::flush_standard_output();
-  if (printed) return status;
-  std::fprintf(stderr, "dunnock-crash: %s\n", printed.error().message.c_str());
-  return status == kFine ? kEnvironment : status;
+  return dunnock::run_program("dunnock-crash", kEnvironment, [&] { return run(argc, argv); });
 }

@@ -9,9 +9,9 @@
 #include <string_view>
 
 #include "dunnock/base/command_line.hpp"
-#include "dunnock/base/last_catch.hpp"
-#include "dunnock/base/printable.hpp"
 #include "dunnock/base/paths.hpp"
+#include "dunnock/base/printable.hpp"
+#include "dunnock/base/program.hpp"
 #include "options.hpp"
 #include "print.hpp"
 
@@ -172,14 +172,6 @@ int run(int argc, char** argv) {
 
 }  // namespace
 
-int main(int argc, char** argv) try {
-  dunnock::keep_standard_descriptors();
-  const int status = run(argc, argv);
-  const dunnock::Status printed = dunnock::flush_standard_output();
-  if (printed) return status;
-  const int lost = status_of(printed.error());
-  return status == dunnock::tool::kFine ? lost : status;
-} catch (...) {
-  dunnock::tool::complain("dunnock: {}", dunnock::words_of_exception());
-  return dunnock::tool::kCannot;
+int main(int argc, char** argv) {
+  return dunnock::run_program("dunnock", dunnock::tool::kCannot, [&] { return run(argc, argv); });
 }

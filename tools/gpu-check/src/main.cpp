@@ -11,8 +11,7 @@
 #include "benchmarks.hpp"
 #include "budget.hpp"
 #include "checks.hpp"
-#include "dunnock/base/last_catch.hpp"
-#include "dunnock/base/standard_streams.hpp"
+#include "dunnock/base/program.hpp"
 #include "facts.hpp"
 #include "kernel_benchmarks.hpp"
 #include "peers.hpp"
@@ -178,14 +177,6 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace dunnock::gpu_check
 
-int main(int argc, char** argv) try {
-  dunnock::keep_standard_descriptors();
-  const int status = dunnock::gpu_check::run(argc, argv);
-  const dunnock::Status printed = dunnock::flush_standard_output();
-  if (printed) return status;
-  std::fprintf(stderr, "dunnock-gpu-check: %s\n", printed.error().message.c_str());
-  return status == 0 ? 2 : status;
-} catch (...) {
-  std::fprintf(stderr, "dunnock-gpu-check: %s\n", dunnock::words_of_exception().c_str());
-  return 3;
+int main(int argc, char** argv) {
+  return dunnock::run_program("dunnock-gpu-check", 2, [&] { return dunnock::gpu_check::run(argc, argv); });
 }

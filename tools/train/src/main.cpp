@@ -17,6 +17,7 @@
 #include "dunnock/base/command_line.hpp"
 #include "dunnock/base/last_catch.hpp"
 #include "dunnock/base/printable.hpp"
+#include "dunnock/base/program.hpp"
 #include "dunnock/base/standard_streams.hpp"
 #include "dunnock/gpu/communicator.hpp"
 #include "dunnock/training/schedules.hpp"
@@ -170,14 +171,6 @@ int train_as_told(int argc, char** argv) {
 
 }  // namespace
 
-int main(int argc, char** argv) try {
-  keep_standard_descriptors();
-  const int status = train_as_told(argc, argv);
-  const Status printed = flush_standard_output();
-  if (printed) return status;
-  const int lost = fail(printed.error());
-  return status == 0 ? lost : status;
-} catch (...) {
-  fmt::print(stderr, "dunnock-train: {}\n", dunnock::words_of_exception());
-  return kFailed;
+int main(int argc, char** argv) {
+  return run_program("dunnock-train", kFailed, [&] { return train_as_told(argc, argv); });
 }

@@ -1,6 +1,6 @@
 // Checked standard output: a program reports what it could not print, in words and in its exit status.
 //
-// A program's main() begins with keep_standard_descriptors() and ends with flush_standard_output().
+// run_program() (program.hpp) begins with keep_standard_descriptors() and ends with flush_standard_output().
 #pragma once
 
 #include <string_view>
