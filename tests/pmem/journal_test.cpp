@@ -607,25 +607,26 @@ class JournalFile : public ::testing::Test {
   std::string path_ = (std::filesystem::temp_directory_path() / ("journal_file." + std::to_string(getpid()))).string();
   UniqueFd file_;
   detail::JournalExtent extent_;
+  /// What a write-back shares with its test. The journal's thread uses it until the journal is gone.
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  unsigned begun_ = 0, allowed_ = 0;
   std::unique_ptr<detail::Journal> journal_;
   std::uint64_t number_ = 0;  // of the youngest group that was asked for
 };
 
 TEST_F(JournalFile, begins_a_half_anew_only_when_the_pool_was_written_back) {
   constexpr std::uint64_t kGroups = 8;  // in a half; the ninth block is kept for a word about the other half
-  std::mutex mutex;
-  std::condition_variable changed;
-  unsigned begun = 0, allowed = 0;
-  make(kGroups + 1, [&] {
-    std::unique_lock lock(mutex);
-    ++begun;
-    changed.notify_all();
-    return changed.wait_for(lock, std::chrono::seconds(30), [&] { return allowed >= begun; }) ? 0 : EIO;
+  make(kGroups + 1, [this] {
+    std::unique_lock lock(mutex_);
+    ++begun_;
+    changed_.notify_all();
+    return changed_.wait_for(lock, std::chrono::seconds(30), [&] { return allowed_ >= begun_; }) ? 0 : EIO;
   });
   while (number_ < 2 * kGroups) ASSERT_EQ(append(), 0);  // Both halves.
   {
-    std::unique_lock lock(mutex);
-    ASSERT_TRUE(changed.wait_for(lock, std::chrono::seconds(30), [&] { return begun == 1; }));
+    std::unique_lock lock(mutex_);
+    ASSERT_TRUE(changed_.wait_for(lock, std::chrono::seconds(30), [&] { return begun_ == 1; }));
   }
   // The first half is being written back. What comes next has to wait for that.
   std::atomic<bool> appended = false;
@@ -639,9 +640,9 @@ TEST_F(JournalFile, begins_a_half_anew_only_when_the_pool_was_written_back) {
   ASSERT_EQ(all.size(), 2 * kGroups);
   EXPECT_EQ(all.front(), 1u);
   {
-    const std::lock_guard lock(mutex);
-    allowed = 1;  // The second half stays as it is.
-    changed.notify_all();
+    const std::lock_guard lock(mutex_);
+    allowed_ = 1;  // The second half stays as it is.
+    changed_.notify_all();
   }
   next.join();
   EXPECT_TRUE(appended);
@@ -650,9 +651,9 @@ TEST_F(JournalFile, begins_a_half_anew_only_when_the_pool_was_written_back) {
   EXPECT_EQ(later.front(), kGroups + 1);
   EXPECT_EQ(later.back(), number_);
   {
-    const std::lock_guard lock(mutex);
-    allowed = 1000;
-    changed.notify_all();
+    const std::lock_guard lock(mutex_);
+    allowed_ = 1000;
+    changed_.notify_all();
   }
   for (int i = 0; i < 1000; ++i) ASSERT_EQ(append(), 0);
   EXPECT_EQ(replayed().back(), number_);
