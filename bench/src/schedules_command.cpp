@@ -84,7 +84,7 @@ void equal_costs(Report& report) {
                                            .kept_bytes = 125,
                                            .kept_for_weights_bytes = 125});
   std::printf(
-      "\n## Equal costs (simulated)\n\n8 stages of 8 layers, 16 micro-batches, F = B = W = 1 a stage, no time for "
+      "\n## Equal costs (simulated)\n\n8 stages of 8 layers, 16 micro-batches, F = B = W = 1 per stage, no time for "
       "transfers.\n\n"
       "| schedule | idle | closed form | bubble share | iteration | GPipe / it | from a standing start | GPipe / it "
       "| activations, stages |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n");
@@ -199,8 +199,9 @@ void data_parallel(Report& report, bool quick) {
     for (const Machine& machine : machines()) {
       std::printf(
           "\n## Data-parallel, %u devices: reverse first-k / overlap, and / priority (simulated)\n\n"
-          "%s, batch 64 a device. The link is as slow as the column says: all gradients' bytes take so many times the "
-          "computation; 20 us latency. Message sizes are searched for each schedule.\n\n| step |",
+          "%s, batch 64 per device. The column says how slow the link is: sending all gradients' bytes takes that many "
+          "times as long as the computation; 20 us latency. Message sizes are searched for each schedule.\n\n"
+          "| step |",
           devices, std::string(machine.device.name).c_str());
       for (const double load : kLoads) std::printf(" %.4g |", load);
       std::printf("\n| --- | --- | --- | --- | --- | --- |\n");
@@ -256,8 +257,8 @@ void data_parallel(Report& report, bool quick) {
 
 void one_device(Report& report, bool quick) {
   std::printf(
-      "\n## One device (simulated)\n\nIterations of three in a row. Launching takes 10 us an operation (a layer's few "
-      "kernels) without a graph, nothing with one.\n\n"
+      "\n## One device (simulated)\n\nIterations of three in a row. Launching takes 10 us per operation (a layer's "
+      "few kernels) without a graph, and no time with a graph.\n\n"
       "| step | conventional, launched | conventional, graph | multi-stream, graph | graph alone | multi-stream alone "
       "| both | peak GB, conventional / multi-stream | found |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- "
       "|\n");
