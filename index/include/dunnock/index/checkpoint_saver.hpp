@@ -127,3 +127,10 @@ class CheckpointSaver {
 }  // namespace dunnock
 
 #include "dunnock/index/detail/checkpoint_saver_impl.hpp"  // IWYU pragma: export
+#include "dunnock/index/detail/standard_media.hpp"
+
+namespace dunnock {
+
+DUNNOCK_ON_STANDARD_MEDIA(extern, CheckpointSaver);
+
+}  // namespace dunnock

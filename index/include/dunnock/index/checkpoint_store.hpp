@@ -298,3 +298,10 @@ class CheckpointStore {
 }  // namespace dunnock
 
 #include "dunnock/index/detail/checkpoint_store_impl.hpp"  // IWYU pragma: export
+#include "dunnock/index/detail/standard_media.hpp"
+
+namespace dunnock {
+
+DUNNOCK_ON_STANDARD_MEDIA(extern, CheckpointStore);
+
+}  // namespace dunnock

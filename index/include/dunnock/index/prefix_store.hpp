@@ -263,3 +263,10 @@ class PrefixStore<M>::Match {
 }  // namespace dunnock
 
 #include "dunnock/index/detail/prefix_store_impl.hpp"  // IWYU pragma: export
+#include "dunnock/index/detail/standard_media.hpp"
+
+namespace dunnock {
+
+DUNNOCK_ON_STANDARD_MEDIA(extern, PrefixStore);
+
+}  // namespace dunnock

@@ -1,0 +1,7 @@
+#include "dunnock/index/prefix_store.hpp"
+
+namespace dunnock {
+
+DUNNOCK_ON_STANDARD_MEDIA(, PrefixStore);
+
+}  // namespace dunnock
