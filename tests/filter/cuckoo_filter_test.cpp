@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "dunnock/pmem/file_media.hpp"
 #include "support/seed.hpp"
 
 namespace dunnock {
@@ -30,6 +31,12 @@ struct WatchedMedia : DramMedia {
   static constexpr bool kScalarLoads = true;
 };
 static_assert(!detail::VectorLoadable<WatchedMedia>);
+
+/// All media of mapped memory scan groups by vectors: a lookup takes up to twice as long without.
+template <class... M>
+constexpr bool kAllScanByVectors = (detail::VectorLoadable<M> && ...);
+static_assert(kAllScanByVectors<DramMedia, ProcessMedia, DirectMedia, EadrMedia, FileMedia, ReadOnlyMedia> ==
+              (DUNNOCK_VECTOR_SCAN != 0));
 
 template <class F>
 class FilterOf : public testing::Test {};

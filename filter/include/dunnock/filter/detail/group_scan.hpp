@@ -34,7 +34,7 @@ namespace dunnock::detail {
 /// Media whose loads must be seen one by one say so with `static constexpr bool kScalarLoads = true`; media that are
 /// not plain mapped memory are treated the same way.
 template <class M>
-concept VectorLoadable = (DUNNOCK_VECTOR_SCAN != 0) && std::derived_from<M, MappedMedia> && !requires {
+concept VectorLoadable = (DUNNOCK_VECTOR_SCAN != 0) && std::derived_from<M, MappedLoads> && !requires {
   requires M::kScalarLoads;
 };
 
