@@ -364,10 +364,14 @@ class KvIndex {
     GetResult result;
     bool far = false;  // the other group, too
   };
-  [[nodiscard]] bool read_record(const IndexRecord& record, const IndexKey& key, Reading& reading) const;
+  template <class IsStillThere>
+  [[nodiscard]] bool read_record(const IndexRecord& record, const IndexKey& key, Reading& reading,
+                                 const IsStillThere& is_still_there) const;
   [[nodiscard]] bool read_word(const Word& word, std::uint64_t seen, std::uint64_t pattern, const IndexRecord* records,
                                const IndexKey& key, Reading& reading) const;
   void read_segment(Segment segment, const IndexKey& key, const Place& place, Reading& reading) const;
+  void read_beyond(Segment segment, const IndexKey& key, const Place& place, std::uint64_t home,
+                   Reading& reading) const;
   [[nodiscard]] GetResult get_at(const IndexKey& key, const Place& place) const;
   [[nodiscard]] bool is_unsettled(Segment segment, const Place& place, bool far) const noexcept;
   void persist_read(Segment segment, const Place& place, bool far) const;
