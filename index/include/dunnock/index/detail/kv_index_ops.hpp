@@ -72,16 +72,17 @@ auto KvIndex<M>::place_of(const IndexKey& key) const noexcept -> Place {
 
 // ----- reading -------------------------------------------------------------------------------------------------------
 //
-// A get waits for two lines, one after the other. Gets in a row overlap as far as the processor's window of instructions
-// reaches (256 on Zen 3): a hit takes 245 of them, and at 264 it took a third more time. So what a hit needs is inlined
-// into one function, and what it does not need stays out of it (read_beyond).
+// A get waits for two lines, one after the other. Gets in a row overlap as far as the processor's window of
+// instructions reaches (256 on Zen 3). A hit takes 245 of them; at 264 it took a third more time. So what a hit needs
+// is inlined into one function, and what it does not need stays out of it (read_beyond).
 
 /// True: the search is over. Lock-free: it starts again only when the record has changed under it. `is_still_there()`:
 /// does the lane still lead here?
 template <Media M>
 template <class IsStillThere>
-[[gnu::always_inline]] inline bool KvIndex<M>::read_record(const IndexRecord& record, const IndexKey& key, Reading& reading,
-                             const IsStillThere& is_still_there) const {
+[[gnu::always_inline]] inline bool KvIndex<M>::read_record(const IndexRecord& record, const IndexKey& key,
+                                                           Reading& reading,
+                                                           const IsStillThere& is_still_there) const {
   using detail::Control;
   std::uint64_t control = media_.load(record.control);
   while (Control::live(control)) {
@@ -110,8 +111,9 @@ template <class IsStillThere>
 
 /// The lanes of one word that hold the fingerprint, and their records. `seen`: what was loaded from `word`.
 template <Media M>
-[[gnu::always_inline]] inline bool KvIndex<M>::read_word(const Word& word, std::uint64_t seen, std::uint64_t pattern, const IndexRecord* records,
-                           const IndexKey& key, Reading& reading) const {
+[[gnu::always_inline]] inline bool KvIndex<M>::read_word(const Word& word, std::uint64_t seen, std::uint64_t pattern,
+                                                         const IndexRecord* records, const IndexKey& key,
+                                                         Reading& reading) const {
   if (L::match_quickly(seen, pattern) == 0) return false;
   // Exactly, now: the record of an empty lane may be that of a put in progress, or of one that a crash has interrupted.
   for (std::uint64_t lanes = L::zero_lanes(seen ^ pattern); lanes != 0; lanes &= lanes - 1) {
@@ -123,7 +125,8 @@ template <Media M>
 }
 
 template <Media M>
-[[gnu::always_inline]] inline void KvIndex<M>::read_segment(Segment segment, const IndexKey& key, const Place& place, Reading& reading) const {
+[[gnu::always_inline]] inline void KvIndex<M>::read_segment(Segment segment, const IndexKey& key, const Place& place,
+                                                            Reading& reading) const {
   const std::uint64_t pattern = L::pattern(place.fingerprint);
   const Word* words = words_of(segment, place.group);
   const IndexRecord* records = records_of(segment, place.group);
