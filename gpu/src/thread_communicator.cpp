@@ -292,9 +292,18 @@ class ThreadCommunicator final : public CommunicatorImpl {
     ++meeting.present;
     const std::size_t expected = key.from == key.to ? job.size : 2;
     const std::array<const Part*, 2> parts{&first, &second};
-    for (std::size_t stage = 0; stage <= parts.size() && !job.failed; ++stage) {
-      if (stage < waits) wait_for_all(job, lock, key, meeting, stage, expected);
-      if (job.failed || stage == parts.size() || !*parts[stage]) continue;
+    // What all ranks have come to is complete, also when one of them has failed at its next call since then.
+    bool complete = true;
+    for (std::size_t stage = 0; stage <= parts.size() && complete; ++stage) {
+      if (stage < waits) {
+        wait_for_all(job, lock, key, meeting, stage, expected);
+        complete = meeting.reached[stage] >= expected;
+      }
+      if (!complete || stage == parts.size() || !*parts[stage]) continue;
+      if (job.failed && stage + 1 < waits) {  // It reads the memory of others, who may be gone with it.
+        complete = false;
+        continue;
+      }
       ++meeting.inside;
       lock.unlock();
       (*parts[stage])(meeting);  // The posts do not change any more.
@@ -304,7 +313,7 @@ class ThreadCommunicator final : public CommunicatorImpl {
     // After a failure, too, nobody goes while others are at work on the memory that it brought.
     if (job.failed) meeting.changed.wait(lock, [&meeting] { return meeting.inside == 0; });
     if (--meeting.present == 0) job.meetings.erase(key);
-    if (job.failed) return tl::unexpected(*job.failed);
+    if (!complete) return tl::unexpected(*job.failed);
     return {};
   }
 
