@@ -4,6 +4,7 @@
 #include <string>
 
 #include "dunnock/base/last_catch.hpp"
+#include "dunnock/base/printable.hpp"
 #include "dunnock/base/standard_streams.hpp"
 
 namespace dunnock {
@@ -23,12 +24,12 @@ int run_program(std::string_view name, int failed, const std::function<int()>& r
     try {
       status = run();
     } catch (...) {
-      complain(name, words_of_exception());
+      complain(name, printable(words_of_exception()));
     }
-    // Also after an exception: what was printed before it is to arrive.
+    // After an exception too: what was printed before it must arrive.
     const Status printed = flush_standard_output();
     if (printed) return status;
-    complain(name, printed.error().message);
+    complain(name, printable(printed.error().message));
     return status == 0 ? failed : status;
   } catch (...) {
     complain(name, "out of memory");  // No words could be made.

@@ -363,6 +363,18 @@ TEST(Program, ends_with_its_own_status_or_that_of_a_failure) {
   ::close(full);
 }
 
+TEST_F(Files, a_program_reports_an_exception_without_its_control_characters) {
+  const auto work = [this] {
+    if (std::freopen(at("errors").c_str(), "w", stderr) == nullptr) return 1;
+    const int status = run_program("program", 7, []() -> int { throw std::runtime_error("of \x1b[2J a file"); });
+    return std::fflush(stderr) == 0 ? status : 2;
+  };
+  EXPECT_EQ(in_process(STDERR_FILENO, work), 7);
+  const std::string errors = read(at("errors"));
+  EXPECT_EQ(errors.find('\x1b'), std::string::npos) << "a terminal would obey it";
+  EXPECT_NE(errors.find("[2J a file"), std::string::npos) << errors;
+}
+
 TEST(StandardOutput, is_fine_when_all_has_arrived) {
   EXPECT_EQ(in_process(STDERR_FILENO,
                        [] {
