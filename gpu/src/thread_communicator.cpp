@@ -292,7 +292,7 @@ class ThreadCommunicator final : public CommunicatorImpl {
     ++meeting.present;
     const std::size_t expected = key.from == key.to ? job.size : 2;
     const std::array<const Part*, 2> parts{&first, &second};
-    // What all ranks have come to is complete, also when one of them has failed at its next call since then.
+    // A call that all ranks have reached is complete, even if a rank has failed at its next call since.
     bool complete = true;
     for (std::size_t stage = 0; stage <= parts.size() && complete; ++stage) {
       if (stage < waits) {

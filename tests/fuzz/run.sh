@@ -51,7 +51,7 @@ fuzz() {
 }
 
 fuzz safetensors seeds 600 "$source"/index/src/{safetensors,tensor,manifest}.cpp
-# Of the index, what is no structure: those are compiled for the fuzzer's own medium.
+# Of the index only the formats: the fuzzer compiles the structures for its own medium.
 fuzz headers headers_seeds 60 "$source"/filter/src/*.cpp \
   "$source"/index/src/{checkpoint_format,index_format,log_format,manifest,prefix_hash,tensor}.cpp \
   "$source"/pmem/src/{media,volatile_region,fork_mark}.cpp

@@ -680,7 +680,7 @@ TEST(Threads, are_told_when_a_rank_does_not_come) {
 }
 
 TEST(Threads, are_told_when_a_rank_leaves) {
-  for (int round = 0; round < 50; ++round) {  // Who is still on the way out of the first call differs.
+  for (int round = 0; round < 50; ++round) {  // Which rank is still leaving the first call differs.
     auto ends = Communicator::threads(3, {.timeout = 600s});  // Nobody waits for it.
     ASSERT_TRUE(ends);
     std::vector<std::thread> threads;

@@ -1,4 +1,5 @@
-// The worked examples in docs/on_media_format.md: bytes that this code writes, and the document word for word.
+// The worked examples in docs/on_media_format.md, word for word: what this code writes, and for a catalog line what it
+// computes.
 #include <fcntl.h>
 #include <fmt/core.h>
 #include <gtest/gtest.h>

@@ -2,8 +2,8 @@
 //
 // DUNNOCK_ON_STANDARD_MEDIA(extern, Template) in a header keeps every file that includes it from compiling
 // Template<M> again for these media; DUNNOCK_ON_STANDARD_MEDIA(, Template) in one source file compiles it. Other media
-// (simulated ones, those of tests) are compiled where they are used. For structures whose calls take long beside a
-// call of a function; the filter and the index stay with their callers, which inline them.
+// (simulated ones, those of tests) are compiled where they are used. Only for structures whose operations take long
+// compared with a function call: the filter and the index are inlined into their callers.
 #pragma once
 
 #include "dunnock/pmem/file_media.hpp"
