@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""PyTorch beside the training runtime: the five models of training/models.hpp, trained step by step, timed, or trained.
+"""PyTorch beside the training runtime: the five models of model/models.hpp, trained step by step, timed, or trained.
 
   training_peer.py about                                      what PyTorch there is
   training_peer.py steps REQUEST.json WEIGHTS BATCHES RESULT.json FINAL
@@ -45,7 +45,7 @@ windows of context + 1 bytes at random places) or "mnist": {"train_images", "tra
 alone), "learning_rate", "training_loss" (mean since the last line), "validation_loss", and for MNIST "accuracy"}. A
 text's validation loss is that of all its windows, which do not overlap.
 
-Values of the golden files come from a formula (tests/training/formula_values.hpp has it for C++):
+Values of the golden files come from a formula (tests/model/formula_values.hpp has it for C++):
   bits(name, i) = splitmix64's i-th output from the seed fnv1a64(name);   v(name, i) = (bits >> 48) / 32768 - 1
   weight (2 or more dimensions)   v * 2^(1 - e), e the least with 4^e >= size / shape[0]
   weight of a norm                1 + v / 4            bias   v / 4

@@ -1,11 +1,11 @@
-#include "dunnock/gpu/kernels/activation.hpp"
+#include "dunnock/kernels/activation.hpp"
 
 #include "kernel_case.hpp"
 
 namespace dunnock::bench {
 namespace {
 
-using namespace gpu;
+using namespace kernels;
 
 template <class T>
 KernelCase plain(Activation kind, const char* name, const char* op, bool backward, std::size_t count) {
@@ -21,10 +21,9 @@ KernelCase plain(Activation kind, const char* name, const char* op, bool backwar
     const auto x = values.normal<T>(count, 0, 2);
     const auto dy = values.normal<T>(backward ? count : 0);
     const auto y = values.result<T>(count);
-    return [=](Stream& stream, Form form) {
-      const bool twin = form == Form::kTwin;
-      if (backward) (twin ? reference::activation_backward<T> : activation_backward<T>)(kind, dy, x, y, stream);
-      if (!backward) (twin ? reference::activation<T> : activation<T>)(kind, x, y, stream);
+    return [=](device::Stream& stream, Form form) {
+      if (backward) run_form(form, ActivateBackward<T>{.kind = kind, .dy = dy, .x = x, .dx = y}, stream);
+      if (!backward) run_form(form, Activate<T>{.kind = kind, .x = x, .y = y}, stream);
     };
   };
   return one;
@@ -49,13 +48,13 @@ KernelCase packed_swiglu(bool backward, std::size_t rows, std::size_t columns) {
       return std::pair{whole.subspan(0, whole.size() - columns), whole.subspan(columns, whole.size() - columns)};
     };
     if (values.failed()) return {};
-    return [=](Stream& stream, Form form) {
-      const bool twin = form == Form::kTwin;
+    return [=](device::Stream& stream, Form form) {
       const auto [gate, up] = halves(x);
-      if (!backward) (twin ? reference::swiglu<T> : swiglu<T>)(gate, up, y, shape, stream);
+      if (!backward) run_form(form, Swiglu<T>{.gate = gate, .up = up, .y = y, .shape = shape}, stream);
       if (backward) {
         const auto [dgate, dup] = halves(y);
-        (twin ? reference::swiglu_backward<T> : swiglu_backward<T>)(dy, gate, up, dgate, dup, shape, stream);
+        run_form(form, SwigluBackward<T>{.dy = dy, .gate = gate, .up = up, .dgate = dgate, .dup = dup, .shape = shape},
+                 stream);
       }
     };
   };
@@ -80,7 +79,7 @@ void add_cases(std::vector<KernelCase>& cases, CaseSize size) {
 std::vector<KernelCase> activation_cases(CaseSize size) {
   std::vector<KernelCase> cases;
   add_cases<float>(cases, size);
-  add_cases<Bf16>(cases, size);
+  add_cases<device::Bf16>(cases, size);
   return cases;
 }
 

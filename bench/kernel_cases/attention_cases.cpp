@@ -1,16 +1,16 @@
-#include "dunnock/gpu/kernels/attention.hpp"
+#include "dunnock/kernels/attention.hpp"
 
 #include <algorithm>
 #include <cmath>
 
-#include "dunnock/gpu/kernels/paged_attention.hpp"
-#include "dunnock/gpu/kernels/rotary.hpp"
+#include "dunnock/kernels/paged_attention.hpp"
+#include "dunnock/kernels/rotary.hpp"
 #include "kernel_case.hpp"
 
 namespace dunnock::bench {
 namespace {
 
-using namespace gpu;
+using namespace kernels;
 
 std::string text(const AttentionShape& shape) {
   return std::to_string(shape.batch) + " x " + std::to_string(shape.query_tokens) + " x " +
@@ -38,7 +38,7 @@ constexpr double kCaseAbsolute = std::is_same_v<T, float> ? 2e-4 : 0.05;
 
 /// q, k and v as a projection leaves them.
 template <class T>
-AttentionInputs<T> packed(DeviceSpan<const T> qkv, const AttentionShape& shape) {
+AttentionInputs<T> packed(device::Span<const T> qkv, const AttentionShape& shape) {
   const auto part = [&](std::size_t n) {
     return heads_view(qkv, {.tokens = shape.query_tokens,
                             .heads = 3 * shape.heads,
@@ -60,12 +60,12 @@ KernelCase forward(const AttentionShape& shape) {
   one.absolute = kCaseAbsolute<T>;
   one.prepare = [=](KernelValues& values) -> KernelCase::Run {
     const std::size_t count = shape.batch * shape.query_tokens * shape.heads * shape.head_dim;
-    const DeviceSpan<const T> qkv = values.normal<T>(3 * count);
+    const device::Span<const T> qkv = values.normal<T>(3 * count);
     const auto o = values.result<T>(count);
     const auto lse = values.result<float>(shape.batch * shape.heads * shape.query_tokens);
-    return [=](Stream& stream, Form form) {
+    return [=](device::Stream& stream, Form form) {
       const auto to = heads_view(o, {.tokens = shape.query_tokens, .heads = shape.heads, .head_dim = shape.head_dim});
-      (form == Form::kTwin ? reference::attention<T> : attention<T>)(packed(qkv, shape), to, lse, shape, stream);
+      run_form(form, Attention<T>{.in = packed(qkv, shape), .o = to, .lse = lse, .shape = shape}, stream);
     };
   };
   return one;
@@ -83,7 +83,7 @@ KernelCase backward(const AttentionShape& shape) {
   one.absolute = 4 * kCaseAbsolute<T>;
   one.prepare = [=](KernelValues& values) -> KernelCase::Run {
     const std::size_t count = shape.batch * shape.query_tokens * shape.heads * shape.head_dim;
-    const DeviceSpan<const T> qkv = values.normal<T>(3 * count);
+    const device::Span<const T> qkv = values.normal<T>(3 * count);
     const auto o = values.normal<T>(count, 0, 0.1F);
     const auto o_grad = values.normal<T>(count);
     // Some log-sum of as many normal logits: p is then of the right size.
@@ -91,7 +91,7 @@ KernelCase backward(const AttentionShape& shape) {
     const auto lse = values.normal<float>(shape.batch * shape.heads * shape.query_tokens, log_sum, 0.1F);
     const auto gradient = values.result<T>(3 * count);
     const auto space = values.workspace<float>(attention_backward_workspace(shape, values.device()));
-    return [=](Stream& stream, Form form) {
+    return [=](device::Stream& stream, Form form) {
       const PackedHeads rows{.tokens = shape.query_tokens, .heads = shape.heads, .head_dim = shape.head_dim};
       const auto part = [&](std::size_t n) {
         return heads_view(gradient, {.tokens = shape.query_tokens,
@@ -99,10 +99,13 @@ KernelCase backward(const AttentionShape& shape) {
                                      .head_dim = shape.head_dim,
                                      .first_head = n * shape.heads});
       };
-      (form == Form::kTwin ? reference::attention_backward<T>
-                           : attention_backward<T>)(packed(qkv, shape),
-                                                    {heads_view(o, rows), heads_view(o_grad, rows), lse},
-                                                    {part(0), part(1), part(2)}, shape, space, stream);
+      run_form(form,
+               AttentionBackward<T>{.in = packed(qkv, shape),
+                                    .results = {heads_view(o, rows), heads_view(o_grad, rows), lse},
+                                    .gradients = {part(0), part(1), part(2)},
+                                    .shape = shape,
+                                    .workspace = space},
+               stream);
     };
   };
   return one;
@@ -130,9 +133,9 @@ KernelCase decoding(PagedShape shape, std::size_t context) {
   one.absolute = 2e-5;
   one.prepare = [=](KernelValues& values) -> KernelCase::Run {
     const std::size_t cached = shape.blocks * shape.kv_heads * shape.block_tokens * shape.head_dim;
-    const DeviceSpan<const T> q = values.normal<T>(shape.sequences * shape.heads * shape.head_dim);
-    const DeviceSpan<const C> k = values.normal<C>(cached);
-    const DeviceSpan<const C> v = values.normal<C>(cached);
+    const device::Span<const T> q = values.normal<T>(shape.sequences * shape.heads * shape.head_dim);
+    const device::Span<const C> k = values.normal<C>(cached);
+    const device::Span<const C> v = values.normal<C>(cached);
     std::vector<std::int32_t> blocks(shape.blocks);
     for (std::size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<std::int32_t>(i);
     std::shuffle(blocks.begin(), blocks.end(), std::mt19937_64(7));
@@ -140,10 +143,13 @@ KernelCase decoding(PagedShape shape, std::size_t context) {
     const auto lengths = values.of(std::vector<std::int32_t>(shape.sequences, static_cast<std::int32_t>(context)));
     const auto o = values.result<T>(q.size());
     const auto space = values.workspace<float>(paged_attention_workspace(shape, values.device()));
-    return [=](Stream& stream, Form form) {
+    return [=](device::Stream& stream, Form form) {
       const auto view = heads_view(q, {.tokens = shape.sequences, .heads = shape.heads, .head_dim = shape.head_dim});
-      (form == Form::kTwin ? reference::paged_attention<T, C> : paged_attention<T, C>)(view, {k, v}, {tables, lengths},
-                                                                                       o, shape, space, stream);
+      run_form(
+          form,
+          PagedAttention<T, C>{
+              .q = view, .cache = {k, v}, .sequences = {tables, lengths}, .o = o, .shape = shape, .workspace = space},
+          stream);
     };
   };
   return one;
@@ -164,19 +170,20 @@ KernelCase turning(const RotaryShape& shape) {
     const auto x = values.track(values.normal<T>(shape.tokens * shape.heads * shape.head_dim));
     const auto table = values.workspace<float>(shape.tokens * shape.rotary_dim);
     // The twin's on the CPU, so that both turn by the same angles.
-    auto host = std::move(*Stream::create(Device::cpu()));
+    auto host = std::move(*device::Stream::create(device::Device::cpu()));
     std::vector<float> turns(shape.tokens * shape.rotary_dim);
-    reference::rotary_table({turns.data(), turns.size()}, {.positions = shape.tokens, .rotary_dim = shape.rotary_dim},
-                            host);
+    reference::run(kernels::RotaryTable{.table = {turns.data(), turns.size()},
+                                        .shape = {.positions = shape.tokens, .rotary_dim = shape.rotary_dim}},
+                   host);
     (void)host.synchronize();
     if (!table.empty()) upload(table, std::span<const float>(turns), values.stream());
     std::vector<std::int32_t> places(shape.tokens);
     for (std::size_t i = 0; i < places.size(); ++i) places[i] = static_cast<std::int32_t>(i);
     const auto positions = values.of(places);
     (void)values.stream().synchronize();  // `turns` may go.
-    return [=](Stream& stream, Form form) {
+    return [=](device::Stream& stream, Form form) {
       const auto view = heads_view(x, {.tokens = shape.tokens, .heads = shape.heads, .head_dim = shape.head_dim});
-      (form == Form::kTwin ? reference::rotary<T> : rotary<T>)(view, table, positions, shape, stream);
+      run_form(form, Rotary<T>{.x = view, .table = table, .positions = positions, .shape = shape}, stream);
     };
   };
   return one;
@@ -208,9 +215,9 @@ std::vector<KernelCase> attention_cases(CaseSize size) {
     for (AttentionShape& shape : shapes) {
       shape.causal = causal;
       cases.push_back(forward<float>(shape));
-      cases.push_back(forward<Bf16>(shape));
+      cases.push_back(forward<device::Bf16>(shape));
       cases.push_back(backward<float>(shape));
-      cases.push_back(backward<Bf16>(shape));
+      cases.push_back(backward<device::Bf16>(shape));
     }
   }
   std::vector<std::size_t> batches = {1, 8};
@@ -222,15 +229,15 @@ std::vector<KernelCase> attention_cases(CaseSize size) {
       const PagedShape alone{.sequences = batch, .heads = 8, .kv_heads = 8, .head_dim = 128};
       const PagedShape grouped{.sequences = batch, .heads = 32, .kv_heads = 8, .head_dim = 128};
       cases.push_back(decoding<float, float>(alone, context));
-      cases.push_back(decoding<Bf16, Bf16>(alone, context));
-      cases.push_back(decoding<Bf16, Bf16>(grouped, context));
+      cases.push_back(decoding<device::Bf16, device::Bf16>(alone, context));
+      cases.push_back(decoding<device::Bf16, device::Bf16>(grouped, context));
     }
   }
   for (const RotaryForm form : {RotaryForm::kHalves, RotaryForm::kInterleaved}) {
     const RotaryShape shape{
         .batch = 1, .tokens = tiny ? 9U : 8192U, .heads = 16, .head_dim = 128, .rotary_dim = 128, .form = form};
     cases.push_back(turning<float>(shape));
-    cases.push_back(turning<Bf16>(shape));
+    cases.push_back(turning<device::Bf16>(shape));
   }
   return cases;
 }

@@ -1,15 +1,15 @@
 // Layers of LeNet, VGG, ResNet and MobileNet: convolutions, pooling and batch norm.
 #include <string>
 
-#include "dunnock/gpu/kernels/batch_norm.hpp"
-#include "dunnock/gpu/kernels/convolution.hpp"
-#include "dunnock/gpu/kernels/pooling.hpp"
+#include "dunnock/kernels/batch_norm.hpp"
+#include "dunnock/kernels/convolution.hpp"
+#include "dunnock/kernels/pooling.hpp"
 #include "kernel_case.hpp"
 
 namespace dunnock::bench {
 namespace {
 
-using namespace gpu;
+using namespace kernels;
 
 struct Layer {
   const char* name;
@@ -103,24 +103,30 @@ KernelCase convolution_case(ConvolutionPass pass, const Layer& layer) {
     if (pass == ConvolutionPass::kForward) {
       const auto bias = values.normal<T>(shape.out_channels);
       const auto y = values.result<T>(shape.y_size());
-      return [=](Stream& stream, Form form) {
-        (form == Form::kTwin ? reference::convolution<T> : convolution<T>)(in, weight, bias, y, true, shape, space,
-                                                                           stream);
+      return [=](device::Stream& stream, Form form) {
+        run_form(form,
+                 Convolution<T>{
+                     .x = in, .weight = weight, .bias = bias, .y = y, .relu = true, .shape = shape, .workspace = space},
+                 stream);
       };
     }
     const auto dy = values.normal<T>(shape.y_size());
     if (pass == ConvolutionPass::kInputGradient) {
       const auto dx = values.result<T>(shape.x_size());
-      return [=](Stream& stream, Form form) {
-        (form == Form::kTwin ? reference::convolution_input_gradient<T>
-                             : convolution_input_gradient<T>)(dy, weight, dx, shape, space, stream);
+      return [=](device::Stream& stream, Form form) {
+        run_form(form,
+                 ConvolutionInputGradient<T>{.dy = dy, .weight = weight, .dx = dx, .shape = shape, .workspace = space},
+                 stream);
       };
     }
     const auto dweight = values.result<T>(shape.weight_size());
     const auto dbias = values.result<T>(shape.out_channels);
-    return [=](Stream& stream, Form form) {
-      (form == Form::kTwin ? reference::convolution_weight_gradient<T>
-                           : convolution_weight_gradient<T>)(dy, in, dweight, dbias, false, shape, space, stream);
+    return [=](device::Stream& stream, Form form) {
+      run_form(
+          form,
+          ConvolutionWeightGradient<T>{
+              .dy = dy, .x = in, .dweight = dweight, .dbias = dbias, .adds = false, .shape = shape, .workspace = space},
+          stream);
     };
   };
   return one;
@@ -149,19 +155,19 @@ KernelCase max_pool_case(bool backward, const PoolingShape& shape) {
     if (!backward) {
       const auto y = values.result<T>(shape.y_size());
       const auto indices = values.result<std::uint32_t>(shape.y_size());
-      return [=](Stream& stream, Form form) {
-        (form == Form::kTwin ? reference::max_pool<T> : max_pool<T>)(x, y, indices, shape, stream);
+      return [=](device::Stream& stream, Form form) {
+        run_form(form, MaxPool<T>{.x = x, .y = y, .indices = indices, .shape = shape}, stream);
       };
     }
     // The indices are those of x, made once.
     const auto y = values.workspace<T>(shape.y_size());
     const auto indices = values.workspace<std::uint32_t>(shape.y_size());
-    if (values.failed()) return [](Stream&, Form) {};
-    max_pool<T>(x, y, indices, shape, values.stream());
+    if (values.failed()) return [](device::Stream&, Form) {};
+    kernels::run(MaxPool<T>{.x = x, .y = y, .indices = indices, .shape = shape}, values.stream());
     const auto dy = values.normal<T>(shape.y_size());
     const auto dx = values.result<T>(shape.x_size());
-    return [=](Stream& stream, Form form) {
-      (form == Form::kTwin ? reference::max_pool_backward<T> : max_pool_backward<T>)(dy, indices, dx, shape, stream);
+    return [=](device::Stream& stream, Form form) {
+      run_form(form, MaxPoolBackward<T>{.dy = dy, .indices = indices, .dx = dx, .shape = shape}, stream);
     };
   };
   return one;
@@ -182,8 +188,8 @@ KernelCase global_average_case(const GlobalPoolingShape& shape) {
   one.prepare = [=](KernelValues& values) -> KernelCase::Run {
     const auto x = values.normal<T>(shape.batch * shape.positions * shape.channels);
     const auto y = values.result<T>(shape.batch * shape.channels);
-    return [=](Stream& stream, Form form) {
-      (form == Form::kTwin ? reference::global_average_pool<T> : global_average_pool<T>)(x, y, shape, stream);
+    return [=](device::Stream& stream, Form form) {
+      run_form(form, GlobalAveragePool<T>{.x = x, .y = y, .shape = shape}, stream);
     };
   };
   return one;
@@ -211,9 +217,19 @@ KernelCase batch_norm_case(bool backward, const BatchNormShape& shape) {
       const auto y = values.result<T>(x.size());
       const auto mean = values.result<float>(shape.channels);
       const auto r = values.result<float>(shape.channels);
-      return [=](Stream& stream, Form form) {
-        (form == Form::kTwin ? reference::batch_norm<T> : batch_norm<T>)(x, weight, bias, y, mean, r, {}, {}, shape,
-                                                                         space, stream);
+      return [=](device::Stream& stream, Form form) {
+        run_form(form,
+                 BatchNorm<T>{.x = x,
+                              .weight = weight,
+                              .bias = bias,
+                              .y = y,
+                              .mean = mean,
+                              .r = r,
+                              .running_mean = {},
+                              .running_variance = {},
+                              .shape = shape,
+                              .workspace = space},
+                 stream);
       };
     }
     const auto dy = values.normal<T>(x.size());
@@ -222,10 +238,21 @@ KernelCase batch_norm_case(bool backward, const BatchNormShape& shape) {
     const auto dx = values.result<T>(x.size());
     const auto dweight = values.result<T>(shape.channels);
     const auto dbias = values.result<T>(shape.channels);
-    return [=](Stream& stream, Form form) {
-      (form == Form::kTwin ? reference::batch_norm_backward<T> : batch_norm_backward<T>)(dy, x, weight, bias, mean, r,
-                                                                                         dx, dweight, dbias, false,
-                                                                                         shape, space, stream);
+    return [=](device::Stream& stream, Form form) {
+      run_form(form,
+               BatchNormBackward<T>{.dy = dy,
+                                    .x = x,
+                                    .weight = weight,
+                                    .bias = bias,
+                                    .mean = mean,
+                                    .r = r,
+                                    .dx = dx,
+                                    .dweight = dweight,
+                                    .dbias = dbias,
+                                    .adds = false,
+                                    .shape = shape,
+                                    .workspace = space},
+               stream);
     };
   };
   return one;
@@ -264,7 +291,7 @@ void append(std::vector<KernelCase>& cases, CaseSize size) {
 std::vector<KernelCase> convolution_cases(CaseSize size) {
   std::vector<KernelCase> cases;
   append<float>(cases, size);
-  append<Bf16>(cases, size);
+  append<device::Bf16>(cases, size);
   return cases;
 }
 

@@ -1,11 +1,11 @@
-#include "dunnock/gpu/kernels/cross_entropy.hpp"
+#include "dunnock/kernels/cross_entropy.hpp"
 
 #include "kernel_case.hpp"
 
 namespace dunnock::bench {
 namespace {
 
-using namespace gpu;
+using namespace kernels;
 
 template <class T>
 KernelCase loss(std::size_t rows, std::size_t classes) {
@@ -23,9 +23,11 @@ KernelCase loss(std::size_t rows, std::size_t classes) {
     const auto targets = values.integers<std::int32_t>(rows, classes);
     const auto losses = values.result<float>(rows);
     const auto gradient = values.result<T>(logits.size());
-    return [=](Stream& stream, Form form) {
-      (form == Form::kTwin ? reference::cross_entropy<T> : cross_entropy<T>)(logits, targets, losses, gradient, shape,
-                                                                             stream);
+    return [=](device::Stream& stream, Form form) {
+      run_form(
+          form,
+          CrossEntropy<T>{.logits = logits, .targets = targets, .losses = losses, .gradient = gradient, .shape = shape},
+          stream);
     };
   };
   return one;
@@ -45,9 +47,8 @@ KernelCase plain(std::size_t rows, std::size_t columns) {
     const auto x = values.normal<T>(rows * columns, 0, 2);
     const auto y = values.result<T>(x.size());
     const SoftmaxShape shape{.rows = rows, .columns = columns};
-    return [=](Stream& stream, Form form) {
-      (form == Form::kTwin ? reference::softmax<T> : softmax<T>)(x, y, shape, stream);
-    };
+    return
+        [=](device::Stream& stream, Form form) { run_form(form, Softmax<T>{.x = x, .y = y, .shape = shape}, stream); };
   };
   return one;
 }
@@ -61,10 +62,10 @@ std::vector<KernelCase> cross_entropy_cases(CaseSize size) {
   for (const auto& [rows, classes] : {std::pair<std::size_t, std::size_t>{tiny ? 3 : 512 * scale, 50257},
                                       std::pair<std::size_t, std::size_t>{tiny ? 77 : 65536 * scale, 10}}) {
     cases.push_back(loss<float>(rows, classes));
-    cases.push_back(loss<Bf16>(rows, classes));
+    cases.push_back(loss<device::Bf16>(rows, classes));
   }
   cases.push_back(plain<float>(tiny ? 13 : 16384 * scale, 1024));
-  cases.push_back(plain<Bf16>(tiny ? 13 : 16384 * scale, 1024));
+  cases.push_back(plain<device::Bf16>(tiny ? 13 : 16384 * scale, 1024));
   return cases;
 }
 

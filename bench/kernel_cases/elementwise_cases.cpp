@@ -1,15 +1,15 @@
-#include "dunnock/gpu/kernels/elementwise.hpp"
+#include "dunnock/kernels/elementwise.hpp"
 
 #include "kernel_case.hpp"
 
 namespace dunnock::bench {
 namespace {
 
-using namespace gpu;
+using namespace kernels;
 
 template <class T>
 void add_cases(std::vector<KernelCase>& cases, CaseSize size) {
-  using Other = std::conditional_t<std::is_same_v<T, float>, Bf16, float>;
+  using Other = std::conditional_t<std::is_same_v<T, float>, device::Bf16, float>;
   const std::size_t count = size == CaseSize::kTiny ? 5003 : std::size_t{1} << (size == CaseSize::kCpu ? 25 : 28);
   const auto add = [&](const char* name, const std::string& shape, double bytes, PeerOperation operation,
                        auto prepare) {
@@ -31,16 +31,14 @@ void add_cases(std::vector<KernelCase>& cases, CaseSize size) {
         const auto a = values.normal<T>(count);
         const auto b = values.normal<T>(count);
         const auto y = values.result<T>(count);
-        return [=](Stream& stream, Form form) {
-          (form == Form::kTwin ? reference::add_scaled<T> : add_scaled<T>)(a, b, 0.5F, y, stream);
+        return [=](device::Stream& stream, Form form) {
+          run_form(form, AddScaled<T>{.a = a, .b = b, .factor = 0.5F, .y = y}, stream);
         };
       });
   add("cast", std::to_string(count), 6 * values_count, peer("cast"), [=](KernelValues& values) -> KernelCase::Run {
     const auto x = values.normal<T>(count);
     const auto y = values.result<Other>(count);
-    return [=](Stream& stream, Form form) {
-      (form == Form::kTwin ? reference::cast<Other, T> : cast<Other, T>)(x, y, stream);
-    };
+    return [=](device::Stream& stream, Form form) { run_form(form, Cast<Other, T>{.x = x, .y = y}, stream); };
   });
   const RowMatrix shape{.rows = std::max<std::size_t>(3, count / 3072), .columns = 3072};
   const std::string text = std::to_string(shape.rows) + " x 3072";
@@ -52,16 +50,16 @@ void add_cases(std::vector<KernelCase>& cases, CaseSize size) {
     const auto x = values.normal<T>(shape.rows * shape.columns);
     const auto bias = values.normal<T>(shape.columns);
     const auto y = values.result<T>(x.size());
-    return [=](Stream& stream, Form form) {
-      (form == Form::kTwin ? reference::bias_add<T> : bias_add<T>)(x, bias, y, shape, stream);
+    return [=](device::Stream& stream, Form form) {
+      run_form(form, BiasAdd<T>{.x = x, .bias = bias, .y = y, .shape = shape}, stream);
     };
   });
   add("column sums", text, bytes, row_peer("column_sums"), [=](KernelValues& values) -> KernelCase::Run {
     const auto x = values.normal<T>(shape.rows * shape.columns);
     const auto sums = values.result<T>(shape.columns);
     const auto space = values.workspace<float>(column_sums_workspace(shape, values.device()));
-    return [=](Stream& stream, Form form) {
-      (form == Form::kTwin ? reference::column_sums<T> : column_sums<T>)(x, sums, false, shape, space, stream);
+    return [=](device::Stream& stream, Form form) {
+      run_form(form, ColumnSums<T>{.x = x, .sums = sums, .adds = false, .shape = shape, .workspace = space}, stream);
     };
   });
 }
@@ -71,7 +69,7 @@ void add_cases(std::vector<KernelCase>& cases, CaseSize size) {
 std::vector<KernelCase> elementwise_cases(CaseSize size) {
   std::vector<KernelCase> cases;
   add_cases<float>(cases, size);
-  add_cases<Bf16>(cases, size);
+  add_cases<device::Bf16>(cases, size);
   return cases;
 }
 

@@ -1,11 +1,11 @@
-#include "dunnock/gpu/kernels/embedding.hpp"
+#include "dunnock/kernels/embedding.hpp"
 
 #include "kernel_case.hpp"
 
 namespace dunnock::bench {
 namespace {
 
-using namespace gpu;
+using namespace kernels;
 
 template <class T>
 KernelCase one_way(bool backward, std::size_t tokens, const EmbeddingShape& shape) {
@@ -27,12 +27,14 @@ KernelCase one_way(bool backward, std::size_t tokens, const EmbeddingShape& shap
     const auto to = values.result<T>(backward ? table_size : tokens * shape.columns);
     const auto space = values.workspace<std::uint32_t>(
         std::max<std::size_t>(1, embedding_backward_workspace(tokens, shape, values.device())));
-    return [=](Stream& stream, Form form) {
-      const bool twin = form == Form::kTwin;
-      if (!backward) (twin ? reference::embedding<T> : embedding<T>)(from, {}, ids, to, shape, stream);
+    return [=](device::Stream& stream, Form form) {
+      if (!backward)
+        run_form(form, Embedding<T>{.table = from, .positions = {}, .tokens = ids, .y = to, .shape = shape}, stream);
       if (backward)
-        (twin ? reference::embedding_backward<T, T> : embedding_backward<T, T>)(from, ids, to, false, shape, space,
-                                                                                stream);
+        run_form(form,
+                 EmbeddingBackward<T, T>{
+                     .dy = from, .tokens = ids, .dtable = to, .adds = false, .shape = shape, .workspace = space},
+                 stream);
     };
   };
   return one;
@@ -44,8 +46,8 @@ std::vector<KernelCase> embedding_cases(CaseSize size) {
   const bool tiny = size == CaseSize::kTiny;
   const EmbeddingShape shape{.vocabulary = tiny ? 101U : 50257U, .columns = tiny ? 100U : 768U};
   const std::size_t tokens = tiny ? 333 : size == CaseSize::kCpu ? 16384 : 65536;
-  return {one_way<float>(false, tokens, shape), one_way<Bf16>(false, tokens, shape),
-          one_way<float>(true, tokens, shape), one_way<Bf16>(true, tokens, shape)};
+  return {one_way<float>(false, tokens, shape), one_way<device::Bf16>(false, tokens, shape),
+          one_way<float>(true, tokens, shape), one_way<device::Bf16>(true, tokens, shape)};
 }
 
 }  // namespace dunnock::bench

@@ -1,4 +1,4 @@
-#include "dunnock/gpu/kernels/gather.hpp"
+#include "dunnock/kernels/gather.hpp"
 
 #include <numeric>
 
@@ -7,7 +7,7 @@
 namespace dunnock::bench {
 namespace {
 
-using namespace gpu;
+using namespace kernels;
 
 /// Half of 0 .. extent - 1, ascending, as a mask of dropout keeps them.
 std::vector<std::int32_t> half_of(std::size_t extent) {
@@ -35,15 +35,16 @@ KernelCase gather(bool of_rows, bool scatters, std::size_t rows, std::size_t col
     const auto where = values.of(index);
     const auto large = scatters ? values.result<T>(rows * columns) : values.normal<T>(rows * columns);
     const auto small = scatters ? values.normal<T>(moved) : values.result<T>(moved);
-    return [=](Stream& stream, Form form) {
-      const bool twin = form == Form::kTwin;
-      if (!scatters && of_rows) (twin ? reference::gather_rows<T> : gather_rows<T>)(large, where, small, shape, stream);
+    return [=](device::Stream& stream, Form form) {
+      if (!scatters && of_rows)
+        run_form(form, GatherRows<T>{.x = large, .index = where, .y = small, .shape = shape}, stream);
       if (!scatters && !of_rows)
-        (twin ? reference::gather_columns<T> : gather_columns<T>)(large, where, small, shape, stream);
+        run_form(form, GatherColumns<T>{.x = large, .index = where, .y = small, .shape = shape}, stream);
       if (scatters && of_rows)
-        (twin ? reference::scatter_rows<T> : scatter_rows<T>)(small, where, large, false, shape, stream);
+        run_form(form, ScatterRows<T>{.y = small, .index = where, .x = large, .adds = false, .shape = shape}, stream);
       if (scatters && !of_rows)
-        (twin ? reference::scatter_columns<T> : scatter_columns<T>)(small, where, large, false, shape, stream);
+        run_form(form, ScatterColumns<T>{.y = small, .index = where, .x = large, .adds = false, .shape = shape},
+                 stream);
     };
   };
   return one;
@@ -58,7 +59,7 @@ std::vector<KernelCase> gather_cases(CaseSize size) {
   for (const bool scatters : {false, true}) {
     for (const bool of_rows : {true, false}) {
       cases.push_back(gather<float>(of_rows, scatters, rows, columns));
-      cases.push_back(gather<Bf16>(of_rows, scatters, rows, columns));
+      cases.push_back(gather<device::Bf16>(of_rows, scatters, rows, columns));
     }
   }
   return cases;

@@ -18,8 +18,9 @@
 #include <utility>
 #include <vector>
 
-#include "dunnock/gpu/bf16.hpp"
-#include "dunnock/gpu/memory.hpp"
+#include "dunnock/device/bf16.hpp"
+#include "dunnock/device/memory.hpp"
+#include "dunnock/kernels/kernel.hpp"
 
 namespace dunnock::bench {
 
@@ -27,43 +28,50 @@ namespace dunnock::bench {
 /// KernelCase::peer).
 enum class Form : std::uint8_t { kKernel, kTwin, kPeer };
 
+/// Runs the kernel, or its twin. The header of the kernel must be included before this one.
+template <class Call>
+void run_form(Form form, const Call& call, device::Stream& stream) {
+  if (form == Form::kTwin) return kernels::reference::run(call, stream);
+  kernels::run(call, stream);
+}
+
 /// The buffers of one case on one device. When a device has no room, `failed()` says so and the spans are empty.
 class KernelValues {
  public:
-  KernelValues(gpu::Stream& stream, std::uint64_t seed) : stream_(stream), random_(seed) {}
+  KernelValues(device::Stream& stream, std::uint64_t seed) : stream_(stream), random_(seed) {}
 
   /// Normally distributed; large buffers repeat 2^20 values. T: float or Bf16.
   template <class T>
-  gpu::DeviceSpan<T> normal(std::size_t count, float mean = 0, float deviation = 1) {
+  device::Span<T> normal(std::size_t count, float mean = 0, float deviation = 1) {
     std::normal_distribution<float> distribution(mean, deviation);
     return filled<T>(count, [&] { return T(distribution(random_)); });
   }
   /// Integers of 0 .. bound - 1.
   template <class T>
-  gpu::DeviceSpan<T> integers(std::size_t count, std::uint64_t bound) {
+  device::Span<T> integers(std::size_t count, std::uint64_t bound) {
     return filled<T>(count, [&] { return static_cast<T>(random_() % bound); });
   }
   /// Given values.
   template <class T>
-  gpu::DeviceSpan<T> of(const std::vector<T>& values) {
+  device::Span<T> of(const std::vector<T>& values) {
     const auto span = room<T>(values.size());
     if (!span.empty()) {
-      gpu::upload(span, std::span<const T>(values), stream_);
+      device::upload(span, std::span<const T>(values), stream_);
       (void)stream_.synchronize();
     }
     return span;
   }
   /// What the kernel writes and its twin is compared by; zero at first. T: float, Bf16 or an integer.
   template <class T>
-  gpu::DeviceSpan<T> result(std::size_t count) {
+  device::Span<T> result(std::size_t count) {
     return track(filled<T>(count, [] { return T{}; }));
   }
   /// Declares a span that has values as a result too (what is changed in place).
   template <class T>
-  gpu::DeviceSpan<T> track(gpu::DeviceSpan<T> span) {
-    results_.push_back([span](gpu::Stream& stream) {
+  device::Span<T> track(device::Span<T> span) {
+    results_.push_back([span](device::Stream& stream) {
       std::vector<std::remove_const_t<T>> host(span.size());
-      gpu::download(host, span, stream);
+      device::download(host, span, stream);
       (void)stream.synchronize();
       std::vector<double> values(host.size());
       for (std::size_t i = 0; i < host.size(); ++i) {
@@ -79,54 +87,54 @@ class KernelValues {
   }
   /// Not initialized, not compared.
   template <class T>
-  gpu::DeviceSpan<T> workspace(std::size_t count) {
+  device::Span<T> workspace(std::size_t count) {
     return room<T>(count);
   }
 
-  [[nodiscard]] std::vector<std::vector<double>> results(gpu::Stream& stream) const {
+  [[nodiscard]] std::vector<std::vector<double>> results(device::Stream& stream) const {
     std::vector<std::vector<double>> all;
     for (const auto& one : results_) all.push_back(one(stream));
     return all;
   }
-  [[nodiscard]] gpu::Stream& stream() noexcept { return stream_; }
-  [[nodiscard]] gpu::Device device() const noexcept { return stream_.device(); }
+  [[nodiscard]] device::Stream& stream() noexcept { return stream_; }
+  [[nodiscard]] device::Device device() const noexcept { return stream_.device(); }
   [[nodiscard]] bool failed() const noexcept { return failed_; }
   /// Of all buffers.
   [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
 
  private:
   template <class T>
-  gpu::DeviceSpan<T> room(std::size_t count) {
-    auto buffer = gpu::Buffer<T>::create(count, stream_);
+  device::Span<T> room(std::size_t count) {
+    auto buffer = device::Buffer<T>::create(count, stream_);
     if (!buffer) {
       failed_ = true;
       return {};
     }
     bytes_ += count * sizeof(T);
-    const auto owner = std::make_shared<gpu::Buffer<T>>(std::move(*buffer));
+    const auto owner = std::make_shared<device::Buffer<T>>(std::move(*buffer));
     kept_.push_back(owner);
     return owner->span();
   }
   template <class T, class Next>
-  gpu::DeviceSpan<T> filled(std::size_t count, const Next& next) {
+  device::Span<T> filled(std::size_t count, const Next& next) {
     const auto span = room<T>(count);
     constexpr std::size_t kDistinct = std::size_t{1} << 20;
     std::vector<T> part(std::min(span.size(), kDistinct));
     for (T& value : part) value = next();
     if (part.empty()) return span;
-    gpu::upload(span.subspan(0, part.size()), std::span<const T>(part), stream_);
+    device::upload(span.subspan(0, part.size()), std::span<const T>(part), stream_);
     for (std::size_t at = part.size(); at < span.size(); at += std::min(at, span.size() - at)) {  // Twice as many each.
       const std::size_t many = std::min(at, span.size() - at);
-      gpu::device_copy(span.subspan(at, many), span.subspan(0, many), stream_);
+      device::device_copy(span.subspan(at, many), span.subspan(0, many), stream_);
     }
     (void)stream_.synchronize();
     return span;
   }
 
-  gpu::Stream& stream_;
+  device::Stream& stream_;
   std::mt19937_64 random_;
   std::vector<std::shared_ptr<void>> kept_;
-  std::vector<std::function<std::vector<double>(gpu::Stream&)>> results_;
+  std::vector<std::function<std::vector<double>(device::Stream&)>> results_;
   std::size_t bytes_ = 0;
   bool failed_ = false;
 };
@@ -138,7 +146,7 @@ struct PeerOperation {
 };
 
 struct KernelCase {
-  using Run = std::function<void(gpu::Stream&, Form)>;
+  using Run = std::function<void(device::Stream&, Form)>;
 
   std::string kernel;  ///< "layer norm"
   std::string type;    ///< "f32" or "bf16"
@@ -188,6 +196,6 @@ template <class T>
 inline constexpr double kCaseRounding = std::is_same_v<T, float> ? 1e-5 : 1.0 / 127;
 
 /// Runs the case on `device` and its twin on the CPU, once each; empty: they agree, else the first that differs.
-[[nodiscard]] std::string compare_with_twin(const KernelCase& one, gpu::Device device, std::uint64_t seed);
+[[nodiscard]] std::string compare_with_twin(const KernelCase& one, device::Device device, std::uint64_t seed);
 
 }  // namespace dunnock::bench

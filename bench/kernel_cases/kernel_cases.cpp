@@ -26,9 +26,9 @@ std::vector<KernelCase> all_kernel_cases(CaseSize size) {
   return all;
 }
 
-std::string compare_with_twin(const KernelCase& one, gpu::Device device, std::uint64_t seed) {
-  const auto results = [&](gpu::Device on, Form form, std::string& why) -> std::vector<std::vector<double>> {
-    auto stream = gpu::Stream::create(on);
+std::string compare_with_twin(const KernelCase& one, device::Device device, std::uint64_t seed) {
+  const auto results = [&](device::Device on, Form form, std::string& why) -> std::vector<std::vector<double>> {
+    auto stream = device::Stream::create(on);
     if (!stream) {
       why = stream.error().message;
       return {};
@@ -49,7 +49,7 @@ std::string compare_with_twin(const KernelCase& one, gpu::Device device, std::ui
   std::string why;
   const auto is = results(device, Form::kKernel, why);
   if (!why.empty()) return why;
-  const auto should = results(gpu::Device::cpu(), Form::kTwin, why);
+  const auto should = results(device::Device::cpu(), Form::kTwin, why);
   if (!why.empty()) return why;
   for (std::size_t buffer = 0; buffer < should.size(); ++buffer) {
     for (std::size_t i = 0; i < should[buffer].size(); ++i) {

@@ -1,4 +1,4 @@
-#include "dunnock/gpu/kernels/matmul.hpp"
+#include "dunnock/kernels/matmul.hpp"
 
 #include <cmath>
 
@@ -11,7 +11,7 @@
 namespace dunnock::bench {
 namespace {
 
-using namespace gpu;
+using namespace kernels;
 
 /// Which product is measured: the plain one, or those of a layer's forward and backward pass.
 enum class Use : std::uint8_t { kPlain, kForward, kGradientOfX, kGradientOfWeights };
@@ -86,7 +86,7 @@ KernelCase product(Use use, MatmulShape shape) {
 #if DUNNOCK_HAS_DNNL
     auto direct = std::make_shared<std::unique_ptr<Direct<T>>>();
 #endif
-    return [=](Stream& stream, Form form) {
+    return [=](device::Stream& stream, Form form) {
 #if DUNNOCK_HAS_DNNL
       if constexpr (std::is_same_v<T, C>) {
         if (form == Form::kPeer) {
@@ -100,7 +100,8 @@ KernelCase product(Use use, MatmulShape shape) {
         }
       }
 #endif
-      (form == Form::kTwin ? reference::matmul<T, C> : matmul<T, C>)(a, b, c, shape, epilogue, space, stream);
+      run_form(form, Matmul<T, C>{.a = a, .b = b, .c = c, .shape = shape, .epilogue = epilogue, .workspace = space},
+               stream);
     };
   };
 #if DUNNOCK_HAS_DNNL
@@ -115,7 +116,7 @@ std::vector<KernelCase> matmul_cases(CaseSize size) {
   std::vector<KernelCase> cases;
   const auto plain = [&](const MatmulShape& shape) {
     cases.push_back(product<float>(Use::kPlain, shape));
-    cases.push_back(product<Bf16>(Use::kPlain, shape));
+    cases.push_back(product<device::Bf16>(Use::kPlain, shape));
   };
   /// A layer of `in` to `out` features: forward, and both of its gradients.
   const auto layer = [&](std::size_t tokens, std::size_t in, std::size_t out) {
@@ -126,11 +127,11 @@ std::vector<KernelCase> matmul_cases(CaseSize size) {
     plain(of_x);
     plain(of_weights);
     cases.push_back(product<float>(Use::kForward, forward));
-    cases.push_back(product<Bf16>(Use::kForward, forward));
+    cases.push_back(product<device::Bf16>(Use::kForward, forward));
     cases.push_back(product<float>(Use::kGradientOfX, of_x));
-    cases.push_back(product<Bf16>(Use::kGradientOfX, of_x));
+    cases.push_back(product<device::Bf16>(Use::kGradientOfX, of_x));
     cases.push_back(product<float>(Use::kGradientOfWeights, of_weights));
-    cases.push_back(product<Bf16, float>(Use::kGradientOfWeights, of_weights));
+    cases.push_back(product<device::Bf16, float>(Use::kGradientOfWeights, of_weights));
   };
   switch (size) {
     case CaseSize::kTiny: layer(37, 64, 104); break;

@@ -1,11 +1,11 @@
-#include "dunnock/gpu/kernels/norm.hpp"
+#include "dunnock/kernels/norm.hpp"
 
 #include "kernel_case.hpp"
 
 namespace dunnock::bench {
 namespace {
 
-using namespace gpu;
+using namespace kernels;
 
 template <class T>
 KernelCase forward(bool centred, NormShape shape) {
@@ -24,10 +24,12 @@ KernelCase forward(bool centred, NormShape shape) {
     const auto y = values.result<T>(x.size());
     const auto mean = values.result<float>(shape.rows);
     const auto r = values.result<float>(shape.rows);
-    return [=](Stream& stream, Form form) {
-      const bool twin = form == Form::kTwin;
-      if (centred) (twin ? reference::layer_norm<T> : layer_norm<T>)(x, weight, bias, y, mean, r, shape, stream);
-      if (!centred) (twin ? reference::rms_norm<T> : rms_norm<T>)(x, weight, y, r, shape, stream);
+    return [=](device::Stream& stream, Form form) {
+      if (centred)
+        run_form(form,
+                 LayerNorm<T>{.x = x, .weight = weight, .bias = bias, .y = y, .mean = mean, .r = r, .shape = shape},
+                 stream);
+      if (!centred) run_form(form, RmsNorm<T>{.x = x, .weight = weight, .y = y, .r = r, .shape = shape}, stream);
     };
   };
   return one;
@@ -55,14 +57,33 @@ KernelCase backward(bool centred, NormShape shape) {
     const auto dweight = values.result<T>(shape.columns);
     const auto dbias = values.result<T>(shape.columns);
     const auto space = values.workspace<float>(norm_backward_workspace(shape, values.device()));
-    return [=](Stream& stream, Form form) {
-      const bool twin = form == Form::kTwin;
+    return [=](device::Stream& stream, Form form) {
       if (centred)
-        (twin ? reference::layer_norm_backward<T> : layer_norm_backward<T>)(dy, x, weight, mean, r, dx, dweight, dbias,
-                                                                            false, shape, space, stream);
+        run_form(form,
+                 LayerNormBackward<T>{.dy = dy,
+                                      .x = x,
+                                      .weight = weight,
+                                      .mean = mean,
+                                      .r = r,
+                                      .dx = dx,
+                                      .dweight = dweight,
+                                      .dbias = dbias,
+                                      .adds = false,
+                                      .shape = shape,
+                                      .workspace = space},
+                 stream);
       if (!centred)
-        (twin ? reference::rms_norm_backward<T> : rms_norm_backward<T>)(dy, x, weight, r, dx, dweight, false, shape,
-                                                                        space, stream);
+        run_form(form,
+                 RmsNormBackward<T>{.dy = dy,
+                                    .x = x,
+                                    .weight = weight,
+                                    .r = r,
+                                    .dx = dx,
+                                    .dweight = dweight,
+                                    .adds = false,
+                                    .shape = shape,
+                                    .workspace = space},
+                 stream);
     };
   };
   return one;
@@ -77,9 +98,9 @@ std::vector<KernelCase> norm_cases(CaseSize size) {
     for (const std::size_t columns : {std::size_t{768}, std::size_t{4096}}) {
       const NormShape shape{.rows = rows, .columns = columns};
       cases.push_back(forward<float>(centred, shape));
-      cases.push_back(forward<Bf16>(centred, shape));
+      cases.push_back(forward<device::Bf16>(centred, shape));
       cases.push_back(backward<float>(centred, shape));
-      cases.push_back(backward<Bf16>(centred, shape));
+      cases.push_back(backward<device::Bf16>(centred, shape));
     }
   }
   return cases;

@@ -1,11 +1,11 @@
-#include "dunnock/gpu/kernels/optimizer.hpp"
+#include "dunnock/kernels/optimizer.hpp"
 
 #include "kernel_case.hpp"
 
 namespace dunnock::bench {
 namespace {
 
-using namespace gpu;
+using namespace kernels;
 
 /// Many tensors of one size: small ones show what one launch is worth.
 template <class T>
@@ -15,7 +15,8 @@ KernelCase step(bool is_adamw, std::size_t tensors, std::size_t size) {
   one.type = type_name<T>();
   one.shape = std::to_string(tensors) + " of " + std::to_string(size);
   const std::size_t count = tensors * size;
-  one.bytes = ((is_adamw ? 24.0 : 16.0) + sizeof(T) + (std::is_same_v<T, Bf16> ? 2 : 0)) * static_cast<double>(count);
+  one.bytes =
+      ((is_adamw ? 24.0 : 16.0) + sizeof(T) + (std::is_same_v<T, device::Bf16> ? 2 : 0)) * static_cast<double>(count);
   // PyTorch's keeps no bf16 copy beside f32 weights.
   if (std::is_same_v<T, float>) one.operation = {is_adamw ? "adamw" : "sgd", {{"tensors", tensors}, {"n", size}}};
   one.relative = 1.0 / 127;
@@ -26,7 +27,7 @@ KernelCase step(bool is_adamw, std::size_t tensors, std::size_t size) {
     const auto m = values.track(values.normal<float>(count, 0, 0.1F));
     const auto v = values.track(values.normal<float>(is_adamw ? count : 0, 10, 1));
     const auto g = values.normal<T>(count);
-    const auto copy = values.result<Bf16>(std::is_same_v<T, Bf16> ? count : 0);
+    const auto copy = values.result<device::Bf16>(std::is_same_v<T, device::Bf16> ? count : 0);
     if (values.failed()) return {};
     std::vector<OptimizerTensor<T>> table(tensors);
     for (std::size_t t = 0; t < tensors; ++t) {
@@ -40,12 +41,11 @@ KernelCase step(bool is_adamw, std::size_t tensors, std::size_t size) {
     }
     const std::size_t chunks = lay_out(std::span(table));
     const OptimizerTable<T> there{values.of(table), chunks};
-    return [=](Stream& stream, Form form) {
-      const bool twin = form == Form::kTwin;
+    return [=](device::Stream& stream, Form form) {
       const AdamwStep by{.learning_rate = 1e-3F, .step = 10};
       const SgdStep sgd_by{.learning_rate = 1e-3F, .momentum = 0.9F};
-      if (is_adamw) return twin ? reference::adamw<T>(there, by, {}, stream) : adamw<T>(there, by, {}, stream);
-      return twin ? reference::sgd<T>(there, sgd_by, {}, stream) : sgd<T>(there, sgd_by, {}, stream);
+      if (is_adamw) return run_form(form, Adamw<T>{.table = there, .step = by, .factor = {}}, stream);
+      run_form(form, Sgd<T>{.table = there, .step = sgd_by, .factor = {}}, stream);
     };
   };
   return one;
@@ -58,8 +58,8 @@ std::vector<KernelCase> optimizer_cases(CaseSize size) {
   std::vector<KernelCase> cases;
   for (const bool is_adamw : {true, false}) {
     cases.push_back(step<float>(is_adamw, 1, large));
-    cases.push_back(step<Bf16>(is_adamw, 1, large));
-    cases.push_back(step<Bf16>(is_adamw, size == CaseSize::kTiny ? 5 : 400, 1000));
+    cases.push_back(step<device::Bf16>(is_adamw, 1, large));
+    cases.push_back(step<device::Bf16>(is_adamw, size == CaseSize::kTiny ? 5 : 400, 1000));
   }
   return cases;
 }

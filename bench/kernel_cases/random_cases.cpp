@@ -1,11 +1,11 @@
-#include "dunnock/gpu/kernels/random.hpp"
+#include "dunnock/kernels/random.hpp"
 
 #include "kernel_case.hpp"
 
 namespace dunnock::bench {
 namespace {
 
-using namespace gpu;
+using namespace kernels;
 
 template <class T>
 KernelCase common(const char* kernel, const char* op, std::size_t count, double values_moved) {
@@ -26,16 +26,14 @@ void add_cases(std::size_t count, std::vector<KernelCase>& cases) {
   KernelCase uniform = common<T>("random uniform", "random_uniform", count, 1);
   uniform.prepare = [=](KernelValues& values) -> KernelCase::Run {
     const auto out = values.result<T>(count);
-    return [=](Stream& stream, Form form) {
-      (form == Form::kTwin ? reference::random_uniform<T> : random_uniform<T>)(out, key, stream);
-    };
+    return [=](device::Stream& stream, Form form) { run_form(form, RandomUniform<T>{.out = out, .key = key}, stream); };
   };
   cases.push_back(uniform);
   KernelCase normal = common<T>("random normal", "random_normal", count, 1);
   normal.prepare = [=](KernelValues& values) -> KernelCase::Run {
     const auto out = values.result<T>(count);
-    return [=](Stream& stream, Form form) {
-      (form == Form::kTwin ? reference::random_normal<T> : random_normal<T>)(out, {}, key, stream);
+    return [=](device::Stream& stream, Form form) {
+      run_form(form, RandomNormal<T>{.out = out, .shape = {}, .key = key}, stream);
     };
   };
   cases.push_back(normal);
@@ -43,8 +41,8 @@ void add_cases(std::size_t count, std::vector<KernelCase>& cases) {
   drop.prepare = [=](KernelValues& values) -> KernelCase::Run {
     const auto x = values.normal<T>(count);
     const auto y = values.result<T>(count);
-    return [=](Stream& stream, Form form) {
-      (form == Form::kTwin ? reference::dropout<T> : dropout<T>)(x, y, {}, 0.5F, key, stream);
+    return [=](device::Stream& stream, Form form) {
+      run_form(form, Dropout<T>{.x = x, .y = y, .mask = {}, .keep = 0.5F, .key = key}, stream);
     };
   };
   cases.push_back(drop);
@@ -56,7 +54,7 @@ std::vector<KernelCase> random_cases(CaseSize size) {
   const std::size_t count = size == CaseSize::kTiny ? 10'007 : std::size_t{1} << (size == CaseSize::kCpu ? 24 : 28);
   std::vector<KernelCase> cases;
   add_cases<float>(count, cases);
-  add_cases<Bf16>(count, cases);
+  add_cases<device::Bf16>(count, cases);
   return cases;
 }
 

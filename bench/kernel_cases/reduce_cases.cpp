@@ -1,11 +1,11 @@
-#include "dunnock/gpu/kernels/reduce.hpp"
+#include "dunnock/kernels/reduce.hpp"
 
 #include "kernel_case.hpp"
 
 namespace dunnock::bench {
 namespace {
 
-using namespace gpu;
+using namespace kernels;
 
 template <class T>
 void add_cases(std::vector<KernelCase>& cases, CaseSize size) {
@@ -21,8 +21,9 @@ void add_cases(std::vector<KernelCase>& cases, CaseSize size) {
     const auto x = values.normal<T>(count);
     const auto result = values.result<float>(1);
     const auto space = values.workspace<float>(reduce_workspace(count));
-    return [=](Stream& stream, Form form) {
-      (form == Form::kTwin ? reference::reduce<T> : reduce<T>)(ReduceKind::kSumOfSquares, x, result, space, stream);
+    return [=](device::Stream& stream, Form form) {
+      run_form(form, Reduce<T>{.kind = ReduceKind::kSumOfSquares, .x = x, .result = result, .workspace = space},
+               stream);
     };
   };
   cases.push_back(sum);
@@ -35,8 +36,8 @@ void add_cases(std::vector<KernelCase>& cases, CaseSize size) {
   argmax.prepare = [=](KernelValues& values) -> KernelCase::Run {
     const auto x = values.normal<T>(shape.rows * shape.columns);
     const auto indices = values.result<std::int32_t>(shape.rows);
-    return [=](Stream& stream, Form form) {
-      (form == Form::kTwin ? reference::argmax_rows<T> : argmax_rows<T>)(x, indices, {}, shape, stream);
+    return [=](device::Stream& stream, Form form) {
+      run_form(form, ArgmaxRows<T>{.x = x, .indices = indices, .values = {}, .shape = shape}, stream);
     };
   };
   cases.push_back(argmax);
@@ -47,7 +48,7 @@ void add_cases(std::vector<KernelCase>& cases, CaseSize size) {
 std::vector<KernelCase> reduce_cases(CaseSize size) {
   std::vector<KernelCase> cases;
   add_cases<float>(cases, size);
-  add_cases<Bf16>(cases, size);
+  add_cases<device::Bf16>(cases, size);
   return cases;
 }
 

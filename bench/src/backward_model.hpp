@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "dunnock/gpu/gradient_buckets.hpp"
-#include "dunnock/gpu/simulator.hpp"
+#include "dunnock/ranks/gradient_buckets.hpp"
+#include "dunnock/schedule/simulator.hpp"
 
 namespace dunnock::bench {
 
@@ -37,7 +37,7 @@ struct DeviceModel {
 struct BackwardStep {
   std::string name;
   double cost_us = 0;
-  gpu::OpKind kind = gpu::OpKind::kOutputGradient;
+  schedule::OpKind kind = schedule::OpKind::kOutputGradient;
   std::vector<std::size_t> gradients{};
 };
 struct BackwardPass {
@@ -51,7 +51,7 @@ inline BackwardPass backward_pass(const ModelShape& model, std::size_t tokens, c
   BackwardPass pass;
   const auto n = static_cast<double>(tokens);
   const auto add = [&](std::string name, double cost_us, const std::vector<std::size_t>& sizes) {
-    const auto kind = sizes.empty() ? gpu::OpKind::kOutputGradient : gpu::OpKind::kWeightGradient;
+    const auto kind = sizes.empty() ? schedule::OpKind::kOutputGradient : schedule::OpKind::kWeightGradient;
     BackwardStep step{std::move(name), cost_us, kind, {}};
     for (const std::size_t size : sizes) {
       step.gradients.push_back(pass.sizes.size());
@@ -111,30 +111,31 @@ struct Overlap {
 
 /// One rank of `options.ranks` that are all alike, simulated. Errors: those of lay_out_buckets() and simulate().
 inline Result<Overlap> simulate_overlap(const BackwardPass& pass, std::size_t value_bytes,
-                                        const gpu::BucketOptions& buckets, const gpu::AllReduceOptions& options) {
-  DUNNOCK_TRY(auto layout, gpu::lay_out_buckets(pass.sizes, value_bytes, buckets));
-  gpu::TaskGraph graph;
-  const auto gradients = gpu::add_gradients(graph, layout);
+                                        const ranks::BucketOptions& buckets, const ranks::AllReduceOptions& options) {
+  DUNNOCK_TRY(auto layout, ranks::lay_out_buckets(pass.sizes, value_bytes, buckets));
+  schedule::TaskGraph graph;
+  const auto gradients = ranks::add_gradients(graph, layout);
   Overlap overlap;
-  gpu::ValueId before = graph.add_value("loss", 0);
+  schedule::ValueId before = graph.add_value("loss", 0);
   for (const BackwardStep& step : pass.steps) {
-    const gpu::ValueId behind = graph.add_value(step.name, 0);
-    gpu::Op op{.name = step.name, .kind = step.kind, .inputs = {before}, .outputs = {behind}, .cost_us = step.cost_us};
+    const schedule::ValueId behind = graph.add_value(step.name, 0);
+    schedule::Op op{
+        .name = step.name, .kind = step.kind, .inputs = {before}, .outputs = {behind}, .cost_us = step.cost_us};
     for (const std::size_t gradient : step.gradients) op.outputs.push_back(gradients[gradient]);
     graph.add(std::move(op));
     before = behind;
     overlap.compute_ms += step.cost_us / 1e3;
   }
-  for (const auto& bucket : gpu::add_all_reduces(graph, layout, gradients, options))
+  for (const auto& bucket : ranks::add_all_reduces(graph, layout, gradients, options))
     overlap.communication_ms += graph.op(bucket.op).cost_us / 1e3;
-  DUNNOCK_TRY(const auto schedule, gpu::overlapped(graph));
-  DUNNOCK_TRY(const auto timeline, gpu::simulate(graph, schedule));
+  DUNNOCK_TRY(const auto schedule, ranks::overlapped(graph));
+  DUNNOCK_TRY(const auto timeline, schedule::simulate(graph, schedule));
   overlap.makespan_ms = timeline.makespan_us() / 1e3;
-  overlap.hidden = gpu::hidden_share(graph, schedule, timeline.makespan_us());
+  overlap.hidden = ranks::hidden_share(graph, schedule, timeline.makespan_us());
   overlap.buckets = layout.buckets.size();
   std::size_t last = 0;
   for (const std::size_t gradient : pass.steps.back().gradients) last += pass.sizes[gradient];
-  const double exposed_ms = gpu::all_reduce_us(options.link, last * value_bytes, options.ranks) / 1e3;
+  const double exposed_ms = ranks::all_reduce_us(options.link, last * value_bytes, options.ranks) / 1e3;
   overlap.bound = overlap.communication_ms > 0 ? 1 - exposed_ms / overlap.communication_ms : 1;
   return overlap;
 }

@@ -16,19 +16,19 @@
 #include <optional>
 
 #include "commands.hpp"
-#include "dunnock/gpu/communicator.hpp"
+#include "dunnock/ranks/communicator.hpp"
 #include "report.hpp"
 #include "scratch.hpp"
 
 namespace dunnock::bench {
 namespace {
 
-using gpu::Bf16;
-using gpu::Communicator;
-using gpu::Device;
-using gpu::DeviceSpan;
-using gpu::Reduction;
-using gpu::Stream;
+using device::Bf16;
+using device::Device;
+using device::Span;
+using device::Stream;
+using ranks::Communicator;
+using ranks::Reduction;
 
 struct Options {
   std::string json;
@@ -91,8 +91,8 @@ void issue(Rank& rank, What what, std::size_t bytes) {
   const std::size_t count = bytes / sizeof(T);
   const std::size_t part = count / ranks;
   // The vectors are of whole floats; for Bf16 they are memory.
-  const DeviceSpan<T> values(reinterpret_cast<T*>(rank.values.data()), count);
-  const DeviceSpan<T> results(reinterpret_cast<T*>(rank.results.data()), count);
+  const device::Span<T> values(reinterpret_cast<T*>(rank.values.data()), count);
+  const device::Span<T> results(reinterpret_cast<T*>(rank.results.data()), count);
   switch (what) {
     case What::kAllReduce: return rank.all.all_reduce(values, Reduction::kSum, rank.stream);
     case What::kReduceScatter:

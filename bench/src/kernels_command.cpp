@@ -14,7 +14,7 @@
 namespace dunnock::bench {
 namespace {
 
-using namespace gpu;
+using namespace kernels;
 
 struct Options {
   std::string json;
@@ -25,7 +25,7 @@ struct Options {
 };
 
 /// Seconds of one call, when it is repeated for some 20 ms.
-double seconds_of(Stream& stream, const std::function<void()>& issue) {
+double seconds_of(device::Stream& stream, const std::function<void()>& issue) {
   const auto once = [&](int times) {
     const double ns = ns_of([&] {
       for (int i = 0; i < times; ++i) issue();
@@ -40,14 +40,14 @@ double seconds_of(Stream& stream, const std::function<void()>& issue) {
 /// Copies a buffer as large as what the case moves (half is read, half written), up to 256 MiB.
 class Copy {
  public:
-  explicit Copy(Stream& stream, double bytes) {
+  explicit Copy(device::Stream& stream, double bytes) {
     const auto half = static_cast<std::size_t>(std::clamp(bytes / 2, 64.0, 256.0 * (1 << 20)));
-    from_ = std::move(*Buffer<std::byte>::create(half, stream));
-    to_ = std::move(*Buffer<std::byte>::create(half, stream));
+    from_ = std::move(*device::Buffer<std::byte>::create(half, stream));
+    to_ = std::move(*device::Buffer<std::byte>::create(half, stream));
     fill_bytes(from_.span(), std::byte{1}, stream);
   }
   /// Bytes a second, read and written. By as many threads as the kernels have.
-  double rate(Stream& stream, unsigned threads) {
+  double rate(device::Stream& stream, unsigned threads) {
     const std::size_t size = from_.size();
     const auto copy = [&](unsigned part) {
       const std::size_t first = size * part / threads;
@@ -64,17 +64,17 @@ class Copy {
   }
 
  private:
-  Buffer<std::byte> from_;
-  Buffer<std::byte> to_;
+  device::Buffer<std::byte> from_;
+  device::Buffer<std::byte> to_;
 };
 
 int run_kernels(const Options& options) {
-  const unsigned processors = Device::cpu().info().processors;
+  const unsigned processors = device::Device::cpu().info().processors;
   const unsigned threads = options.threads == 0 ? processors : options.threads;
-  auto stream = std::move(*Stream::create(Device::cpu(), {.threads = threads}));
+  auto stream = std::move(*device::Stream::create(device::Device::cpu(), {.threads = threads}));
   Report report;
   report.note("threads", threads);
-  report.note("device", Device::cpu().info().name);
+  report.note("device", device::Device::cpu().info().name);
   std::printf("%-26s %-5s %-28s %10s %10s %10s %9s\n", "kernel", "type", "shape", "us", "GB/s", "Gflop/s", "of copy");
   for (const KernelCase& one : all_kernel_cases(options.quick ? CaseSize::kTiny : CaseSize::kCpu)) {
     if (!options.only.empty() && one.name().find(options.only) == std::string::npos) continue;

@@ -8,20 +8,20 @@
 
 #include "backward_model.hpp"
 #include "commands.hpp"
-#include "dunnock/gpu/executor.hpp"
+#include "dunnock/schedule/executor.hpp"
 #include "report.hpp"
 #include "scratch.hpp"
 
 namespace dunnock::bench {
 namespace {
 
-using namespace gpu;
+using namespace ranks;
 
 struct Options {
   std::size_t tokens = 16'384;
   std::size_t gradient_bytes = 2;
   double latency_us = 20;
-  double demand = AllReduceOptions{}.demand;
+  double demand = ranks::AllReduceOptions{}.demand;
   DeviceModel device;
   unsigned repeat = 25;
   std::string json;
@@ -45,12 +45,12 @@ void sweep(const Options& options, Report& report) {
     std::printf("\n");
     for (const double gb_per_s : {12.5, 25.0, 50.0, 400.0}) {
       for (const unsigned ranks : {2U, 8U, 64U}) {
-        const AllReduceOptions all{
+        const ranks::AllReduceOptions all{
             .ranks = ranks, .link = {.latency_us = options.latency_us, .gb_per_s = gb_per_s}, .demand = options.demand};
         std::string cells;
         Overlap of_25;
         for (const std::uint64_t mib : buckets_mib) {
-          BucketOptions buckets{.bytes_max = mib == kWhole ? kWhole : mib << 20};
+          ranks::BucketOptions buckets{.bytes_max = mib == kWhole ? kWhole : mib << 20};
           if (mib == kWhole) buckets.first_bytes_max = kWhole;
           const auto overlap = simulate_overlap(pass, options.gradient_bytes, buckets, all);
           if (!overlap) fail(overlap.error().message);
@@ -100,25 +100,26 @@ void work(std::size_t rounds) {
 }
 
 /// A pass of 24 steps of about a millisecond, each with a gradient of a MiB, reduced in buckets of 4 MiB.
-Ran run_rank(Communicator& all, std::barrier<>& meeting, Computes computes, std::size_t rounds, unsigned repeat) {
-  const Device device = Device::cpu(all.rank());
-  auto stream = Stream::create(device);
+Ran run_rank(ranks::Communicator& all, std::barrier<>& meeting, Computes computes, std::size_t rounds,
+             unsigned repeat) {
+  const device::Device device = device::Device::cpu(all.rank());
+  auto stream = device::Stream::create(device);
   if (!stream) fail(stream.error().message);
   constexpr std::size_t kSteps = 24;
   const std::vector<std::size_t> sizes(kSteps, (1 << 20) / sizeof(float) - 64);
-  const auto buckets = GradientBuckets<float>::create(sizes, *stream, {.bytes_max = 4 << 20});
+  const auto buckets = ranks::GradientBuckets<float>::create(sizes, *stream, {.bytes_max = 4 << 20});
   if (!buckets) fail(buckets.error().message);
-  TaskGraph graph;
+  schedule::TaskGraph graph;
   const auto gradients = add_gradients(graph, buckets->layout());
-  ValueId before = graph.add_value("loss", 0);
+  schedule::ValueId before = graph.add_value("loss", 0);
   for (std::size_t i = 0; i < kSteps; ++i) {
-    const ValueId behind = graph.add_value("step", 0);
+    const schedule::ValueId behind = graph.add_value("step", 0);
     graph.add({.name = "step " + std::to_string(i),
-               .kind = OpKind::kWeightGradient,
+               .kind = schedule::OpKind::kWeightGradient,
                .inputs = {before},
                .outputs = {behind, gradients[i]},
                .demand = computes == Computes::kHere ? 1.0 : 0.01,
-               .issue = [computes, rounds](Stream& lane) {
+               .issue = [computes, rounds](device::Stream& lane) {
                  lane.run("step", [computes, rounds] {
                    if (computes == Computes::kHere) {
                      work(rounds);
@@ -132,8 +133,8 @@ Ran run_rank(Communicator& all, std::barrier<>& meeting, Computes computes, std:
   }
   add_all_reduces(graph, *buckets, gradients, all, {.demand = computes == Computes::kHere ? 1.0 : 0.99});
 
-  const auto run = [&](const Schedule& schedule, std::vector<std::vector<double>>* costs) {
-    auto executor = Executor::create(device, graph, schedule, {.measures = true});
+  const auto run = [&](const schedule::Schedule& schedule, std::vector<std::vector<double>>* costs) {
+    auto executor = schedule::Executor::create(device, graph, schedule, {.measures = true});
     if (!executor) fail(executor.error().message);
     std::vector<double> makespans;
     for (unsigned i = 0; i < repeat; ++i) {
@@ -144,7 +145,7 @@ Ran run_rank(Communicator& all, std::barrier<>& meeting, Computes computes, std:
       if (!timeline) fail(timeline.error().message);
       makespans.push_back(timeline->makespan_us());
       if (costs == nullptr) continue;
-      for (const Interval& interval : timeline->intervals)
+      for (const schedule::Interval& interval : timeline->intervals)
         (*costs)[interval.op].push_back(interval.end_us - interval.start_us);
     }
     return *std::min_element(makespans.begin(), makespans.end());
@@ -157,9 +158,10 @@ Ran run_rank(Communicator& all, std::barrier<>& meeting, Computes computes, std:
   std::vector<std::vector<double>> costs(graph.ops().size());
   ran.sequential_us = run(*one_lane, &costs);
   ran.overlapped_us = run(*two_lanes, nullptr);
-  for (OpId op = 0; op < graph.ops().size(); ++op) {
+  for (schedule::OpId op = 0; op < graph.ops().size(); ++op) {
     graph.set_cost_us(op, *std::min_element(costs[op].begin(), costs[op].end()));
-    (graph.op(op).kind == OpKind::kCommunication ? ran.communication_us : ran.compute_us) += graph.op(op).cost_us;
+    (graph.op(op).kind == schedule::OpKind::kCommunication ? ran.communication_us : ran.compute_us) +=
+        graph.op(op).cost_us;
   }
   const auto simulated = simulate(graph, *two_lanes);
   if (!simulated) fail(simulated.error().message);
@@ -183,7 +185,7 @@ void run_threads(const Options& options, Report& report) {
   std::printf("%-34s %9s %9s %11s %11s %10s %9s %10s\n", "what computes", "compute", "reduce", "afterwards",
               "overlapped", "simulated", "hidden %", "simulated");
   for (const Computes computes : {Computes::kElsewhere, Computes::kHere}) {
-    auto ends = Communicator::threads(kRanks);
+    auto ends = ranks::Communicator::threads(kRanks);
     if (!ends) fail(ends.error().message);
     std::barrier meeting(kRanks);
     std::vector<Ran> ran(kRanks);

@@ -353,7 +353,8 @@ int draw(const std::string& svg, const std::string& trace) {
     if (!svg.empty())
       drawn = write_svg(svg + file + ".svg", one.plan, one.figures.timeline, {.title = std::string(name.name)});
     if (drawn && !trace.empty())
-      drawn = gpu::write_chrome_json(trace + file + ".json", one.plan.graph, one.plan.schedule, one.figures.timeline);
+      drawn =
+          schedule::write_chrome_json(trace + file + ".json", one.plan.graph, one.plan.schedule, one.figures.timeline);
     if (drawn) continue;
     std::fprintf(stderr, "%s\n", drawn.error().message.c_str());
     return 3;

@@ -21,9 +21,9 @@
 #include <vector>
 
 #include "commands.hpp"
-#include "dunnock/gpu/communicator.hpp"
-#include "dunnock/gpu/kernels/elementwise.hpp"
-#include "dunnock/gpu/simulator.hpp"
+#include "dunnock/kernels/elementwise.hpp"
+#include "dunnock/ranks/communicator.hpp"
+#include "dunnock/schedule/simulator.hpp"
 #include "dunnock/training/trainer.hpp"
 #include "report.hpp"
 #include "scratch.hpp"
@@ -33,7 +33,7 @@ namespace dunnock::bench {
 namespace {
 
 using namespace training;
-using gpu::Communicator;
+using ranks::Communicator;
 
 struct Options {
   std::string json;
@@ -50,7 +50,7 @@ constexpr unsigned kRanks = 2;
 struct Case {
   std::string name;
   Family family = Family::kOneDevice;
-  ModelOptions model;
+  model::ModelOptions model;
   std::size_t rows = 1;
   unsigned micro_batches = 1;
   /// Ranks that are threads: as if their link was slower (CommunicatorOptions). It is measured like any other.
@@ -63,10 +63,10 @@ std::vector<Case> cases_of(const Options& options) {
   const auto wants = [&](const char* family) {
     return std::ranges::find(options.families, family) != options.families.end();
   };
-  const MlpOptions mlp{.inputs = 784, .hidden = {1024, 1024, 1024}, .classes = 10};
-  const GptOptions gpt{};
+  const model::MlpOptions mlp{.inputs = 784, .hidden = {1024, 1024, 1024}, .classes = 10};
+  const model::GptOptions gpt{};
   if (options.quick) {
-    const MlpOptions tiny{.inputs = 20, .hidden = {24, 17, 16, 15, 12, 11, 10}, .classes = 5};
+    const model::MlpOptions tiny{.inputs = 20, .hidden = {24, 17, 16, 15, 12, 11, 10}, .classes = 5};
     if (wants("one-device")) cases.push_back({"MLP tiny", Family::kOneDevice, tiny, 8});
     if (wants("data-parallel")) cases.push_back({"MLP tiny", Family::kDataParallel, tiny, 8});
     if (wants("pipeline")) cases.push_back({"MLP tiny, 4 micro-batches", Family::kPipeline, tiny, 4, 4});
@@ -76,7 +76,7 @@ std::vector<Case> cases_of(const Options& options) {
     cases.push_back({"MLP 784-1024-1024-1024-10, batch 512", Family::kOneDevice, mlp, 512});
     cases.push_back({"GPT 1.2 M, 8 rows", Family::kOneDevice, gpt, 8});
     cases.push_back({"DenseNet-40-like, batch 16", Family::kOneDevice,
-                     DenseNetOptions{.blocks = {6, 6, 6}, .growth = 12, .stem_width = 24}, 16});
+                     model::DenseNetOptions{.blocks = {6, 6, 6}, .growth = 12, .stem_width = 24}, 16});
   }
   if (wants("data-parallel")) {
     cases.push_back({"MLP 784-1024-1024-1024-10, batch 2 x 256", Family::kDataParallel, mlp, 256});
@@ -100,12 +100,12 @@ std::vector<Case> cases_of(const Options& options) {
 struct Rank {
   Communicator* world = nullptr;
   Communicator* sums = nullptr;
-  gpu::Stream stream;
-  gpu::Stream other;  // Receives, while `stream` sends.
+  device::Stream stream;
+  device::Stream other;  // Receives, while `stream` sends.
 
   Rank(Communicator* all, Communicator* more) : world(all), sums(more), stream(make(number())), other(make(number())) {}
-  static gpu::Stream make(unsigned rank) {
-    auto made = gpu::Stream::create(gpu::Device::cpu(rank), {.threads = 1});
+  static device::Stream make(unsigned rank) {
+    auto made = device::Stream::create(device::Device::cpu(rank), {.threads = 1});
     if (!made) fail(made.error().message);
     return std::move(*made);
   }
@@ -122,7 +122,7 @@ struct Rank {
   /// The ranks' mean, on all of them.
   void agree(std::vector<float>& values) {
     if (world == nullptr) return;
-    world->all_reduce<float>(gpu::DeviceSpan<float>(values.data(), values.size()), gpu::Reduction::kMean, stream);
+    world->all_reduce<float>(device::Span<float>(values.data(), values.size()), ranks::Reduction::kMean, stream);
     finish();
   }
 };
@@ -177,7 +177,7 @@ LinkCosts measure_all_reduce(Rank& rank, bool is_mpi, unsigned rounds) {
   std::vector<float> values((4 << 20) / sizeof(float));
   // A ring of two: two messages of half the bytes, as Link::all_reduce_us has it.
   return measure_link(rank, is_mpi, 2, 1, rounds, [&](std::size_t bytes) {
-    rank.world->all_reduce<float>(gpu::DeviceSpan<float>(values.data(), bytes / sizeof(float)), gpu::Reduction::kMean,
+    rank.world->all_reduce<float>(device::Span<float>(values.data(), bytes / sizeof(float)), ranks::Reduction::kMean,
                                   rank.stream);
   });
 }
@@ -186,7 +186,7 @@ LinkCosts measure_send(Rank& rank, bool is_mpi, unsigned rounds) {
   std::vector<float> values((4 << 20) / sizeof(float));
   // There and back, so two messages; each rank is busy with one of them.
   return measure_link(rank, is_mpi, 2, 2, rounds, [&](std::size_t bytes) {
-    const gpu::DeviceSpan<float> some(values.data(), bytes / sizeof(float));
+    const device::Span<float> some(values.data(), bytes / sizeof(float));
     const unsigned peer = 1 - rank.number();
     if (rank.number() == 0) rank.world->send<float>(some, peer, rank.stream);
     rank.world->receive<float>(some, peer, rank.stream);
@@ -208,7 +208,7 @@ std::vector<Cost*> costs_in(Step& step) {
 /// All ranks at a time, so that they share memory and clocks as in a step. The ranks' mean.
 Step measure_costs(Rank& rank, const Case& one, unsigned repeats) {
   rank.meet();
-  auto step = profile_step(gpu::Device::cpu(rank.number()), one.model, DataType::kF32, one.rows, {},
+  auto step = profile_step(device::Device::cpu(rank.number()), one.model, model::DataType::kF32, one.rows, {},
                            {.repeats = repeats,
                             .threads = 1,
                             .pairs = one.family == Family::kOneDevice,
@@ -253,10 +253,10 @@ double predict_us(const Plan& plan, const Step& step, const LinkCosts& link, dou
     for (unsigned i = begin; i < end; ++i) total.us += (step.layers[i].*part).us;
     return total;
   };
-  gpu::TaskGraph graph;
-  for (const gpu::Value& value : plan.graph.values()) graph.add_value(value.name, value.bytes, value.kept);
+  schedule::TaskGraph graph;
+  for (const schedule::Value& value : plan.graph.values()) graph.add_value(value.name, value.bytes, value.kept);
   for (std::size_t i = 0; i < plan.graph.ops().size(); ++i) {
-    gpu::Op op = plan.graph.ops()[i];
+    schedule::Op op = plan.graph.ops()[i];
     const OpTag& tag = plan.tags[i];
     Cost cost{op.cost_us, op.demand};
     switch (tag.part) {
@@ -273,11 +273,11 @@ double predict_us(const Plan& plan, const Step& step, const LinkCosts& link, dou
     op.demand = cost.demand;
     graph.add(std::move(op));
   }
-  gpu::Schedule schedule = plan.schedule;
+  schedule::Schedule schedule = plan.schedule;
   if (plan.family == Family::kDataParallel) {
-    for (gpu::Lane& lane : schedule.lanes) lane.rank = 0;
+    for (schedule::Lane& lane : schedule.lanes) lane.rank = 0;
   }
-  const auto timeline = gpu::simulate(graph, schedule, {.launch_us = launch_us});
+  const auto timeline = schedule::simulate(graph, schedule, {.launch_us = launch_us});
   if (!timeline) fail(timeline.error().message);
   return timeline->makespan_us();
 }
@@ -331,8 +331,8 @@ void print_operations(const Ran& one, const Case& of) {
     unsigned count = 0;
   };
   std::vector<std::pair<std::string, Sum>> sums;
-  for (const gpu::Interval& interval : timeline->intervals) {
-    const gpu::Op& op = one.trainer->rank_graph().op(interval.op);
+  for (const schedule::Interval& interval : timeline->intervals) {
+    const schedule::Op& op = one.trainer->rank_graph().op(interval.op);
     const std::string key = one.trainer->rank_schedule().lanes[interval.lane].name + ": " + op.name.substr(0, 1);
     auto found = std::ranges::find(sums, key, &std::pair<std::string, Sum>::first);
     if (found == sums.end()) found = sums.insert(sums.end(), {key, {}});
@@ -366,7 +366,7 @@ std::vector<double> run_case(Rank& rank, const Case& one, bool is_mpi, const Opt
   std::vector<Ran> all;
   for (const ScheduleName& name : schedule_names()) {
     if (name.family != one.family) continue;
-    auto trainer = Trainer::create(gpu::Device::cpu(rank.number()),
+    auto trainer = Trainer::create(device::Device::cpu(rank.number()),
                                    {.model = one.model,
                                     .rows = one.rows,
                                     .micro_batches = one.micro_batches,

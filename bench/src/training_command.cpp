@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "commands.hpp"
-#include "dunnock/gpu/kernels/elementwise.hpp"
-#include "dunnock/gpu/kernels/matmul.hpp"
+#include "dunnock/kernels/elementwise.hpp"
+#include "dunnock/kernels/matmul.hpp"
 #include "dunnock/training/checkpoints.hpp"
 #include "dunnock/training/trainer.hpp"
 #include "report.hpp"
@@ -52,33 +52,33 @@ constexpr std::chrono::milliseconds kPause{250};
 struct ModelCase {
   std::string family;
   std::string name;
-  ModelOptions model;
+  model::ModelOptions model;
   std::size_t rows = 1;
   json peer;  // training_peer.py's words for the model
 };
 
-json image_json(const ImageShape& image) {
+json image_json(const model::ImageShape& image) {
   return {{"height", image.height}, {"width", image.width}, {"channels", image.channels}};
 }
-json json_of(const MlpOptions& mlp) {
+json json_of(const model::MlpOptions& mlp) {
   return {{"kind", "mlp"}, {"inputs", mlp.inputs}, {"hidden", mlp.hidden}, {"classes", mlp.classes}};
 }
-json json_of(const CnnOptions& cnn) {
+json json_of(const model::CnnOptions& cnn) {
   return {{"kind", "cnn"},        {"image", image_json(cnn.image)},
           {"stages", cnn.stages}, {"batch_norm", cnn.batch_norm},
           {"hidden", cnn.hidden}, {"classes", cnn.classes}};
 }
-json json_of(const ResNetOptions& net) {
+json json_of(const model::ResNetOptions& net) {
   return {{"kind", "resnet"},      {"image", image_json(net.image)}, {"blocks", net.blocks},
           {"width", net.width},    {"bottleneck", net.bottleneck},   {"large_stem", net.large_stem},
           {"classes", net.classes}};
 }
-json json_of(const DenseNetOptions& net) {
+json json_of(const model::DenseNetOptions& net) {
   return {{"kind", "densenet"},           {"image", image_json(net.image)}, {"blocks", net.blocks},
           {"growth", net.growth},         {"stem_width", net.stem_width},   {"bottleneck", net.bottleneck},
           {"large_stem", net.large_stem}, {"classes", net.classes}};
 }
-json json_of(const GptOptions& gpt) {
+json json_of(const model::GptOptions& gpt) {
   return {{"kind", "gpt"},
           {"vocabulary", gpt.vocabulary},
           {"context", gpt.context},
@@ -86,7 +86,7 @@ json json_of(const GptOptions& gpt) {
           {"heads", gpt.heads},
           {"width", gpt.width},
           {"mlp_ratio", gpt.mlp_ratio},
-          {"positions", gpt.positions == Positions::kRotary ? "rotary" : "learned"}};
+          {"positions", gpt.positions == model::Positions::kRotary ? "rotary" : "learned"}};
 }
 
 std::vector<ModelCase> model_cases(const Options& options) {
@@ -96,22 +96,23 @@ std::vector<ModelCase> model_cases(const Options& options) {
     cases.push_back({family, std::move(name) + ", batch " + std::to_string(rows), model, rows, json_of(model)});
   };
   if (options.quick) {
-    add("mlp", "MLP tiny", MlpOptions{.inputs = 20, .hidden = {16, 12}, .classes = 5}, 8);
-    add("cnn", "CNN tiny", CnnOptions{.image = {12, 12, 1}, .stages = {{4}, {8}}, .hidden = {16}, .classes = 5}, 4);
-    add("resnet", "ResNet tiny", ResNetOptions{.image = {8, 8, 3}, .blocks = {1, 1}, .width = 4}, 4);
+    add("mlp", "MLP tiny", model::MlpOptions{.inputs = 20, .hidden = {16, 12}, .classes = 5}, 8);
+    add("cnn", "CNN tiny", model::CnnOptions{.image = {12, 12, 1}, .stages = {{4}, {8}}, .hidden = {16}, .classes = 5},
+        4);
+    add("resnet", "ResNet tiny", model::ResNetOptions{.image = {8, 8, 3}, .blocks = {1, 1}, .width = 4}, 4);
     add("densenet", "DenseNet tiny",
-        DenseNetOptions{.image = {8, 8, 3}, .blocks = {2, 2}, .growth = 4, .stem_width = 8}, 4);
-    add("gpt", "GPT tiny", GptOptions{.vocabulary = 29, .context = 12, .layers = 2, .heads = 2, .width = 16}, 4);
+        model::DenseNetOptions{.image = {8, 8, 3}, .blocks = {2, 2}, .growth = 4, .stem_width = 8}, 4);
+    add("gpt", "GPT tiny", model::GptOptions{.vocabulary = 29, .context = 12, .layers = 2, .heads = 2, .width = 16}, 4);
     return cases;
   }
-  add("mlp", "MLP 784-512-512-10", MlpOptions{}, 128);
-  add("cnn", "CNN 32-32-64-64", CnnOptions{}, 64);
-  add("cnn", "CNN 32-32-64-64", CnnOptions{}, 128);
-  add("resnet", "ResNet-20", ResNetOptions{.blocks = {3, 3, 3}}, 32);
-  add("densenet", "DenseNet-40-like, growth 12", DenseNetOptions{.blocks = {6, 6, 6}, .growth = 12, .stem_width = 24},
-      32);
-  add("gpt", "GPT 1.2 M", GptOptions{}, 32);
-  add("gpt", "GPT 10.8 M", GptOptions{.context = 256, .layers = 6, .heads = 6, .width = 384}, 8);
+  add("mlp", "MLP 784-512-512-10", model::MlpOptions{}, 128);
+  add("cnn", "CNN 32-32-64-64", model::CnnOptions{}, 64);
+  add("cnn", "CNN 32-32-64-64", model::CnnOptions{}, 128);
+  add("resnet", "ResNet-20", model::ResNetOptions{.blocks = {3, 3, 3}}, 32);
+  add("densenet", "DenseNet-40-like, growth 12",
+      model::DenseNetOptions{.blocks = {6, 6, 6}, .growth = 12, .stem_width = 24}, 32);
+  add("gpt", "GPT 1.2 M", model::GptOptions{}, 32);
+  add("gpt", "GPT 10.8 M", model::GptOptions{.context = 256, .layers = 6, .heads = 6, .width = 384}, 8);
   return cases;
 }
 
@@ -120,15 +121,15 @@ template <class T>
 class Peak {
  public:
   Peak(unsigned threads, std::size_t side)
-      : side_(side), stream_(std::move(*gpu::Stream::create(gpu::Device::cpu(), {.threads = threads}))) {
-    for (gpu::Buffer<T>* one : {&a_, &b_, &c_}) {
-      auto made = gpu::Buffer<T>::create(side * side, stream_);
+      : side_(side), stream_(std::move(*device::Stream::create(device::Device::cpu(), {.threads = threads}))) {
+    for (device::Buffer<T>* one : {&a_, &b_, &c_}) {
+      auto made = device::Buffer<T>::create(side * side, stream_);
       if (!made) fail(made.error().message);
       *one = std::move(*made);
-      gpu::fill<T>(one->span(), 0.5F, stream_);
+      kernels::run(kernels::Fill<T>{.y = one->span(), .value = 0.5F}, stream_);
     }
-    auto workspace = gpu::Buffer<std::byte>::create(
-        std::max<std::size_t>(1, gpu::matmul_workspace_bytes(shape(), stream_.device())), stream_);
+    auto workspace = device::Buffer<std::byte>::create(
+        std::max<std::size_t>(1, kernels::matmul_workspace_bytes(shape(), stream_.device())), stream_);
     if (!workspace) fail(workspace.error().message);
     workspace_ = std::move(*workspace);
     (void)gflop_per_s();  // Makes its plan.
@@ -138,7 +139,13 @@ class Peak {
     double best = 0;
     for (int i = 0; i < 5; ++i) {
       const double ns = ns_of([&] {
-        gpu::matmul<T, T>(a_.span(), b_.span(), c_.span(), shape(), {}, workspace_.span(), stream_);
+        kernels::run(kernels::Matmul<T, T>{.a = a_.span(),
+                                           .b = b_.span(),
+                                           .c = c_.span(),
+                                           .shape = shape(),
+                                           .epilogue = {},
+                                           .workspace = workspace_.span()},
+                     stream_);
         if (const Status done = stream_.synchronize(); !done) fail(done.error().message);
       });
       const auto n = static_cast<double>(side_);
@@ -148,13 +155,13 @@ class Peak {
   }
 
  private:
-  [[nodiscard]] gpu::MatmulShape shape() const { return {.rows = side_, .columns = side_, .inner = side_}; }
+  [[nodiscard]] kernels::MatmulShape shape() const { return {.rows = side_, .columns = side_, .inner = side_}; }
   std::size_t side_;
-  gpu::Stream stream_;
-  gpu::Buffer<T> a_;  // (side, side), as the next two
-  gpu::Buffer<T> b_;
-  gpu::Buffer<T> c_;
-  gpu::Buffer<std::byte> workspace_;
+  device::Stream stream_;
+  device::Buffer<T> a_;  // (side, side), as the next two
+  device::Buffer<T> b_;
+  device::Buffer<T> c_;
+  device::Buffer<std::byte> workspace_;
 };
 
 double seconds_since(std::chrono::steady_clock::time_point begin) {
@@ -172,7 +179,7 @@ class Timed {
     options.optimizer = {.weight_decay = 0.01F};
     options.window = kWindow;
     auto timed = std::unique_ptr<Timed>(new Timed(one));
-    DUNNOCK_TRY(auto trainer, Trainer::create(gpu::Device::cpu(), options));
+    DUNNOCK_TRY(auto trainer, Trainer::create(device::Device::cpu(), options));
     timed->trainer_ = std::move(trainer);
     for (int i = 0; i < 2; ++i) (void)timed->window_ms();  // Kernels make their plans.
     return timed;
@@ -205,7 +212,9 @@ class Timed {
   double loss_ = 0;
 };
 
-DataType type_of(const std::string& name) { return name == "bf16" ? DataType::kBf16 : DataType::kF32; }
+model::DataType type_of(const std::string& name) {
+  return name == "bf16" ? model::DataType::kBf16 : model::DataType::kF32;
+}
 
 void pause(const Options& options) {
   if (!options.quick) std::this_thread::sleep_for(kPause);
@@ -221,7 +230,7 @@ void print_steps_header() {
 void time_steps(const ModelCase& one, const std::string& type, const Options& options, unsigned threads,
                 TorchPeer* torch, json& version, const std::function<double()>& peak, Report& report) {
   const std::string setting = one.name + ", " + type;
-  gpu::Device device = gpu::Device::cpu();
+  device::Device device = device::Device::cpu();
   const std::uint64_t used_before = device.memory_stats().used_bytes;
   device.reset_memory_peak();
   auto timed = Timed::create(one, {.type = type_of(type), .schedule = "conventional", .threads = options.threads});
@@ -256,8 +265,9 @@ void time_steps(const ModelCase& one, const std::string& type, const Options& op
   std::vector<double> ratios;
   std::vector<double> shares;
   const double gflop = (*timed)->trainer().flops_per_step() / 1e9;
-  const double items = static_cast<double>(one.rows) *
-                       (one.family == "gpt" ? static_cast<double>(std::get<GptOptions>(one.model).context) : 1.0);
+  const double items =
+      static_cast<double>(one.rows) *
+      (one.family == "gpt" ? static_cast<double>(std::get<model::GptOptions>(one.model).context) : 1.0);
   for (unsigned round = 0; round < options.rounds; ++round) {
     pause(options);
     const double peak_now = peak();
@@ -301,14 +311,14 @@ void steps(const Options& options, Report& report) {
   if (!options.without_torch) torch = TorchPeer::start(options.python, options.script, why);
   if (torch == nullptr) std::printf("without PyTorch: %s\n", why.c_str());
   report.note("torch", torch == nullptr ? json("skipped: " + why) : json(torch->python()));
-  const unsigned threads = options.threads == 0 ? gpu::Device::cpu().info().processors : options.threads;
+  const unsigned threads = options.threads == 0 ? device::Device::cpu().info().processors : options.threads;
   report.note("threads", threads);
   print_steps_header();
   json version;
   const std::size_t side = options.quick ? 64 : 1024;
   for (const std::string& type : options.types) {
     std::optional<Peak<float>> f32;
-    std::optional<Peak<gpu::Bf16>> bf16;
+    std::optional<Peak<device::Bf16>> bf16;
     type == "bf16" ? (void)bf16.emplace(options.threads, side) : (void)f32.emplace(options.threads, side);
     const auto peak = [&] { return f32 ? f32->gflop_per_s() : bf16->gflop_per_s(); };
     for (const ModelCase& one : model_cases(options)) {

@@ -16,7 +16,7 @@ struct RandomInput {
   std::vector<std::int32_t> tokens;
   std::vector<std::int32_t> targets;
 
-  RandomInput(const training::ModelOptions& model, std::size_t rows, std::uint64_t seed) {
+  RandomInput(const model::ModelOptions& model, std::size_t rows, std::uint64_t seed) {
     std::mt19937_64 random(seed);
     const auto below = [&](std::size_t bound) { return static_cast<std::int32_t>(random() % bound); };
     std::size_t values = 0;

@@ -47,7 +47,7 @@ TEST(Overlaps, hide_no_more_than_what_is_not_last_and_nothing_in_one_bucket) {
   for (const ModelShape& model : kModelShapes) {
     const auto pass = backward_pass(model, 4096, kDevice);
     for (const double gb_per_s : {5.0, 50.0, 500.0}) {
-      const gpu::AllReduceOptions all{.ranks = 8, .link = {.latency_us = 20, .gb_per_s = gb_per_s}, .demand = 1e-9};
+      const ranks::AllReduceOptions all{.ranks = 8, .link = {.latency_us = 20, .gb_per_s = gb_per_s}, .demand = 1e-9};
       const auto overlap = simulate_overlap(pass, 2, {.bytes_max = 5 << 20}, all);
       const auto one = simulate_overlap(pass, 2, {.bytes_max = UINT64_MAX, .first_bytes_max = UINT64_MAX}, all);
       ASSERT_TRUE(overlap && one);

@@ -6,11 +6,11 @@
 #include <string>
 #include <string_view>
 
-#include "dunnock/training/bpe.hpp"
+#include "dunnock/data/bpe.hpp"
 
 namespace {
 
-using dunnock::training::Bpe;
+using data::Bpe;
 
 void require(bool sound) {
   if (!sound) std::abort();

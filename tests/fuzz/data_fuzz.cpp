@@ -12,9 +12,9 @@
 #include <string>
 #include <vector>
 
-#include "dunnock/training/idx.hpp"
-#include "dunnock/training/llama2c_tokeniser.hpp"
-#include "dunnock/training/token_file.hpp"
+#include "dunnock/data/idx.hpp"
+#include "dunnock/data/llama2c_tokenizer.hpp"
+#include "dunnock/data/token_file.hpp"
 
 namespace {
 
@@ -34,22 +34,22 @@ void idx(std::span<const std::byte> bytes) {
   require(again && *again == *array);
 }
 
-void tokens(std::span<const std::byte> bytes, TokenFile::Format format) {
+void tokens(std::span<const std::byte> bytes, data::TokenFile::Format format) {
   const int file = memfd_create("tokens", MFD_CLOEXEC);
   require(file >= 0);
   std::vector<std::byte> content(bytes.begin(), bytes.end());
-  TokenFileHeader header;
-  if (format == TokenFile::Format::kDunnock && content.size() >= sizeof header) {
+  data::TokenFileHeader header;
+  if (format == data::TokenFile::Format::kDunnock && content.size() >= sizeof header) {
     // With the header's own checksum and magic, or nothing would come through.
     std::memcpy(&header, content.data(), sizeof header);
-    header.magic = TokenFileHeader::kMagic;
-    header.version = TokenFileHeader::kVersion;
-    header.checksum = XXH3_64bits(&header, offsetof(TokenFileHeader, checksum));
+    header.magic = data::TokenFileHeader::kMagic;
+    header.version = data::TokenFileHeader::kVersion;
+    header.checksum = XXH3_64bits(&header, offsetof(data::TokenFileHeader, checksum));
     std::memcpy(content.data(), &header, sizeof header);
   }
   require(write(file, content.data(), content.size()) == static_cast<ssize_t>(content.size()));
-  const auto opened =
-      TokenFile::open("/proc/self/fd/" + std::to_string(file), {.format = format, .vocabulary = 300, .verify = false});
+  const auto opened = data::TokenFile::open("/proc/self/fd/" + std::to_string(file),
+                                            {.format = format, .vocabulary = 300, .verify = false});
   if (opened) {
     require(opened->count() * opened->width_bytes() <= content.size());
     std::vector<std::int32_t> all(opened->count());
@@ -62,7 +62,7 @@ void tokens(std::span<const std::byte> bytes, TokenFile::Format format) {
 }
 
 void llama2c(std::span<const std::byte> bytes) {
-  (void)Llama2cTokeniser::parse(bytes);  // As it is,
+  (void)data::Llama2cTokenizer::parse(bytes);  // As it is,
   // and after the tokens of bytes, which no fuzzer would find.
   std::string file("\x14\0\0\0", 4);
   const auto add = [&file](const std::string& text) {
@@ -77,9 +77,9 @@ void llama2c(std::span<const std::byte> bytes) {
   }
   const std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   file += text;
-  const auto tokeniser = Llama2cTokeniser::parse(std::as_bytes(std::span(file)));
-  if (!tokeniser) return;
-  require(tokeniser->decode(tokeniser->encode(text, {})) == text);
+  const auto tokenizer = data::Llama2cTokenizer::parse(std::as_bytes(std::span(file)));
+  if (!tokenizer) return;
+  require(tokenizer->decode(tokenizer->encode(text, {})) == text);
 }
 
 }  // namespace
@@ -90,10 +90,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   switch (data[0] % 6) {
     case 0: idx(bytes); break;
     case 1: llama2c(bytes); break;
-    case 2: tokens(bytes, TokenFile::Format::kDunnock); break;
-    case 3: tokens(bytes, TokenFile::Format::kRaw16); break;
-    case 4: tokens(bytes, TokenFile::Format::kRaw32); break;
-    case 5: tokens(bytes, TokenFile::Format::kLlmC); break;
+    case 2: tokens(bytes, data::TokenFile::Format::kDunnock); break;
+    case 3: tokens(bytes, data::TokenFile::Format::kRaw16); break;
+    case 4: tokens(bytes, data::TokenFile::Format::kRaw32); break;
+    case 5: tokens(bytes, data::TokenFile::Format::kLlmC); break;
   }
   return 0;
 }

@@ -19,7 +19,9 @@ fi
 flags=(-std=c++20 -O1 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
   -I"$source"/base/include -I"$source"/pmem/include -I"$source"/filter/include -I"$source"/index/include
   -I"$source"/tools/dunnock/src -I"$source"/pmem/src -I"$source"/training/include -I"$source"/training/src
-  -I"$source"/gpu/include -I"$source"/tools/train/src)
+  -I"$source"/data/include -I"$source"/data/src -I"$source"/model/include -I"$source"/base/src/json
+  -I"$source"/gpu/device/include -I"$source"/gpu/kernels/include -I"$source"/gpu/schedule/include
+  -I"$source"/gpu/ranks/include -I"$source"/tools/train/src)
 at_once=$(nproc)
 
 # What all of them are linked with.
@@ -57,9 +59,9 @@ fuzz headers headers_seeds 60 "$source"/filter/src/*.cpp \
   "$source"/pmem/src/{media,volatile_region,fork_mark}.cpp
 fuzz dump dump_seeds 300 "$source"/tools/dunnock/src/dump_text.cpp
 fuzz journal journal_seeds 1000 "$source"/pmem/src/{journal,fork_mark}.cpp
-fuzz data data_seeds 1200 "$source"/training/src/{idx,token_file,llama2c_tokeniser}.cpp
-fuzz bpe bpe_seeds 400 "$source"/training/src/{bpe,pieces,json}.cpp
-fuzz tokenizer_json tokenizer_json_seeds 1200 "$source"/training/src/{bpe,pieces,json}.cpp
+fuzz data data_seeds 1200 "$source"/data/src/{idx,token_file,llama2c_tokenizer}.cpp
+fuzz bpe bpe_seeds 400 "$source"/data/src/{bpe,pieces}.cpp "$source"/base/src/json/json.cpp
+fuzz tokenizer_json tokenizer_json_seeds 1200 "$source"/data/src/{bpe,pieces}.cpp "$source"/base/src/json/json.cpp
 if [ -e /usr/include/toml++/toml.h ]; then
   fuzz config config_seeds 1500 "$source"/tools/train/src/config.cpp "$source"/training/src/learning_rate.cpp
 else

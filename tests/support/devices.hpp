@@ -5,29 +5,29 @@
 
 #include <string>
 
-#include "dunnock/gpu/device.hpp"
+#include "dunnock/device/device.hpp"
 
 namespace dunnock::test {
 
 /// A test that runs once a backend; on CUDA it is skipped where there is none, and says why.
-class OnEachDevice : public ::testing::TestWithParam<gpu::Backend> {
+class OnEachDevice : public ::testing::TestWithParam<device::Backend> {
  protected:
   void SetUp() override {
-    if (GetParam() == gpu::Backend::kCuda && gpu::Device::cuda_count() == 0) GTEST_SKIP() << gpu::Device::why_no_cuda();
+    if (GetParam() == device::Backend::kCuda && device::Device::cuda_count() == 0)
+      GTEST_SKIP() << device::Device::why_no_cuda();
   }
-  [[nodiscard]] static gpu::Device device() {
-    return GetParam() == gpu::Backend::kCpu ? gpu::Device::cpu() : gpu::Device::cuda().value();
+  [[nodiscard]] static device::Device device() {
+    return GetParam() == device::Backend::kCpu ? device::Device::cpu() : device::Device::cuda().value();
   }
 };
 
-inline std::string name_of_backend(const ::testing::TestParamInfo<gpu::Backend>& info) {
-  return info.param == gpu::Backend::kCpu ? "cpu" : "cuda";
+inline std::string name_of_backend(const ::testing::TestParamInfo<device::Backend>& info) {
+  return info.param == device::Backend::kCpu ? "cpu" : "cuda";
 }
 
 }  // namespace dunnock::test
 
 /// Gives the tests of `suite`, an alias of OnEachDevice, their devices.
-#define DUNNOCK_ON_EACH_DEVICE(suite)                                                                    \
-  INSTANTIATE_TEST_SUITE_P(Devices, suite,                                                               \
-                           ::testing::Values(dunnock::gpu::Backend::kCpu, dunnock::gpu::Backend::kCuda), \
+#define DUNNOCK_ON_EACH_DEVICE(suite)                                                                        \
+  INSTANTIATE_TEST_SUITE_P(Devices, suite, ::testing::Values(device::Backend::kCpu, device::Backend::kCuda), \
                            dunnock::test::name_of_backend)

@@ -1,8 +1,8 @@
 // The rule about what the documents and comments say: whatever they name is there, and what speaks of a test names it.
 //
-//   `tests/gpu/stream_test.cpp`, `stream.hpp`   a file or folder of the tree; from its root, beside the text or, of a
+//   `tests/tidy/tidy_test.cpp`, `stream.hpp`    a file or folder of the tree; from its root, beside the text or, of a
 //                                               header, as it is included. `*`, `<name>` and `{a,b}` stand for others
-//   `gpu_stream_test`, `stream_test`            a test program, by its whole name or without its layer
+//   `device_stream_test`, `stream_test`         a test program, by its whole name or without its layer
 //   `crash.explore.*`, `ctest -R crash`         tests of ctest
 //   `Suite.says_what_it_does`                   a test of GoogleTest
 //   `journal_fuzz`                              a fuzzer
@@ -40,7 +40,7 @@ struct Tool {
 struct Names {
   std::set<std::string> files;  // and folders, from the root
   std::set<std::string> file_names;
-  std::set<std::string> programs;  // "gpu_stream_test" and "stream_test"
+  std::set<std::string> programs;  // "device_stream_test" and "stream_test"
   std::set<std::string> ctests;    // "crash.explore.*": '*' is what CMake puts there
   std::set<std::string> tests;     // "Suite.name"
   std::set<std::string> fuzzers;   // "journal_fuzz"
@@ -294,19 +294,19 @@ inline constexpr std::array<std::string_view, 8> kSourceEndings = {".hpp", ".cpp
   while (word.ends_with('/')) word.pop_back();
   std::vector<std::string> places{word, "tests/" + word};
   if (const std::size_t slash = word.find('/'); slash != std::string::npos) {
-    places.push_back(word.substr(0, slash) + "/include/dunnock/" + word);
-    places.push_back(word.substr(0, slash) + "/src" + word.substr(slash));
-    places.push_back("tools/" + word.substr(0, slash) + "/include/dunnock/" + word);
-    if (word.starts_with("dunnock/")) {
+    for (const std::string above : {"", "gpu/", "tools/"}) {
+      places.push_back(above + word.substr(0, slash) + "/include/dunnock/" + word);
+      places.push_back(above + word.substr(0, slash) + "/src" + word.substr(slash));
+      if (!word.starts_with("dunnock/")) continue;
       const std::string rest = word.substr(slash + 1);
-      places.push_back(rest.substr(0, rest.find('/')) + "/include/" + word);
+      places.push_back(above + rest.substr(0, rest.find('/')) + "/include/" + word);
     }
   }
   for (std::filesystem::path folder = std::filesystem::path(from).parent_path();; folder = folder.parent_path()) {
     places.push_back((folder / word).lexically_normal().generic_string());
-    const std::string layer = folder.begin() == folder.end() ? std::string() : folder.begin()->string();
-    places.push_back(layer + "/include/dunnock/" + layer + "/" + word);
-    places.push_back(layer + "/src/" + word);
+    const std::string layer = folder.filename().string();
+    places.push_back((folder / "include/dunnock" / layer / word).generic_string());
+    places.push_back((folder / "src" / word).generic_string());
     if (folder.empty()) break;
   }
   return std::ranges::any_of(places, [&](const std::string& place) { return fits_one(names.files, place); });
@@ -414,15 +414,15 @@ inline constexpr std::array<std::string_view, 8> kSourceEndings = {".hpp", ".cpp
 [[nodiscard]] inline std::vector<Finding> check_references(const std::string& path, std::string_view text,
                                                            const Names& names) {
   static const std::regex kPath(
-      R"re((?:^|[^\w./<-])((?:base|pmem|filter|index|gpu|training|tools|bench|tests|examples|docs|cmake)/)re"
+      R"re((?:^|[^\w./<-])((?:base|pmem|filter|index|gpu|data|model|training|tools|bench|tests|examples|docs|cmake)/)re"
       R"re([\w.*<>{},/-]*[\w*>}/]))re");
   static const std::regex kProgram(R"re((?:^|[^\w./-])(\w+_(?:test|fuzz))\b(?!\.|/))re");
   static const std::regex kFile(
       R"re((?:^|[^\w./*<>{}-])([\w*{][\w*<>{},-]*(?:/[\w.*<>{},-]+)*\.(?:hpp|cpp|cu|cuh|py|sh|md|supp))\b)re");
   static const std::regex kGoogle(R"re(^[A-Z][A-Za-z0-9]*\.[a-z][A-Za-z0-9]*_\w+$)re");
   static const std::regex kCtest(
-      R"re(^(?:base|pmem|filter|index|gpu|gpu_check|kernels|training|train|tools|bench|crash|tidy|fuzz|examples|)re"
-      R"re(sanitized|harness)(?:\.[a-z0-9_*]+)+$)re");
+      R"re(^(?:base|pmem|filter|index|device|kernels|schedule|ranks|gpu|gpu_check|data|model|training|train|dunnock|)re"
+      R"re(bench|crash|tidy|fuzz|examples|sanitized|harness)(?:\.[a-z0-9_*]+)+$)re");
   static const std::regex kSelected(R"re((?:ctest|run test|run asan|run tsan)(?: [^`]*)? -R '?([\w.*]+))re");
   static const std::regex kOurs(R"re(^dunnock-[a-z][a-z-]*$)re");
   const bool document = path.ends_with(".md");

@@ -10,8 +10,13 @@
 //   pmem                    base, pmem
 //   filter                  base, pmem, filter
 //   index                   base, pmem, filter, index
-//   gpu                     base, gpu, and filter/layout.hpp
-//   training                base, pmem, filter, index, gpu, training
+//   gpu/device              base, device
+//   gpu/kernels             base, device, kernels, and filter/layout.hpp
+//   gpu/schedule            base, device, schedule
+//   gpu/ranks               base, device, schedule, ranks
+//   data                    base, device, data
+//   model                   base, pmem, filter, index, device, kernels, model
+//   training                all of these
 //   tools, bench, tests, examples      everything; nobody includes them
 #pragma once
 
@@ -37,22 +42,31 @@ struct Finding {
   friend bool operator==(const Finding&, const Finding&) = default;
 };
 
-/// A layer: a top folder whose code ships, and the layers that it may see.
+/// A layer: a folder whose code ships, and the layers that it may see, by the last names of their folders.
 struct Layer {
   std::string_view folder;
-  std::array<std::string_view, 6> sees;
+  std::array<std::string_view, 11> sees;
+
+  /// The name in include paths: "kernels" for gpu/kernels.
+  [[nodiscard]] constexpr std::string_view name() const { return folder.substr(folder.find('/') + 1); }
 };
 inline constexpr std::array kLayers = {
     Layer{"base", {"base"}},
     Layer{"pmem", {"base", "pmem"}},
     Layer{"filter", {"base", "pmem", "filter"}},
     Layer{"index", {"base", "pmem", "filter", "index"}},
-    Layer{"gpu", {"base", "gpu"}},
-    Layer{"training", {"base", "pmem", "filter", "index", "gpu", "training"}},
+    Layer{"gpu/device", {"base", "device"}},
+    Layer{"gpu/kernels", {"base", "device", "kernels"}},
+    Layer{"gpu/schedule", {"base", "device", "schedule"}},
+    Layer{"gpu/ranks", {"base", "device", "schedule", "ranks"}},
+    Layer{"data", {"base", "device", "data"}},
+    Layer{"model", {"base", "pmem", "filter", "index", "device", "kernels", "model"}},
+    Layer{"training",
+          {"base", "pmem", "filter", "index", "device", "kernels", "schedule", "ranks", "data", "model", "training"}},
 };
 /// Headers that a layer may include although it does not see theirs: the words of the filter, which need nothing.
 inline constexpr std::string_view kSharedWords = "dunnock/filter/layout.hpp";
-inline constexpr std::string_view kSharesWords = "gpu";
+inline constexpr std::string_view kSharesWords = "gpu/kernels";
 inline constexpr std::array<std::string_view, 4> kFoldersThatSeeAll = {"tools", "bench", "tests", "examples"};
 
 /// Output of a library: it returns reports and leaves printing to tools. One exception: a check that fails says its
@@ -80,7 +94,7 @@ inline constexpr std::array<std::string_view, 14> kWriting = {
 inline constexpr std::array<std::string_view, 2> kProgramsThatShipData = {"tools/dunnock/", "tools/train/"};
 /// Itself; and memory that MPI's ranks share, which is no file to anybody.
 inline constexpr std::array<std::string_view, 3> kMayWrite = {"base/include/dunnock/base/file.hpp", "base/src/file.cpp",
-                                                              "gpu/src/mpi/"};
+                                                              "gpu/ranks/src/mpi/"};
 
 // ----- text ---------------------------------------------------------------------------------------------------------
 
@@ -236,9 +250,10 @@ enum class Strings { kKept, kBlanked };
   const auto code = lines_of(code_text);
   const auto bare = lines_of(bare_text);
   const bool header = path.ends_with(".hpp") || path.ends_with(".cuh");
-  const std::string folder = path.substr(0, path.find('/'));
-  const auto layer = std::find_if(kLayers.begin(), kLayers.end(), [&](const Layer& l) { return l.folder == folder; });
+  const auto layer =
+      std::ranges::find_if(kLayers, [&](const Layer& one) { return path.starts_with(std::string(one.folder) + "/"); });
   const bool in_layer = layer != kLayers.end();
+  const std::string folder(in_layer ? std::string(layer->folder) : path.substr(0, path.find('/')));
   if (!in_layer && std::ranges::find(kFoldersThatSeeAll, folder) == kFoldersThatSeeAll.end()) {
     findings.push_back({path, 1, "no layer is known for this folder: add it to tests/tidy/rules.hpp"});
   }
@@ -305,7 +320,8 @@ enum class Strings { kKept, kBlanked };
     const std::string name = at->path().filename().string();
     const std::string path = std::filesystem::relative(at->path(), root).generic_string();
     if (at->is_directory() &&
-        (name == ".git" || name.starts_with("build") || path == "examples/data" || path == "tests/training/data")) {
+        (name == ".git" || name.starts_with("build") || path == "examples/data" ||
+         path == "tests/data/data" || path == "tests/model/data")) {
       at.disable_recursion_pending();
       continue;
     }

@@ -20,7 +20,8 @@ bool accepts(const std::string& path, const std::string& line) { return with_lin
 
 const std::string kBase = "base/include/dunnock/base/a.hpp";
 const std::string kPmem = "pmem/include/dunnock/pmem/a.hpp";
-const std::string kGpu = "gpu/include/dunnock/gpu/a.hpp";
+const std::string kDevice = "gpu/device/include/dunnock/device/a.hpp";
+const std::string kKernels = "gpu/kernels/include/dunnock/kernels/a.hpp";
 const std::string kTraining = "training/include/dunnock/training/a.hpp";
 const std::string kFilter = "filter/include/dunnock/filter/a.hpp";
 
@@ -99,16 +100,27 @@ TEST(Layers, must_not_include_what_is_above) {
   EXPECT_TRUE(complains(kPmem, "#include <dunnock/filter/layout.hpp>"));
   EXPECT_TRUE(complains(kPmem, "  #include <dunnock/filter/layout.hpp>"));
   EXPECT_TRUE(complains(kFilter, "#include <dunnock/crash/explorer.hpp>"));
-  EXPECT_TRUE(complains(kGpu, "#include <dunnock/index/kv_index.hpp>"));
+  EXPECT_TRUE(complains(kDevice, "#include <dunnock/index/kv_index.hpp>"));
 }
 
-TEST(Layers, of_the_gpu_see_the_words_of_the_filter_and_nothing_else_of_it) {
-  EXPECT_TRUE(accepts(kGpu, "#include <dunnock/filter/layout.hpp>"));
-  EXPECT_TRUE(complains(kGpu, "#include <dunnock/filter/cuckoo_filter.hpp>"));
-  EXPECT_TRUE(complains(kGpu, "#include <dunnock/training/step.hpp>"));
-  EXPECT_TRUE(accepts(kTraining, "#include <dunnock/gpu/schedule.hpp>"));
+TEST(Layers, of_the_gpu_see_what_is_below_them) {
+  EXPECT_TRUE(accepts(kKernels, "#include <dunnock/device/stream.hpp>"));
+  EXPECT_TRUE(complains(kDevice, "#include <dunnock/kernels/norm.hpp>"));
+  EXPECT_TRUE(complains(kKernels, "#include <dunnock/ranks/communicator.hpp>"));
+  EXPECT_TRUE(accepts("gpu/ranks/src/a.cpp", "#include <dunnock/schedule/schedule.hpp>"));
+  EXPECT_TRUE(complains("gpu/schedule/src/a.cpp", "#include <dunnock/ranks/communicator.hpp>"));
+  EXPECT_TRUE(complains("model/src/a.cpp", "#include <dunnock/training/step.hpp>"));
+  EXPECT_TRUE(complains("data/src/a.cpp", "#include <dunnock/model/models.hpp>"));
+}
+
+TEST(Layers, of_kernels_see_the_words_of_the_filter_and_nothing_else_of_it) {
+  EXPECT_TRUE(accepts(kKernels, "#include <dunnock/filter/layout.hpp>"));
+  EXPECT_TRUE(complains(kDevice, "#include <dunnock/filter/layout.hpp>"));
+  EXPECT_TRUE(complains(kKernels, "#include <dunnock/filter/cuckoo_filter.hpp>"));
+  EXPECT_TRUE(complains(kKernels, "#include <dunnock/training/step.hpp>"));
+  EXPECT_TRUE(accepts(kTraining, "#include <dunnock/schedule/schedule.hpp>"));
   EXPECT_TRUE(accepts(kTraining, "#include <dunnock/index/checkpoint_store.hpp>"));
-  EXPECT_TRUE(complains("gpu/src/cuda/a.cu", "#include <dunnock/filter/cuckoo_filter.hpp>"));
+  EXPECT_TRUE(complains("gpu/kernels/src/cuda/a.cu", "#include <dunnock/filter/cuckoo_filter.hpp>"));
 }
 
 TEST(Layers, are_not_broken_by_an_include_in_a_comment) {
@@ -182,11 +194,13 @@ TEST(Programs, end_with_2_when_their_command_line_is_wrong) {
 /// A tree with one of everything.
 Names some_names() {
   Names names;
-  names.files = {"tests",           "tests/gpu",          "tests/gpu/stream_test.cpp",          "tools/crash",
-                 "docs/testing.md", "gpu/src/driver.hpp", "gpu/include/dunnock/gpu/stream.hpp", "build"};
+  names.files = {
+      "tests",       "tests/gpu",       "tests/gpu/device",          "tests/gpu/device/stream_test.cpp",
+      "tools/crash", "docs/testing.md", "gpu/device/src/driver.hpp", "gpu/device/include/dunnock/device/stream.hpp",
+      "build"};
   names.file_names = {"stream_test.cpp", "testing.md", "driver.hpp", "stream.hpp"};
-  names.programs = {"stream_test", "gpu_stream_test"};
-  names.ctests = {"crash.explore.*", "gpu.stream_test", "headers"};
+  names.programs = {"stream_test", "device_stream_test"};
+  names.ctests = {"crash.explore.*", "device.stream_test", "headers"};
   names.tests = {"Streams.run_in_order"};
   names.fuzzers = {"journal_fuzz"};
   Tool& crash = names.tools["dunnock-crash"];
@@ -210,9 +224,10 @@ std::string wrong(const std::string& text, const std::string& path = "docs/a.md"
 
 TEST(References, to_what_is_there_are_accepted) {
   for (const char* text :
-       {"See `tests/gpu/stream_test.cpp`, tests/gpu, `stream.hpp`, `gpu/stream.hpp` and docs/testing.md.\n",
-        "`tests/gpu/*_test.cpp`, `tests/<layer>`, `gpu/src/{driver,driver}.hpp`, `stream_test`, gpu_stream_test\n",
-        "`crash.explore.index`, `crash.explore.*`, `gpu.stream_test`, `Streams.run_in_order`, `journal_fuzz`\n",
+       {"See `tests/gpu/device/stream_test.cpp`, tests/gpu, `stream.hpp`, `device/stream.hpp` and docs/testing.md.\n",
+        "`tests/gpu/device/*_test.cpp`, `tests/<layer>`, `gpu/device/src/{driver,driver}.hpp`, `stream_test`, "
+        "device_stream_test\n",
+        "`crash.explore.index`, `crash.explore.*`, `device.stream_test`, `Streams.run_in_order`, `journal_fuzz`\n",
         "`dunnock-crash explore --images 5`, `./run test -R stream`, `ctest -R explore`, `dunnock checkpoint list P`\n",
         "    OMP_NUM_THREADS=1 mpirun -n 4 build/release/bin/dunnock-crash kill --kills=5   # words for people\n",
         "```\ndunnock-crash kill --kills 3\n```\n", "    dunnock info result.csv --json > out.hpp\n",
@@ -220,22 +235,23 @@ TEST(References, to_what_is_there_are_accepted) {
     for (const Finding& finding : named_wrong(text)) ADD_FAILURE() << text << finding.what;
   }
   EXPECT_TRUE(
-      named_wrong("// See driver.hpp and tests/gpu/stream_test.cpp.\nint a;  // b/c.d\n", "gpu/src/a.cpp").empty());
+      named_wrong("// See driver.hpp and tests/gpu/device/stream_test.cpp.\nint a;  // b/c.d\n", "gpu/device/src/a.cpp")
+          .empty());
 }
 
 TEST(References, to_files_that_are_not_there_are_found) {
-  EXPECT_EQ(wrong("See `tests/gpu/river_test.cpp`.\n"), "there is no tests/gpu/river_test.cpp");
+  EXPECT_EQ(wrong("See `tests/gpu/device/river_test.cpp`.\n"), "there is no tests/gpu/device/river_test.cpp");
   EXPECT_EQ(wrong("See docs/river.md.\n"), "there is no docs/river.md");
   EXPECT_EQ(wrong("Start with `river.hpp`.\n"), "there is no river.hpp");
-  EXPECT_EQ(wrong("`gpu/src/{driver,river}.hpp`\n"), "there is no gpu/src/river.hpp");
-  EXPECT_EQ(wrong("`tests/gpu/*_river.cpp`\n"), "there is no tests/gpu/*_river.cpp");
-  EXPECT_EQ(wrong("// As river.hpp does.\nint a;\n", "gpu/src/a.cpp"), "there is no river.hpp");
-  EXPECT_EQ(wrong("/// In tests/river.\nint a;\n", "gpu/src/a.cpp"), "there is no tests/river");
+  EXPECT_EQ(wrong("`gpu/device/src/{driver,river}.hpp`\n"), "there is no gpu/device/src/river.hpp");
+  EXPECT_EQ(wrong("`tests/gpu/device/*_river.cpp`\n"), "there is no tests/gpu/device/*_river.cpp");
+  EXPECT_EQ(wrong("// As river.hpp does.\nint a;\n", "gpu/device/src/a.cpp"), "there is no river.hpp");
+  EXPECT_EQ(wrong("/// In tests/river.\nint a;\n", "gpu/device/src/a.cpp"), "there is no tests/river");
 }
 
 TEST(References, to_tests_that_are_not_there_are_found) {
   EXPECT_EQ(wrong("As `river_test` shows.\n"), "there is no test river_test");
-  EXPECT_EQ(wrong("As gpu_river_test shows.\n"), "there is no test gpu_river_test");
+  EXPECT_EQ(wrong("As device_river_test shows.\n"), "there is no test device_river_test");
   EXPECT_EQ(wrong("As `river_fuzz` shows.\n"), "there is no test river_fuzz");
   EXPECT_EQ(wrong("As `Streams.run_up_hill` shows.\n"), "there is no test Streams.run_up_hill");
   EXPECT_EQ(wrong("As `crash.implode.index` shows.\n"), "ctest has no test crash.implode.index");
@@ -260,13 +276,13 @@ TEST(References, are_needed_where_a_text_speaks_of_a_test) {
         "Every point is dropped, and a test must notice.", "It was fuzzed.", "tested with ThreadSanitizer",
         "A history checker searches an order."}) {
     EXPECT_TRUE(wrong(text + "\n").starts_with("speaks of a test and names none: ")) << text;
-    EXPECT_TRUE(wrong("// " + text + "\nint a;\n", "gpu/src/a.hpp").starts_with("speaks of a test")) << text;
+    EXPECT_TRUE(wrong("// " + text + "\nint a;\n", "gpu/device/src/a.hpp").starts_with("speaks of a test")) << text;
     EXPECT_TRUE(wrong("| row | " + text + " |\n| other | `tests/gpu` |\n").starts_with("speaks of a test")) << text;
     EXPECT_TRUE(wrong("- " + text + "\n- `tests/gpu`\n").starts_with("speaks of a test")) << text;
     EXPECT_TRUE(wrong(text + "\n\nSee `tests/gpu`.\n").starts_with("speaks of a test"))
         << "another paragraph: " << text;
     for (const std::string name :
-         {"`tests/gpu/stream_test.cpp`", "`stream_test`", "`Streams.run_in_order`", "`headers`",
+         {"`tests/gpu/device/stream_test.cpp`", "`stream_test`", "`Streams.run_in_order`", "`headers`",
           "`dunnock-crash explore`", "`./run test`", "`crash.explore.*`", "`journal_fuzz`"})
       EXPECT_TRUE(named_wrong(text + "\nSee " + name + ".\n").empty()) << text << name;
     EXPECT_FALSE(named_wrong(text + " See `docs/testing.md` and `stream.hpp`.\n").empty()) << "no tests: " << text;

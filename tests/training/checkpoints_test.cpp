@@ -16,15 +16,15 @@
 #include "dunnock/index/checkpoint_format.hpp"
 #include "dunnock/pmem/pool.hpp"
 #include "support/seed.hpp"
+#include "support/temporary_folder.hpp"
 #include "training/runs.hpp"
-#include "training/temporary_folder.hpp"
 
 namespace dunnock::test {
 namespace {
 
+using model::ModelOptions;
 using training::Checkpoints;
 using training::CheckpointsOptions;
-using training::ModelOptions;
 using training::OptimizerOptions;
 using training::Position;
 using training::Trainer;
@@ -42,21 +42,20 @@ struct Job {
 };
 
 ModelOptions model_of(const std::string& kind) {
-  if (kind == "mlp") return training::MlpOptions{.inputs = 13, .hidden = {17, 9, 11}, .classes = 5};
-  if (kind == "large mlp") return training::MlpOptions{.inputs = 211, .hidden = {403, 301}, .classes = 10};
+  if (kind == "mlp") return model::MlpOptions{.inputs = 13, .hidden = {17, 9, 11}, .classes = 5};
+  if (kind == "large mlp") return model::MlpOptions{.inputs = 211, .hidden = {403, 301}, .classes = 10};
   if (kind == "cnn")
-    return training::CnnOptions{
+    return model::CnnOptions{
         .image = {9, 8, 2}, .stages = {{4, 3}, {5}}, .batch_norm = true, .hidden = {7}, .classes = 4};
   if (kind == "densenet")
-    return training::DenseNetOptions{
+    return model::DenseNetOptions{
         .image = {8, 8, 1}, .blocks = {2, 1}, .growth = 3, .stem_width = 5, .bottleneck = 2, .classes = 3};
-  return training::GptOptions{
-      .vocabulary = 29,
-      .context = 11,
-      .layers = 2,
-      .heads = 3,
-      .width = 12,
-      .positions = kind == "rotary gpt" ? training::Positions::kRotary : training::Positions::kLearned};
+  return model::GptOptions{.vocabulary = 29,
+                           .context = 11,
+                           .layers = 2,
+                           .heads = 3,
+                           .width = 12,
+                           .positions = kind == "rotary gpt" ? model::Positions::kRotary : model::Positions::kLearned};
 }
 
 Job job_of(const std::string& kind, bool adamw, std::size_t rows = 6, unsigned micro_batches = 1) {
@@ -79,7 +78,7 @@ Job job_of(const std::string& kind, bool adamw, std::size_t rows = 6, unsigned m
 }
 
 std::unique_ptr<Trainer> trainer_of(const TrainerOptions& options, const RankOfGrid& rank = {}) {
-  auto trainer = Trainer::create(gpu::Device::cpu(rank.number), options, rank.ranks);
+  auto trainer = Trainer::create(device::Device::cpu(rank.number), options, rank.ranks);
   EXPECT_TRUE(trainer) << trainer.error().message;
   return trainer ? std::move(*trainer) : nullptr;
 }
@@ -105,7 +104,7 @@ Position position_at(std::uint64_t step) {
   return {.step = step, .setup = kSetup, .next_batch = {.setup = 3, .epoch = 1, .batch = step}, .best_loss_bits = 42};
 }
 
-Checkpoints open_or_fail(const CheckpointsOptions& options, Trainer& trainer, gpu::Communicator* world = nullptr) {
+Checkpoints open_or_fail(const CheckpointsOptions& options, Trainer& trainer, ranks::Communicator* world = nullptr) {
   auto opened = Checkpoints::open(options, trainer, world);
   EXPECT_TRUE(opened) << opened.error().message;
   return std::move(*opened);
@@ -455,7 +454,7 @@ TEST(OtherRanks, StagesGatherAlikeWhereTheLastHasAsManyTensorsAsThereAre) {
   // Rotary positions: the first stage has the table alone, and the last one all others and a copy of the table.
   Job job = job_of("rotary gpt", true, 6, 2);
   job.options.schedule = "gpipe";
-  training::Step costs = training::estimate_step(job.options.model, training::DataType::kF32, 3, {});
+  training::Step costs = training::estimate_step(job.options.model, model::DataType::kF32, 3, {});
   costs.layers.front().forward.us = 1e6;
   job.options.costs = costs;
   const TemporaryFolder folder;
@@ -472,7 +471,7 @@ TEST(OtherRanks, WaitForASaveLongerThanForAnyMessage) {
   job.options.rows = 3;
   const TemporaryFolder folder;
   constexpr std::chrono::milliseconds kTimeout{200};
-  std::vector<gpu::Communicator> worlds = std::move(*gpu::Communicator::threads(2, {.timeout = kTimeout}));
+  std::vector<ranks::Communicator> worlds = std::move(*ranks::Communicator::threads(2, {.timeout = kTimeout}));
   run_ranks({.stages = 1, .data_ranks = 2}, [&](const RankOfGrid& rank) {
     const auto trainer = trainer_of(job.options, rank);
     // Chunks so small that a save takes long.
@@ -531,9 +530,9 @@ TEST(Checkpoints, OfOtherTensorsAreRefusedAndNothingIsChanged) {
     ASSERT_TRUE(save_now(checkpoints, position_at(4)));
   }
   Job wider = job;
-  std::get<training::MlpOptions>(wider.options.model).hidden = {17, 10, 11};
+  std::get<model::MlpOptions>(wider.options.model).hidden = {17, 10, 11};
   Job deeper = job;
-  std::get<training::MlpOptions>(deeper.options.model).hidden = {17, 9, 11, 5};
+  std::get<model::MlpOptions>(deeper.options.model).hidden = {17, 9, 11, 5};
   Job other = job_of("gpt", true);
   for (const auto& [changed, code] :
        {std::pair(wider, ErrorCode::kInvalidArgument), std::pair(deeper, ErrorCode::kNotFound),
@@ -692,7 +691,7 @@ TEST(Checkpoints, WithoutLearningOnlyThePositionIsWritten) {
 TEST(Checkpoints, OfBf16RunsResumeExactly) {
   const TemporaryFolder folder;
   Job job = job_of("gpt", true);
-  job.options.type = training::DataType::kBf16;
+  job.options.type = model::DataType::kBf16;
   const auto undisturbed = trainer_of(job.options);
   train(*undisturbed, job, 0, 4);
   const std::vector<double> expected = train(*undisturbed, job, 4, kSteps);

@@ -61,12 +61,12 @@ Run run_golden(const GoldenSteps& at, const Way& way) {
                                .as_graph = false,
                                .measures = false,
                                .plan = {.message_bytes = 512},
-                               .costs = training::estimate_step(at.model, training::DataType::kF32, 4, {})};
+                               .costs = training::estimate_step(at.model, model::DataType::kF32, 4, {})};
   const DoubleWeights weights = formula_weights(at.model);
   Run run;
   std::mutex mutex;
   run_ranks(way.grid, [&](const RankOfGrid& rank) {
-    auto trainer = training::Trainer::create(gpu::Device::cpu(rank.number), options, rank.ranks);
+    auto trainer = training::Trainer::create(device::Device::cpu(rank.number), options, rank.ranks);
     ASSERT_TRUE(trainer) << trainer.error().message;
     ASSERT_TRUE(load_weights_of(**trainer, weights));
     std::vector<training::StepResult> results;
@@ -133,8 +133,8 @@ void expect_golden(const GoldenSteps& at, const Run& run) {
     EXPECT_TRUE(at.state.contains(name) || name.find("moment of ") != std::string::npos) << name;
 }
 
-std::size_t layers_of(const training::ModelOptions& model) {
-  return training::estimate_step(model, training::DataType::kF32, 1, {}).layers.size();
+std::size_t layers_of(const model::ModelOptions& model) {
+  return training::estimate_step(model, model::DataType::kF32, 1, {}).layers.size();
 }
 
 class GoldenRuns : public ::testing::TestWithParam<std::string> {};

@@ -14,8 +14,8 @@
 #include <variant>
 #include <vector>
 
-#include "dunnock/gpu/bf16.hpp"
-#include "dunnock/training/network.hpp"
+#include "dunnock/device/bf16.hpp"
+#include "dunnock/model/network.hpp"
 #include "dunnock/training/trainer.hpp"
 #include "network_inputs.hpp"
 #include "support/seed.hpp"
@@ -24,7 +24,7 @@
 namespace dunnock::test {
 namespace {
 
-using training::ModelOptions;
+using model::ModelOptions;
 
 /// Of one batch.
 struct Found {
@@ -42,34 +42,34 @@ struct How {
 
 template <class T>
 Found gradients_of(const ModelOptions& model, const DoubleWeights& weights, const DoubleBatch& batch, How how = {}) {
-  auto stream = std::move(*gpu::Stream::create(gpu::Device::cpu(), {.threads = 1}));
+  auto stream = std::move(*device::Stream::create(device::Device::cpu(), {.threads = 1}));
   const std::size_t rows = batch.rows / how.micro_batches;
   auto created =
-      training::Network<T>::create(model, {.slots = how.slots, .rows = rows + how.spare_rows, .held = {}}, stream);
+      model::Network<T>::create(model, {.slots = how.slots, .rows = rows + how.spare_rows, .held = {}}, stream);
   EXPECT_TRUE(created) << created.error().message;
-  training::Network<T>& network = *created;
-  training::Parameters<T>& parameters = network.parameters();
+  model::Network<T>& network = *created;
+  model::Parameters<T>& parameters = network.parameters();
   std::vector<std::vector<float>> lying;
   for (std::size_t i = 0; i < parameters.tensors().size(); ++i) {
-    const training::ParameterSpec& spec = parameters.tensors()[i].spec;
+    const model::ParameterSpec& spec = parameters.tensors()[i].spec;
     lying.push_back(to_lying(spec, weights.at(spec.name)));
-    gpu::upload(parameters.master(i), lying.back(), stream);
+    device::upload(parameters.master(i), lying.back(), stream);
   }
   parameters.refresh_weights(stream);
   auto inputs = std::move(*training::NetworkInputs<T>::create(model, how.micro_batches, rows, stream));
   const Inputs values(batch);
   inputs.upload(0, batch.rows, values.part(0, 1, 0), stream);
   auto workspace =
-      std::move(*gpu::Buffer<std::byte>::create(std::max<std::size_t>(1, network.workspace_bytes()), stream));
+      std::move(*device::Buffer<std::byte>::create(std::max<std::size_t>(1, network.workspace_bytes()), stream));
   const float factor = 1.0F / static_cast<float>(values.targets.size());
   for (unsigned m = 0; m < how.micro_batches; ++m) {
     const auto micro_batch = inputs.batch(m, rows, factor);
-    const training::NetworkRun<T> run{.batch = micro_batch,
-                                      .slot = how.slot,
-                                      .adds = m > 0,
-                                      .training = true,
-                                      .workspace = workspace.span(),
-                                      .stream = stream};
+    const model::NetworkRun<T> run{.batch = micro_batch,
+                                   .slot = how.slot,
+                                   .adds = m > 0,
+                                   .training = true,
+                                   .workspace = workspace.span(),
+                                   .stream = stream};
     for (unsigned l = 0; l < network.layers(); ++l) network.forward(l, run);
     for (unsigned l = network.layers(); l-- > 1;) network.output_gradient(l, run);
     for (unsigned l = network.layers(); l-- > 0;) network.weight_gradient(l, run);
@@ -77,13 +77,13 @@ Found gradients_of(const ModelOptions& model, const DoubleWeights& weights, cons
   EXPECT_TRUE(stream.synchronize());
   Found found;
   std::vector<float> losses(values.targets.size());
-  gpu::download(std::span(losses), inputs.losses(0, batch.rows), stream);
+  device::download(std::span(losses), inputs.losses(0, batch.rows), stream);
   EXPECT_TRUE(stream.synchronize());
   for (const float loss : losses) found.loss += static_cast<double>(loss) / static_cast<double>(losses.size());
   for (std::size_t i = 0; i < parameters.tensors().size(); ++i) {
-    const training::ParameterSpec& spec = parameters.tensors()[i].spec;
+    const model::ParameterSpec& spec = parameters.tensors()[i].spec;
     std::vector<float> gradient(parameters.tensors()[i].size);
-    gpu::download(std::span(gradient), parameters.gradient(i), stream);
+    device::download(std::span(gradient), parameters.gradient(i), stream);
     EXPECT_TRUE(stream.synchronize());
     const std::vector<float> seen = to_seen(spec, gradient);
     std::vector<double>& sum = found.gradients[spec.name];
@@ -92,7 +92,7 @@ Found gradients_of(const ModelOptions& model, const DoubleWeights& weights, cons
   }
   for (std::size_t i = 0; i < parameters.states().size(); ++i) {
     std::vector<float> state(parameters.states()[i].spec.size);
-    gpu::download(std::span(state), parameters.state(i), stream);
+    device::download(std::span(state), parameters.state(i), stream);
     EXPECT_TRUE(stream.synchronize());
     found.states[parameters.states()[i].spec.name].assign(state.begin(), state.end());
   }
@@ -170,7 +170,7 @@ TEST_P(RandomModels, HaveTheGradientsOfCentralDifferences) {
   std::size_t left_out = 0;
   for (int round = 0; round < 6; ++round) {
     const ModelOptions model = random_model(GetParam(), random);
-    SCOPED_TRACE(training::to_string(model));
+    SCOPED_TRACE(to_string(model));
     const DoubleWeights weights = random_weights(model, random);
     const DoubleBatch batch = random_batch(model, (has_batch_norm(model) ? 3 : 1) + random() % 4, random);
     const Found found = gradients_of<float>(model, weights, batch);
@@ -203,15 +203,16 @@ INSTANTIATE_TEST_SUITE_P(All, RandomModels, ::testing::ValuesIn(random_kinds()))
 /// roundings: measured against its own length, and a share of the longest one's.
 void expect_bf16_near(const ModelOptions& model, DoubleWeights weights, DoubleBatch batch, double of_tensor,
                       double of_longest) {
-  SCOPED_TRACE(training::to_string(model));
+  SCOPED_TRACE(to_string(model));
   // Both begin with the same numbers.
   const auto round_to_bf16 = [](std::vector<double>& values) {
-    for (double& value : values) value = static_cast<double>(static_cast<float>(gpu::Bf16(static_cast<float>(value))));
+    for (double& value : values)
+      value = static_cast<double>(static_cast<float>(device::Bf16(static_cast<float>(value))));
   };
   for (auto& [name, values] : weights) round_to_bf16(values);
   round_to_bf16(batch.images);
   const Found wide = gradients_of<float>(model, weights, batch);
-  const Found narrow = gradients_of<gpu::Bf16>(model, weights, batch);
+  const Found narrow = gradients_of<device::Bf16>(model, weights, batch);
   EXPECT_NEAR(narrow.loss, wide.loss, 0.05 * (1 + wide.loss));
   double longest = 0;
   for (const auto& [name, values] : wide.gradients) longest = std::max(longest, root_of_squares(values));
@@ -255,9 +256,9 @@ struct Many {
   ModelOptions model;
 };
 std::vector<Many> models_of_many() {
-  return {{"gpt", training::GptOptions{.vocabulary = 48, .context = 8, .layers = 2, .heads = 2, .width = 16}},
-          {"mlp", training::MlpOptions{.inputs = 24, .hidden = {32}, .classes = 8}},
-          {"cnn", training::CnnOptions{.image = {6, 6, 2}, .stages = {{4, 4}}, .hidden = {16}, .classes = 8}}};
+  return {{"gpt", model::GptOptions{.vocabulary = 48, .context = 8, .layers = 2, .heads = 2, .width = 16}},
+          {"mlp", model::MlpOptions{.inputs = 24, .hidden = {32}, .classes = 8}},
+          {"cnn", model::CnnOptions{.image = {6, 6, 2}, .stages = {{4, 4}}, .hidden = {16}, .classes = 8}}};
 }
 
 /// The rows of one micro-batch of `batch`, of which it has `count`.
@@ -302,7 +303,7 @@ TEST(Gradients, OfHundredsOfMicroBatchesInBf16KeepTheirNorm) {
     const DoubleWeights weights = random_weights(model, random);
     const DoubleBatch batch = random_batch(model, kMicroBatches, random);
     const Found wide = gradients_of<float>(model, weights, batch, {.micro_batches = kMicroBatches});
-    const Found narrow = gradients_of<gpu::Bf16>(model, weights, batch, {.micro_batches = kMicroBatches});
+    const Found narrow = gradients_of<device::Bf16>(model, weights, batch, {.micro_batches = kMicroBatches});
     EXPECT_NEAR(norm_of(narrow.gradients) / norm_of(wide.gradients), 1, 0.02);
   }
 }
@@ -316,18 +317,18 @@ TEST(Gradients, OfHundredsOfEqualMicroBatchesInBf16AreThoseOfOne) {
     SCOPED_TRACE(name);
     const DoubleWeights weights = random_weights(model, random);
     const DoubleBatch one = micro_batch(random_batch(model, 2, random), 1, 2);
-    const auto of_one = gradients_of<gpu::Bf16>(model, weights, one).gradients;
+    const auto of_one = gradients_of<device::Bf16>(model, weights, one).gradients;
     const auto of_all =
-        gradients_of<gpu::Bf16>(model, weights, repeated(one, kMicroBatches), {.micro_batches = kMicroBatches})
+        gradients_of<device::Bf16>(model, weights, repeated(one, kMicroBatches), {.micro_batches = kMicroBatches})
             .gradients;
     EXPECT_NEAR(norm_of(of_all) / norm_of(of_one), 1, 1e-3);
 
     std::map<std::string, std::vector<double>> by_hand;
     for (const auto& [tensor, values] : of_one) {
       for (const double value : values) {
-        gpu::Bf16 sum(0.0F);
+        device::Bf16 sum(0.0F);
         for (unsigned m = 0; m < kMicroBatches; ++m)
-          sum = gpu::Bf16(static_cast<float>(sum) + static_cast<float>(value / kMicroBatches));
+          sum = device::Bf16(static_cast<float>(sum) + static_cast<float>(value / kMicroBatches));
         by_hand[tensor].push_back(static_cast<double>(static_cast<float>(sum)));
       }
     }
@@ -343,16 +344,16 @@ TEST(Gradients, OfHundredsOfMicroBatchesHaveTheSameNormInRunsOfBothTypes) {
     const DoubleBatch batch = random_batch(model, 512, random);
     const Inputs values(batch);
     double norms[2] = {};
-    for (const training::DataType type : {training::DataType::kF32, training::DataType::kBf16}) {
+    for (const model::DataType type : {model::DataType::kF32, model::DataType::kBf16}) {
       auto trainer = training::Trainer::create(
-          gpu::Device::cpu(),
+          device::Device::cpu(),
           {.model = model, .type = type, .micro_batches = 512, .optimizer = {.clip = 1}, .threads = 1});
       ASSERT_TRUE(trainer) << trainer.error().message;
       const std::vector<training::StepInput> steps{values.part(0, 1, 0.001F)};
       const auto results = (*trainer)->run(steps);
       ASSERT_TRUE(results) << results.error().message;
       ASSERT_TRUE(results->front().gradient_norm);
-      norms[type == training::DataType::kBf16 ? 1 : 0] = *results->front().gradient_norm;
+      norms[type == model::DataType::kBf16 ? 1 : 0] = *results->front().gradient_norm;
     }
     EXPECT_NEAR(norms[1] / norms[0], 1, 0.01);
   }
@@ -370,11 +371,11 @@ TEST(Gradients, RunningStatisticsFollowTheBatch) {
                            Stem{"densenet", "features.conv0", "features.norm0"}}) {
     for (int round = 0; round < 4; ++round) {
       const ModelOptions model = random_model(stem.kind, random);
-      SCOPED_TRACE(training::to_string(model));
+      SCOPED_TRACE(to_string(model));
       const DoubleWeights weights = random_weights(model, random);
       const DoubleBatch batch = random_batch(model, 3, random);
       const Found found = gradients_of<float>(model, weights, batch);
-      training::ImageShape image;
+      model::ImageShape image;
       std::visit(
           [&](const auto& sizes) {
             if constexpr (requires { sizes.image; }) image = sizes.image;

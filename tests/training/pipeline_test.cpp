@@ -181,12 +181,12 @@ TEST(Pipeline, any_schedule_of_any_pipe_is_valid_and_computes_everything_once) {
       ASSERT_GE(result.step_us * options.devices, work * options.iterations * (1 - 1e-9))
           << "no device does two things at a time";
       // The peak is a limit that it fits into, and one byte less is not.
-      const auto peak = test::largest(gpu::peak_bytes(plan.graph, plan.schedule));
+      const auto peak = test::largest(schedule::peak_bytes(plan.graph, plan.schedule));
       plan.schedule.memory_limit_bytes = peak;
-      ASSERT_TRUE(gpu::validate(plan.graph, plan.schedule));
+      ASSERT_TRUE(schedule::validate(plan.graph, plan.schedule));
       if (peak == 0) continue;
       plan.schedule.memory_limit_bytes = peak - 1;
-      ASSERT_EQ(gpu::validate(plan.graph, plan.schedule).error().code, ErrorCode::kNoSpace);
+      ASSERT_EQ(schedule::validate(plan.graph, plan.schedule).error().code, ErrorCode::kNoSpace);
     }
   }
   EXPECT_GE(made, 150U * 10);
@@ -224,7 +224,7 @@ TEST(Pipeline, the_automatic_scheduler_uses_the_memory_that_it_has) {
     const PlanOptions options{.devices = 8, .micro_batches = 16, .memory_limit_bytes = 100 * fits};
     const Plan plan = plan_or_fail("zb-auto", step, options);
     const Figures result = figures_or_fail(plan);
-    EXPECT_LE(test::largest(gpu::peak_bytes(plan.graph, plan.schedule)), 100 * fits);
+    EXPECT_LE(test::largest(schedule::peak_bytes(plan.graph, plan.schedule)), 100 * fits);
     EXPECT_LE(result.iteration_us, before * (1 + 1e-9)) << "more memory is never slower: " << fits;
     before = result.iteration_us;
     if (fits < 8) continue;

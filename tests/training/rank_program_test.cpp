@@ -18,15 +18,15 @@
 namespace dunnock::training {
 namespace {
 
-const std::vector<ModelOptions>& models() {
-  static const std::vector<ModelOptions> all{
-      GptOptions{.vocabulary = 29, .context = 12, .layers = 4, .heads = 2, .width = 16, .mlp_ratio = 2},
-      MlpOptions{.inputs = 20, .hidden = {24, 17, 16, 15, 12, 11, 10}, .classes = 5}};
+const std::vector<model::ModelOptions>& models() {
+  static const std::vector<model::ModelOptions> all{
+      model::GptOptions{.vocabulary = 29, .context = 12, .layers = 4, .heads = 2, .width = 16, .mlp_ratio = 2},
+      model::MlpOptions{.inputs = 20, .hidden = {24, 17, 16, 15, 12, 11, 10}, .classes = 5}};
   return all;
 }
 
-Step random_costs(const ModelOptions& model, bool clips, std::mt19937_64& random) {
-  Step step = estimate_step(model, DataType::kF32, 2, {});
+Step random_costs(const model::ModelOptions& model, bool clips, std::mt19937_64& random) {
+  Step step = estimate_step(model, model::DataType::kF32, 2, {});
   std::uniform_real_distribution<> us(1, 100);
   for (Layer& layer : step.layers) {
     for (Cost* cost : {&layer.forward, &layer.output_gradient, &layer.weight_gradient, &layer.update}) {
@@ -43,13 +43,13 @@ class Order {
   explicit Order(const RankProgram& program) : before_(program.ops.size(), std::vector<bool>(program.ops.size())) {
     std::map<unsigned, std::size_t> last_of_lane;
     for (std::size_t i = 0; i < program.ops.size(); ++i) {
-      const gpu::Slot& slot = program.schedule.slots[i];
+      const schedule::Slot& slot = program.schedule.slots[i];
       EXPECT_EQ(slot.op, i);
       const auto follows = [&](std::size_t other) {
         before_[i][other] = true;
         for (std::size_t j = 0; j < other; ++j) before_[i][j] = before_[i][j] || before_[other][j];
       };
-      for (const gpu::OpId wait : slot.waits) {
+      for (const schedule::OpId wait : slot.waits) {
         EXPECT_LT(wait, i);
         follows(wait);
       }
@@ -97,14 +97,14 @@ void expect_needs_kept(const Plan& plan, const RankProgram& program, unsigned de
     EXPECT_EQ(program.ops.at(next).role, role) << program.ops[next].name;
     return next++;
   };
-  const auto expect_after_needs = [&](gpu::OpId op, std::size_t mine) {
-    for (const gpu::OpId need : plan.graph.needs(op)) {
+  const auto expect_after_needs = [&](schedule::OpId op, std::size_t mine) {
+    for (const schedule::OpId need : plan.graph.needs(op)) {
       if (here[need] == program.ops.size()) continue;  // Of another rank.
       ASSERT_TRUE(order.is_before(here[need], mine))
           << program.ops[mine].name << " does not wait for " << plan.graph.op(need).name;
     }
   };
-  for (const gpu::Slot& slot : plan.schedule.slots) {
+  for (const schedule::Slot& slot : plan.schedule.slots) {
     const OpTag& tag = plan.tags[slot.op];
     if (tag.part == Part::kSendActivation || tag.part == Part::kSendGradient) {
       if (plan.chunk_devices[tag.chunk] == device) expect_after_needs(slot.op, take(Role::kSend));
@@ -144,12 +144,12 @@ void expect_ties_kept(const Plan& plan, const Step& step, const RankProgram& pro
 
 /// dW that reads what dO keeps says so in the graph, whatever else the schedule waits for.
 void expect_kept_gradients_waited_for(const Plan& plan, const Step& step) {
-  std::map<std::pair<unsigned, unsigned>, gpu::OpId> output_gradients;  // by iteration and layer
-  for (gpu::OpId op = 0; op < plan.tags.size(); ++op) {
+  std::map<std::pair<unsigned, unsigned>, schedule::OpId> output_gradients;  // by iteration and layer
+  for (schedule::OpId op = 0; op < plan.tags.size(); ++op) {
     const OpTag& tag = plan.tags[op];
     if (tag.part == Part::kOutputGradient) output_gradients[{tag.iteration, tag.chunk}] = op;
   }
-  for (gpu::OpId op = 0; op < plan.tags.size(); ++op) {
+  for (schedule::OpId op = 0; op < plan.tags.size(); ++op) {
     const OpTag& tag = plan.tags[op];
     if (tag.part != Part::kWeightGradient || tag.chunk == 0 || !step.layers[tag.chunk].weights_behind_output) continue;
     const auto needs = plan.graph.needs(op);
@@ -207,7 +207,7 @@ void expect_all_end(const std::vector<RankProgram>& programs, bool clips) {
   const auto at_front = [&](std::size_t r, std::size_t i) {
     const auto& slot = programs[r].schedule.slots[i];
     return lanes[r][slot.lane].left.front() == i &&
-           std::ranges::all_of(slot.waits, [&](gpu::OpId wait) { return done[r][wait]; });
+           std::ranges::all_of(slot.waits, [&](schedule::OpId wait) { return done[r][wait]; });
   };
   const auto finish = [&](std::size_t r, std::size_t i) {
     done[r][i] = true;
@@ -261,7 +261,7 @@ TEST_P(RankPrograms, KeepSlotsAndDependenciesAndEnd) {
   auto random = test::generator(1);
   unsigned programs = 0;
   for (unsigned round = 0; round < 24; ++round) {
-    const ModelOptions& model = models()[round % models().size()];
+    const model::ModelOptions& model = models()[round % models().size()];
     const bool clips = random() % 2 == 0;
     const Step step = random_costs(model, clips, random);
     PlanOptions options{.link = {.latency_us = static_cast<double>(random() % 100), .gb_per_s = 1}};

@@ -19,8 +19,8 @@
 #include <vector>
 
 #include "dunnock/training/trainer.hpp"
-#include "training/double_models.hpp"
-#include "training/golden_cases.hpp"
+#include "model/double_models.hpp"
+#include "model/golden_cases.hpp"
 
 namespace dunnock::test {
 
@@ -34,7 +34,7 @@ inline const std::vector<std::string>& random_kinds() {
 }
 
 /// Small, of awkward sizes. Batch norms have some 20 values and more to work on, so that variances are no accidents.
-inline training::ModelOptions random_model(const std::string& kind, std::mt19937_64& random) {
+inline model::ModelOptions random_model(const std::string& kind, std::mt19937_64& random) {
   const auto some = [&random](std::size_t least, std::size_t most) { return least + random() % (most - least + 1); };
   const auto listed = [&](std::size_t count, std::size_t least, std::size_t most) {
     std::vector<std::size_t> sizes(count);
@@ -42,51 +42,50 @@ inline training::ModelOptions random_model(const std::string& kind, std::mt19937
     return sizes;
   };
   const auto image = [&](std::size_t least, std::size_t most) {
-    return training::ImageShape{.height = some(least, most), .width = some(least, most), .channels = some(1, 3)};
+    return model::ImageShape{.height = some(least, most), .width = some(least, most), .channels = some(1, 3)};
   };
   if (kind == "mlp")
-    return training::MlpOptions{.inputs = some(1, 33), .hidden = listed(some(0, 3), 1, 20), .classes = some(2, 7)};
+    return model::MlpOptions{.inputs = some(1, 33), .hidden = listed(some(0, 3), 1, 20), .classes = some(2, 7)};
   if (kind.starts_with("cnn")) {
     std::vector<std::vector<std::size_t>> stages(some(1, 2));
     for (auto& stage : stages) stage = listed(some(1, 2), 1, 9);
-    return training::CnnOptions{.image = image(5, 11),
-                                .stages = stages,
-                                .batch_norm = kind == "cnn of batch norms",
-                                .hidden = listed(some(0, 1), 1, 9),
-                                .classes = some(2, 6)};
+    return model::CnnOptions{.image = image(5, 11),
+                             .stages = stages,
+                             .batch_norm = kind == "cnn of batch norms",
+                             .hidden = listed(some(0, 1), 1, 9),
+                             .classes = some(2, 6)};
   }
   if (kind.starts_with("resnet")) {
     const bool large = random() % 2 == 0;
-    return training::ResNetOptions{.image = large ? image(15, 21) : image(5, 9),
-                                   .blocks = listed(some(1, 2), 1, 2),
-                                   .width = some(2, 6),
-                                   .bottleneck = kind == "resnet of bottlenecks",
-                                   .large_stem = large,
-                                   .classes = some(2, 6)};
+    return model::ResNetOptions{.image = large ? image(15, 21) : image(5, 9),
+                                .blocks = listed(some(1, 2), 1, 2),
+                                .width = some(2, 6),
+                                .bottleneck = kind == "resnet of bottlenecks",
+                                .large_stem = large,
+                                .classes = some(2, 6)};
   }
   if (kind == "densenet") {
     const bool large = random() % 2 == 0;
-    return training::DenseNetOptions{.image = large ? image(17, 23) : image(6, 9),
-                                     .blocks = listed(some(1, 2), 1, 3),
-                                     .growth = some(1, 5),
-                                     .stem_width = some(2, 7),
-                                     .bottleneck = some(1, 3),
-                                     .large_stem = large,
-                                     .classes = some(2, 6)};
+    return model::DenseNetOptions{.image = large ? image(17, 23) : image(6, 9),
+                                  .blocks = listed(some(1, 2), 1, 3),
+                                  .growth = some(1, 5),
+                                  .stem_width = some(2, 7),
+                                  .bottleneck = some(1, 3),
+                                  .large_stem = large,
+                                  .classes = some(2, 6)};
   }
   const std::size_t heads = some(1, 3);
-  return training::GptOptions{
-      .vocabulary = some(2, 40),
-      .context = some(1, 13),
-      .layers = some(1, 3),
-      .heads = heads,
-      .width = heads * 2 * some(2, 5),
-      .mlp_ratio = some(1, 4),
-      .positions = kind == "gpt" ? training::Positions::kLearned : training::Positions::kRotary};
+  return model::GptOptions{.vocabulary = some(2, 40),
+                           .context = some(1, 13),
+                           .layers = some(1, 3),
+                           .heads = heads,
+                           .width = heads * 2 * some(2, 5),
+                           .mlp_ratio = some(1, 4),
+                           .positions = kind == "gpt" ? model::Positions::kLearned : model::Positions::kRotary};
 }
 
 /// Of the size that formula_weights() has, and exact in f32.
-inline DoubleWeights random_weights(const training::ModelOptions& model, std::mt19937_64& random) {
+inline DoubleWeights random_weights(const model::ModelOptions& model, std::mt19937_64& random) {
   DoubleWeights weights = formula_weights(model);
   const std::string salt = std::to_string(random());
   for (auto& [name, values] : weights) {
@@ -98,14 +97,14 @@ inline DoubleWeights random_weights(const training::ModelOptions& model, std::mt
 }
 
 /// Exact in f32.
-inline DoubleBatch random_batch(const training::ModelOptions& model, std::size_t rows, std::mt19937_64& random) {
+inline DoubleBatch random_batch(const model::ModelOptions& model, std::size_t rows, std::mt19937_64& random) {
   DoubleBatch batch = formula_batch(model, rows, 0);
   std::normal_distribution<float> normal;
   for (double& value : batch.images) value = static_cast<double>(normal(random));
   const auto redraw = [&random](std::vector<std::int32_t>& numbers, std::size_t below) {
     for (std::int32_t& number : numbers) number = static_cast<std::int32_t>(random() % below);
   };
-  if (const auto* gpt = std::get_if<training::GptOptions>(&model)) {
+  if (const auto* gpt = std::get_if<model::GptOptions>(&model)) {
     redraw(batch.tokens, gpt->vocabulary);
     redraw(batch.targets, gpt->vocabulary);
     return batch;
@@ -118,9 +117,9 @@ inline DoubleBatch random_batch(const training::ModelOptions& model, std::size_t
   return batch;
 }
 
-inline bool has_batch_norm(const training::ModelOptions& model) {
+inline bool has_batch_norm(const model::ModelOptions& model) {
   const auto shapes = parameter_shapes(model);
-  if (std::holds_alternative<training::GptOptions>(model)) return false;
+  if (std::holds_alternative<model::GptOptions>(model)) return false;
   return std::ranges::any_of(shapes,
                              [](const auto& at) { return at.first.ends_with(".weight") && at.second.size() == 1; });
 }
@@ -133,21 +132,21 @@ inline std::vector<float> floats(std::span<const double> values) {
   return narrow;
 }
 
-inline std::vector<float> to_lying(const training::ParameterSpec& spec, std::span<const double> seen) {
+inline std::vector<float> to_lying(const model::ParameterSpec& spec, std::span<const double> seen) {
   const std::vector<float> narrow = floats(seen);
   if (spec.positions == 1) return narrow;
   std::vector<float> lying(narrow.size());
-  training::to_lying_order(spec, narrow, lying);
+  model::to_lying_order(spec, narrow, lying);
   return lying;
 }
 
-inline std::vector<float> to_seen(const training::ParameterSpec& spec, std::span<const float> lying) {
+inline std::vector<float> to_seen(const model::ParameterSpec& spec, std::span<const float> lying) {
   std::vector<float> seen(lying.begin(), lying.end());
-  if (spec.positions > 1) training::to_seen_order(spec, lying, seen);
+  if (spec.positions > 1) model::to_seen_order(spec, lying, seen);
   return seen;
 }
 
-inline training::ParameterSpec order_of(const training::StateTensor& tensor) {
+inline model::ParameterSpec order_of(const model::StateTensor& tensor) {
   return {.name = tensor.name, .shape = tensor.shape, .positions = tensor.positions};
 }
 
@@ -179,21 +178,21 @@ struct Inputs {
 /// Weights into a trainer, as checkpoints do it; moments and running statistics stay as they are.
 inline Status load_weights_of(training::Trainer& trainer, const DoubleWeights& weights) {
   std::vector<std::vector<float>> whole;
-  for (const training::StateTensor& tensor : trainer.whole_state()) {
+  for (const model::StateTensor& tensor : trainer.whole_state()) {
     whole.emplace_back();
-    if (tensor.what == training::StateTensor::What::kWeight)
+    if (tensor.what == model::StateTensor::What::kWeight)
       whole.back() = to_lying(order_of(tensor), weights.at(tensor.name));
   }
   return trainer.load(whole);
 }
 
 /// Name of a state's tensor that differs from all others: weights and statistics by their own.
-inline std::string key_of(const training::StateTensor& tensor) {
+inline std::string key_of(const model::StateTensor& tensor) {
   switch (tensor.what) {
-    case training::StateTensor::What::kFirstMoment: return "first moment of " + tensor.name;
-    case training::StateTensor::What::kSecondMoment: return "second moment of " + tensor.name;
-    case training::StateTensor::What::kWeight:
-    case training::StateTensor::What::kStatistic: break;
+    case model::StateTensor::What::kFirstMoment: return "first moment of " + tensor.name;
+    case model::StateTensor::What::kSecondMoment: return "second moment of " + tensor.name;
+    case model::StateTensor::What::kWeight:
+    case model::StateTensor::What::kStatistic: break;
   }
   return tensor.name;
 }
@@ -203,7 +202,7 @@ using States = std::map<std::string, std::vector<float>>;
 /// Of what a rank holds, as it is seen. CPU.
 inline States state_of(const training::Trainer& trainer) {
   States state;
-  for (const training::StateTensor& tensor : trainer.state())
+  for (const model::StateTensor& tensor : trainer.state())
     state[key_of(tensor)] = to_seen(order_of(tensor), {tensor.values.device_data(), tensor.values.size()});
   return state;
 }
@@ -223,17 +222,17 @@ struct RankOfGrid {
   unsigned stage = 0;
   unsigned data_rank = 0;
   training::Ranks ranks{};
-  gpu::Communicator* world = nullptr;  ///< Null for one rank.
+  ranks::Communicator* world = nullptr;  ///< Null for one rank.
 };
 
 /// Runs `body` on all ranks, and returns when all are done.
 inline void run_ranks(const Grid& grid, const std::function<void(const RankOfGrid&)>& body) {
-  const gpu::CommunicatorOptions options{.timeout = grid.timeout};
-  const auto group = [&options](unsigned ranks) { return std::move(*gpu::Communicator::threads(ranks, options)); };
-  std::vector<std::vector<gpu::Communicator>> of_data;  // [stage][data rank]
-  std::vector<std::vector<gpu::Communicator>> of_pipeline;
-  std::vector<std::vector<gpu::Communicator>> of_sums;
-  std::vector<gpu::Communicator> world = group(grid.size());
+  const ranks::CommunicatorOptions options{.timeout = grid.timeout};
+  const auto group = [&options](unsigned ranks) { return std::move(*ranks::Communicator::threads(ranks, options)); };
+  std::vector<std::vector<ranks::Communicator>> of_data;  // [stage][data rank]
+  std::vector<std::vector<ranks::Communicator>> of_pipeline;
+  std::vector<std::vector<ranks::Communicator>> of_sums;
+  std::vector<ranks::Communicator> world = group(grid.size());
   for (unsigned s = 0; s < grid.stages; ++s) of_data.push_back(group(grid.data_ranks));
   for (unsigned d = 0; d < grid.data_ranks; ++d) {
     of_pipeline.push_back(group(grid.stages));

@@ -84,8 +84,8 @@ TEST(Schedules, of_layers_are_valid_and_compute_everything_once) {
       }
       const Figures figures = figures_or_fail(plan);
       ASSERT_NEAR(figures.work_us, work, 1e-6 * work + 1e-9);
-      plan.schedule.memory_limit_bytes = test::largest(gpu::peak_bytes(plan.graph, plan.schedule));
-      ASSERT_TRUE(gpu::validate(plan.graph, plan.schedule));
+      plan.schedule.memory_limit_bytes = test::largest(schedule::peak_bytes(plan.graph, plan.schedule));
+      ASSERT_TRUE(schedule::validate(plan.graph, plan.schedule));
     }
   }
 }
@@ -97,7 +97,7 @@ TEST(Schedules, of_one_device_update_no_weights_that_are_still_read) {
     const Plan plan = plan_or_fail("multi-stream", step, {.iterations = 3});
     const auto timeline = figures_or_fail(plan).timeline;
     // [iteration][layer]: when its weights were updated, and when they were read.
-    std::map<std::pair<unsigned, unsigned>, const gpu::Interval*> update;
+    std::map<std::pair<unsigned, unsigned>, const schedule::Interval*> update;
     for (const auto& one : timeline.intervals) {
       if (plan.tags[one.op].part == Part::kUpdate)
         update[{plan.tags[one.op].iteration, plan.tags[one.op].chunk}] = &one;
@@ -147,11 +147,11 @@ TEST(MultiStream, keeps_within_its_memory) {
     layer.forward.demand = layer.output_gradient.demand = layer.weight_gradient.demand = 0.4;
   }
   const Plan conventional = plan_or_fail("conventional", step, {.iterations = 3});
-  const std::uint64_t least = gpu::peak_bytes(conventional.graph, conventional.schedule)[0];
+  const std::uint64_t least = schedule::peak_bytes(conventional.graph, conventional.schedule)[0];
   double before = std::numeric_limits<double>::infinity();
   for (std::uint64_t limit = least; limit <= least + 800; limit += 100) {
     const Plan plan = plan_or_fail("multi-stream", step, {.iterations = 3, .memory_limit_bytes = limit});
-    EXPECT_LE(gpu::peak_bytes(plan.graph, plan.schedule)[0], limit);
+    EXPECT_LE(schedule::peak_bytes(plan.graph, plan.schedule)[0], limit);
     const double us = figures_or_fail(plan).iteration_us;
     EXPECT_LE(us, before * (1 + 1e-9)) << "more memory is never slower";
     before = us;

@@ -52,7 +52,7 @@ inline training::Step random_step(std::mt19937_64& random, unsigned layers) {
 using Counts = std::map<std::array<unsigned, 4>, unsigned>;
 inline Counts counts_of(const training::Plan& plan) {
   Counts counts;
-  for (const gpu::Slot& slot : plan.schedule.slots) {
+  for (const schedule::Slot& slot : plan.schedule.slots) {
     const training::OpTag& tag = plan.tags[slot.op];
     ++counts[{static_cast<unsigned>(tag.part), tag.iteration, tag.chunk, tag.micro_batch}];
   }

@@ -18,16 +18,16 @@
 #include <vector>
 
 #include "dunnock/index/checkpoint_files.hpp"
-#include "dunnock/training/weights_file.hpp"
+#include "dunnock/training/weights.hpp"
 #include "support/seed.hpp"
+#include "support/temporary_folder.hpp"
 #include "training/runs.hpp"
-#include "training/temporary_folder.hpp"
 
 namespace dunnock::test {
 namespace {
 
+using model::ModelOptions;
 using nlohmann::json;
-using training::ModelOptions;
 using training::Trainer;
 
 constexpr unsigned kSteps = 10;
@@ -45,29 +45,29 @@ std::optional<std::string> python() {
   return std::nullopt;
 }
 
-json image_of(const training::ImageShape& image) {
+json image_of(const model::ImageShape& image) {
   return {{"height", image.height}, {"width", image.width}, {"channels", image.channels}};
 }
 
 json json_of(const ModelOptions& model) {
   struct Words {
-    json operator()(const training::MlpOptions& m) const {
+    json operator()(const model::MlpOptions& m) const {
       return {{"kind", "mlp"}, {"inputs", m.inputs}, {"hidden", m.hidden}, {"classes", m.classes}};
     }
-    json operator()(const training::CnnOptions& m) const {
+    json operator()(const model::CnnOptions& m) const {
       return {{"kind", "cnn"},      {"image", image_of(m.image)}, {"stages", m.stages}, {"batch_norm", m.batch_norm},
               {"hidden", m.hidden}, {"classes", m.classes}};
     }
-    json operator()(const training::ResNetOptions& m) const {
+    json operator()(const model::ResNetOptions& m) const {
       return {{"kind", "resnet"},           {"image", image_of(m.image)}, {"blocks", m.blocks},  {"width", m.width},
               {"bottleneck", m.bottleneck}, {"large_stem", m.large_stem}, {"classes", m.classes}};
     }
-    json operator()(const training::DenseNetOptions& m) const {
+    json operator()(const model::DenseNetOptions& m) const {
       return {{"kind", "densenet"},         {"image", image_of(m.image)}, {"blocks", m.blocks},
               {"growth", m.growth},         {"stem_width", m.stem_width}, {"bottleneck", m.bottleneck},
               {"large_stem", m.large_stem}, {"classes", m.classes}};
     }
-    json operator()(const training::GptOptions& m) const {
+    json operator()(const model::GptOptions& m) const {
       return {{"kind", "gpt"},
               {"vocabulary", m.vocabulary},
               {"context", m.context},
@@ -75,7 +75,7 @@ json json_of(const ModelOptions& model) {
               {"heads", m.heads},
               {"width", m.width},
               {"mlp_ratio", m.mlp_ratio},
-              {"positions", m.positions == training::Positions::kRotary ? "rotary" : "learned"}};
+              {"positions", m.positions == model::Positions::kRotary ? "rotary" : "learned"}};
     }
   };
   return std::visit(Words{}, model);
@@ -117,7 +117,7 @@ struct Job {
 DoubleBatch random_following_batch(const ModelOptions& model, std::size_t rows, std::mt19937_64& random,
                                    std::vector<std::int32_t>& tokens) {
   DoubleBatch batch = random_batch(model, rows, random);
-  const auto* gpt = std::get_if<training::GptOptions>(&model);
+  const auto* gpt = std::get_if<model::GptOptions>(&model);
   if (gpt == nullptr) return batch;
   batch.tokens.clear();
   batch.targets.clear();
@@ -148,7 +148,7 @@ void run_ours(Job& job, const TemporaryFolder& folder, std::mt19937_64& random) 
   const json& o = job.optimizer;
   const bool adamw = o.at("kind") == "adamw";
   auto made =
-      Trainer::create(gpu::Device::cpu(),
+      Trainer::create(device::Device::cpu(),
                       {.model = job.model,
                        .rows = job.rows / job.micro_batches,
                        .micro_batches = job.micro_batches,
@@ -168,7 +168,7 @@ void run_ours(Job& job, const TemporaryFolder& folder, std::mt19937_64& random) 
 
   // Batches.
   std::vector<TensorSpec> specs;
-  const bool is_gpt = std::holds_alternative<training::GptOptions>(job.model);
+  const bool is_gpt = std::holds_alternative<model::GptOptions>(job.model);
   std::vector<float> images;
   std::vector<std::int32_t> labels;
   for (const DoubleBatch& batch : job.batches) {
@@ -259,7 +259,7 @@ TEST(Torch, TrainsRandomModelsToTheSameWeightsAndReadsAndWritesTheSameFiles) {
               .rows = micro_batches * ((norms ? 3 : 1) + random() % 3),
               .micro_batches = micro_batches,
               .optimizer = optimizer};
-      SCOPED_TRACE(training::to_string(model));
+      SCOPED_TRACE(to_string(model));
       run_ours(job, folder, random);
       if (HasFatalFailure()) return;
       list.push_back(
@@ -275,7 +275,7 @@ TEST(Torch, TrainsRandomModelsToTheSameWeightsAndReadsAndWritesTheSameFiles) {
   ASSERT_EQ(std::system(command.c_str()), 0) << file_bytes(folder.path("log"));
 
   for (const Job& job : jobs) {
-    SCOPED_TRACE(training::to_string(job.model) + ", " + job.optimizer.dump());
+    SCOPED_TRACE(to_string(job.model) + ", " + job.optimizer.dump());
     const json result = json::parse(file_bytes(folder.path(job.name + ".result")));
     for (unsigned step = 0; step < kSteps; ++step) {
       const double theirs = result.at("losses").at(step);
@@ -294,7 +294,7 @@ TEST(Torch, TrainsRandomModelsToTheSameWeightsAndReadsAndWritesTheSameFiles) {
     }
     // What save_weights() has written PyTorch loads by load_state_dict(), and gives the same logits.
     expect_near(job.logits, logits_file(folder.path(job.name + ".logits")), kOfLogits, "logits");
-    if (!std::holds_alternative<training::GptOptions>(job.model)) continue;
+    if (!std::holds_alternative<model::GptOptions>(job.model)) continue;
     for (const std::string dtype : {"F32", "F16", "BF16"}) {
       const std::string path = folder.path(job.name + ".hf." + dtype);
       const auto loaded = training::load_weights(*job.trainer, path);

@@ -19,8 +19,8 @@
 namespace dunnock::test {
 namespace {
 
+using model::ModelOptions;
 using training::Family;
-using training::ModelOptions;
 using training::StepInput;
 using training::Trainer;
 using training::TrainerOptions;
@@ -28,12 +28,11 @@ using training::TrainerOptions;
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 ModelOptions small_gpt() {
-  return training::GptOptions{.vocabulary = 29, .context = 6, .layers = 2, .heads = 2, .width = 8, .mlp_ratio = 2};
+  return model::GptOptions{.vocabulary = 29, .context = 6, .layers = 2, .heads = 2, .width = 8, .mlp_ratio = 2};
 }
-ModelOptions small_mlp() { return training::MlpOptions{.inputs = 7, .hidden = {9, 8, 6}, .classes = 5}; }
+ModelOptions small_mlp() { return model::MlpOptions{.inputs = 7, .hidden = {9, 8, 6}, .classes = 5}; }
 ModelOptions small_cnn() {
-  return training::CnnOptions{
-      .image = {6, 5, 2}, .stages = {{4}, {3}}, .batch_norm = true, .hidden = {5}, .classes = 3};
+  return model::CnnOptions{.image = {6, 5, 2}, .stages = {{4}, {3}}, .batch_norm = true, .hidden = {5}, .classes = 3};
 }
 
 TrainerOptions options_of(const ModelOptions& model, const std::string& schedule = "conventional") {
@@ -43,11 +42,11 @@ TrainerOptions options_of(const ModelOptions& model, const std::string& schedule
           .schedule = schedule,
           .threads = 1,
           .plan = {.message_bytes = 512},
-          .costs = training::estimate_step(model, training::DataType::kF32, 2, {})};
+          .costs = training::estimate_step(model, model::DataType::kF32, 2, {})};
 }
 
 std::unique_ptr<Trainer> trainer_of(const TrainerOptions& options, const RankOfGrid& rank = {}) {
-  auto trainer = Trainer::create(gpu::Device::cpu(rank.number), options, rank.ranks);
+  auto trainer = Trainer::create(device::Device::cpu(rank.number), options, rank.ranks);
   EXPECT_TRUE(trainer) << trainer.error().message;
   return trainer ? std::move(*trainer) : nullptr;
 }
@@ -133,7 +132,7 @@ TEST(TrainerContract, StepsThatDoNotFitAreRefusedAndNothingIsChanged) {
 TEST(TrainerContract, OptionsThatDoNotFitAreRefused) {
   const TrainerOptions sound = options_of(small_mlp());
   const auto refused = [](const TrainerOptions& options, const std::string& word) {
-    expect_invalid(status_of(Trainer::create(gpu::Device::cpu(), options)), word);
+    expect_invalid(status_of(Trainer::create(device::Device::cpu(), options)), word);
   };
   TrainerOptions bad = sound;
   bad.rows = 0;
@@ -148,11 +147,11 @@ TEST(TrainerContract, OptionsThatDoNotFitAreRefused) {
   bad.optimizer = {.kind = training::OptimizerKind::kSgd, .nesterov = true};
   refused(bad, "Nesterov");
   bad = sound;
-  bad.model = training::MlpOptions{.inputs = 3, .hidden = {0}, .classes = 2};
+  bad.model = model::MlpOptions{.inputs = 3, .hidden = {0}, .classes = 2};
   refused(bad, "hidden");
   bad = sound;
   bad.schedule = "no such schedule";
-  const auto unknown = Trainer::create(gpu::Device::cpu(), bad);
+  const auto unknown = Trainer::create(device::Device::cpu(), bad);
   ASSERT_FALSE(unknown);
   EXPECT_EQ(unknown.error().code, ErrorCode::kNotFound);
   for (const training::ScheduleName& name : training::schedule_names())
@@ -165,7 +164,7 @@ TEST(TrainerContract, SchedulesThatDoNotFitTheRanksAreRefused) {
       training::Ranks ranks = rank.ranks;
       if (!sums) ranks.pipeline_sums = nullptr;
       expect_invalid(
-          status_of(Trainer::create(gpu::Device::cpu(rank.number), options_of(small_mlp(), schedule), ranks)), word);
+          status_of(Trainer::create(device::Device::cpu(rank.number), options_of(small_mlp(), schedule), ranks)), word);
     });
   };
   const Grid data{.stages = 1, .data_ranks = 2};
@@ -216,7 +215,7 @@ INSTANTIATE_TEST_SUITE_P(DataParallel, LostRank,
 TEST(TrainerContract, ALossThatIsNoNumberIsShown) {
   for (const ModelOptions& model : {small_mlp(), small_cnn(), small_gpt()}) {
     for (const float clip : {0.0F, 1.0F}) {
-      SCOPED_TRACE(training::to_string(model));
+      SCOPED_TRACE(to_string(model));
       TrainerOptions options = options_of(model);
       options.optimizer.clip = clip;
       std::vector<Inputs> inputs = batches_of(model, 2, 1);
@@ -303,7 +302,7 @@ TEST_P(AnyWindow, AndGraphsOfThemGiveTheSameBits) {
   if (family == Family::kPipeline) grid.stages = 2;
   for (const ModelOptions& model : {small_gpt(), small_mlp(), small_cnn()}) {
     for (const float clip : {0.0F, 0.5F}) {
-      SCOPED_TRACE(training::to_string(model));
+      SCOPED_TRACE(to_string(model));
       TrainerOptions options = options_of(model, GetParam());
       options.window = 5;
       options.micro_batches = family == Family::kPipeline ? 2 : 1;
@@ -368,8 +367,8 @@ TEST(TrainerContract, MeasuresGiveATimelineOfEveryOperation) {
       ASSERT_TRUE(timeline) << timeline.error().message;
       ASSERT_EQ(timeline->intervals.size(), trainer->rank_graph().ops().size());
       std::set<std::string> names;
-      std::set<gpu::OpId> ops;
-      for (const gpu::Interval& one : timeline->intervals) {
+      std::set<schedule::OpId> ops;
+      for (const schedule::Interval& one : timeline->intervals) {
         EXPECT_LE(one.start_us, one.end_us);
         EXPECT_GE(one.start_us, 0);
         ops.insert(one.op);

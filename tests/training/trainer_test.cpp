@@ -17,10 +17,10 @@
 namespace dunnock::training {
 namespace {
 
-GptOptions small_gpt() {
+model::GptOptions small_gpt() {
   return {.vocabulary = 29, .context = 12, .layers = 3, .heads = 2, .width = 16, .mlp_ratio = 2};
 }
-MlpOptions small_mlp() { return {.inputs = 20, .hidden = {24, 17, 16, 15, 12, 11, 10}, .classes = 5}; }
+model::MlpOptions small_mlp() { return {.inputs = 20, .hidden = {24, 17, 16, 15, 12, 11, 10}, .classes = 5}; }
 
 /// Steps of random numbers, of `rows` rows in all.
 struct Data {
@@ -29,7 +29,7 @@ struct Data {
   std::vector<std::vector<std::int32_t>> targets;
 };
 
-Data random_data(const ModelOptions& model, std::size_t rows, unsigned steps, std::uint64_t seed) {
+Data random_data(const model::ModelOptions& model, std::size_t rows, unsigned steps, std::uint64_t seed) {
   std::mt19937_64 random(seed);
   Data data;
   for (unsigned t = 0; t < steps; ++t) {
@@ -37,13 +37,13 @@ Data random_data(const ModelOptions& model, std::size_t rows, unsigned steps, st
     std::vector<std::int32_t> tokens;
     std::vector<std::int32_t> targets;
     const auto some = [&](std::size_t below) { return static_cast<std::int32_t>(random() % below); };
-    if (const auto* gpt = std::get_if<GptOptions>(&model)) {
+    if (const auto* gpt = std::get_if<model::GptOptions>(&model)) {
       for (std::size_t i = 0; i < rows * gpt->context; ++i) {
         tokens.push_back(some(gpt->vocabulary));
         targets.push_back(some(gpt->vocabulary));
       }
     } else {
-      const auto& mlp = std::get<MlpOptions>(model);
+      const auto& mlp = std::get<model::MlpOptions>(model);
       std::normal_distribution<float> normal;
       for (std::size_t i = 0; i < rows * mlp.inputs; ++i) images.push_back(normal(random));
       for (std::size_t i = 0; i < rows; ++i) targets.push_back(some(mlp.classes));
@@ -83,7 +83,7 @@ void train(Trainer& trainer, const Data& data, unsigned rank, unsigned ranks, un
     for (const StepResult& result : *results) trained.losses.push_back(result.loss);
     steps.clear();
   }
-  for (const StateTensor& tensor : trainer.state()) {
+  for (const model::StateTensor& tensor : trainer.state()) {
     const auto* first = tensor.values.device_data();
     trained.state[tensor.name + "/" + std::to_string(static_cast<int>(tensor.what))].assign(
         first, first + tensor.values.size());
@@ -99,14 +99,14 @@ struct Setup {
 /// Ranks are threads; the states of all stages together, of the first data-parallel rank, and the others must agree.
 Trained train_all(const Setup& setup, const Data& data) {
   const unsigned ranks = setup.stages * setup.data_ranks;
-  std::vector<std::vector<gpu::Communicator>> of_data;  // [stage][data rank]
-  std::vector<std::vector<gpu::Communicator>> of_pipeline;
-  std::vector<std::vector<gpu::Communicator>> of_sums;
+  std::vector<std::vector<ranks::Communicator>> of_data;  // [stage][data rank]
+  std::vector<std::vector<ranks::Communicator>> of_pipeline;
+  std::vector<std::vector<ranks::Communicator>> of_sums;
   for (unsigned s = 0; s < setup.stages; ++s)
-    of_data.push_back(std::move(*gpu::Communicator::threads(setup.data_ranks)));
+    of_data.push_back(std::move(*ranks::Communicator::threads(setup.data_ranks)));
   for (unsigned d = 0; d < setup.data_ranks; ++d) {
-    of_pipeline.push_back(std::move(*gpu::Communicator::threads(setup.stages)));
-    of_sums.push_back(std::move(*gpu::Communicator::threads(setup.stages)));
+    of_pipeline.push_back(std::move(*ranks::Communicator::threads(setup.stages)));
+    of_sums.push_back(std::move(*ranks::Communicator::threads(setup.stages)));
   }
   std::vector<Trained> trained(ranks);
   std::vector<std::thread> threads;
@@ -117,7 +117,7 @@ Trained train_all(const Setup& setup, const Data& data) {
       const Ranks mine{setup.data_ranks > 1 ? &of_data[stage][d] : nullptr,
                        setup.stages > 1 ? &of_pipeline[d][stage] : nullptr,
                        setup.stages > 1 ? &of_sums[d][stage] : nullptr};
-      auto trainer = Trainer::create(gpu::Device::cpu(r), setup.options, mine);
+      auto trainer = Trainer::create(device::Device::cpu(r), setup.options, mine);
       ASSERT_TRUE(trainer) << trainer.error().message;
       trained[r].choice = (*trainer)->plan().choice;
       train(**trainer, data, d, setup.data_ranks, setup.options.window, trained[r]);
@@ -155,7 +155,7 @@ void expect_near(const Trained& one, const Trained& other, float bound) {
   }
 }
 
-TrainerOptions options_for(const ModelOptions& model, std::size_t rows, const std::string& schedule) {
+TrainerOptions options_for(const model::ModelOptions& model, std::size_t rows, const std::string& schedule) {
   return {.model = model,
           .rows = rows,
           .seed = 3,
@@ -178,7 +178,7 @@ std::vector<std::string> schedules_of(Family family) {
 constexpr float kRounding = 2e-4F;
 
 TEST(Trainer, RanksThatMeasureTheirCostsMakeTheSamePlan) {
-  const ModelOptions model = small_gpt();
+  const model::ModelOptions model = small_gpt();
   const Data data = random_data(model, 8, 6, test::seed());
   TrainerOptions plain = options_for(model, 2, "1f1b");
   plain.micro_batches = 2;
@@ -190,14 +190,14 @@ TEST(Trainer, RanksThatMeasureTheirCostsMakeTheSamePlan) {
 }
 
 TEST(Trainer, LossFallsOnWhatItHasSeen) {
-  const ModelOptions model = small_gpt();
+  const model::ModelOptions model = small_gpt();
   Data data = random_data(model, 4, 1, test::seed());
   while (data.targets.size() < 60) {
     data.images.push_back(data.images[0]);
     data.tokens.push_back(data.tokens[0]);
     data.targets.push_back(data.targets[0]);
   }
-  auto trainer = Trainer::create(gpu::Device::cpu(), options_for(model, 4, "conventional"));
+  auto trainer = Trainer::create(device::Device::cpu(), options_for(model, 4, "conventional"));
   ASSERT_TRUE(trainer) << trainer.error().message;
   std::vector<double> losses;
   for (unsigned t = 0; t < 60; ++t) {
@@ -213,12 +213,12 @@ TEST(Trainer, LossFallsOnWhatItHasSeen) {
 
 TEST(Trainer, WaitsForASnapshotBeforeItChangesAnythingAndOnlyThen) {
   for (const bool as_graph : {false, true}) {
-    const ModelOptions model = small_mlp();
+    const model::ModelOptions model = small_mlp();
     const Data data = random_data(model, 4, 6, test::seed());
     TrainerOptions options = options_for(model, 4, "conventional");
     options.window = 2;
     options.as_graph = as_graph;
-    auto trainer = Trainer::create(gpu::Device::cpu(), options);
+    auto trainer = Trainer::create(device::Device::cpu(), options);
     ASSERT_TRUE(trainer) << trainer.error().message;
     const auto run = [&](unsigned first) {
       const std::vector<StepInput> steps{input_of(data, first, 0, 1, 0.01F), input_of(data, first + 1, 0, 1, 0.01F)};
@@ -227,7 +227,7 @@ TEST(Trainer, WaitsForASnapshotBeforeItChangesAnythingAndOnlyThen) {
     };
     const auto state = [&] {
       std::vector<std::vector<float>> all;
-      for (const StateTensor& tensor : (*trainer)->state())
+      for (const model::StateTensor& tensor : (*trainer)->state())
         all.emplace_back(tensor.values.device_data(), tensor.values.device_data() + tensor.values.size());
       return all;
     };
@@ -253,19 +253,20 @@ TEST(Trainer, WaitsForASnapshotBeforeItChangesAnythingAndOnlyThen) {
 
 /// Each rank's rows make running statistics of their own; there is one model to evaluate.
 TEST(Trainer, DataParallelRanksEvaluateTheSameModel) {
-  const ModelOptions model =
-      CnnOptions{.image = {6, 6, 1}, .stages = {{4}}, .batch_norm = true, .hidden = {}, .classes = 3};
+  const model::ModelOptions model =
+      model::CnnOptions{.image = {6, 6, 1}, .stages = {{4}}, .batch_norm = true, .hidden = {}, .classes = 3};
   std::mt19937_64 random(test::seed());
   std::normal_distribution<float> normal;
   std::vector<float> images(8 * 36);
   std::ranges::generate(images, [&] { return normal(random); });
   const std::vector<std::int32_t> targets{0, 1, 2, 0, 1, 2, 0, 1};
-  std::vector<gpu::Communicator> ends = std::move(*gpu::Communicator::threads(2));
+  std::vector<ranks::Communicator> ends = std::move(*ranks::Communicator::threads(2));
   std::vector<Evaluation> evaluations(2);
   std::vector<std::thread> threads;
   for (unsigned rank = 0; rank < 2; ++rank) {
     threads.emplace_back([&, rank] {
-      auto trainer = Trainer::create(gpu::Device::cpu(rank), options_for(model, 4, "overlap"), {.data = &ends[rank]});
+      auto trainer =
+          Trainer::create(device::Device::cpu(rank), options_for(model, 4, "overlap"), {.data = &ends[rank]});
       ASSERT_TRUE(trainer) << trainer.error().message;
       const StepInput step{.images = std::span(images).subspan(rank * std::size_t{144}, 144),
                            .targets = std::span(targets).subspan(rank * std::size_t{4}, 4),
@@ -285,7 +286,7 @@ TEST(Trainer, DataParallelRanksEvaluateTheSameModel) {
 class OneDevice : public ::testing::TestWithParam<std::tuple<std::string, bool>> {};
 TEST_P(OneDevice, SchedulesEndWithTheSameWeights) {
   const auto& [schedule, clips] = GetParam();
-  for (const ModelOptions& model : {ModelOptions(small_gpt()), ModelOptions(small_mlp())}) {
+  for (const model::ModelOptions& model : {model::ModelOptions(small_gpt()), model::ModelOptions(small_mlp())}) {
     const Data data = random_data(model, 4, 10, test::seed());
     TrainerOptions plain = options_for(model, 4, "conventional");
     plain.window = 1;
@@ -294,12 +295,12 @@ TEST_P(OneDevice, SchedulesEndWithTheSameWeights) {
     other.schedule = schedule;
     other.window = 4;
     // Costs with which dW go beside, and some into the next forward pass.
-    Step costs = estimate_step(model, DataType::kF32, 4, {});
+    Step costs = estimate_step(model, model::DataType::kF32, 4, {});
     for (Layer& layer : costs.layers) {
       for (Cost* cost : {&layer.forward, &layer.output_gradient, &layer.weight_gradient}) {
         if (cost->us > 0) *cost = {10, 0.4};
       }
-      layer.weight_gradient.us = std::holds_alternative<GptOptions>(model) ? 12 : 20;
+      layer.weight_gradient.us = std::holds_alternative<model::GptOptions>(model) ? 12 : 20;
       layer.update.us = 1;
     }
     other.costs = costs;
@@ -320,7 +321,7 @@ INSTANTIATE_TEST_SUITE_P(All, OneDevice,
 class DataParallel : public ::testing::TestWithParam<std::tuple<std::string, bool>> {};
 TEST_P(DataParallel, SchedulesEndWithTheSameWeights) {
   const auto& [schedule, clips] = GetParam();
-  for (const ModelOptions& model : {ModelOptions(small_gpt()), ModelOptions(small_mlp())}) {
+  for (const model::ModelOptions& model : {model::ModelOptions(small_gpt()), model::ModelOptions(small_mlp())}) {
     const Data data = random_data(model, 8, 6, test::seed());
     TrainerOptions plain = options_for(model, 2, "no-overlap");
     plain.window = 1;
@@ -344,7 +345,7 @@ INSTANTIATE_TEST_SUITE_P(All, DataParallel,
 class Pipelines : public ::testing::TestWithParam<std::tuple<std::string, unsigned>> {};
 TEST_P(Pipelines, SchedulesEndWithTheSameWeights) {
   const auto& [schedule, stages] = GetParam();
-  for (const ModelOptions& model : {ModelOptions(small_gpt()), ModelOptions(small_mlp())}) {
+  for (const model::ModelOptions& model : {model::ModelOptions(small_gpt()), model::ModelOptions(small_mlp())}) {
     const Data data = random_data(model, 12, 6, test::seed());
     TrainerOptions plain = options_for(model, 2, "conventional");
     plain.micro_batches = 6;
@@ -361,7 +362,7 @@ INSTANTIATE_TEST_SUITE_P(All, Pipelines,
 class Hybrid : public ::testing::TestWithParam<std::string> {};
 TEST_P(Hybrid, PipelinesOfDataParallelStagesEndWithTheSameWeights) {
   for (const bool clips : {false, true}) {
-    const ModelOptions model = small_gpt();
+    const model::ModelOptions model = small_gpt();
     const Data data = random_data(model, 12, 5, test::seed());
     TrainerOptions plain = options_for(model, 2, "no-overlap");
     plain.micro_batches = 3;

@@ -18,21 +18,21 @@ namespace {
 constexpr std::string_view kStore = "training";
 constexpr std::string_view kRun = "run";
 
-std::string tensor_name(const StateTensor& tensor) {
+std::string tensor_name(const model::StateTensor& tensor) {
   switch (tensor.what) {
-    case StateTensor::What::kFirstMoment: return "optimizer.first_moment." + tensor.name;
-    case StateTensor::What::kSecondMoment: return "optimizer.second_moment." + tensor.name;
-    case StateTensor::What::kWeight:
-    case StateTensor::What::kStatistic: break;
+    case model::StateTensor::What::kFirstMoment: return "optimizer.first_moment." + tensor.name;
+    case model::StateTensor::What::kSecondMoment: return "optimizer.second_moment." + tensor.name;
+    case model::StateTensor::What::kWeight:
+    case model::StateTensor::What::kStatistic: break;
   }
   return tensor.name;
 }
 
-std::uint64_t size_of(const StateTensor& tensor) {
+std::uint64_t size_of(const model::StateTensor& tensor) {
   return std::accumulate(tensor.shape.begin(), tensor.shape.end(), std::uint64_t{1}, std::multiplies<>());
 }
 
-TensorSpec spec_of(const StateTensor& tensor) {
+TensorSpec spec_of(const model::StateTensor& tensor) {
   TensorSpec spec{tensor_name(tensor), Dtype::kF32, {tensor.shape.begin(), tensor.shape.end()}};
   // As it lies.
   if (tensor.positions > 1) {
@@ -52,11 +52,11 @@ bool all_finite(std::span<const float> values) {
 
 /// Rank 0 does the work, and all return what it returns. The others hear from it meanwhile, for ranks that wait for
 /// another for long would call it lost.
-Status on_first(gpu::Communicator* world, const std::function<Status()>& work) {
+Status on_first(ranks::Communicator* world, const std::function<Status()>& work) {
   constexpr std::chrono::milliseconds kRound{20};
   if (world == nullptr) return work();
   const bool works = world->rank() == 0;
-  DUNNOCK_TRY(auto stream, gpu::Stream::create(gpu::Device::cpu()));
+  DUNNOCK_TRY(auto stream, device::Stream::create(device::Device::cpu()));
   std::future<Status> result;
   if (works) result = std::async(std::launch::async, work);
   Status status;
@@ -84,16 +84,16 @@ Status on_first(gpu::Communicator* world, const std::function<Status()>& work) {
 }
 
 /// Bytes of rank 0 to all; the others have room for as many.
-Status tell(gpu::Communicator* world, std::span<std::byte> bytes) {
+Status tell(ranks::Communicator* world, std::span<std::byte> bytes) {
   if (world == nullptr) return {};
-  DUNNOCK_TRY(auto stream, gpu::Stream::create(gpu::Device::cpu()));
+  DUNNOCK_TRY(auto stream, device::Stream::create(device::Device::cpu()));
   world->broadcast<std::byte>({bytes.data(), bytes.size()}, 0, stream);
   return stream.synchronize();
 }
-Status tell(gpu::Communicator* world, std::uint64_t& word) {
+Status tell(ranks::Communicator* world, std::uint64_t& word) {
   return tell(world, std::as_writable_bytes(std::span(&word, 1)));
 }
-Status tell(gpu::Communicator* world, std::string& text) {
+Status tell(ranks::Communicator* world, std::string& text) {
   std::uint64_t size = text.size();
   DUNNOCK_TRY(tell(world, size));
   text.resize(size);
@@ -128,7 +128,7 @@ class Checkpoints::Impl {
     [[nodiscard]] Result<std::optional<std::uint64_t>> find(std::optional<std::uint64_t> version) const;
   };
 
-  Impl(Trainer& trainer, gpu::Communicator* world) : trainer_(trainer), world_(world) {}
+  Impl(Trainer& trainer, ranks::Communicator* world) : trainer_(trainer), world_(world) {}
   ~Impl() {
     if (pending_) (void)pending_->wait();
   }
@@ -148,14 +148,14 @@ class Checkpoints::Impl {
   [[nodiscard]] bool in_place() const;
   /// `position` must stay as long as the sources. Errors: InvalidArgument: values that are not finite.
   [[nodiscard]] Result<std::vector<TensorSource>> sources_of(const Position& position,
-                                                             const std::vector<StateTensor>& mine) const;
+                                                             const std::vector<model::StateTensor>& mine) const;
   Status wait_for_save();
   [[nodiscard]] Status together(const std::function<Status()>& work) const;
   Result<std::optional<Position>> read(std::optional<std::uint64_t> step, std::uint64_t setup,
                                        std::vector<std::vector<float>>& whole) const;
 
   Trainer& trainer_;
-  gpu::Communicator* world_;
+  ranks::Communicator* world_;
   std::optional<Pool> pool_;
   std::unique_ptr<Disk> disk_;
   std::optional<PendingSave> pending_;
@@ -222,7 +222,7 @@ std::string list_of(const std::vector<std::uint64_t>& versions) {
 
 std::uint64_t whole_bytes(const Trainer& trainer) {
   std::uint64_t bytes = sizeof(Position);
-  for (const StateTensor& tensor : trainer.whole_state()) bytes += size_of(tensor) * sizeof(float);
+  for (const model::StateTensor& tensor : trainer.whole_state()) bytes += size_of(tensor) * sizeof(float);
   return bytes;
 }
 
@@ -342,7 +342,7 @@ Result<std::optional<Position>> Checkpoints::Impl::read(std::optional<std::uint6
     return make_error(ErrorCode::kInvalidArgument, "the checkpoint at step " + std::to_string(position.step) +
                                                        " is of another model, other data or another optimizer");
   std::vector<TensorSink> sinks;
-  const std::vector<StateTensor> tensors = trainer_.whole_state();
+  const std::vector<model::StateTensor> tensors = trainer_.whole_state();
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     whole[i].resize(size_of(tensors[i]));
     sinks.push_back({spec_of(tensors[i]), std::as_writable_bytes(std::span(whole[i])), {}});
@@ -354,7 +354,7 @@ Result<std::optional<Position>> Checkpoints::Impl::read(std::optional<std::uint6
 Result<std::optional<Position>> Checkpoints::Impl::resume(std::optional<std::uint64_t> step, std::uint64_t setup) {
   // What is still being copied must not change under it, nor a newer one appear.
   DUNNOCK_TRY(wait_for_save());
-  const std::vector<StateTensor> tensors = trainer_.whole_state();
+  const std::vector<model::StateTensor> tensors = trainer_.whole_state();
   std::vector<std::vector<float>> whole(tensors.size());
   struct Found {
     std::uint64_t there = 0;
@@ -367,7 +367,7 @@ Result<std::optional<Position>> Checkpoints::Impl::resume(std::optional<std::uin
   });
   DUNNOCK_TRY(shared);
   if (world_ != nullptr) {
-    DUNNOCK_TRY(auto stream, gpu::Stream::create(gpu::Device::cpu()));
+    DUNNOCK_TRY(auto stream, device::Stream::create(device::Device::cpu()));
     world_->broadcast<std::byte>({reinterpret_cast<std::byte*>(&found), sizeof(found)}, 0, stream);
     DUNNOCK_TRY(stream.synchronize());
     if (found.there != 0) {
@@ -440,12 +440,12 @@ Result<std::optional<SaveReport>> Checkpoints::Impl::wait() {
 bool Checkpoints::Impl::in_place() const {
   const bool one_stage =
       std::ranges::all_of(trainer_.plan().chunk_devices, [](unsigned device) { return device == 0; });
-  return trainer_.device().backend() == gpu::Backend::kCpu && one_stage;
+  return trainer_.device().backend() == device::Backend::kCpu && one_stage;
 }
 
 Result<std::vector<TensorSource>> Checkpoints::Impl::sources_of(const Position& position,
-                                                                const std::vector<StateTensor>& mine) const {
-  const std::vector<StateTensor> tensors = trainer_.whole_state();
+                                                                const std::vector<model::StateTensor>& mine) const {
+  const std::vector<model::StateTensor> tensors = trainer_.whole_state();
   std::vector<TensorSource> sources;
   const auto add = [&sources](TensorSpec spec, std::span<const std::byte> bytes) {
     TensorSource source;
@@ -457,8 +457,9 @@ Result<std::vector<TensorSource>> Checkpoints::Impl::sources_of(const Position& 
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     std::span<const float> values;
     if (in_place()) {
-      const auto here = std::ranges::find_if(
-          mine, [&](const StateTensor& one) { return one.what == tensors[i].what && one.name == tensors[i].name; });
+      const auto here = std::ranges::find_if(mine, [&](const model::StateTensor& one) {
+        return one.what == tensors[i].what && one.name == tensors[i].name;
+      });
       values = {here->values.device_data(), here->values.size()};
     } else {
       values = gathered_[i];
@@ -511,7 +512,7 @@ Checkpoints::Checkpoints(Checkpoints&&) noexcept = default;
 Checkpoints& Checkpoints::operator=(Checkpoints&&) noexcept = default;
 Checkpoints::~Checkpoints() = default;
 
-Result<Checkpoints> Checkpoints::open(const CheckpointsOptions& options, Trainer& trainer, gpu::Communicator* world) {
+Result<Checkpoints> Checkpoints::open(const CheckpointsOptions& options, Trainer& trainer, ranks::Communicator* world) {
   auto impl = std::make_unique<Impl>(trainer, world);
   DUNNOCK_TRY(impl->open(options));
   return Checkpoints(std::move(impl));
@@ -540,7 +541,8 @@ Result<SaveReport> Checkpoints::save_held(const Position& position, CheckpointNo
 }
 
 Result<std::optional<CheckpointLabel>> Checkpoints::label(const std::string& path, std::optional<MediaKind> media,
-                                                          std::optional<std::uint64_t> step, gpu::Communicator* world) {
+                                                          std::optional<std::uint64_t> step,
+                                                          ranks::Communicator* world) {
   CheckpointLabel label;
   std::uint64_t there = 0;
   const auto read = [&](Pool& pool, MediaKind kind) -> Status {

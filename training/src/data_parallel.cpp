@@ -137,14 +137,14 @@ Plan plan_of(const Step& step, const PlanOptions& options, const Choices& choice
   LayerGraph made = make_layer_graph(step, options.iterations, messages, options.devices, options.link);
 
   Plan plan;
-  gpu::Schedule& schedule = plan.schedule;
+  schedule::Schedule& schedule = plan.schedule;
   schedule.memory_limit_bytes = options.memory_limit_bytes;
   // The link is no part of the device: what it carries slows down nothing.
   schedule.lanes = {{"compute", 0, 1}, {"link", 1, 0}};
   unsigned normed = 0;  // Iterations whose norm there is.
   const auto update = [&](unsigned t, std::size_t layer) {
-    const gpu::OpId op = made.ops[t][layer].update;
-    if (op == gpu::kNoOp) return;
+    const schedule::OpId op = made.ops[t][layer].update;
+    if (op == schedule::kNoOp) return;
     if (step.clips && t >= normed) {
       schedule.slots.push_back({made.norms[t], kCompute, {}});
       normed = t + 1;
@@ -163,24 +163,24 @@ Plan plan_of(const Step& step, const PlanOptions& options, const Choices& choice
     }
     std::vector<bool> computed(step.layers.size());
     std::size_t sent = 0;
-    const auto send = [&](gpu::OpId behind) {
+    const auto send = [&](schedule::OpId behind) {
       for (; sent < link_order.size(); ++sent) {
         const Message& message = messages[link_order[sent]];
         if (!std::ranges::all_of(message.layers, [&](unsigned layer) { return computed[layer]; })) break;
         schedule.slots.push_back({made.messages[t][link_order[sent]], kLink, {}});
-        if (behind != gpu::kNoOp) schedule.slots.back().waits.push_back(behind);
+        if (behind != schedule::kNoOp) schedule.slots.back().waits.push_back(behind);
       }
     };
     for (const Backward& one : backward) {
       const LayerOps& ops = made.ops[t][one.layer];
       schedule.slots.push_back({one.weight ? ops.weight_gradient : ops.output_gradient, kCompute, {}});
       computed[one.layer] = computed[one.layer] || one.weight;
-      if (choices.overlaps) send(gpu::kNoOp);
+      if (choices.overlaps) send(schedule::kNoOp);
     }
     if (!choices.overlaps) send(schedule.slots.back().op);
   }
   for (std::size_t i = 0; i < step.layers.size(); ++i) update(options.iterations - 1, i);
-  gpu::add_waits(made.graph, schedule);
+  schedule::add_waits(made.graph, schedule);
   plan.graph = std::move(made.graph);
   plan.tags = std::move(made.tags);
   plan.messages = messages;

@@ -9,8 +9,8 @@
 namespace dunnock::training {
 namespace {
 
-using gpu::OpKind;
-using gpu::ValueId;
+using schedule::OpKind;
+using schedule::ValueId;
 
 class Maker {
  public:
@@ -34,7 +34,7 @@ class Maker {
  private:
   ValueId value(const std::string& name, std::uint64_t bytes) { return made_.graph.add_value(name, bytes); }
 
-  gpu::OpId add(gpu::Op op, Part part, unsigned layer) {
+  schedule::OpId add(schedule::Op op, Part part, unsigned layer) {
     op.name += suffix_;
     made_.tags.push_back({.part = part, .iteration = iteration_, .chunk = layer});
     return made_.graph.add(std::move(op));
@@ -51,12 +51,12 @@ class Maker {
       kept_[i] = value(named("k", layer.name), layer.kept_bytes - layer.kept_for_weights_bytes);
       kept_for_weights_[i] = value(named("x", layer.name), layer.kept_for_weights_bytes);
       const ValueId output = value(named("y", layer.name), layer.output_bytes);
-      gpu::Op op{.name = named("F", layer.name),
-                 .kind = OpKind::kForward,
-                 .inputs = {weights_[i]},
-                 .outputs = {kept_[i], kept_for_weights_[i], output},
-                 .cost_us = layer.forward.us,
-                 .demand = layer.forward.demand};
+      schedule::Op op{.name = named("F", layer.name),
+                      .kind = OpKind::kForward,
+                      .inputs = {weights_[i]},
+                      .outputs = {kept_[i], kept_for_weights_[i], output},
+                      .cost_us = layer.forward.us,
+                      .demand = layer.forward.demand};
       if (input) op.inputs.push_back(*input);
       if (updated_[i]) op.inputs.push_back(*updated_[i]);
       made_.ops.back()[i].forward = add(std::move(op), Part::kForward, i);
@@ -101,10 +101,10 @@ class Maker {
     made_.messages.emplace_back();
     for (const Message& message : messages_) {
       const ValueId sum = value("s", 0);  // In place.
-      gpu::Op op{.name = named("S", step_.layers[message.layers.front()].name),
-                 .kind = OpKind::kCommunication,
-                 .outputs = {sum},
-                 .cost_us = link_.all_reduce_us(message.bytes, ring_)};
+      schedule::Op op{.name = named("S", step_.layers[message.layers.front()].name),
+                      .kind = OpKind::kCommunication,
+                      .outputs = {sum},
+                      .cost_us = link_.all_reduce_us(message.bytes, ring_)};
       for (const unsigned layer : message.layers) {
         op.inputs.push_back(weight_gradients_[layer]);
         sums_[layer].push_back(sum);
@@ -130,7 +130,7 @@ class Maker {
     norm_.reset();
     if (!step_.clips) return;
     norm_ = value("norm", 0);
-    gpu::Op op{.name = "N", .kind = OpKind::kOther, .outputs = {*norm_}};
+    schedule::Op op{.name = "N", .kind = OpKind::kOther, .outputs = {*norm_}};
     for (unsigned i = 0; i < step_.layers.size(); ++i) {
       if (!has_weights(step_.layers[i])) continue;
       const std::vector<ValueId> gradients = gradients_for(i);
@@ -145,12 +145,12 @@ class Maker {
       const Layer& layer = step_.layers[i];
       if (!has_weights(layer)) continue;
       updated_[i] = value(named("u", layer.name), 0);
-      gpu::Op op{.name = named("U", layer.name),
-                 .kind = OpKind::kUpdate,
-                 .inputs = gradients_for(i),
-                 .outputs = {*updated_[i]},
-                 .cost_us = layer.update.us,
-                 .demand = layer.update.demand};
+      schedule::Op op{.name = named("U", layer.name),
+                      .kind = OpKind::kUpdate,
+                      .inputs = gradients_for(i),
+                      .outputs = {*updated_[i]},
+                      .cost_us = layer.update.us,
+                      .demand = layer.update.demand};
       if (norm_) op.inputs.push_back(*norm_);
       // In place, so not before dO has read the old weights.
       if (weights_read_[i]) op.inputs.push_back(*weights_read_[i]);

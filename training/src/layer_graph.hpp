@@ -9,18 +9,18 @@
 namespace dunnock::training {
 
 struct LayerOps {
-  gpu::OpId forward = gpu::kNoOp;
-  gpu::OpId output_gradient = gpu::kNoOp;  // None of the first layer.
-  gpu::OpId weight_gradient = gpu::kNoOp;  // None where there are no weights.
-  gpu::OpId update = gpu::kNoOp;
+  schedule::OpId forward = schedule::kNoOp;
+  schedule::OpId output_gradient = schedule::kNoOp;  // None of the first layer.
+  schedule::OpId weight_gradient = schedule::kNoOp;  // None where there are no weights.
+  schedule::OpId update = schedule::kNoOp;
 };
 
 struct LayerGraph {
-  gpu::TaskGraph graph;
+  schedule::TaskGraph graph;
   std::vector<OpTag> tags;
-  std::vector<std::vector<LayerOps>> ops;        // [iteration][layer]
-  std::vector<std::vector<gpu::OpId>> messages;  // [iteration][message]
-  std::vector<gpu::OpId> norms;                  // [iteration]; none where nothing is clipped.
+  std::vector<std::vector<LayerOps>> ops;             // [iteration][layer]
+  std::vector<std::vector<schedule::OpId>> messages;  // [iteration][message]
+  std::vector<schedule::OpId> norms;                  // [iteration]; none where nothing is clipped.
 };
 
 [[nodiscard]] inline bool has_weights(const Layer& layer) {

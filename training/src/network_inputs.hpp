@@ -4,29 +4,20 @@
 #include <cstdint>
 #include <vector>
 
-#include "dunnock/gpu/kernels/elementwise.hpp"
-#include "dunnock/gpu/kernels/philox.hpp"
-#include "dunnock/gpu/memory.hpp"
-#include "dunnock/training/models.hpp"
-#include "dunnock/training/network_layer.hpp"
+#include "dunnock/device/memory.hpp"
+#include "dunnock/kernels/elementwise.hpp"
+#include "dunnock/kernels/philox.hpp"
+#include "dunnock/model/models.hpp"
+#include "dunnock/model/network_layer.hpp"
 #include "dunnock/training/trainer.hpp"
 
 namespace dunnock::training {
 
-/// What goes into a model, a row.
-struct InputSizes {
-  std::size_t values = 0;   // of an image; 0: tokens
-  std::size_t tokens = 0;   // of a row; 0: images
-  std::size_t targets = 1;  // of a row
-  std::size_t classes = 0;  // of a target: targets are below it
-};
-[[nodiscard]] InputSizes input_sizes(const ModelOptions& model);
-
 template <class T>
 class NetworkInputs {
  public:
-  [[nodiscard]] static Result<NetworkInputs> create(const ModelOptions& model, std::size_t count, std::size_t rows,
-                                                    gpu::Stream& stream) {
+  [[nodiscard]] static Result<NetworkInputs> create(const model::ModelOptions& model, std::size_t count,
+                                                    std::size_t rows, device::Stream& stream) {
     NetworkInputs made;
     made.sizes_ = input_sizes(model);
     made.rows_ = rows;
@@ -41,31 +32,32 @@ class NetworkInputs {
     return made;
   }
 
-  [[nodiscard]] const InputSizes& sizes() const noexcept { return sizes_; }
+  [[nodiscard]] const model::InputSizes& sizes() const noexcept { return sizes_; }
 
   /// `rows` rows from the beginning of micro-batch `first` on; they may be those of several. The host's memory must
   /// stay until the stream is synchronized.
-  void upload(std::size_t first, std::size_t rows, const StepInput& input, gpu::Stream& stream) {
+  void upload(std::size_t first, std::size_t rows, const StepInput& input, device::Stream& stream) {
     const std::size_t begin = first * rows_;
     const auto part = [&](auto& buffer, std::size_t a_row) {
       return buffer.span().subspan(begin * a_row, rows * a_row);
     };
-    gpu::upload(part(targets_, sizes_.targets), input.targets, stream);
-    if (sizes_.tokens > 0) gpu::upload(part(tokens_, sizes_.tokens), input.tokens, stream);
+    device::upload(part(targets_, sizes_.targets), input.targets, stream);
+    if (sizes_.tokens > 0) device::upload(part(tokens_, sizes_.tokens), input.tokens, stream);
     if (sizes_.values == 0) return;
-    gpu::upload(part(images_, sizes_.values), input.images, stream);
+    device::upload(part(images_, sizes_.values), input.images, stream);
     if constexpr (!std::is_same_v<T, float>)
-      gpu::cast<T, float>(part(images_, sizes_.values), part(casted_, sizes_.values), stream);
+      kernels::run(kernels::Cast<T, float>{.x = part(images_, sizes_.values), .y = part(casted_, sizes_.values)},
+                   stream);
   }
 
   /// Numbers that say nothing, for measurements. Synchronises.
-  [[nodiscard]] Status fill_with_noise(std::size_t count, gpu::Stream& stream) {
+  [[nodiscard]] Status fill_with_noise(std::size_t count, device::Stream& stream) {
     const std::size_t rows = count * rows_;
     std::vector<float> images(rows * sizes_.values);
     std::vector<std::int32_t> tokens(rows * sizes_.tokens);
     std::vector<std::int32_t> targets(rows * sizes_.targets);
-    const auto drawn = [](std::size_t i) { return gpu::philox_block({1, 0}, i).words[0]; };
-    for (std::size_t i = 0; i < images.size(); ++i) images[i] = 2 * gpu::uniform_of(drawn(i)) - 1;
+    const auto drawn = [](std::size_t i) { return kernels::philox_block({1, 0}, i).words[0]; };
+    for (std::size_t i = 0; i < images.size(); ++i) images[i] = 2 * kernels::uniform_of(drawn(i)) - 1;
     for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<std::int32_t>(drawn(i) % sizes_.classes);
     for (std::size_t i = 0; i < targets.size(); ++i)
       targets[i] = static_cast<std::int32_t>(drawn(i + 7) % sizes_.classes);
@@ -74,16 +66,16 @@ class NetworkInputs {
   }
 
   /// Micro-batch `number`, of which `rows` rows count.
-  [[nodiscard]] MicroBatch<T> batch(std::size_t number, std::size_t rows, float gradient_factor) const {
+  [[nodiscard]] model::MicroBatch<T> batch(std::size_t number, std::size_t rows, float gradient_factor) const {
     const std::size_t begin = number * rows_;
     const auto part = [&](const auto& buffer, std::size_t a_row) {
       return buffer.span().subspan(begin * a_row, rows * a_row);
     };
-    MicroBatch<T> batch{.rows = rows,
-                        .tokens = part(tokens_, sizes_.tokens),
-                        .targets = part(targets_, sizes_.targets),
-                        .losses = part(losses_, sizes_.targets),
-                        .gradient_factor = gradient_factor};
+    model::MicroBatch<T> batch{.rows = rows,
+                               .tokens = part(tokens_, sizes_.tokens),
+                               .targets = part(targets_, sizes_.targets),
+                               .losses = part(losses_, sizes_.targets),
+                               .gradient_factor = gradient_factor};
     if constexpr (std::is_same_v<T, float>) {
       batch.images = part(images_, sizes_.values);
     } else {
@@ -92,28 +84,28 @@ class NetworkInputs {
     return batch;
   }
   /// Of `rows` rows from the beginning of micro-batch `first` on.
-  [[nodiscard]] gpu::DeviceSpan<const float> losses(std::size_t first, std::size_t rows) const {
+  [[nodiscard]] device::Span<const float> losses(std::size_t first, std::size_t rows) const {
     return losses_.span().subspan(first * rows_ * sizes_.targets, rows * sizes_.targets);
   }
-  [[nodiscard]] gpu::DeviceSpan<const std::int32_t> targets(std::size_t first, std::size_t rows) const {
+  [[nodiscard]] device::Span<const std::int32_t> targets(std::size_t first, std::size_t rows) const {
     return targets_.span().subspan(first * rows_ * sizes_.targets, rows * sizes_.targets);
   }
 
  private:
   template <class U>
-  [[nodiscard]] static Status make(gpu::Buffer<U>& buffer, std::size_t size, gpu::Stream& stream) {
-    DUNNOCK_TRY(auto made, gpu::Buffer<U>::create(size, stream));
+  [[nodiscard]] static Status make(device::Buffer<U>& buffer, std::size_t size, device::Stream& stream) {
+    DUNNOCK_TRY(auto made, device::Buffer<U>::create(size, stream));
     buffer = std::move(made);
     return {};
   }
 
-  InputSizes sizes_;
+  model::InputSizes sizes_;
   std::size_t rows_ = 0;
-  gpu::Buffer<float> images_;
-  gpu::Buffer<T> casted_;  // The images, where T is not float.
-  gpu::Buffer<std::int32_t> tokens_;
-  gpu::Buffer<std::int32_t> targets_;
-  gpu::Buffer<float> losses_;
+  device::Buffer<float> images_;
+  device::Buffer<T> casted_;  // The images, where T is not float.
+  device::Buffer<std::int32_t> tokens_;
+  device::Buffer<std::int32_t> targets_;
+  device::Buffer<float> losses_;
 };
 
 }  // namespace dunnock::training

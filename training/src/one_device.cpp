@@ -245,7 +245,7 @@ Placement place_at_once(const Step& step, double main_share, bool delays) {
 /// Writes the slots of all iterations.
 class Writer {
  public:
-  Writer(const Step& step, const LayerGraph& made, gpu::Schedule& schedule)
+  Writer(const Step& step, const LayerGraph& made, schedule::Schedule& schedule)
       : step_(step), made_(made), schedule_(schedule) {}
 
   void conventional() {
@@ -276,7 +276,7 @@ class Writer {
       if (layers == 1 && step_.clips) put_all_updates(t);
       for (std::size_t i = 0; i < placement.before.size(); ++i) {
         // Not earlier than it was placed: beside this operation, and not beside one before it.
-        const std::vector<gpu::OpId> begin = last_of_main_;
+        const std::vector<schedule::OpId> begin = last_of_main_;
         for (const unsigned layer : placement.before[i]) put_weight_gradient(ops, layer, kSub, begin);
         if (i >= layers - 1) {
           if (t + 1 < made_.ops.size()) put(made_.ops[t + 1][i - (layers - 1)].forward, kMain);
@@ -307,14 +307,14 @@ class Writer {
     for (std::size_t i = made_.ops[t].size(); i-- > 0;) put(made_.ops[t][i].update, kMain);
   }
 
-  void put(gpu::OpId op, unsigned lane, std::vector<gpu::OpId> waits = {}) {
-    if (op == gpu::kNoOp) return;
+  void put(schedule::OpId op, unsigned lane, std::vector<schedule::OpId> waits = {}) {
+    if (op == schedule::kNoOp) return;
     schedule_.slots.push_back({op, lane, std::move(waits)});
     if (lane == kMain) last_of_main_ = {op};
   }
   void put_weight_gradient(const std::vector<LayerOps>& ops, std::size_t layer, unsigned lane,
-                           const std::vector<gpu::OpId>& waits) {
-    if (ops[layer].weight_gradient == gpu::kNoOp) return;
+                           const std::vector<schedule::OpId>& waits) {
+    if (ops[layer].weight_gradient == schedule::kNoOp) return;
     put(ops[layer].weight_gradient, lane, waits);
     progress_[layer].weight_gradient = true;
     progress_[layer].lane = lane;
@@ -336,8 +336,8 @@ class Writer {
   const Step& step_;
 
   const LayerGraph& made_;
-  gpu::Schedule& schedule_;
-  std::vector<gpu::OpId> last_of_main_;
+  schedule::Schedule& schedule_;
+  std::vector<schedule::OpId> last_of_main_;
   std::vector<Progress> progress_;  // Of the layers, in this iteration.
 };
 
@@ -372,7 +372,7 @@ Plan plan_of(const Step& step, const PlanOptions& options, const std::optional<W
     writer.conventional();
     plan.choice = "conventional order";
   }
-  gpu::add_waits(made.graph, plan.schedule);
+  schedule::add_waits(made.graph, plan.schedule);
   plan.graph = std::move(made.graph);
   plan.tags = std::move(made.tags);
   plan.iterations = options.iterations;

@@ -16,9 +16,9 @@
 namespace dunnock::training {
 namespace {
 
-using gpu::OpId;
-using gpu::OpKind;
-using gpu::ValueId;
+using schedule::OpId;
+using schedule::OpKind;
+using schedule::ValueId;
 
 /// Sums over a chunk's layers.
 struct ChunkSums {
@@ -155,7 +155,7 @@ class Maker {
       }
     }
     plan_.schedule.memory_limit_bytes = options_.memory_limit_bytes;
-    gpu::add_waits(plan_.graph, plan_.schedule);
+    schedule::add_waits(plan_.graph, plan_.schedule);
     plan_.devices = options_.devices;
     plan_.iterations = options_.iterations;
     plan_.chunk_begins = stages_.begins;
@@ -171,7 +171,7 @@ class Maker {
 
   ValueId value(const std::string& name, std::uint64_t bytes) { return plan_.graph.add_value(name, bytes); }
 
-  OpId add(gpu::Op op, const OpTag& tag) {
+  OpId add(schedule::Op op, const OpTag& tag) {
     if (options_.iterations > 1) op.name += named(".", std::to_string(tag.iteration + 1));
     plan_.tags.push_back(tag);
     return plan_.graph.add(std::move(op));
@@ -180,7 +180,7 @@ class Maker {
   void add_iteration(unsigned t) {
     const unsigned chunks = static_cast<unsigned>(stages_.pipe.chunks.size());
     const unsigned m = options_.micro_batches;
-    const auto table = [&] { return std::vector<std::vector<OpId>>(chunks, std::vector<OpId>(m, gpu::kNoOp)); };
+    const auto table = [&] { return std::vector<std::vector<OpId>>(chunks, std::vector<OpId>(m, schedule::kNoOp)); };
     moves_.push_back({table(), table(), table()});
     activations_.push_back(table());
     gradients_.push_back(table());
@@ -194,11 +194,11 @@ class Maker {
         const Chunk& chunk = stages_.pipe.chunks[c];
         kept[c] = value(named("k", of(c)), chunk.kept_bytes - chunk.kept_for_weights_bytes);
         kept_for_weights[c] = value(named("x", of(c)), chunk.kept_for_weights_bytes);
-        gpu::Op op{.name = named("F", of(c)),
-                   .kind = OpKind::kForward,
-                   .inputs = {weights_[c]},
-                   .outputs = {kept[c], kept_for_weights[c]},
-                   .cost_us = chunk.forward_us};
+        schedule::Op op{.name = named("F", of(c)),
+                        .kind = OpKind::kForward,
+                        .inputs = {weights_[c]},
+                        .outputs = {kept[c], kept_for_weights[c]},
+                        .cost_us = chunk.forward_us};
         if (c > 0) op.inputs.push_back(passing);
         if (t > 0) op.inputs.push_back(updated_[c]);
         passing = value(named("y", of(c)), stages_.sums[c].output_bytes);
@@ -211,11 +211,11 @@ class Maker {
       for (unsigned c = chunks; c-- > 0;) {
         const Chunk& chunk = stages_.pipe.chunks[c];
         const ValueId inner = value(named("i", of(c)), 0);
-        gpu::Op op{.name = named("B", of(c)),
-                   .kind = OpKind::kOutputGradient,
-                   .inputs = {weights_[c], passing, kept[c], kept_for_weights[c]},
-                   .outputs = {inner},
-                   .cost_us = chunk.backward_us};
+        schedule::Op op{.name = named("B", of(c)),
+                        .kind = OpKind::kOutputGradient,
+                        .inputs = {weights_[c], passing, kept[c], kept_for_weights[c]},
+                        .outputs = {inner},
+                        .cost_us = chunk.backward_us};
         if (c > 0) {
           passing = value(named("d", of(c - 1)), stages_.sums[c - 1].output_bytes);
           op.outputs.push_back(passing);
@@ -251,10 +251,10 @@ class Maker {
       }
     }
     for (unsigned c = 0; c < chunks; ++c) {
-      gpu::Op update{.name = named("U", stages_.sums[c].name),
-                     .kind = OpKind::kUpdate,
-                     .inputs = gradients[c],
-                     .cost_us = stages_.sums[c].update_us};
+      schedule::Op update{.name = named("U", stages_.sums[c].name),
+                          .kind = OpKind::kUpdate,
+                          .inputs = gradients[c],
+                          .cost_us = stages_.sums[c].update_us};
       for (const unsigned user : stages_.sums[c].used_by)
         update.inputs.insert(update.inputs.end(), gradients[user].begin(), gradients[user].end());
       updated_[c] = value(named("u", stages_.sums[c].name), 0);
@@ -289,12 +289,12 @@ class Maker {
   }
 
   void send(unsigned t, const Action& action) {
-    OpId id = gpu::kNoOp;
+    OpId id = schedule::kNoOp;
     std::vector<OpId> waits;
     if (action.move == Move::kForward) id = activations_[t][action.chunk][action.micro_batch];
     if (action.move == (splits_ ? Move::kBackward : Move::kWeights))
       id = gradients_[t][action.chunk][action.micro_batch];
-    if (id != gpu::kNoOp) {
+    if (id != schedule::kNoOp) {
       // In conventional schedules, a gradient is sent after the W of its stage.
       if (action.move == Move::kWeights) waits.push_back(op(t, action));
       const unsigned sender = stages_.pipe.chunks[action.chunk].device;

@@ -25,8 +25,8 @@ class Maker {
   RankProgram take() {
     program_.schedule.name = plan_.schedule.name;
     lane_of_.assign(plan_.schedule.lanes.size(), kNone);
-    receive_or_compute_.assign(plan_.graph.ops().size(), gpu::kNoOp);
-    for (const gpu::Slot& slot : plan_.schedule.slots) {
+    receive_or_compute_.assign(plan_.graph.ops().size(), schedule::kNoOp);
+    for (const schedule::Slot& slot : plan_.schedule.slots) {
       const OpTag& tag = plan_.tags[slot.op];
       if (is_transfer(tag.part)) {
         const unsigned sender = plan_.chunk_devices[tag.chunk];
@@ -55,25 +55,25 @@ class Maker {
   unsigned send_lane(unsigned receivers_lane) {
     const auto found = send_lane_of_.find(receivers_lane);
     if (found != send_lane_of_.end()) return found->second;
-    gpu::Lane lane = plan_.schedule.lanes[receivers_lane];
+    schedule::Lane lane = plan_.schedule.lanes[receivers_lane];
     lane.name = "to " + lane.name;
     return send_lane_of_[receivers_lane] = add_lane(lane);
   }
-  unsigned add_lane(gpu::Lane lane) {
+  unsigned add_lane(schedule::Lane lane) {
     lane.rank = 0;
     program_.schedule.lanes.push_back(std::move(lane));
     return static_cast<unsigned>(program_.schedule.lanes.size() - 1);
   }
 
-  void add(const gpu::Slot& slot, Role role, unsigned peer, unsigned lane) {
-    const auto id = static_cast<gpu::OpId>(program_.ops.size());
-    const gpu::Op& op = plan_.graph.op(slot.op);
+  void add(const schedule::Slot& slot, Role role, unsigned peer, unsigned lane) {
+    const auto id = static_cast<schedule::OpId>(program_.ops.size());
+    const schedule::Op& op = plan_.graph.op(slot.op);
     std::string name = op.name;
     if (role == Role::kSend) name += ">";
-    gpu::Slot mine{id, lane, {}};
-    for (const gpu::OpId wait : slot.waits) {
+    schedule::Slot mine{id, lane, {}};
+    for (const schedule::OpId wait : slot.waits) {
       // What the other end waits for, it waits for.
-      if (role != Role::kReceive && receive_or_compute_[wait] != gpu::kNoOp)
+      if (role != Role::kReceive && receive_or_compute_[wait] != schedule::kNoOp)
         mine.waits.push_back(receive_or_compute_[wait]);
     }
     program_.ops.push_back({plan_.tags[slot.op], role, peer, 0, std::move(name), op.kind, op.cost_us});
@@ -86,9 +86,9 @@ class Maker {
       program_.computing_lanes.push_back(lane);
   }
 
-  void add_norm(const gpu::Slot& before, unsigned iteration) {
+  void add_norm(const schedule::Slot& before, unsigned iteration) {
     normed_ = iteration;
-    const auto id = static_cast<gpu::OpId>(program_.ops.size());
+    const auto id = static_cast<schedule::OpId>(program_.ops.size());
     program_.ops.push_back({.tag = {.part = Part::kNorm, .iteration = iteration, .device = device_}, .name = "N"});
     // In the lane of the updates, behind all W of it.
     program_.schedule.slots.push_back({id, lane(before.lane), std::exchange(sums_, {})});
@@ -104,14 +104,14 @@ class Maker {
     const std::size_t slots_min = side_by_side ? std::min(2U, plan_.iterations) : 1;
 
     struct Used {
-      std::map<unsigned, gpu::OpId> last_of_lane;  // Of the passenger before.
+      std::map<unsigned, schedule::OpId> last_of_lane;  // Of the passenger before.
     };
     std::vector<Used> slots;
     std::vector<unsigned> free;  // The longest free first.
     struct Ride {
       unsigned slot;
-      std::map<unsigned, gpu::OpId> before;
-      std::map<unsigned, gpu::OpId> mine;
+      std::map<unsigned, schedule::OpId> before;
+      std::map<unsigned, schedule::OpId> mine;
     };
     std::map<Passenger, Ride> rides;
     for (std::size_t i = 0; i < ops.size(); ++i) {
@@ -135,7 +135,7 @@ class Maker {
           if (other != lane && std::ranges::find(waits, op) == waits.end()) waits.push_back(op);
         }
       }
-      ride->second.mine[lane] = static_cast<gpu::OpId>(i);
+      ride->second.mine[lane] = static_cast<schedule::OpId>(i);
       if (last[passenger] != i) continue;
       slots[ride->second.slot].last_of_lane = std::move(ride->second.mine);
       free.push_back(ride->second.slot);
@@ -147,10 +147,10 @@ class Maker {
   unsigned device_;
   bool clips_;
   RankProgram program_;
-  std::vector<unsigned> lane_of_;              // [lane of the plan]
-  std::map<unsigned, unsigned> send_lane_of_;  // by the receiver's lane
-  std::vector<gpu::OpId> receive_or_compute_;  // [operation of the plan]: ours
-  std::vector<gpu::OpId> sums_;
+  std::vector<unsigned> lane_of_;                   // [lane of the plan]
+  std::map<unsigned, unsigned> send_lane_of_;       // by the receiver's lane
+  std::vector<schedule::OpId> receive_or_compute_;  // [operation of the plan]: ours
+  std::vector<schedule::OpId> sums_;
   std::optional<unsigned> normed_;
 };
 

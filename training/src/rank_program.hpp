@@ -15,13 +15,13 @@ struct RankOp {
   unsigned peer = 0;  // Of a transfer: the other device.
   unsigned slot = 0;
   std::string name;
-  gpu::OpKind kind = gpu::OpKind::kOther;
+  schedule::OpKind kind = schedule::OpKind::kOther;
   double cost_us = 0;
 };
 
 struct RankProgram {
   std::vector<RankOp> ops;
-  gpu::Schedule schedule;                 // Its operations are numbers of `ops`; one a slot, in the same order.
+  schedule::Schedule schedule;            // Its operations are numbers of `ops`; one a slot, in the same order.
   std::vector<unsigned> computing_lanes;  // Those with kernels of layers.
   unsigned slots = 1;
 };

@@ -118,12 +118,12 @@ Result<Plan> make_plan(std::string_view name, const Step& step, const PlanOption
   if (!plan) return plan;
   plan->name = plan->schedule.name = name;
   plan->family = one->name.family;
-  DUNNOCK_TRY(gpu::validate(plan->graph, plan->schedule));
+  DUNNOCK_TRY(schedule::validate(plan->graph, plan->schedule));
   return plan;
 }
 
 Result<Figures> figures_of(const Plan& plan) {
-  auto timeline = gpu::simulate(plan.graph, plan.schedule, {.launch_us = plan.launch_us});
+  auto timeline = schedule::simulate(plan.graph, plan.schedule, {.launch_us = plan.launch_us});
   DUNNOCK_TRY(timeline);
   Figures figures;
   figures.step_us = timeline->makespan_us();
@@ -135,9 +135,9 @@ Result<Figures> figures_of(const Plan& plan) {
     double last_begins_us = kNever;
   };
   std::vector<Device> devices(plan.devices);
-  for (const gpu::Interval& one : timeline->intervals) {
+  for (const schedule::Interval& one : timeline->intervals) {
     const OpTag& tag = plan.tags[one.op];
-    if (plan.graph.op(one.op).kind == gpu::OpKind::kCommunication) continue;
+    if (plan.graph.op(one.op).kind == schedule::OpKind::kCommunication) continue;
     if (tag.iteration == 0) figures.work_us += plan.graph.op(one.op).cost_us;
     Device& device = devices[tag.device];
     device.first_us = std::min(device.first_us, one.start_us);

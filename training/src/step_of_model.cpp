@@ -5,19 +5,18 @@
 #include <map>
 #include <utility>
 
-#include "dunnock/gpu/kernels/optimizer.hpp"
-#include "dunnock/gpu/kernels/random.hpp"
-#include "dunnock/training/network.hpp"
-#include "layers/layers.hpp"
+#include "dunnock/kernels/optimizer.hpp"
+#include "dunnock/kernels/random.hpp"
+#include "dunnock/model/network.hpp"
 #include "network_inputs.hpp"
 
 namespace dunnock::training {
 namespace {
 
 template <class T>
-Step estimate(const ModelOptions& model, std::size_t rows, const DeviceRates& rates) {
+Step estimate(const model::ModelOptions& model, std::size_t rows, const DeviceRates& rates) {
   Step step = step_of_model<T>(model, rows, false);
-  const auto layers = std::visit([](const auto& sizes) { return make_layers<T>(sizes); }, model);
+  const auto layers = model::layers_of<T>(model);
   const double flops_per_us = rates.gflops * 1e3;
   const double bytes_per_us = rates.gb_per_s * 1e3;
   for (std::size_t i = 0; i < layers.size(); ++i) {
@@ -41,13 +40,13 @@ double median_of(std::vector<double> values) {
 
 /// Two points in a stream, and the time between them.
 struct Span {
-  gpu::Event begin;
-  gpu::Event end;
+  device::Event begin;
+  device::Event end;
   [[nodiscard]] double us() const { return 1e3 * end.ms_since(begin); }
 };
-Result<Span> make_span(gpu::Device device) {
-  DUNNOCK_TRY(auto begin, gpu::Event::create(device));
-  DUNNOCK_TRY(auto end, gpu::Event::create(device));
+Result<Span> make_span(device::Device device) {
+  DUNNOCK_TRY(auto begin, device::Event::create(device));
+  DUNNOCK_TRY(auto end, device::Event::create(device));
   return Span{std::move(begin), std::move(end)};
 }
 
@@ -56,7 +55,7 @@ Result<Span> make_span(gpu::Device device) {
 template <class T>
 class Profiler {
  public:
-  static Result<Step> run(gpu::Device device, const ModelOptions& model, std::size_t rows,
+  static Result<Step> run(device::Device device, const model::ModelOptions& model, std::size_t rows,
                           const OptimizerOptions& optimizer, const ProfileOptions& options) {
     Profiler profiler(options);
     DUNNOCK_TRY(profiler.make(device, model, rows, optimizer));
@@ -71,21 +70,23 @@ class Profiler {
  private:
   explicit Profiler(const ProfileOptions& options) : options_(options) {}
 
-  Status make(gpu::Device device, const ModelOptions& model, std::size_t rows, const OptimizerOptions& optimizer) {
+  Status make(device::Device device, const model::ModelOptions& model, std::size_t rows,
+              const OptimizerOptions& optimizer) {
     rows_ = rows;
     optimizer_ = optimizer;
     for (int i = 0; i < 2; ++i) {
-      DUNNOCK_TRY(auto stream, gpu::Stream::create(device, {.threads = options_.threads}));
+      DUNNOCK_TRY(auto stream, device::Stream::create(device, {.threads = options_.threads}));
       streams_.push_back(std::move(stream));
     }
-    DUNNOCK_TRY(auto network, Network<T>::create(model, {.slots = options_.micro_batches, .rows = rows}, streams_[0]));
+    DUNNOCK_TRY(auto network,
+                model::Network<T>::create(model, {.slots = options_.micro_batches, .rows = rows}, streams_[0]));
     network_ = std::move(network);
     DUNNOCK_TRY(auto inputs, NetworkInputs<T>::create(model, options_.micro_batches, rows, streams_[0]));
     inputs_ = std::move(inputs);
     DUNNOCK_TRY(inputs_.fill_with_noise(options_.micro_batches, streams_[0]));
-    for (gpu::Stream& stream : streams_) {
+    for (device::Stream& stream : streams_) {
       DUNNOCK_TRY(auto made,
-                  gpu::Buffer<std::byte>::create(std::max<std::size_t>(1, network_.workspace_bytes()), stream));
+                  device::Buffer<std::byte>::create(std::max<std::size_t>(1, network_.workspace_bytes()), stream));
       workspaces_.push_back(std::move(made));
     }
     // Of a micro-batch: forward, dO and dW of each layer; then one of the update.
@@ -98,48 +99,52 @@ class Profiler {
 
   /// Updates move bytes: measured for all weights.
   Status make_table() {
-    const Parameters<T>& parameters = network_.parameters();
-    std::vector<gpu::OptimizerTensor<float>> table;
+    const model::Parameters<T>& parameters = network_.parameters();
+    std::vector<kernels::OptimizerTensor<float>> table;
     for (std::size_t i = 0; i < parameters.tensors().size(); ++i) {
       if (parameters.tensors()[i].owner) continue;
-      gpu::OptimizerTensor<float> entry{.weights = parameters.master(i).device_data(),
-                                        .first_moment = parameters.first_moment(i).device_data(),
-                                        .second_moment = parameters.second_moment(i).device_data(),
-                                        .gradient = parameters.gradient(i).device_data(),
-                                        .size = parameters.tensors()[i].size};
+      kernels::OptimizerTensor<float> entry{.weights = parameters.master(i).device_data(),
+                                            .first_moment = parameters.first_moment(i).device_data(),
+                                            .second_moment = parameters.second_moment(i).device_data(),
+                                            .gradient = parameters.gradient(i).device_data(),
+                                            .size = parameters.tensors()[i].size};
       if constexpr (!std::is_same_v<T, float>) entry.copy = parameters.weight(i).device_data();
       table.push_back(entry);
     }
-    chunks_ = gpu::lay_out<float>(std::span(table));
-    DUNNOCK_TRY(auto on_device, gpu::Buffer<gpu::OptimizerTensor<float>>::create(table.size(), streams_[0]));
+    chunks_ = kernels::lay_out<float>(std::span(table));
+    DUNNOCK_TRY(auto on_device, device::Buffer<kernels::OptimizerTensor<float>>::create(table.size(), streams_[0]));
     table_ = std::move(on_device);
-    gpu::upload(table_.span(), table, streams_[0]);
+    device::upload(table_.span(), table, streams_[0]);
     return streams_[0].synchronize();  // For `table` goes.
   }
 
-  [[nodiscard]] NetworkRun<T> on(std::size_t stream, const MicroBatch<T>& batch, unsigned micro_batch) {
+  [[nodiscard]] model::NetworkRun<T> on(std::size_t stream, const model::MicroBatch<T>& batch, unsigned micro_batch) {
     return {.batch = batch,
             .slot = micro_batch,
             .adds = micro_batch > 0,
             .workspace = workspaces_[stream].span(),
             .stream = streams_[stream]};
   }
-  [[nodiscard]] MicroBatch<T> batch(unsigned micro_batch) const {
+  [[nodiscard]] model::MicroBatch<T> batch(unsigned micro_batch) const {
     return inputs_.batch(micro_batch, rows_, 1.0F / static_cast<float>(rows_));
   }
   void update() {
-    const gpu::OptimizerTable<float> all{table_.span(), chunks_};
+    const kernels::OptimizerTable<float> all{table_.span(), chunks_};
     if (optimizer_.kind == OptimizerKind::kAdamw) {
-      gpu::adamw<float>(all, gpu::AdamwStep{.learning_rate = 0}, {}, streams_[0]);
+      kernels::run(kernels::Adamw<float>{.table = all, .step = kernels::AdamwStep{.learning_rate = 0}, .factor = {}},
+                   streams_[0]);
     } else {
-      gpu::sgd<float>(all, gpu::SgdStep{.learning_rate = 0, .momentum = optimizer_.momentum}, {}, streams_[0]);
+      kernels::run(kernels::Sgd<float>{.table = all,
+                                       .step = kernels::SgdStep{.learning_rate = 0, .momentum = optimizer_.momentum},
+                                       .factor = {}},
+                   streams_[0]);
     }
   }
 
   /// All forwards, then all gradients; the median of all micro-batches and repeats.
   Status passes(Step& step) {
     const unsigned layers = network_.layers();
-    gpu::Stream& main = streams_[0];
+    device::Stream& main = streams_[0];
     std::vector<std::vector<double>> times(std::size_t{3} * layers + 1);
     for (unsigned repeat = 0; repeat <= options_.repeats; ++repeat) {
       std::vector<std::size_t> what;  // [span]
@@ -149,14 +154,14 @@ class Profiler {
         main.record(spans_[what.size()].end);
         what.push_back(index);
       };
-      std::vector<MicroBatch<T>> batches;
+      std::vector<model::MicroBatch<T>> batches;
       for (unsigned m = 0; m < options_.micro_batches; ++m) batches.push_back(batch(m));
       for (unsigned m = 0; m < options_.micro_batches; ++m) {
-        const NetworkRun<T> run = on(0, batches[m], m);
+        const model::NetworkRun<T> run = on(0, batches[m], m);
         for (unsigned i = 0; i < layers; ++i) timed(std::size_t{3} * i, [&] { network_.forward(i, run); });
       }
       for (unsigned m = 0; m < options_.micro_batches; ++m) {
-        const NetworkRun<T> run = on(0, batches[m], m);
+        const model::NetworkRun<T> run = on(0, batches[m], m);
         for (unsigned i = layers; i-- > 0;) {
           if (i > 0) timed(std::size_t{3} * i + 1, [&] { network_.output_gradient(i, run); });
           if (step.layers[i].gradient_bytes > 0)
@@ -185,9 +190,9 @@ class Profiler {
   /// device, as far as this can tell: together for the shorter's time, slowed down by what they ask for beyond one
   /// device. The last layer's dO and forward are taken to ask for what its dW does.
   Status pairs(Step& step) {
-    const MicroBatch<T> some = batch(0);
-    const NetworkRun<T> on_main = on(0, some, 0);
-    const NetworkRun<T> on_side = on(1, some, 0);
+    const model::MicroBatch<T> some = batch(0);
+    const model::NetworkRun<T> on_main = on(0, some, 0);
+    const model::NetworkRun<T> on_side = on(1, some, 0);
     for (unsigned i = network_.layers(); i-- > 2;) {
       Layer& layer = step.layers[i];
       Layer& below = step.layers[i - 1];
@@ -213,7 +218,7 @@ class Profiler {
         streams_[1].record(spans_[1].end);
         streams_[0].wait(spans_[1].end);
         streams_[0].record(spans_[0].end);
-        for (gpu::Stream& stream : streams_) {
+        for (device::Stream& stream : streams_) {
           DUNNOCK_TRY(stream.synchronize());
         }
         if (repeat > 0) both.push_back(spans_[0].us());
@@ -231,59 +236,60 @@ class Profiler {
   ProfileOptions options_;
   OptimizerOptions optimizer_;
   std::size_t rows_ = 0;
-  std::vector<gpu::Stream> streams_;
-  Network<T> network_;
+  std::vector<device::Stream> streams_;
+  model::Network<T> network_;
   NetworkInputs<T> inputs_;
-  std::vector<gpu::Buffer<std::byte>> workspaces_;  // [stream]
+  std::vector<device::Buffer<std::byte>> workspaces_;  // [stream]
   std::vector<Span> spans_;
-  gpu::Buffer<gpu::OptimizerTensor<float>> table_;
+  device::Buffer<kernels::OptimizerTensor<float>> table_;
   std::size_t chunks_ = 0;
 };
 
 }  // namespace
 
 template <class T>
-Step step_of_model(const ModelOptions& model, std::size_t rows, bool clips) {
-  const auto layers = std::visit([](const auto& sizes) { return make_layers<T>(sizes); }, model);
+Step step_of_model(const model::ModelOptions& model, std::size_t rows, bool clips) {
+  const auto layers = model::layers_of<T>(model);
   Step step{.name = to_string(model), .clips = clips};
   std::map<std::string, unsigned> owners;
   for (unsigned i = 0; i < layers.size(); ++i) {
-    const LayerBytes bytes = layers[i]->bytes(rows);
+    const model::LayerBytes bytes = layers[i]->bytes(rows);
     Layer layer{.name = layers[i]->name(),
                 .block = layers[i]->block(),
                 .output_bytes = bytes.output,
                 .kept_bytes = bytes.kept,
                 .kept_for_weights_bytes = bytes.kept_for_weights,
                 .weights_behind_output = layers[i]->weights_behind_output()};
-    for (const ParameterSpec& spec : layers[i]->parameters()) {
-      layer.gradient_bytes += aligned_values(spec.size()) * sizeof(float);
+    for (const model::ParameterSpec& spec : layers[i]->parameters()) {
+      layer.gradient_bytes += model::aligned_values(spec.size()) * sizeof(float);
       if (spec.tied) {
         layer.tied_to = owners.at(spec.name);
         continue;
       }
       owners.emplace(spec.name, i);
       // Masters, moments, and the copies that kernels read.
-      layer.weight_bytes += aligned_values(spec.size()) * (12 + (sizeof(T) == 4 ? 0 : sizeof(T)));
+      layer.weight_bytes += model::aligned_values(spec.size()) * (12 + (sizeof(T) == 4 ? 0 : sizeof(T)));
     }
     step.layers.push_back(layer);
   }
   return step;
 }
-template Step step_of_model<float>(const ModelOptions&, std::size_t, bool);
-template Step step_of_model<gpu::Bf16>(const ModelOptions&, std::size_t, bool);
+template Step step_of_model<float>(const model::ModelOptions&, std::size_t, bool);
+template Step step_of_model<device::Bf16>(const model::ModelOptions&, std::size_t, bool);
 
-Step estimate_step(const ModelOptions& model, DataType type, std::size_t rows, const DeviceRates& rates) {
-  return type == DataType::kF32 ? estimate<float>(model, rows, rates) : estimate<gpu::Bf16>(model, rows, rates);
+Step estimate_step(const model::ModelOptions& model, model::DataType type, std::size_t rows, const DeviceRates& rates) {
+  return type == model::DataType::kF32 ? estimate<float>(model, rows, rates)
+                                       : estimate<device::Bf16>(model, rows, rates);
 }
 
-Result<Step> profile_step(gpu::Device device, const ModelOptions& model, DataType type, std::size_t rows,
-                          const OptimizerOptions& optimizer, const ProfileOptions& options) {
+Result<Step> profile_step(device::Device device, const model::ModelOptions& model, model::DataType type,
+                          std::size_t rows, const OptimizerOptions& optimizer, const ProfileOptions& options) {
   if (rows == 0) return make_error(ErrorCode::kInvalidArgument, "a micro-batch has rows");
   if (options.repeats == 0) return make_error(ErrorCode::kInvalidArgument, "a measurement is repeated");
   DUNNOCK_TRY(check(model));
   if (options.micro_batches == 0) return make_error(ErrorCode::kInvalidArgument, "a step has a micro-batch");
-  return type == DataType::kF32 ? Profiler<float>::run(device, model, rows, optimizer, options)
-                                : Profiler<gpu::Bf16>::run(device, model, rows, optimizer, options);
+  return type == model::DataType::kF32 ? Profiler<float>::run(device, model, rows, optimizer, options)
+                                       : Profiler<device::Bf16>::run(device, model, rows, optimizer, options);
 }
 
 }  // namespace dunnock::training

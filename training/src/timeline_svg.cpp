@@ -64,8 +64,8 @@ void add_text(std::string& svg, double x, double y, std::string_view text, std::
 
 }  // namespace
 
-std::string to_svg(const Plan& plan, const gpu::Timeline& timeline, const SvgOptions& options) {
-  const auto shown = [&](const gpu::Interval& one) {
+std::string to_svg(const Plan& plan, const schedule::Timeline& timeline, const SvgOptions& options) {
+  const auto shown = [&](const schedule::Interval& one) {
     const Part part = plan.tags[one.op].part;
     const bool transfer = part == Part::kSendActivation || part == Part::kSendGradient;
     return one.end_us > one.start_us && (!transfer || options.shows_transfers);
@@ -73,7 +73,7 @@ std::string to_svg(const Plan& plan, const gpu::Timeline& timeline, const SvgOpt
   std::vector<bool> used(plan.schedule.lanes.size());
   double end_us = 0;
   std::vector<Part> parts;
-  for (const gpu::Interval& one : timeline.intervals) {
+  for (const schedule::Interval& one : timeline.intervals) {
     if (!shown(one)) continue;
     used[one.lane] = true;
     end_us = std::max(end_us, one.end_us);
@@ -117,7 +117,7 @@ std::string to_svg(const Plan& plan, const gpu::Timeline& timeline, const SvgOpt
   for (std::size_t lane = 0; lane < used.size(); ++lane) {
     if (used[lane]) add_text(svg, 4, y[lane] + kRow - 5, plan.schedule.lanes[lane].name);
   }
-  for (const gpu::Interval& one : timeline.intervals) {
+  for (const schedule::Interval& one : timeline.intervals) {
     if (!shown(one)) continue;
     const OpTag& tag = plan.tags[one.op];
     const double left = kLabel + one.start_us * scale;
@@ -136,7 +136,8 @@ std::string to_svg(const Plan& plan, const gpu::Timeline& timeline, const SvgOpt
   return svg + "</svg>\n";
 }
 
-Status write_svg(const std::string& path, const Plan& plan, const gpu::Timeline& timeline, const SvgOptions& options) {
+Status write_svg(const std::string& path, const Plan& plan, const schedule::Timeline& timeline,
+                 const SvgOptions& options) {
   return write_output_file(path, to_svg(plan, timeline, options));
 }
 

@@ -9,12 +9,12 @@
 #include <numeric>
 #include <utility>
 
-#include "dunnock/gpu/executor.hpp"
-#include "dunnock/gpu/kernels/cross_entropy.hpp"
-#include "dunnock/gpu/kernels/elementwise.hpp"
-#include "dunnock/gpu/kernels/optimizer.hpp"
-#include "dunnock/gpu/kernels/reduce.hpp"
-#include "dunnock/training/network.hpp"
+#include "dunnock/kernels/cross_entropy.hpp"
+#include "dunnock/kernels/elementwise.hpp"
+#include "dunnock/kernels/optimizer.hpp"
+#include "dunnock/kernels/reduce.hpp"
+#include "dunnock/model/network.hpp"
+#include "dunnock/schedule/executor.hpp"
 #include "network_inputs.hpp"
 #include "rank_program.hpp"
 #include "step_of_model.hpp"
@@ -26,19 +26,19 @@ tl::unexpected<Error> invalid(std::string what) { return make_error(ErrorCode::k
 
 /// A piece of device memory, or why there is none.
 template <class U>
-Status make_buffer(gpu::Buffer<U>& buffer, std::size_t size, gpu::Stream& stream) {
-  DUNNOCK_TRY(auto made, gpu::Buffer<U>::create(size, stream));
+Status make_buffer(device::Buffer<U>& buffer, std::size_t size, device::Stream& stream) {
+  DUNNOCK_TRY(auto made, device::Buffer<U>::create(size, stream));
   buffer = std::move(made);
   return {};
 }
 
-unsigned size_of(const gpu::Communicator* ranks) { return ranks == nullptr ? 1 : ranks->size(); }
-unsigned rank_of(const gpu::Communicator* ranks) { return ranks == nullptr ? 0 : ranks->rank(); }
+unsigned size_of(const ranks::Communicator* ranks) { return ranks == nullptr ? 1 : ranks->size(); }
+unsigned rank_of(const ranks::Communicator* ranks) { return ranks == nullptr ? 0 : ranks->rank(); }
 
 template <class T>
 class TrainerOf final : public Trainer {
  public:
-  TrainerOf(gpu::Stream main, const TrainerOptions& options, const Ranks& ranks)
+  TrainerOf(device::Stream main, const TrainerOptions& options, const Ranks& ranks)
       : options_(options), ranks_(ranks), main_(std::move(main)) {}
 
   Status set_up() {
@@ -76,7 +76,7 @@ class TrainerOf final : public Trainer {
   }
 
   Result<Evaluation> evaluate(const StepInput& input) override {
-    const InputSizes& sizes = inputs_.sizes();
+    const model::InputSizes& sizes = inputs_.sizes();
     if (sizes.targets == 0 || input.targets.size() % sizes.targets != 0) return invalid("an evaluation has whole rows");
     const std::size_t rows = input.targets.size() / sizes.targets;
     DUNNOCK_TRY(check_input(input, rows));
@@ -92,7 +92,7 @@ class TrainerOf final : public Trainer {
 
   Result<std::vector<float>> logits(const StepInput& row) override {
     if (size_of(ranks_.pipeline) > 1) return invalid("a stage of a pipeline has no logits of its own");
-    const InputSizes& sizes = inputs_.sizes();
+    const model::InputSizes& sizes = inputs_.sizes();
     StepInput one = row;
     std::vector<std::int32_t> targets;
     if (row.targets.empty()) {
@@ -104,7 +104,7 @@ class TrainerOf final : public Trainer {
     forward_all(1);
     const std::size_t count = sizes.targets * sizes.classes;
     std::vector<T> values(count);
-    gpu::download(std::span(values), network_.logits(0).subspan(0, count), main_);
+    device::download(std::span(values), network_.logits(0).subspan(0, count), main_);
     DUNNOCK_TRY(main_.synchronize());
     std::vector<float> floats(count);
     std::ranges::transform(values, floats.begin(), [](T value) { return static_cast<float>(value); });
@@ -119,45 +119,45 @@ class TrainerOf final : public Trainer {
   std::uint64_t steps_done() const override { return steps_done_; }
   void set_steps_done(std::uint64_t steps) override { steps_done_ = steps; }
 
-  std::vector<StateTensor> state() const override {
-    std::vector<StateTensor> state;
-    const Parameters<T>& parameters = network_.parameters();
-    const auto add = [&](std::size_t i, StateTensor::What what, gpu::DeviceSpan<float> values) {
-      const ParameterSpec& spec = parameters.tensors()[i].spec;
+  std::vector<model::StateTensor> state() const override {
+    std::vector<model::StateTensor> state;
+    const model::Parameters<T>& parameters = network_.parameters();
+    const auto add = [&](std::size_t i, model::StateTensor::What what, device::Span<float> values) {
+      const model::ParameterSpec& spec = parameters.tensors()[i].spec;
       state.push_back({spec.name, what, spec.shape, spec.positions, values});
     };
     for (std::size_t i = 0; i < parameters.tensors().size(); ++i) {
       if (parameters.tensors()[i].owner) continue;
-      add(i, StateTensor::What::kWeight, parameters.master(i));
+      add(i, model::StateTensor::What::kWeight, parameters.master(i));
       if (options_.optimizer.kind == OptimizerKind::kAdamw || options_.optimizer.momentum != 0)
-        add(i, StateTensor::What::kFirstMoment, parameters.first_moment(i));
+        add(i, model::StateTensor::What::kFirstMoment, parameters.first_moment(i));
       if (options_.optimizer.kind == OptimizerKind::kAdamw)
-        add(i, StateTensor::What::kSecondMoment, parameters.second_moment(i));
+        add(i, model::StateTensor::What::kSecondMoment, parameters.second_moment(i));
     }
     for (std::size_t i = 0; i < parameters.states().size(); ++i) {
-      const StateSpec& spec = parameters.states()[i].spec;
-      state.push_back({spec.name, StateTensor::What::kStatistic, {spec.size}, 1, parameters.state(i)});
+      const model::StateSpec& spec = parameters.states()[i].spec;
+      state.push_back({spec.name, model::StateTensor::What::kStatistic, {spec.size}, 1, parameters.state(i)});
     }
     return state;
   }
 
-  std::vector<StateTensor> whole_state() const override {
-    std::vector<StateTensor> state;
-    for_whole_state([&](unsigned, StateTensor tensor) { state.push_back(std::move(tensor)); });
+  std::vector<model::StateTensor> whole_state() const override {
+    std::vector<model::StateTensor> state;
+    for_whole_state([&](unsigned, model::StateTensor tensor) { state.push_back(std::move(tensor)); });
     return state;
   }
 
   Result<std::vector<std::vector<float>>> gather() override {
-    const std::vector<StateTensor> whole = whole_state();
-    const std::vector<StateTensor> mine = state();
+    const std::vector<model::StateTensor> whole = whole_state();
+    const std::vector<model::StateTensor> mine = state();
     const bool collects = rank_of(ranks_.pipeline) == 0;
     std::vector<std::vector<float>> values(collects ? whole.size() : 0);
-    gpu::Buffer<float> arrived;
+    device::Buffer<float> arrived;
     for (std::size_t i = 0; i < whole.size(); ++i) {
-      const StateTensor* here = find(mine, whole[i]);
+      const model::StateTensor* here = find(mine, whole[i]);
       const std::size_t size = values_of(whole[i]);
       const unsigned holder = holder_of(i);
-      gpu::DeviceSpan<float> from = here != nullptr ? here->values : gpu::DeviceSpan<float>();
+      device::Span<float> from = here != nullptr ? here->values : device::Span<float>();
       if (holder != 0) {
         if (rank_of(ranks_.pipeline) == holder) ranks_.pipeline->send<float>(from, 0, main_);
         if (!collects) continue;
@@ -170,16 +170,16 @@ class TrainerOf final : public Trainer {
       }
       if (!collects) continue;
       values[i].resize(size);
-      gpu::download(std::span(values[i]), from, main_);
+      device::download(std::span(values[i]), from, main_);
     }
     DUNNOCK_TRY(main_.synchronize());
     return values;
   }
 
   Status load(std::span<const std::vector<float>> whole) override {
-    const std::vector<StateTensor> names = whole_state();
+    const std::vector<model::StateTensor> names = whole_state();
     if (whole.size() != names.size()) return invalid("the state has another number of tensors");
-    const std::vector<StateTensor> mine = state();
+    const std::vector<model::StateTensor> mine = state();
     // All of it before the first copy, which reads `whole` when its turn comes.
     for (std::size_t i = 0; i < names.size(); ++i) {
       if (!whole[i].empty() && whole[i].size() != values_of(names[i]))
@@ -187,15 +187,15 @@ class TrainerOf final : public Trainer {
                        std::to_string(whole[i].size()));
     }
     for (std::size_t i = 0; i < names.size(); ++i) {
-      const StateTensor* here = find(mine, names[i]);
-      if (here != nullptr && !whole[i].empty()) gpu::upload(here->values, whole[i], main_);
+      const model::StateTensor* here = find(mine, names[i]);
+      if (here != nullptr && !whole[i].empty()) device::upload(here->values, whole[i], main_);
     }
     network_.parameters().refresh_weights(main_);
     return main_.synchronize();
   }
 
   const TrainerOptions& options() const override { return options_; }
-  gpu::Device device() const override { return main_.device(); }
+  device::Device device() const override { return main_.device(); }
   unsigned data_rank() const override { return rank_of(ranks_.data); }
 
   void before_next_update(std::function<Status()> wait) override {
@@ -214,42 +214,44 @@ class TrainerOf final : public Trainer {
   }
 
   Status hold_updates(std::function<Status()> gate) override {
-    if (is_pipeline() || options_.as_graph || main_.device().backend() != gpu::Backend::kCpu)
+    if (is_pipeline() || options_.as_graph || main_.device().backend() != device::Backend::kCpu)
       return make_error(ErrorCode::kUnsupported, "updates are held of data-parallel ranks of the CPU");
     gate_ = std::move(gate);
     return {};
   }
-  std::vector<StateTensor> held_state() const override {
-    std::vector<StateTensor> held = state();
+  std::vector<model::StateTensor> held_state() const override {
+    std::vector<model::StateTensor> held = state();
     std::size_t begin = 0;
-    for (StateTensor& tensor : held) {
-      if (tensor.what != StateTensor::What::kStatistic || held_statistics_.empty()) continue;
-      tensor.values = gpu::DeviceSpan<float>(held_statistics_.data() + begin, tensor.values.size());
+    for (model::StateTensor& tensor : held) {
+      if (tensor.what != model::StateTensor::What::kStatistic || held_statistics_.empty()) continue;
+      tensor.values = device::Span<float>(held_statistics_.data() + begin, tensor.values.size());
       begin += tensor.values.size();
     }
     return held;
   }
 
-  Result<gpu::Timeline> last_run() const override {
+  Result<schedule::Timeline> last_run() const override {
     if (last_ == nullptr) return invalid("nothing has run yet");
     return last_->executor->last_run();
   }
-  const gpu::TaskGraph& rank_graph() const override { return (last_ != nullptr ? *last_ : *whole()).graph; }
-  const gpu::Schedule& rank_schedule() const override { return (last_ != nullptr ? *last_ : *whole()).rank.schedule; }
+  const schedule::TaskGraph& rank_graph() const override { return (last_ != nullptr ? *last_ : *whole()).graph; }
+  const schedule::Schedule& rank_schedule() const override {
+    return (last_ != nullptr ? *last_ : *whole()).rank.schedule;
+  }
 
  private:
   /// A plan for some steps, and what this rank runs of it.
   struct Program {
     Plan plan;
     RankProgram rank;
-    gpu::TaskGraph graph;
-    std::vector<gpu::Buffer<std::byte>> workspaces;  // [lane]; of those that compute
-    std::optional<gpu::Executor> executor;
+    schedule::TaskGraph graph;
+    std::vector<device::Buffer<std::byte>> workspaces;  // [lane]; of those that compute
+    std::optional<schedule::Executor> executor;
     unsigned runs = 0;
   };
   /// What updates a layer's tensors at once.
   struct Table {
-    gpu::Buffer<gpu::OptimizerTensor<float>> tensors;
+    device::Buffer<kernels::OptimizerTensor<float>> tensors;
     std::size_t chunks = 0;
   };
 
@@ -262,12 +264,15 @@ class TrainerOf final : public Trainer {
   [[nodiscard]] float gradient_factor() const {
     return 1.0F / static_cast<float>(step_rows() * input_sizes(options_.model).targets);
   }
-  static const StateTensor* find(const std::vector<StateTensor>& tensors, const StateTensor& wanted) {
-    const auto same = [&wanted](const StateTensor& one) { return one.what == wanted.what && one.name == wanted.name; };
+  static const model::StateTensor* find(const std::vector<model::StateTensor>& tensors,
+                                        const model::StateTensor& wanted) {
+    const auto same = [&wanted](const model::StateTensor& one) {
+      return one.what == wanted.what && one.name == wanted.name;
+    };
     const auto found = std::ranges::find_if(tensors, same);
     return found == tensors.end() ? nullptr : &*found;
   }
-  static std::size_t values_of(const StateTensor& tensor) {
+  static std::size_t values_of(const model::StateTensor& tensor) {
     return std::accumulate(tensor.shape.begin(), tensor.shape.end(), std::size_t{1}, std::multiplies<>());
   }
   /// visit(layer, tensor) of the whole model: parameters, and then what forward passes keep.
@@ -275,25 +280,25 @@ class TrainerOf final : public Trainer {
   void for_whole_state(const Visit& visit) const {
     const bool adamw = options_.optimizer.kind == OptimizerKind::kAdamw;
     for (unsigned l = 0; l < network_.layers(); ++l) {
-      for (const ParameterSpec& spec : network_.layer(l).parameters()) {
+      for (const model::ParameterSpec& spec : network_.layer(l).parameters()) {
         if (spec.tied) continue;
-        const auto add = [&](StateTensor::What what) {
-          visit(l, StateTensor{spec.name, what, spec.shape, spec.positions, {}});
+        const auto add = [&](model::StateTensor::What what) {
+          visit(l, model::StateTensor{spec.name, what, spec.shape, spec.positions, {}});
         };
-        add(StateTensor::What::kWeight);
-        if (adamw || options_.optimizer.momentum != 0) add(StateTensor::What::kFirstMoment);
-        if (adamw) add(StateTensor::What::kSecondMoment);
+        add(model::StateTensor::What::kWeight);
+        if (adamw || options_.optimizer.momentum != 0) add(model::StateTensor::What::kFirstMoment);
+        if (adamw) add(model::StateTensor::What::kSecondMoment);
       }
     }
     for (unsigned l = 0; l < network_.layers(); ++l) {
-      for (const StateSpec& spec : network_.layer(l).states())
-        visit(l, StateTensor{spec.name, StateTensor::What::kStatistic, {spec.size}, 1, {}});
+      for (const model::StateSpec& spec : network_.layer(l).states())
+        visit(l, model::StateTensor{spec.name, model::StateTensor::What::kStatistic, {spec.size}, 1, {}});
     }
   }
   /// The stage that has tensor `number` of whole_state(); of a tied one, its owner.
   [[nodiscard]] unsigned holder_of(std::size_t number) const {
     std::vector<unsigned> layers;
-    for_whole_state([&](unsigned layer, const StateTensor&) { layers.push_back(layer); });
+    for_whole_state([&](unsigned layer, const model::StateTensor&) { layers.push_back(layer); });
     return stage_of(layers.at(number));
   }
   [[nodiscard]] const Program* whole() const { return programs_.at(window()).get(); }
@@ -303,7 +308,7 @@ class TrainerOf final : public Trainer {
   /// Lanes side by side share the processors.
   void share_threads() {
     const bool shares = options_.threads == 0 && options_.schedule == "multi-stream";
-    if (shares && main_.device().backend() == gpu::Backend::kCpu)
+    if (shares && main_.device().backend() == device::Backend::kCpu)
       options_.threads = std::max(1U, main_.device().info().processors / 2);
   }
 
@@ -339,15 +344,15 @@ class TrainerOf final : public Trainer {
       for (Cost* cost : {&layer.forward, &layer.output_gradient, &layer.weight_gradient, &layer.update})
         all.push_back(cost);
     }
-    for (gpu::Communicator* group : {ranks_.data, ranks_.pipeline}) {
+    for (ranks::Communicator* group : {ranks_.data, ranks_.pipeline}) {
       if (size_of(group) == 1) continue;
-      gpu::Buffer<float> on_device;
+      device::Buffer<float> on_device;
       DUNNOCK_TRY(make_buffer(on_device, all.size(), main_));
       std::vector<float> us;
       for (const Cost* cost : all) us.push_back(static_cast<float>(cost->us));
-      gpu::upload(on_device.span(), us, main_);
-      group->all_reduce<float>(on_device.span(), gpu::Reduction::kMean, main_);
-      gpu::download(std::span(us), on_device.span(), main_);
+      device::upload(on_device.span(), us, main_);
+      group->all_reduce<float>(on_device.span(), ranks::Reduction::kMean, main_);
+      device::download(std::span(us), on_device.span(), main_);
       DUNNOCK_TRY(main_.synchronize());
       for (std::size_t i = 0; i < all.size(); ++i) all[i]->us = static_cast<double>(us[i]);
     }
@@ -372,7 +377,7 @@ class TrainerOf final : public Trainer {
   }
 
   Status make_network(const Program& program) {
-    NetworkOptions network_options{.slots = program.rank.slots, .rows = options_.rows, .seed = options_.seed};
+    model::NetworkOptions network_options{.slots = program.rank.slots, .rows = options_.rows, .seed = options_.seed};
     if (is_pipeline()) {
       const Plan& plan = program.plan;
       for (std::size_t c = 0; c < plan.chunk_begins.size(); ++c) {
@@ -382,7 +387,7 @@ class TrainerOf final : public Trainer {
         }
       }
     }
-    DUNNOCK_TRY(auto network, Network<T>::create(options_.model, network_options, main_));
+    DUNNOCK_TRY(auto network, model::Network<T>::create(options_.model, network_options, main_));
     network_ = std::move(network);
     return {};
   }
@@ -403,50 +408,50 @@ class TrainerOf final : public Trainer {
     DUNNOCK_TRY(make_buffer(factors_, window(), main_));
     DUNNOCK_TRY(make_buffer(stage_norms_, size_of(ranks_.pipeline), main_));
     DUNNOCK_TRY(make_buffer(results_, 3, main_));
-    gpu::fill<float>(means_, 0, main_);
-    const InputSizes sizes = input_sizes(options_.model);
+    kernels::run(kernels::Fill<float>{.y = means_, .value = 0}, main_);
+    const model::InputSizes sizes = input_sizes(options_.model);
     return make_buffer(guesses_, options_.rows * sizes.targets, main_);
   }
 
   Status make_tables() {
-    const Parameters<T>& parameters = network_.parameters();
-    std::vector<gpu::ReduceTensor<float>> counted;
+    const model::Parameters<T>& parameters = network_.parameters();
+    std::vector<kernels::ReduceTensor<float>> counted;
     tables_.resize(network_.layers());
     std::size_t largest_tie = 0;
     for (unsigned l = 0; l < network_.layers(); ++l) {
-      std::vector<gpu::OptimizerTensor<float>> table;
+      std::vector<kernels::OptimizerTensor<float>> table;
       const auto [first, last] = parameters.of_layer(l);
       for (std::size_t i = first; i < last; ++i) {
         const auto& tensor = parameters.tensors()[i];
         if (tensor.far_tie) largest_tie = std::max(largest_tie, tensor.size);
         if (tensor.owner) continue;
-        gpu::OptimizerTensor<float> entry{.weights = parameters.master(i).device_data(),
-                                          .first_moment = parameters.first_moment(i).device_data(),
-                                          .second_moment = parameters.second_moment(i).device_data(),
-                                          .gradient = parameters.gradient(i).device_data(),
-                                          .size = tensor.size,
-                                          .decay = tensor.spec.decays ? options_.optimizer.weight_decay : 0};
+        kernels::OptimizerTensor<float> entry{.weights = parameters.master(i).device_data(),
+                                              .first_moment = parameters.first_moment(i).device_data(),
+                                              .second_moment = parameters.second_moment(i).device_data(),
+                                              .gradient = parameters.gradient(i).device_data(),
+                                              .size = tensor.size,
+                                              .decay = tensor.spec.decays ? options_.optimizer.weight_decay : 0};
         if constexpr (!std::is_same_v<T, float>) entry.copy = parameters.weight(i).device_data();
         table.push_back(entry);
         // What is tied to another stage's counts there.
         if (!tensor.spec.tied) counted.push_back({parameters.gradient(i).device_data(), tensor.size});
       }
-      tables_[l].chunks = gpu::lay_out<float>(std::span(table));
+      tables_[l].chunks = kernels::lay_out<float>(std::span(table));
       if (table.empty()) continue;
       DUNNOCK_TRY(make_buffer(tables_[l].tensors, table.size(), main_));
-      gpu::upload(tables_[l].tensors.span(), table, main_);
+      device::upload(tables_[l].tensors.span(), table, main_);
       DUNNOCK_TRY(main_.synchronize());  // For `table` goes.
     }
     if (largest_tie > 0) {
       DUNNOCK_TRY(make_buffer(other_end_, largest_tie, main_));
     }
-    norm_chunks_ = gpu::lay_out<float>(std::span(counted));
+    norm_chunks_ = kernels::lay_out<float>(std::span(counted));
     DUNNOCK_TRY(make_buffer(norm_table_, counted.size(), main_));
-    gpu::upload(norm_table_.span(), counted, main_);
-    std::vector<gpu::ReduceTensor<float>> stages{{stage_norms_.span().device_data(), stage_norms_.size()}};
-    stage_norm_chunks_ = gpu::lay_out<float>(std::span(stages));
+    device::upload(norm_table_.span(), counted, main_);
+    std::vector<kernels::ReduceTensor<float>> stages{{stage_norms_.span().device_data(), stage_norms_.size()}};
+    stage_norm_chunks_ = kernels::lay_out<float>(std::span(stages));
     DUNNOCK_TRY(make_buffer(stage_norm_table_, stages.size(), main_));
-    gpu::upload(stage_norm_table_.span(), stages, main_);
+    device::upload(stage_norm_table_.span(), stages, main_);
     DUNNOCK_TRY(make_buffer(norm_workspace_, norm_chunks_ + stage_norm_chunks_, main_));
     return main_.synchronize();
   }
@@ -480,14 +485,14 @@ class TrainerOf final : public Trainer {
   }
   Status make_executor(Program& program, bool as_graph) {
     DUNNOCK_TRY(auto executor,
-                gpu::Executor::create(
+                schedule::Executor::create(
                     main_.device(), program.graph, program.rank.schedule,
                     {.measures = options_.measures && !as_graph, .as_graph = as_graph, .threads = options_.threads}));
     program.executor.emplace(std::move(executor));
     return {};
   }
 
-  std::function<void(gpu::Stream&)> issue_of(Program& program, const RankOp& op, unsigned lane, bool adds) {
+  std::function<void(device::Stream&)> issue_of(Program& program, const RankOp& op, unsigned lane, bool adds) {
     const OpTag tag = op.tag;
     const unsigned begin =
         is_pipeline() && !program.plan.chunk_begins.empty() && tag.chunk < program.plan.chunk_begins.size()
@@ -498,30 +503,30 @@ class TrainerOf final : public Trainer {
     const unsigned peer = op.peer;
     switch (tag.part) {
       case Part::kForward:
-        return [=, this, &program](gpu::Stream& stream) {
-          const MicroBatch<T> batch = batch_of(tag);
+        return [=, this, &program](device::Stream& stream) {
+          const model::MicroBatch<T> batch = batch_of(tag);
           for (unsigned l = begin; l < end; ++l) network_.forward(l, run_of(batch, slot, adds, program, lane, stream));
         };
       case Part::kOutputGradient:
-        return [=, this, &program](gpu::Stream& stream) {
-          const MicroBatch<T> batch = batch_of(tag);
+        return [=, this, &program](device::Stream& stream) {
+          const model::MicroBatch<T> batch = batch_of(tag);
           for (unsigned l = end; l-- > std::max(begin, 1U);)
             network_.output_gradient(l, run_of(batch, slot, adds, program, lane, stream));
         };
       case Part::kWeightGradient:
-        return [=, this, &program](gpu::Stream& stream) {
-          const MicroBatch<T> batch = batch_of(tag);
+        return [=, this, &program](device::Stream& stream) {
+          const model::MicroBatch<T> batch = batch_of(tag);
           for (unsigned l = end; l-- > begin;)
             network_.weight_gradient(l, run_of(batch, slot, adds, program, lane, stream));
         };
-      case Part::kUpdate: return [=, this](gpu::Stream& stream) { update(tag.iteration, begin, end, stream); };
+      case Part::kUpdate: return [=, this](device::Stream& stream) { update(tag.iteration, begin, end, stream); };
       case Part::kNorm:
-        return [=, this](gpu::Stream& stream) {
+        return [=, this](device::Stream& stream) {
           if (clips()) norm(tag.iteration, stream);
           if (gate_) stream.run("waits to update", gate_);
         };
       case Part::kAllReduce:
-        return [=, this, &program](gpu::Stream& stream) { all_reduce(program.plan, tag, begin, end, stream); };
+        return [=, this, &program](device::Stream& stream) { all_reduce(program.plan, tag, begin, end, stream); };
       case Part::kSendActivation:
       case Part::kSendGradient: break;
     }
@@ -529,8 +534,8 @@ class TrainerOf final : public Trainer {
     const bool activation = tag.part == Part::kSendActivation;
     const unsigned between = activation ? end - 1 : begin - 1;
     const bool sends = op.role == Role::kSend;
-    return [=, this](gpu::Stream& stream) {
-      const gpu::DeviceSpan<T> values =
+    return [=, this](device::Stream& stream) {
+      const device::Span<T> values =
           activation ? network_.value(between, slot, options_.rows) : network_.gradient(between, slot, options_.rows);
       if (sends) {
         ranks_.pipeline->send<T>(values, peer, stream);
@@ -540,14 +545,14 @@ class TrainerOf final : public Trainer {
     };
   }
 
-  [[nodiscard]] MicroBatch<T> batch_of(const OpTag& tag) const {
+  [[nodiscard]] model::MicroBatch<T> batch_of(const OpTag& tag) const {
     // Plans without micro-batches compute the last.
     const unsigned micro_batch = is_pipeline() ? tag.micro_batch : options_.micro_batches - 1;
     return inputs_.batch(std::size_t{tag.iteration} * options_.micro_batches + micro_batch, options_.rows,
                          gradient_factor());
   }
-  [[nodiscard]] NetworkRun<T> run_of(const MicroBatch<T>& batch, unsigned slot, bool adds, const Program& program,
-                                     unsigned lane, gpu::Stream& stream) const {
+  [[nodiscard]] model::NetworkRun<T> run_of(const model::MicroBatch<T>& batch, unsigned slot, bool adds,
+                                            const Program& program, unsigned lane, device::Stream& stream) const {
     return {.batch = batch,
             .slot = slot,
             .adds = adds,
@@ -556,70 +561,87 @@ class TrainerOf final : public Trainer {
             .stream = stream};
   }
 
-  void all_reduce(const Plan& plan, const OpTag& tag, unsigned begin, unsigned end, gpu::Stream& stream) {
+  void all_reduce(const Plan& plan, const OpTag& tag, unsigned begin, unsigned end, device::Stream& stream) {
     if (size_of(ranks_.data) == 1) return;
     if (is_pipeline()) {
-      ranks_.data->all_reduce<float>(network_.parameters().layer_gradients(begin, end - 1), gpu::Reduction::kMean,
+      ranks_.data->all_reduce<float>(network_.parameters().layer_gradients(begin, end - 1), ranks::Reduction::kMean,
                                      stream);
       return;
     }
     const Message& message = plan.messages[tag.message];
     const auto [first, last] = std::ranges::minmax(message.layers);
-    const gpu::DeviceSpan<float> gradients = network_.parameters().layer_gradients(first, last);
+    const device::Span<float> gradients = network_.parameters().layer_gradients(first, last);
     const std::size_t first_value = message.first_byte / sizeof(float);
-    ranks_.data->all_reduce<float>(gradients.subspan(first_value, message.bytes / sizeof(float)), gpu::Reduction::kMean,
-                                   stream);
+    ranks_.data->all_reduce<float>(gradients.subspan(first_value, message.bytes / sizeof(float)),
+                                   ranks::Reduction::kMean, stream);
   }
 
   /// The gradients of tied tensors become the sum of both ends', on both.
-  void add_ties(unsigned begin, unsigned end, gpu::Stream& stream) {
-    const Parameters<T>& parameters = network_.parameters();
+  void add_ties(unsigned begin, unsigned end, device::Stream& stream) {
+    const model::Parameters<T>& parameters = network_.parameters();
     for (unsigned l = begin; l < end; ++l) {
       const auto [first, last] = parameters.of_layer(l);
       for (std::size_t i = first; i < last; ++i) {
         const auto& tensor = parameters.tensors()[i];
-        const gpu::DeviceSpan<float> mine = parameters.gradient(i);
-        if (tensor.tied) gpu::add_scaled<float>(mine, parameters.gradient(*tensor.tied), 1, mine, stream);
+        const device::Span<float> mine = parameters.gradient(i);
+        if (tensor.tied)
+          kernels::run(
+              kernels::AddScaled<float>{.a = mine, .b = parameters.gradient(*tensor.tied), .factor = 1, .y = mine},
+              stream);
         if (!tensor.far_tie) continue;
-        const gpu::DeviceSpan<float> theirs = other_end_.span().subspan(0, tensor.size);
+        const device::Span<float> theirs = other_end_.span().subspan(0, tensor.size);
         const unsigned me = rank_of(ranks_.pipeline);
         // GPT's table, which the first layer owns and the last uses.
         const unsigned peer = tensor.spec.tied ? first_stage() : last_stage();
-        gpu::Communicator& sums = *ranks_.pipeline_sums;
+        ranks::Communicator& sums = *ranks_.pipeline_sums;
         if (me < peer) sums.send<float>(mine, peer, stream);
         sums.receive<float>(theirs, peer, stream);
         if (me > peer) sums.send<float>(mine, peer, stream);
-        gpu::add_scaled<float>(mine, theirs, 1, mine, stream);
+        kernels::run(kernels::AddScaled<float>{.a = mine, .b = theirs, .factor = 1, .y = mine}, stream);
       }
     }
   }
   [[nodiscard]] unsigned first_stage() const { return stage_of_layer_.front(); }
   [[nodiscard]] unsigned last_stage() const { return stage_of_layer_.back(); }
 
-  void norm(unsigned iteration, gpu::Stream& stream) {
+  void norm(unsigned iteration, device::Stream& stream) {
     add_ties(0, network_.layers(), stream);
-    const gpu::DeviceSpan<float> result = norms_.span().subspan(iteration, 1);
-    gpu::gradient_norm<float>({norm_table_.span(), norm_chunks_}, result, norm_workspace_.span(), stream);
+    const device::Span<float> result = norms_.span().subspan(iteration, 1);
+    kernels::run(
+        kernels::GradientNorm<float>{
+            .table = {norm_table_.span(), norm_chunks_}, .norm = result, .workspace = norm_workspace_.span()},
+        stream);
     if (size_of(ranks_.pipeline) > 1) {
       ranks_.pipeline_sums->all_gather<float>(result, stage_norms_.span(), stream);
-      gpu::gradient_norm<float>({stage_norm_table_.span(), stage_norm_chunks_}, result, norm_workspace_.span(), stream);
+      kernels::run(kernels::GradientNorm<float>{.table = {stage_norm_table_.span(), stage_norm_chunks_},
+                                                .norm = result,
+                                                .workspace = norm_workspace_.span()},
+                   stream);
     }
-    gpu::clip_factor(result, options_.optimizer.clip, factors_.span().subspan(iteration, 1), stream);
+    kernels::run(
+        kernels::ClipFactor{
+            .norm = result, .norm_max = options_.optimizer.clip, .factor = factors_.span().subspan(iteration, 1)},
+        stream);
   }
   [[nodiscard]] bool clips() const { return options_.optimizer.clip > 0; }
 
-  void update(unsigned iteration, unsigned begin, unsigned end, gpu::Stream& stream) {
+  void update(unsigned iteration, unsigned begin, unsigned end, device::Stream& stream) {
     if (iteration == 0 && before_next_update_) stream.run("waits for the snapshot", before_next_update_);
     if (!clips()) add_ties(begin, end, stream);
-    const gpu::DeviceSpan<const float> factor =
-        clips() ? factors_.span().subspan(iteration, 1) : gpu::DeviceSpan<float>();
+    const device::Span<const float> factor = clips() ? factors_.span().subspan(iteration, 1) : device::Span<float>();
     for (unsigned l = begin; l < end; ++l) {
       if (tables_[l].tensors.size() == 0) continue;
-      const gpu::OptimizerTable<float> table{tables_[l].tensors.span(), tables_[l].chunks};
+      const kernels::OptimizerTable<float> table{tables_[l].tensors.span(), tables_[l].chunks};
       if (options_.optimizer.kind == OptimizerKind::kAdamw) {
-        gpu::adamw<float>(table, adamw_steps_.span().subspan(iteration, 1), factor, stream);
+        kernels::run(
+            kernels::AdamwFromDevice<float>{
+                .table = table, .step = adamw_steps_.span().subspan(iteration, 1), .factor = factor},
+            stream);
       } else {
-        gpu::sgd<float>(table, sgd_steps_.span().subspan(iteration, 1), factor, stream);
+        kernels::run(
+            kernels::SgdFromDevice<float>{
+                .table = table, .step = sgd_steps_.span().subspan(iteration, 1), .factor = factor},
+            stream);
       }
     }
   }
@@ -627,7 +649,7 @@ class TrainerOf final : public Trainer {
   // ----- running ----------------------------------------------------------------------------------------------------
 
   [[nodiscard]] Status check_input(const StepInput& input, std::size_t rows) const {
-    const InputSizes& sizes = inputs_.sizes();
+    const model::InputSizes& sizes = inputs_.sizes();
     const auto wrong = [](const char* what, std::size_t is, std::size_t wanted) {
       return invalid("a step wants " + std::to_string(wanted) + " " + what + ", not " + std::to_string(is));
     };
@@ -646,7 +668,8 @@ class TrainerOf final : public Trainer {
     return {};
   }
 
-  static StepInput part_of(const StepInput& input, std::size_t first, std::size_t rows, const InputSizes& sizes) {
+  static StepInput part_of(const StepInput& input, std::size_t first, std::size_t rows,
+                           const model::InputSizes& sizes) {
     const auto part = [&](auto values, std::size_t a_row) { return values.subspan(first * a_row, rows * a_row); };
     return {.images = part(input.images, sizes.values),
             .tokens = part(input.tokens, sizes.tokens),
@@ -670,9 +693,9 @@ class TrainerOf final : public Trainer {
     if (gate_) {
       // What forward passes change already.
       held_statistics_.clear();
-      for (const StateTensor& tensor : state()) {
+      for (const model::StateTensor& tensor : state()) {
         const float* const values = tensor.values.device_data();
-        if (tensor.what == StateTensor::What::kStatistic)
+        if (tensor.what == model::StateTensor::What::kStatistic)
           held_statistics_.insert(held_statistics_.end(), values, values + tensor.values.size());
       }
     }
@@ -684,8 +707,8 @@ class TrainerOf final : public Trainer {
     if (options_.as_graph && program->runs == 1) {
       DUNNOCK_TRY(make_executor(*program, true));
     }
-    std::vector<gpu::AdamwStep> adamw_steps;
-    std::vector<gpu::SgdStep> sgd_steps;
+    std::vector<kernels::AdamwStep> adamw_steps;
+    std::vector<kernels::SgdStep> sgd_steps;
     const OptimizerOptions& optimizer = options_.optimizer;
     for (unsigned t = 0; t < count; ++t) {
       inputs_.upload(std::size_t{t} * options_.micro_batches, step_rows(), steps[t], main_);
@@ -696,8 +719,8 @@ class TrainerOf final : public Trainer {
                              .step = steps_done_ + t + 1});
       sgd_steps.push_back({steps[t].learning_rate, optimizer.momentum, optimizer.nesterov});
     }
-    gpu::upload(adamw_steps_.span().subspan(0, count), adamw_steps, main_);
-    gpu::upload(sgd_steps_.span().subspan(0, count), sgd_steps, main_);
+    device::upload(adamw_steps_.span().subspan(0, count), adamw_steps, main_);
+    device::upload(sgd_steps_.span().subspan(0, count), sgd_steps, main_);
     if (accumulates_apart()) accumulate();
     program->executor->run(main_);
     ++program->runs;
@@ -710,13 +733,13 @@ class TrainerOf final : public Trainer {
   /// All micro-batches but the last, one after the other.
   void accumulate() {
     for (unsigned m = 0; m + 1 < options_.micro_batches; ++m) {
-      const MicroBatch<T> batch = inputs_.batch(m, options_.rows, gradient_factor());
-      const NetworkRun<T> run{.batch = batch,
-                              .slot = 0,
-                              .adds = m > 0,
-                              .training = true,
-                              .workspace = main_workspace_.span(),
-                              .stream = main_};
+      const model::MicroBatch<T> batch = inputs_.batch(m, options_.rows, gradient_factor());
+      const model::NetworkRun<T> run{.batch = batch,
+                                     .slot = 0,
+                                     .adds = m > 0,
+                                     .training = true,
+                                     .workspace = main_workspace_.span(),
+                                     .stream = main_};
       for (unsigned l = 0; l < network_.layers(); ++l) network_.forward(l, run);
       for (unsigned l = network_.layers(); l-- > 0;) {
         if (l > 0) network_.output_gradient(l, run);
@@ -730,16 +753,19 @@ class TrainerOf final : public Trainer {
     if (has_losses) {
       for (unsigned t = 0; t < count; ++t) {
         const std::size_t first = std::size_t{t} * options_.micro_batches;
-        gpu::cross_entropy_mean(inputs_.losses(first, step_rows()), inputs_.targets(first, step_rows()), -100,
-                                means_.span().subspan(t, 1), main_);
+        kernels::run(kernels::CrossEntropyMean{.losses = inputs_.losses(first, step_rows()),
+                                               .targets = inputs_.targets(first, step_rows()),
+                                               .ignore_index = -100,
+                                               .mean = means_.span().subspan(t, 1)},
+                     main_);
       }
     }
-    if (size_of(ranks_.data) > 1) ranks_.data->all_reduce<float>(means_.span(), gpu::Reduction::kMean, main_);
+    if (size_of(ranks_.data) > 1) ranks_.data->all_reduce<float>(means_.span(), ranks::Reduction::kMean, main_);
     if (size_of(ranks_.pipeline) > 1) ranks_.pipeline->broadcast<float>(means_.span(), last_stage(), main_);
     std::vector<float> means(count);
     std::vector<float> norms(count);
-    gpu::download(std::span(means), means_.span().subspan(0, count), main_);
-    if (clips()) gpu::download(std::span(norms), norms_.span().subspan(0, count), main_);
+    device::download(std::span(means), means_.span().subspan(0, count), main_);
+    if (clips()) device::download(std::span(norms), norms_.span().subspan(0, count), main_);
     const Status done = main_.synchronize();
     DUNNOCK_TRY(program.executor->synchronize());
     if (!done) return done;
@@ -753,13 +779,13 @@ class TrainerOf final : public Trainer {
 
   /// In evaluation, on the first slot; values of other stages are sent and received where they are due.
   void forward_all(std::size_t rows) {
-    const MicroBatch<T> batch = evaluation_.batch(0, rows, 1);
-    const NetworkRun<T> run{.batch = batch,
-                            .slot = 0,
-                            .adds = false,
-                            .training = false,
-                            .workspace = main_workspace_.span(),
-                            .stream = main_};
+    const model::MicroBatch<T> batch = evaluation_.batch(0, rows, 1);
+    const model::NetworkRun<T> run{.batch = batch,
+                                   .slot = 0,
+                                   .adds = false,
+                                   .training = false,
+                                   .workspace = main_workspace_.span(),
+                                   .stream = main_};
     for (unsigned l = 0; l < network_.layers(); ++l) {
       if (network_.held(l)) network_.forward(l, run);
       if (l + 1 == network_.layers() || stage_of(l) == stage_of(l + 1)) continue;
@@ -772,27 +798,30 @@ class TrainerOf final : public Trainer {
   Status evaluate_some(const StepInput& input, std::size_t rows, Evaluation& sum) {
     evaluation_.upload(0, rows, input, main_);
     forward_all(rows);
-    const InputSizes& sizes = inputs_.sizes();
+    const model::InputSizes& sizes = inputs_.sizes();
     const std::size_t targets = rows * sizes.targets;
     std::vector<float> losses(targets);
     std::vector<std::int32_t> guesses(targets);
     double results[2] = {};
     if (network_.held(network_.layers() - 1)) {
-      gpu::argmax_rows<T>(network_.logits(0).subspan(0, targets * sizes.classes), guesses_.span().subspan(0, targets),
-                          {}, {.rows = targets, .columns = sizes.classes}, main_);
-      gpu::download(std::span(losses), evaluation_.losses(0, rows), main_);
-      gpu::download(std::span(guesses), guesses_.span().subspan(0, targets), main_);
+      kernels::run(kernels::ArgmaxRows<T>{.x = network_.logits(0).subspan(0, targets * sizes.classes),
+                                          .indices = guesses_.span().subspan(0, targets),
+                                          .values = {},
+                                          .shape = {.rows = targets, .columns = sizes.classes}},
+                   main_);
+      device::download(std::span(losses), evaluation_.losses(0, rows), main_);
+      device::download(std::span(guesses), guesses_.span().subspan(0, targets), main_);
       DUNNOCK_TRY(main_.synchronize());
       results[0] = std::accumulate(losses.begin(), losses.end(), 0.0);
       for (std::size_t i = 0; i < targets; ++i) results[1] += guesses[i] == input.targets[i] ? 1 : 0;
     }
     if (size_of(ranks_.pipeline) > 1) {
       const auto bytes = std::as_writable_bytes(std::span(results));
-      const gpu::DeviceSpan<std::byte> on_device(reinterpret_cast<std::byte*>(results_.span().device_data()),
-                                                 bytes.size());
-      gpu::upload(on_device, bytes, main_);
+      const device::Span<std::byte> on_device(reinterpret_cast<std::byte*>(results_.span().device_data()),
+                                              bytes.size());
+      device::upload(on_device, bytes, main_);
       ranks_.pipeline->broadcast<std::byte>(on_device, last_stage(), main_);
-      gpu::download(bytes, on_device, main_);
+      device::download(bytes, on_device, main_);
     }
     DUNNOCK_TRY(main_.synchronize());
     sum.loss += results[0];
@@ -804,28 +833,28 @@ class TrainerOf final : public Trainer {
   TrainerOptions options_;
   Ranks ranks_;
   Family family_ = Family::kOneDevice;
-  gpu::Stream main_;
+  device::Stream main_;
   Step costs_;
-  Network<T> network_;
+  model::Network<T> network_;
   NetworkInputs<T> inputs_;      // [step of the window][micro-batch]
   NetworkInputs<T> evaluation_;  // one micro-batch
-  gpu::Buffer<std::byte> main_workspace_;
-  gpu::Buffer<gpu::AdamwStep> adamw_steps_;  // (window), as what follows
-  gpu::Buffer<gpu::SgdStep> sgd_steps_;
-  gpu::Buffer<float> means_;
-  gpu::Buffer<float> norms_;
-  gpu::Buffer<float> factors_;
-  gpu::Buffer<float> stage_norms_;  // (stages)
-  gpu::Buffer<double> results_;
-  gpu::Buffer<std::int32_t> guesses_;     // (rows * targets of a row)
+  device::Buffer<std::byte> main_workspace_;
+  device::Buffer<kernels::AdamwStep> adamw_steps_;  // (window), as what follows
+  device::Buffer<kernels::SgdStep> sgd_steps_;
+  device::Buffer<float> means_;
+  device::Buffer<float> norms_;
+  device::Buffer<float> factors_;
+  device::Buffer<float> stage_norms_;  // (stages)
+  device::Buffer<double> results_;
+  device::Buffer<std::int32_t> guesses_;  // (rows * targets of a row)
   std::vector<Table> tables_;             // [layer]
   std::vector<unsigned> stage_of_layer_;  // Of a pipeline.
-  gpu::Buffer<gpu::ReduceTensor<float>> norm_table_;
+  device::Buffer<kernels::ReduceTensor<float>> norm_table_;
   std::size_t norm_chunks_ = 0;
-  gpu::Buffer<gpu::ReduceTensor<float>> stage_norm_table_;
+  device::Buffer<kernels::ReduceTensor<float>> stage_norm_table_;
   std::size_t stage_norm_chunks_ = 0;
-  gpu::Buffer<float> norm_workspace_;
-  gpu::Buffer<float> other_end_;                           // Of a tie to another stage: its gradient.
+  device::Buffer<float> norm_workspace_;
+  device::Buffer<float> other_end_;                        // Of a tie to another stage: its gradient.
   std::map<unsigned, std::unique_ptr<Program>> programs_;  // by steps
   std::unique_ptr<Program> held_program_;                  // Of one step, whose updates are held.
   std::function<Status()> gate_;
@@ -837,8 +866,8 @@ class TrainerOf final : public Trainer {
 };
 
 template <class T>
-Result<std::unique_ptr<Trainer>> create_of(gpu::Device device, const TrainerOptions& options, const Ranks& ranks) {
-  DUNNOCK_TRY(auto main, gpu::Stream::create(device, {.priority = 1, .threads = options.threads}));
+Result<std::unique_ptr<Trainer>> create_of(device::Device device, const TrainerOptions& options, const Ranks& ranks) {
+  DUNNOCK_TRY(auto main, device::Stream::create(device, {.priority = 1, .threads = options.threads}));
   auto trainer = std::make_unique<TrainerOf<T>>(std::move(main), options, ranks);
   DUNNOCK_TRY(trainer->set_up());
   return trainer;
@@ -846,24 +875,7 @@ Result<std::unique_ptr<Trainer>> create_of(gpu::Device device, const TrainerOpti
 
 }  // namespace
 
-InputSizes input_sizes(const ModelOptions& model) {
-  struct Sizes {
-    InputSizes operator()(const MlpOptions& mlp) const { return {.values = mlp.inputs, .classes = mlp.classes}; }
-    InputSizes operator()(const CnnOptions& cnn) const { return {.values = cnn.image.size(), .classes = cnn.classes}; }
-    InputSizes operator()(const ResNetOptions& resnet) const {
-      return {.values = resnet.image.size(), .classes = resnet.classes};
-    }
-    InputSizes operator()(const DenseNetOptions& dense) const {
-      return {.values = dense.image.size(), .classes = dense.classes};
-    }
-    InputSizes operator()(const GptOptions& gpt) const {
-      return {.tokens = gpt.context, .targets = gpt.context, .classes = gpt.vocabulary};
-    }
-  };
-  return std::visit(Sizes{}, model);
-}
-
-Result<std::unique_ptr<Trainer>> Trainer::create(gpu::Device device, const TrainerOptions& options,
+Result<std::unique_ptr<Trainer>> Trainer::create(device::Device device, const TrainerOptions& options,
                                                  const Ranks& ranks) {
   if (options.rows == 0) return invalid("a micro-batch has rows");
   if (options.micro_batches == 0) return invalid("a step has a micro-batch");
@@ -872,8 +884,8 @@ Result<std::unique_ptr<Trainer>> Trainer::create(gpu::Device device, const Train
     return invalid("stages of a pipeline need a communicator for what they add up");
   if (options.optimizer.nesterov && options.optimizer.momentum == 0) return invalid("Nesterov's way needs a momentum");
   DUNNOCK_TRY(check(options.model));
-  return options.type == DataType::kF32 ? create_of<float>(device, options, ranks)
-                                        : create_of<gpu::Bf16>(device, options, ranks);
+  return options.type == model::DataType::kF32 ? create_of<float>(device, options, ranks)
+                                               : create_of<device::Bf16>(device, options, ranks);
 }
 
 }  // namespace dunnock::training

@@ -9,20 +9,18 @@
 namespace dunnock::gpu_check {
 namespace {
 
-using namespace dunnock::gpu;
-
 /// Keys on a device, and what a call says of them.
 class Keys {
  public:
-  Keys(const std::vector<std::uint64_t>& keys, Stream& stream)
-      : keys_(std::move(*Buffer<std::uint64_t>::create(keys.size(), stream))),
-        answers_(std::move(*Buffer<std::uint8_t>::create(keys.size(), stream))),
+  Keys(const std::vector<std::uint64_t>& keys, device::Stream& stream)
+      : keys_(std::move(*device::Buffer<std::uint64_t>::create(keys.size(), stream))),
+        answers_(std::move(*device::Buffer<std::uint8_t>::create(keys.size(), stream))),
         stream_(stream) {
     upload(keys_.span(), keys, stream);
     (void)stream.synchronize();  // `keys` may go.
   }
-  [[nodiscard]] DeviceSpan<const std::uint64_t> span() const { return keys_.span(); }
-  [[nodiscard]] DeviceSpan<std::uint8_t> answers() const { return answers_.span(); }
+  [[nodiscard]] device::Span<const std::uint64_t> span() const { return keys_.span(); }
+  [[nodiscard]] device::Span<std::uint8_t> answers() const { return answers_.span(); }
   /// The answers of the last call.
   [[nodiscard]] Result<std::vector<std::uint8_t>> back() {
     std::vector<std::uint8_t> answers(answers_.size(), 9);
@@ -32,15 +30,15 @@ class Keys {
   }
 
  private:
-  Buffer<std::uint64_t> keys_;
-  Buffer<std::uint8_t> answers_;
-  Stream& stream_;
+  device::Buffer<std::uint64_t> keys_;
+  device::Buffer<std::uint8_t> answers_;
+  device::Stream& stream_;
 };
 
 std::size_t yes(const std::vector<std::uint8_t>& answers) {
   return static_cast<std::size_t>(std::ranges::count(answers, 1));
 }
-Result<std::vector<std::uint64_t>> words_of(DeviceSpan<std::uint64_t> there, Stream& stream) {
+Result<std::vector<std::uint64_t>> words_of(device::Span<std::uint64_t> there, device::Stream& stream) {
   std::vector<std::uint64_t> words(there.size());
   download(words, there, stream);
   DUNNOCK_TRY(stream.synchronize());
@@ -52,9 +50,9 @@ std::vector<std::uint64_t> random_keys(std::mt19937_64& random, std::size_t coun
   return keys;
 }
 
-std::string check_keys(Device device) {
-  auto stream = std::move(*Stream::create(device));
-  auto there = std::move(*Buffer<std::uint64_t>::create(1001, stream));
+std::string check_keys(device::Device device) {
+  auto stream = std::move(*device::Stream::create(device));
+  auto there = std::move(*device::Buffer<std::uint64_t>::create(1001, stream));
   make_keys(there.span(), 7, stream);
   const auto keys = words_of(there.span(), stream);
   if (!keys) return keys.error().message;
@@ -64,10 +62,10 @@ std::string check_keys(Device device) {
   return "";
 }
 
-std::string check_bloom(Device device, std::size_t count, std::uint64_t seed) {
+std::string check_bloom(device::Device device, std::size_t count, std::uint64_t seed) {
   std::mt19937_64 random(seed);
-  auto there = std::move(*Stream::create(device));
-  auto here = std::move(*Stream::create(Device::cpu()));
+  auto there = std::move(*device::Stream::create(device));
+  auto here = std::move(*device::Stream::create(device::Device::cpu()));
   const auto inserted = random_keys(random, count);
   const auto strangers = random_keys(random, 4 * count);
   const auto filter = BloomFilter::create(count, 14, there);
@@ -97,9 +95,9 @@ std::string check_bloom(Device device, std::size_t count, std::uint64_t seed) {
   return yes(*said) * 50 < strangers.size() ? "" : "more than 2 % false positives at 14 bits an item";
 }
 
-std::string check_set(Device device, std::size_t count, double load, std::uint64_t seed) {
+std::string check_set(device::Device device, std::size_t count, double load, std::uint64_t seed) {
   std::mt19937_64 random(seed);
-  auto stream = std::move(*Stream::create(device));
+  auto stream = std::move(*device::Stream::create(device));
   auto keys = random_keys(random, count);
   const std::size_t doubles = count / 50;  // Some keys come twice, and only one of the two is new.
   std::copy_n(keys.begin(), doubles, keys.end() - static_cast<std::ptrdiff_t>(doubles));
@@ -132,7 +130,7 @@ std::string check_set(Device device, std::size_t count, double load, std::uint64
 
 }  // namespace
 
-void check_baselines(Device device, const CheckOptions& options, Report& report) {
+void check_baselines(device::Device device, const CheckOptions& options, Report& report) {
   const std::size_t count = options.small ? 5003 : 200'003;
   const std::string seed = ", seed " + std::to_string(options.seed);
   report.check("keys", check_keys(device));

@@ -7,16 +7,16 @@
 namespace dunnock::gpu_check {
 namespace {
 
-using gpu::Backend;
-using gpu::DeviceSpan;
-using gpu::Stream;
+using device::Backend;
+using device::Span;
+using device::Stream;
 
 constexpr unsigned kWords = detail::kSectorWords;
 
 /// Errors: NoSpace. Every byte is `value`.
-Result<gpu::Buffer<std::uint64_t>> sectors(std::uint64_t count, std::byte value, Stream& stream) {
-  auto made = gpu::Buffer<std::uint64_t>::create(std::max<std::uint64_t>(count, 1) * kWords, stream);
-  if (made) gpu::fill_bytes(made->span(), value, stream);
+Result<device::Buffer<std::uint64_t>> sectors(std::uint64_t count, std::byte value, Stream& stream) {
+  auto made = device::Buffer<std::uint64_t>::create(std::max<std::uint64_t>(count, 1) * kWords, stream);
+  if (made) device::fill_bytes(made->span(), value, stream);
   return made;
 }
 std::atomic_ref<std::uint64_t> shared(std::uint64_t& word) { return std::atomic_ref(word); }
@@ -42,7 +42,7 @@ bool set_contains(std::uint64_t* slots, std::uint64_t windows, std::uint64_t key
 
 }  // namespace
 
-void make_keys(DeviceSpan<std::uint64_t> keys, std::uint64_t first, Stream& stream) {
+void make_keys(device::Span<std::uint64_t> keys, std::uint64_t first, Stream& stream) {
 #if DUNNOCK_HAS_CUDA
   if (stream.device().backend() == Backend::kCuda) return detail::make_keys_cuda(keys, first, stream);
 #endif
@@ -59,7 +59,7 @@ Result<BloomFilter> BloomFilter::create(std::uint64_t items, double bits_per_ite
   made.words_ = std::move(words);
   return made;
 }
-void BloomFilter::insert(DeviceSpan<const std::uint64_t> keys, Stream& stream) const {
+void BloomFilter::insert(device::Span<const std::uint64_t> keys, Stream& stream) const {
 #if DUNNOCK_HAS_CUDA
   if (stream.device().backend() == Backend::kCuda) return detail::bloom_insert_cuda(words(), keys, stream);
 #endif
@@ -74,7 +74,7 @@ void BloomFilter::insert(DeviceSpan<const std::uint64_t> keys, Stream& stream) c
     return Status{};
   });
 }
-void BloomFilter::contains(DeviceSpan<const std::uint64_t> keys, DeviceSpan<std::uint8_t> answers,
+void BloomFilter::contains(device::Span<const std::uint64_t> keys, device::Span<std::uint8_t> answers,
                            Stream& stream) const {
 #if DUNNOCK_HAS_CUDA
   if (stream.device().backend() == Backend::kCuda) return detail::bloom_contains_cuda(words(), keys, answers, stream);
@@ -100,7 +100,8 @@ Result<StaticSet> StaticSet::create(std::uint64_t items, double load, Stream& st
   set.slots_ = std::move(made);
   return set;
 }
-void StaticSet::insert(DeviceSpan<const std::uint64_t> keys, DeviceSpan<std::uint8_t> inserted, Stream& stream) const {
+void StaticSet::insert(device::Span<const std::uint64_t> keys, device::Span<std::uint8_t> inserted,
+                       Stream& stream) const {
 #if DUNNOCK_HAS_CUDA
   if (stream.device().backend() == Backend::kCuda) return detail::set_insert_cuda(slots(), keys, inserted, stream);
 #endif
@@ -110,7 +111,8 @@ void StaticSet::insert(DeviceSpan<const std::uint64_t> keys, DeviceSpan<std::uin
     return Status{};
   });
 }
-void StaticSet::contains(DeviceSpan<const std::uint64_t> keys, DeviceSpan<std::uint8_t> answers, Stream& stream) const {
+void StaticSet::contains(device::Span<const std::uint64_t> keys, device::Span<std::uint8_t> answers,
+                         Stream& stream) const {
 #if DUNNOCK_HAS_CUDA
   if (stream.device().backend() == Backend::kCuda) return detail::set_contains_cuda(slots(), keys, answers, stream);
 #endif

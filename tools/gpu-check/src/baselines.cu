@@ -11,7 +11,7 @@ namespace dunnock::gpu_check::detail {
 namespace {
 
 namespace cg = cooperative_groups;
-using gpu::detail::device::launch;
+using kernels::detail::device_code::launch;
 using Word = unsigned long long;
 using Pair = ulonglong2;
 
@@ -129,41 +129,41 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-unsigned blocks_for(std::size_t count, const gpu::Stream& stream) {
+unsigned blocks_for(std::size_t count, const device::Stream& stream) {
   const std::size_t most = std::size_t{stream.device().info().processors} * (2048 / kThreads) * 4;
   return static_cast<unsigned>(std::clamp<std::size_t>((count + kThreads - 1) / kThreads, 1, most));
 }
-const Word* in(gpu::DeviceSpan<const std::uint64_t> span) { return reinterpret_cast<const Word*>(span.device_data()); }
-Word* out(gpu::DeviceSpan<std::uint64_t> span) { return reinterpret_cast<Word*>(span.device_data()); }
+const Word* in(device::Span<const std::uint64_t> span) { return reinterpret_cast<const Word*>(span.device_data()); }
+Word* out(device::Span<std::uint64_t> span) { return reinterpret_cast<Word*>(span.device_data()); }
 
 }  // namespace
 
-void make_keys_cuda(gpu::DeviceSpan<std::uint64_t> keys, std::uint64_t first, gpu::Stream& stream) {
+void make_keys_cuda(device::Span<std::uint64_t> keys, std::uint64_t first, device::Stream& stream) {
   if (keys.empty()) return;
   launch("keys", make_keys_kernel, {dim3(blocks_for(keys.size(), stream)), dim3(kThreads)}, stream, out(keys),
          keys.size(), first);
 }
-void bloom_insert_cuda(gpu::DeviceSpan<std::uint64_t> words, gpu::DeviceSpan<const std::uint64_t> keys,
-                       gpu::Stream& stream) {
+void bloom_insert_cuda(device::Span<std::uint64_t> words, device::Span<const std::uint64_t> keys,
+                       device::Stream& stream) {
   if (keys.empty()) return;
   launch("Bloom filter insert", bloom_insert_kernel, {dim3(blocks_for(keys.size(), stream)), dim3(kThreads)}, stream,
          out(words), words.size() / kSectorWords, in(keys), keys.size());
 }
-void bloom_contains_cuda(gpu::DeviceSpan<const std::uint64_t> words, gpu::DeviceSpan<const std::uint64_t> keys,
-                         gpu::DeviceSpan<std::uint8_t> answers, gpu::Stream& stream) {
+void bloom_contains_cuda(device::Span<const std::uint64_t> words, device::Span<const std::uint64_t> keys,
+                         device::Span<std::uint8_t> answers, device::Stream& stream) {
   if (keys.empty()) return;
   launch("Bloom filter contains", bloom_contains_kernel,
          {dim3(blocks_for(keys.size() / kKeysAThread, stream)), dim3(kThreads)}, stream, in(words),
          words.size() / kSectorWords, in(keys), keys.size(), answers.device_data());
 }
-void set_insert_cuda(gpu::DeviceSpan<std::uint64_t> slots, gpu::DeviceSpan<const std::uint64_t> keys,
-                     gpu::DeviceSpan<std::uint8_t> inserted, gpu::Stream& stream) {
+void set_insert_cuda(device::Span<std::uint64_t> slots, device::Span<const std::uint64_t> keys,
+                     device::Span<std::uint8_t> inserted, device::Stream& stream) {
   if (keys.empty()) return;
   launch("set insert", set_kernel<true>, {dim3(blocks_for(keys.size(), stream)), dim3(kThreads)}, stream, out(slots),
          slots.size() / kSectorWords, in(keys), keys.size(), inserted.device_data());
 }
-void set_contains_cuda(gpu::DeviceSpan<const std::uint64_t> slots, gpu::DeviceSpan<const std::uint64_t> keys,
-                       gpu::DeviceSpan<std::uint8_t> answers, gpu::Stream& stream) {
+void set_contains_cuda(device::Span<const std::uint64_t> slots, device::Span<const std::uint64_t> keys,
+                       device::Span<std::uint8_t> answers, device::Stream& stream) {
   if (keys.empty()) return;
   launch("set contains", set_kernel<false>, {dim3(blocks_for(keys.size(), stream)), dim3(kThreads)}, stream,
          const_cast<Word*>(in(slots)), slots.size() / kSectorWords, in(keys), keys.size(), answers.device_data());

@@ -17,7 +17,7 @@
 
 #include <cstdint>
 
-#include "dunnock/gpu/memory.hpp"
+#include "dunnock/device/memory.hpp"
 #include "keys.hpp"
 
 namespace dunnock::gpu_check {
@@ -26,32 +26,32 @@ namespace dunnock::gpu_check {
 class BloomFilter {
  public:
   /// Room for `items` at `bits_per_item`; empty when the stream comes to it. Errors: NoSpace.
-  [[nodiscard]] static Result<BloomFilter> create(std::uint64_t items, double bits_per_item, gpu::Stream& stream);
-  void insert(gpu::DeviceSpan<const std::uint64_t> keys, gpu::Stream& stream) const;
+  [[nodiscard]] static Result<BloomFilter> create(std::uint64_t items, double bits_per_item, device::Stream& stream);
+  void insert(device::Span<const std::uint64_t> keys, device::Stream& stream) const;
   /// answers[i] = 1 if keys[i] may have been inserted, 0 if it was not. (n) -> (n)
-  void contains(gpu::DeviceSpan<const std::uint64_t> keys, gpu::DeviceSpan<std::uint8_t> answers,
-                gpu::Stream& stream) const;
-  [[nodiscard]] gpu::DeviceSpan<std::uint64_t> words() const noexcept { return words_.span(); }  // (blocks x 4)
+  void contains(device::Span<const std::uint64_t> keys, device::Span<std::uint8_t> answers,
+                device::Stream& stream) const;
+  [[nodiscard]] device::Span<std::uint64_t> words() const noexcept { return words_.span(); }  // (blocks x 4)
 
  private:
-  gpu::Buffer<std::uint64_t> words_;
+  device::Buffer<std::uint64_t> words_;
 };
 
 /// As BloomFilter; a key must not be ~0.
 class StaticSet {
  public:
   /// Room for `items`, of which `load` (less than 1) of all slots are taken then. Errors: NoSpace.
-  [[nodiscard]] static Result<StaticSet> create(std::uint64_t items, double load, gpu::Stream& stream);
+  [[nodiscard]] static Result<StaticSet> create(std::uint64_t items, double load, device::Stream& stream);
   /// inserted[i] = 1, or 0 if the key was there already. The set must not become full. (n) -> (n)
-  void insert(gpu::DeviceSpan<const std::uint64_t> keys, gpu::DeviceSpan<std::uint8_t> inserted,
-              gpu::Stream& stream) const;
+  void insert(device::Span<const std::uint64_t> keys, device::Span<std::uint8_t> inserted,
+              device::Stream& stream) const;
   /// answers[i] = 1 if keys[i] was inserted. (n) -> (n)
-  void contains(gpu::DeviceSpan<const std::uint64_t> keys, gpu::DeviceSpan<std::uint8_t> answers,
-                gpu::Stream& stream) const;
-  [[nodiscard]] gpu::DeviceSpan<std::uint64_t> slots() const noexcept { return slots_.span(); }  // (windows x 4)
+  void contains(device::Span<const std::uint64_t> keys, device::Span<std::uint8_t> answers,
+                device::Stream& stream) const;
+  [[nodiscard]] device::Span<std::uint64_t> slots() const noexcept { return slots_.span(); }  // (windows x 4)
 
  private:
-  gpu::Buffer<std::uint64_t> slots_;
+  device::Buffer<std::uint64_t> slots_;
 };
 
 namespace detail {
@@ -78,15 +78,15 @@ DUNNOCK_HOST_DEVICE constexpr std::uint64_t set_window(std::uint64_t key, std::u
 }
 
 #if DUNNOCK_HAS_CUDA
-void make_keys_cuda(gpu::DeviceSpan<std::uint64_t> keys, std::uint64_t first, gpu::Stream& stream);
-void bloom_insert_cuda(gpu::DeviceSpan<std::uint64_t> words, gpu::DeviceSpan<const std::uint64_t> keys,
-                       gpu::Stream& stream);
-void bloom_contains_cuda(gpu::DeviceSpan<const std::uint64_t> words, gpu::DeviceSpan<const std::uint64_t> keys,
-                         gpu::DeviceSpan<std::uint8_t> answers, gpu::Stream& stream);
-void set_insert_cuda(gpu::DeviceSpan<std::uint64_t> slots, gpu::DeviceSpan<const std::uint64_t> keys,
-                     gpu::DeviceSpan<std::uint8_t> inserted, gpu::Stream& stream);
-void set_contains_cuda(gpu::DeviceSpan<const std::uint64_t> slots, gpu::DeviceSpan<const std::uint64_t> keys,
-                       gpu::DeviceSpan<std::uint8_t> answers, gpu::Stream& stream);
+void make_keys_cuda(device::Span<std::uint64_t> keys, std::uint64_t first, device::Stream& stream);
+void bloom_insert_cuda(device::Span<std::uint64_t> words, device::Span<const std::uint64_t> keys,
+                       device::Stream& stream);
+void bloom_contains_cuda(device::Span<const std::uint64_t> words, device::Span<const std::uint64_t> keys,
+                         device::Span<std::uint8_t> answers, device::Stream& stream);
+void set_insert_cuda(device::Span<std::uint64_t> slots, device::Span<const std::uint64_t> keys,
+                     device::Span<std::uint8_t> inserted, device::Stream& stream);
+void set_contains_cuda(device::Span<const std::uint64_t> slots, device::Span<const std::uint64_t> keys,
+                       device::Span<std::uint8_t> answers, device::Stream& stream);
 #endif
 
 }  // namespace detail

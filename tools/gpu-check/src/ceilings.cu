@@ -29,11 +29,11 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void read_random_sectors(gpu::DeviceSpan<const std::uint64_t> words, std::uint64_t count, gpu::Stream& stream) {
+void read_random_sectors(device::Span<const std::uint64_t> words, std::uint64_t count, device::Stream& stream) {
   const auto* const from = reinterpret_cast<const unsigned long long*>(words.device_data());
   const unsigned blocks = stream.device().info().processors * (2048 / kThreads);
-  gpu::detail::device::launch("reads of random sectors", read_kernel, {dim3(blocks), dim3(kThreads)}, stream, from,
-                              words.size() / 4, count, const_cast<unsigned long long*>(from));
+  kernels::detail::device_code::launch("reads of random sectors", read_kernel, {dim3(blocks), dim3(kThreads)}, stream,
+                                       from, words.size() / 4, count, const_cast<unsigned long long*>(from));
 }
 
 }  // namespace dunnock::gpu_check

@@ -2,7 +2,7 @@
 
 namespace dunnock::gpu_check {
 
-void run_checks(gpu::Device device, const CheckOptions& options, const Budget& budget, Report& report) {
+void run_checks(device::Device device, const CheckOptions& options, const Budget& budget, Report& report) {
   check_runtime(device, options, report);
   check_collectives(device, options, report);
   check_filter_view(device, options, report);

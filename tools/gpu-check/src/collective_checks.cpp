@@ -1,15 +1,13 @@
 // Every operation of a communicator with one rank, where each must return its input: on a GPU this tests the real NCCL,
-// its types, sizes and addresses; sums of several ranks are tested by tests/gpu/communicator_test.cpp.
+// its types, sizes and addresses; sums of several ranks are tested by tests/gpu/ranks/communicator_test.cpp.
 #include <random>
 #include <vector>
 
 #include "checks.hpp"
-#include "dunnock/gpu/communicator.hpp"
+#include "dunnock/ranks/communicator.hpp"
 
 namespace dunnock::gpu_check {
 namespace {
-
-using namespace dunnock::gpu;
 
 /// The bits of numbers that are no NaN, some of them negative.
 template <class T>
@@ -31,14 +29,14 @@ bool same(const std::vector<T>& a, const std::vector<T>& b) {
 template <class T>
 class Placed {
  public:
-  Placed(std::mt19937_64& random, std::size_t count, std::size_t offset, Stream& stream)
+  Placed(std::mt19937_64& random, std::size_t count, std::size_t offset, device::Stream& stream)
       : host_(numbers<T>(random, count + 2 * offset)),
-        buffer_(std::move(*Buffer<T>::create(host_.size(), stream))),
+        buffer_(std::move(*device::Buffer<T>::create(host_.size(), stream))),
         offset_(offset),
         stream_(stream) {
     upload(buffer_.span(), host_, stream);
   }
-  [[nodiscard]] DeviceSpan<T> span() const { return buffer_.span().subspan(offset_, host_.size() - 2 * offset_); }
+  [[nodiscard]] device::Span<T> span() const { return buffer_.span().subspan(offset_, host_.size() - 2 * offset_); }
   /// Is it, and all around it, what it was made of, with `inner` (or what it was) in the middle?
   [[nodiscard]] bool holds(const std::vector<T>* inner = nullptr) {
     std::vector<T> expected = host_;
@@ -52,15 +50,15 @@ class Placed {
  private:
   [[nodiscard]] std::ptrdiff_t offset() const { return static_cast<std::ptrdiff_t>(offset_); }
   std::vector<T> host_;
-  Buffer<T> buffer_;
+  device::Buffer<T> buffer_;
   std::size_t offset_;
-  Stream& stream_;
+  device::Stream& stream_;
 };
 
 template <class T>
-std::string check_operations(Communicator& all, Stream& stream, std::mt19937_64& random, std::size_t count,
-                             std::size_t offset) {
-  for (const Reduction reduction : {Reduction::kSum, Reduction::kMax}) {
+std::string check_operations(ranks::Communicator& all, device::Stream& stream, std::mt19937_64& random,
+                             std::size_t count, std::size_t offset) {
+  for (const ranks::Reduction reduction : {ranks::Reduction::kSum, ranks::Reduction::kMax}) {
     Placed<T> values(random, count, offset, stream);
     all.all_reduce(values.span(), reduction, stream);
     if (!values.holds()) return "all-reduce";
@@ -83,7 +81,7 @@ std::string check_operations(Communicator& all, Stream& stream, std::mt19937_64&
 }
 
 template <class T>
-std::string check_type(Communicator& all, Stream& stream, std::uint64_t seed, bool small) {
+std::string check_type(ranks::Communicator& all, device::Stream& stream, std::uint64_t seed, bool small) {
   std::mt19937_64 random(seed);
   for (const std::size_t count : {std::size_t{1}, std::size_t{7}, std::size_t{1000}, std::size_t{70'001}}) {
     if (small && count > 1000) break;
@@ -99,11 +97,11 @@ std::string check_type(Communicator& all, Stream& stream, std::uint64_t seed, bo
 }
 
 /// Collectives of two streams by turns, then a barrier on both.
-std::string check_two_streams(Communicator& all, Stream& one, Stream& two) {
+std::string check_two_streams(ranks::Communicator& all, device::Stream& one, device::Stream& two) {
   std::mt19937_64 random(3);
   std::vector<Placed<float>> values;
   for (unsigned i = 0; i < 20; ++i) values.emplace_back(random, 64, 0, i % 2 == 0 ? one : two);
-  for (unsigned i = 0; i < 20; ++i) all.all_reduce(values[i].span(), Reduction::kSum, i % 2 == 0 ? one : two);
+  for (unsigned i = 0; i < 20; ++i) all.all_reduce(values[i].span(), ranks::Reduction::kSum, i % 2 == 0 ? one : two);
   all.barrier(one);
   all.barrier(two);
   for (Placed<float>& some : values) {
@@ -117,19 +115,20 @@ std::string check_two_streams(Communicator& all, Stream& one, Stream& two) {
 
 }  // namespace
 
-void check_collectives(Device device, const CheckOptions& options, Report& report) {
+void check_collectives(device::Device device, const CheckOptions& options, Report& report) {
   const std::string seed = ", seed " + std::to_string(options.seed);
-  auto alone = Communicator::threads(1);
-  auto all = device.backend() == Backend::kCuda ? Communicator::nccl(device, alone->front())
-                                                : Result<Communicator>(std::move(alone->front()));
+  auto alone = ranks::Communicator::threads(1);
+  auto all = device.backend() == device::Backend::kCuda ? ranks::Communicator::nccl(device, alone->front())
+                                                        : Result<ranks::Communicator>(std::move(alone->front()));
   if (!all) {
     if (all.error().code == ErrorCode::kUnsupported) return report.skip("collectives of one rank", all.error().message);
     return report.check("collectives of one rank", all.error().message);
   }
-  auto one = std::move(*Stream::create(device));
-  auto two = std::move(*Stream::create(device));
+  auto one = std::move(*device::Stream::create(device));
+  auto two = std::move(*device::Stream::create(device));
   report.check("collectives of one rank, f32" + seed, check_type<float>(*all, one, options.seed, options.small));
-  report.check("collectives of one rank, bf16" + seed, check_type<Bf16>(*all, one, options.seed, options.small));
+  report.check("collectives of one rank, bf16" + seed,
+               check_type<device::Bf16>(*all, one, options.seed, options.small));
   report.check("collectives of one rank on two streams", check_two_streams(*all, one, two));
 }
 

@@ -10,7 +10,7 @@
 
 namespace dunnock::gpu_check {
 
-DeviceFacts facts_of(gpu::Device device) {
+DeviceFacts facts_of(device::Device device) {
   DeviceFacts facts;
   facts.info = device.info();
   facts.label = device.label();
@@ -23,7 +23,7 @@ DeviceFacts facts_of(gpu::Device device) {
   (void)cudaDriverGetVersion(&driver);  // 0: there is none.
   (void)cudaRuntimeGetVersion(&runtime);
   facts.cuda = "driver " + (driver == 0 ? std::string("none") : version(driver)) + ", runtime " + version(runtime);
-  if (device.backend() == gpu::Backend::kCuda) {
+  if (device.backend() == device::Backend::kCuda) {
     const auto attribute = [&](cudaDeviceAttr which) {
       int value = 0;
       if (cudaDeviceGetAttribute(&value, which, static_cast<int>(device.ordinal())) != cudaSuccess) return 0U;

@@ -3,12 +3,12 @@
 
 #include <string>
 
-#include "dunnock/gpu/device.hpp"
+#include "dunnock/device/device.hpp"
 
 namespace dunnock::gpu_check {
 
 struct DeviceFacts {
-  gpu::DeviceInfo info;
+  device::DeviceInfo info;
   std::string label;
   std::string driver;       // Of the GPU, as it names itself; empty: none.
   std::string cuda;         // Versions: "driver 13.0, runtime 13.0"; empty: built without.
@@ -17,7 +17,7 @@ struct DeviceFacts {
   unsigned bus_bits = 0;    // Of the memory.
 };
 
-[[nodiscard]] DeviceFacts facts_of(gpu::Device device);
+[[nodiscard]] DeviceFacts facts_of(device::Device device);
 /// Now, in ISO 8601, UTC.
 [[nodiscard]] std::string date_now();
 

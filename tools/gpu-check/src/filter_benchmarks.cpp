@@ -14,13 +14,13 @@
 
 #include "baselines.hpp"
 #include "benchmarks.hpp"
-#include "dunnock/gpu/filter_view.hpp"
+#include "dunnock/kernels/filter_view.hpp"
 #include "timing.hpp"
 
 namespace dunnock::gpu_check {
 namespace {
 
-using namespace dunnock::gpu;
+using namespace dunnock::kernels;
 
 constexpr unsigned kLanes = 5;                        // Fingerprints of 12 bits in a word.
 constexpr unsigned kBatches = 18;                     // To 90 %, of a twentieth of the slots each.
@@ -31,16 +31,16 @@ constexpr const char* kSectorCeiling = "ceiling: reads of random 32-byte sectors
 /// The keys and answers of one batch, and the times of what is done with them.
 class Batch {
  public:
-  [[nodiscard]] static Result<Batch> create(std::uint64_t size, Stream& stream) {
-    DUNNOCK_TRY(auto keys, Buffer<std::uint64_t>::create(size, stream));
-    DUNNOCK_TRY(auto answers, Buffer<std::uint8_t>::create(size, stream));
+  [[nodiscard]] static Result<Batch> create(std::uint64_t size, device::Stream& stream) {
+    DUNNOCK_TRY(auto keys, device::Buffer<std::uint64_t>::create(size, stream));
+    DUNNOCK_TRY(auto answers, device::Buffer<std::uint8_t>::create(size, stream));
     return Batch(std::move(keys), std::move(answers), stream);
   }
   void make(std::uint64_t first) { make_keys(keys_.span(), first, *stream_); }
   [[nodiscard]] std::uint64_t size() const { return keys_.size(); }
-  [[nodiscard]] DeviceSpan<const std::uint64_t> keys() const { return keys_.span(); }
-  [[nodiscard]] DeviceSpan<std::uint8_t> answers() const { return answers_.span(); }
-  [[nodiscard]] Stream& stream() const { return *stream_; }
+  [[nodiscard]] device::Span<const std::uint64_t> keys() const { return keys_.span(); }
+  [[nodiscard]] device::Span<std::uint8_t> answers() const { return answers_.span(); }
+  [[nodiscard]] device::Stream& stream() const { return *stream_; }
   /// Of the last call.
   [[nodiscard]] std::uint64_t yes() {
     host_.resize(answers_.size());
@@ -50,11 +50,11 @@ class Batch {
   }
 
  private:
-  Batch(Buffer<std::uint64_t> keys, Buffer<std::uint8_t> answers, Stream& stream)
+  Batch(device::Buffer<std::uint64_t> keys, device::Buffer<std::uint8_t> answers, device::Stream& stream)
       : keys_(std::move(keys)), answers_(std::move(answers)), stream_(&stream) {}
-  Buffer<std::uint64_t> keys_;
-  Buffer<std::uint8_t> answers_;
-  Stream* stream_;
+  device::Buffer<std::uint64_t> keys_;
+  device::Buffer<std::uint8_t> answers_;
+  device::Stream* stream_;
   std::vector<std::uint8_t> host_;
 };
 
@@ -151,9 +151,9 @@ void warm_up(const FilterView& view, Batch& batch) {
 /// Of a table of FilterView's size. A CPU's caches have no such number.
 void measure_sectors(std::uint64_t slots, const Batch& batch, Report& report) {
 #if DUNNOCK_HAS_CUDA
-  Stream& stream = batch.stream();
-  if (stream.device().backend() != Backend::kCuda) return;
-  const auto words = Buffer<std::uint64_t>::create(slots / kLanes, stream);
+  device::Stream& stream = batch.stream();
+  if (stream.device().backend() != device::Backend::kCuda) return;
+  const auto words = device::Buffer<std::uint64_t>::create(slots / kLanes, stream);
   if (!words) return report.skip(kSectorCeiling, words.error().message);
   fill_bytes(words->span(), std::byte{1}, stream);
   const std::uint64_t reads = 4 * batch.size();
@@ -165,14 +165,14 @@ void measure_sectors(std::uint64_t slots, const Batch& batch, Report& report) {
 }
 
 void measure_filter_view(std::uint64_t slots, unsigned group_words, Batch& batch, Report& report) {
-  Stream& stream = batch.stream();
+  device::Stream& stream = batch.stream();
   const std::string name = "FilterView, " + std::to_string(group_words) + " words a group";
   const FilterShape shape = shape_of(slots, group_words);
-  auto words = Buffer<std::uint64_t>::create(shape.groups * group_words, stream);
+  auto words = device::Buffer<std::uint64_t>::create(shape.groups * group_words, stream);
   if (!words) return report.skip(name, words.error().message);
   {
     const FilterShape tiny = shape_of(40'000, group_words);
-    auto some = std::move(*Buffer<std::uint64_t>::create(tiny.groups * group_words, stream));
+    auto some = std::move(*device::Buffer<std::uint64_t>::create(tiny.groups * group_words, stream));
     auto few = Batch::create(1000, stream);
     if (!few) return report.skip(name, few.error().message);
     fill_bytes(some.span(), std::byte{0}, stream);
@@ -234,11 +234,11 @@ void measure_set(double load, Batch& batch, Report& report) {
 
 }  // namespace
 
-void benchmark_filters(Device device, const BenchmarkOptions& options, const Budget& budget, Report& report) {
+void benchmark_filters(device::Device device, const BenchmarkOptions& options, const Budget& budget, Report& report) {
   // 2^30 slots: 1.7 GB; the set at 50 % load 15.5 GB.
   std::uint64_t slots = options.quick ? 1ULL << 20 : 1ULL << 30;
-  while (device.backend() == Backend::kCuda && slots * 20 > device.info().memory_bytes) slots /= 2;
-  auto stream = std::move(*Stream::create(device));
+  while (device.backend() == device::Backend::kCuda && slots * 20 > device.info().memory_bytes) slots /= 2;
+  auto stream = std::move(*device::Stream::create(device));
   auto batch = Batch::create(slots / 20, stream);
   if (!batch) return report.skip("filters", batch.error().message);
   report.figure({.name = "filters: keys of each", .value = static_cast<double>(kBatches * batch->size()), .unit = ""});

@@ -4,28 +4,29 @@
 #include <vector>
 
 #include "checks.hpp"
-#include "dunnock/gpu/filter_view.hpp"
-#include "dunnock/gpu/memory.hpp"
+#include "dunnock/device/memory.hpp"
+#include "dunnock/kernels/filter_view.hpp"
 
 namespace dunnock::gpu_check {
 namespace {
 
-using namespace dunnock::gpu;
+using namespace dunnock::kernels;
 
 /// A filter's words on a device.
 class Words {
  public:
-  Words(Device device, const FilterShape& shape, const std::vector<std::uint64_t>& words)
-      : stream_(std::move(*Stream::create(device))),
-        buffer_(std::move(*Buffer<std::uint64_t>::create(words.size(), stream_))),
+  Words(device::Device device, const FilterShape& shape, const std::vector<std::uint64_t>& words)
+      : stream_(std::move(*device::Stream::create(device))),
+        buffer_(std::move(*device::Buffer<std::uint64_t>::create(words.size(), stream_))),
         view_(*FilterView::create(shape, buffer_.span())) {
     upload(buffer_.span(), words, stream_);
     (void)stream_.synchronize();
   }
-  using Operation = void (FilterView::*)(DeviceSpan<const std::uint64_t>, DeviceSpan<std::uint8_t>, Stream&) const;
+  using Operation = void (FilterView::*)(device::Span<const std::uint64_t>, device::Span<std::uint8_t>,
+                                         device::Stream&) const;
   std::vector<std::uint8_t> call(Operation operation, const std::vector<std::uint64_t>& keys) {
-    auto in = std::move(*Buffer<std::uint64_t>::create(keys.size(), stream_));
-    auto out = std::move(*Buffer<std::uint8_t>::create(keys.size(), stream_));
+    auto in = std::move(*device::Buffer<std::uint64_t>::create(keys.size(), stream_));
+    auto out = std::move(*device::Buffer<std::uint8_t>::create(keys.size(), stream_));
     upload(in.span(), keys, stream_);
     (view_.*operation)(in.span(), out.span(), stream_);
     std::vector<std::uint8_t> answers(keys.size(), 9);
@@ -42,8 +43,8 @@ class Words {
   std::string error;
 
  private:
-  Stream stream_;
-  Buffer<std::uint64_t> buffer_;
+  device::Stream stream_;
+  device::Buffer<std::uint64_t> buffer_;
   FilterView view_;
 };
 
@@ -51,7 +52,7 @@ constexpr Words::Operation kContains = &FilterView::contains;
 constexpr Words::Operation kInsert = &FilterView::insert;
 constexpr Words::Operation kErase = &FilterView::erase;
 
-std::string check_filter(Device device, unsigned bits, unsigned group_words, double load, unsigned words,
+std::string check_filter(device::Device device, unsigned bits, unsigned group_words, double load, unsigned words,
                          std::uint64_t seed) {
   std::mt19937_64 random(seed);
   FilterShape shape;
@@ -72,7 +73,7 @@ std::string check_filter(Device device, unsigned bits, unsigned group_words, dou
   const auto refused = keys.size() - static_cast<std::size_t>(std::ranges::count(accepted, 1));
   if (refused != 0) return std::to_string(refused) + " of " + std::to_string(keys.size()) + " keys are refused";
   // The same words, looked at by the twin.
-  Words here(Device::cpu(), shape, there.words());
+  Words here(device::Device::cpu(), shape, there.words());
   for (const auto* some : {&keys, &strangers}) {
     const auto theirs = there.call(kContains, *some);
     const auto ours = here.call(kContains, *some);
@@ -87,7 +88,7 @@ std::string check_filter(Device device, unsigned bits, unsigned group_words, dou
     return "a key that was inserted can't be erased";
   if (std::ranges::count(there.call(kContains, rest), 1) != static_cast<std::ptrdiff_t>(rest.size()))
     return "a key is gone that was not erased";
-  Words last(Device::cpu(), shape, there.words());
+  Words last(device::Device::cpu(), shape, there.words());
   if (std::ranges::count(last.call(kErase, rest), 1) != static_cast<std::ptrdiff_t>(rest.size()))
     return "a key can't be erased by the twin";
   for (const std::uint64_t word : last.words()) {
@@ -97,7 +98,7 @@ std::string check_filter(Device device, unsigned bits, unsigned group_words, dou
 }
 
 /// Requests of random lengths, a random part of which is stored.
-std::string check_longest_prefix(Device device, bool small, std::uint64_t seed) {
+std::string check_longest_prefix(device::Device device, bool small, std::uint64_t seed) {
   std::mt19937_64 random(seed);
   FilterShape shape;
   shape.fingerprint_bits = 16;
@@ -117,12 +118,12 @@ std::string check_longest_prefix(Device device, bool small, std::uint64_t seed) 
     }
     first.push_back(static_cast<std::uint32_t>(hashes.size()));
   }
-  auto stream = std::move(*Stream::create(device));
-  auto words = std::move(*Buffer<std::uint64_t>::create(shape.groups * shape.group_words, stream));
-  auto keys = std::move(*Buffer<Key128>::create(hashes.size(), stream));
-  auto ends = std::move(*Buffer<std::uint32_t>::create(first.size(), stream));
-  auto answers = std::move(*Buffer<std::uint8_t>::create(stored.size(), stream));
-  auto found = std::move(*Buffer<std::uint32_t>::create(lengths.size(), stream));
+  auto stream = std::move(*device::Stream::create(device));
+  auto words = std::move(*device::Buffer<std::uint64_t>::create(shape.groups * shape.group_words, stream));
+  auto keys = std::move(*device::Buffer<Key128>::create(hashes.size(), stream));
+  auto ends = std::move(*device::Buffer<std::uint32_t>::create(first.size(), stream));
+  auto answers = std::move(*device::Buffer<std::uint8_t>::create(stored.size(), stream));
+  auto found = std::move(*device::Buffer<std::uint32_t>::create(lengths.size(), stream));
   const FilterView view = *FilterView::create(shape, words.span());
   fill_bytes(words.span(), std::byte{0}, stream);
   upload(keys.span().subspan(0, stored.size()), stored, stream);
@@ -149,7 +150,7 @@ std::string check_longest_prefix(Device device, bool small, std::uint64_t seed) 
 
 }  // namespace
 
-void check_filter_view(Device device, const CheckOptions& options, Report& report) {
+void check_filter_view(device::Device device, const CheckOptions& options, Report& report) {
   std::uint64_t seed = options.seed;
   for (const unsigned bits : {8U, 12U, 16U}) {
     for (const unsigned group_words : {8U, 4U}) {

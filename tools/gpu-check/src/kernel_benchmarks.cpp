@@ -7,7 +7,7 @@
 #include <memory>
 #include <optional>
 
-#include "dunnock/gpu/graph.hpp"
+#include "dunnock/device/graph.hpp"
 #include "timing.hpp"
 
 namespace dunnock::gpu_check {
@@ -34,7 +34,7 @@ struct Set {
   std::unique_ptr<KernelValues> values;
   KernelCase::Run run;
 };
-std::optional<Set> make_set(const KernelCase& one, std::uint64_t seed, gpu::Stream& stream) {
+std::optional<Set> make_set(const KernelCase& one, std::uint64_t seed, device::Stream& stream) {
   Set set{std::make_unique<KernelValues>(stream, seed), {}};
   set.run = one.prepare(*set.values);
   if (set.values->failed()) return std::nullopt;
@@ -53,9 +53,9 @@ struct Measured {
   std::string error{};
 };
 
-Measured measure(const KernelCase& one, gpu::Device device, bool quick) {
+Measured measure(const KernelCase& one, device::Device device, bool quick) {
   const unsigned rounds = quick ? 3 : 11;
-  auto stream = gpu::Stream::create(device);
+  auto stream = device::Stream::create(device);
   if (!stream) return {.error = stream.error().message};
   std::vector<Set> sets;
   std::size_t count = 1;
@@ -79,7 +79,7 @@ Measured measure(const KernelCase& one, gpu::Device device, bool quick) {
     const auto all = [&] {
       for (std::size_t call = 0; call < calls; ++call) issue(call);
     };
-    auto graph = gpu::Graph::capture(*stream, all);
+    auto graph = device::Graph::capture(*stream, all);
     if (!graph) return {.error = "it can't be recorded: " + graph.error().message};
     ms = timer.median_ms([&](unsigned) { graph->launch(*stream); }, rounds) / static_cast<double>(calls);
   }
@@ -113,7 +113,7 @@ std::string json_of(const KernelCase& one) {
   return line + costs.data();
 }
 
-std::map<std::string, double> measure_kernels(gpu::Device device, const std::vector<KernelCase>& cases,
+std::map<std::string, double> measure_kernels(device::Device device, const std::vector<KernelCase>& cases,
                                               const BenchmarkOptions& options, const Budget& budget, Report& report) {
   std::map<std::string, double> times;
   const Budget own(kSecondsMax);

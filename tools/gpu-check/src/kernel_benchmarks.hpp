@@ -21,7 +21,7 @@ namespace dunnock::gpu_check {
 /// Milliseconds by name: medians of 11. If the buffers of a case are smaller than twice the L2 cache, enough sets of
 /// them are used in turn to fill three times the cache; calls shorter than 0.2 ms are recorded in a graph, so that the
 /// host's time does not count. Both as in peers.py. What does not fit (time, memory) is skipped, by name.
-[[nodiscard]] std::map<std::string, double> measure_kernels(gpu::Device device,
+[[nodiscard]] std::map<std::string, double> measure_kernels(device::Device device,
                                                             const std::vector<bench::KernelCase>& cases,
                                                             const BenchmarkOptions& options, const Budget& budget,
                                                             Report& report);

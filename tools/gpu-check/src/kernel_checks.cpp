@@ -35,7 +35,7 @@ std::vector<Family> families(bool small) {
 
 }  // namespace
 
-std::string first_that_differs(const std::vector<KernelCase>& cases, gpu::Device device, std::uint64_t seed) {
+std::string first_that_differs(const std::vector<KernelCase>& cases, device::Device device, std::uint64_t seed) {
   for (const KernelCase& one : cases) {
     if (const std::string why = bench::compare_with_twin(one, device, seed); !why.empty())
       return one.type + " " + one.shape + ": " + why;
@@ -43,7 +43,7 @@ std::string first_that_differs(const std::vector<KernelCase>& cases, gpu::Device
   return {};
 }
 
-void check_kernels(gpu::Device device, const CheckOptions& options, const Budget& budget, Report& report) {
+void check_kernels(device::Device device, const CheckOptions& options, const Budget& budget, Report& report) {
   constexpr double kSecondsKept = 25;  // For the case that runs, and the end.
   const std::vector<Family> all = families(options.small);
   for (std::size_t i = 0; i < all.size(); ++i) {

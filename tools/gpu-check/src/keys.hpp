@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
+#include "dunnock/device/memory.hpp"
 #include "dunnock/filter/layout.hpp"
-#include "dunnock/gpu/memory.hpp"
 
 namespace dunnock::gpu_check {
 
@@ -21,6 +21,6 @@ DUNNOCK_HOST_DEVICE constexpr std::uint64_t key_number(std::uint64_t i) noexcept
 }
 
 /// keys[i] = key_number(first + i), made where they lie.
-void make_keys(gpu::DeviceSpan<std::uint64_t> keys, std::uint64_t first, gpu::Stream& stream);
+void make_keys(device::Span<std::uint64_t> keys, std::uint64_t first, device::Stream& stream);
 
 }  // namespace dunnock::gpu_check

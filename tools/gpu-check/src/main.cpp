@@ -136,11 +136,11 @@ int run(int argc, char** argv) {
     }
     return 0;
   }
-  if (!options.rehearse && gpu::Device::cuda_count() == 0) {
-    std::printf("No GPU: %s\n", gpu::Device::why_no_cuda().c_str());
+  if (!options.rehearse && device::Device::cuda_count() == 0) {
+    std::printf("No GPU: %s\n", device::Device::why_no_cuda().c_str());
     return 3;
   }
-  gpu::Device device = options.rehearse ? gpu::Device::cpu() : *gpu::Device::cuda();
+  device::Device device = options.rehearse ? device::Device::cpu() : *device::Device::cuda();
   const RunFacts facts{.device = facts_of(device), .date = date_now(), .rehearsal = options.rehearse, .quick = quick};
   std::printf("%s: %s, %u processors, %.1f GiB; seed %llu\n", facts.device.label.c_str(),
               facts.device.info.name.c_str(), facts.device.info.processors,

@@ -122,7 +122,7 @@ void Report::print(const RunFacts& facts) const {
 
 std::string Report::json(const RunFacts& facts) const {
   const std::lock_guard lock(mutex_);
-  const gpu::DeviceInfo& info = facts.device.info;
+  const device::DeviceInfo& info = facts.device.info;
   const auto whole = [](std::uint64_t value) { return std::to_string(value); };
   const auto yes = [](bool value) { return std::string(value ? "true" : "false"); };
   std::string out = "{\n\"format\": 1,\n\"date\": " + quoted(facts.date) + ",\n\"rehearsal\": " + yes(facts.rehearsal) +

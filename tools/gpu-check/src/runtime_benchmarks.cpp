@@ -5,19 +5,17 @@
 #include <vector>
 
 #include "benchmarks.hpp"
-#include "dunnock/gpu/graph.hpp"
+#include "dunnock/device/graph.hpp"
 #include "timing.hpp"
 
 namespace dunnock::gpu_check {
 
-using namespace dunnock::gpu;
-
-void benchmark_copies(Device device, const BenchmarkOptions& options, Report& report) {
-  auto stream = std::move(*Stream::create(device));
-  const std::size_t most = device.backend() == Backend::kCuda ? device.info().memory_bytes / 8 : 64 << 20;
+void benchmark_copies(device::Device device, const BenchmarkOptions& options, Report& report) {
+  auto stream = std::move(*device::Stream::create(device));
+  const std::size_t most = device.backend() == device::Backend::kCuda ? device.info().memory_bytes / 8 : 64 << 20;
   const std::size_t bytes = options.quick ? std::size_t{64} << 20 : std::min(std::size_t{4} << 30, most);
-  auto from = Buffer<std::byte>::create(bytes, stream);
-  auto to = Buffer<std::byte>::create(bytes, stream);
+  auto from = device::Buffer<std::byte>::create(bytes, stream);
+  auto to = device::Buffer<std::byte>::create(bytes, stream);
   if (!from || !to) return report.skip("copies", "no memory");
   fill_bytes(from->span(), std::byte{1}, stream);
   Timer timer(stream);
@@ -26,14 +24,14 @@ void benchmark_copies(Device device, const BenchmarkOptions& options, Report& re
   report.figure({.name = kCopyCeiling, .value = 2e-6 * static_cast<double>(bytes) / ms, .unit = "GB/s"});
 }
 
-void benchmark_graphs(Device device, const BenchmarkOptions&, Report& report) {
+void benchmark_graphs(device::Device device, const BenchmarkOptions&, Report& report) {
   constexpr int kOperations = 1000;
-  auto stream = std::move(*Stream::create(device));
-  auto small = std::move(*Buffer<std::byte>::create(512, stream));
+  auto stream = std::move(*device::Stream::create(device));
+  auto small = std::move(*device::Buffer<std::byte>::create(512, stream));
   const auto issue = [&] {
     for (int i = 0; i < kOperations; ++i) fill_bytes(small.span(), static_cast<std::byte>(i), stream);
   };
-  auto graph = Graph::capture(stream, issue);
+  auto graph = device::Graph::capture(stream, issue);
   if (!graph) return report.check("a graph of 1000 operations", graph.error().message);
   std::string error;
   const auto host_us = [&](const std::function<void()>& what) {

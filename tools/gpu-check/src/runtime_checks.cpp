@@ -3,20 +3,18 @@
 #include <vector>
 
 #include "checks.hpp"
-#include "dunnock/gpu/graph.hpp"
-#include "dunnock/gpu/memory.hpp"
+#include "dunnock/device/graph.hpp"
+#include "dunnock/device/memory.hpp"
 
 namespace dunnock::gpu_check {
 namespace {
 
-using namespace dunnock::gpu;
-
-std::string check_streams(Device device, std::size_t size) {
-  auto one = std::move(*Stream::create(device));
-  auto two = std::move(*Stream::create(device));
-  auto ready = std::move(*Event::create(device));
-  auto a = std::move(*Buffer<std::uint32_t>::create(size, one));
-  auto b = std::move(*Buffer<std::uint32_t>::create(size, two));
+std::string check_streams(device::Device device, std::size_t size) {
+  auto one = std::move(*device::Stream::create(device));
+  auto two = std::move(*device::Stream::create(device));
+  auto ready = std::move(*device::Event::create(device));
+  auto a = std::move(*device::Buffer<std::uint32_t>::create(size, one));
+  auto b = std::move(*device::Buffer<std::uint32_t>::create(size, two));
   std::vector<std::uint32_t> back(size);
   for (unsigned round = 0; round < 20; ++round) {
     fill_bytes(a.span(), static_cast<std::byte>(round), one);
@@ -33,14 +31,14 @@ std::string check_streams(Device device, std::size_t size) {
   return right ? "" : "what a stream has written is not what the other reads";
 }
 
-std::string check_graph(Device device) {
-  auto stream = std::move(*Stream::create(device));
-  auto side = std::move(*Stream::create(device));
-  auto fork = std::move(*Event::create(device));
-  auto join = std::move(*Event::create(device));
-  auto a = std::move(*Buffer<std::uint8_t>::create(1 << 20, stream));
-  auto b = std::move(*Buffer<std::uint8_t>::create(1 << 20, stream));
-  auto graph = Graph::capture(stream, [&] {
+std::string check_graph(device::Device device) {
+  auto stream = std::move(*device::Stream::create(device));
+  auto side = std::move(*device::Stream::create(device));
+  auto fork = std::move(*device::Event::create(device));
+  auto join = std::move(*device::Event::create(device));
+  auto a = std::move(*device::Buffer<std::uint8_t>::create(1 << 20, stream));
+  auto b = std::move(*device::Buffer<std::uint8_t>::create(1 << 20, stream));
+  auto graph = device::Graph::capture(stream, [&] {
     device_copy(b.span(), a.span(), stream);
     stream.record(fork);
     side.wait(fork);
@@ -65,7 +63,7 @@ std::string check_graph(Device device) {
 
 }  // namespace
 
-void check_runtime(Device device, const CheckOptions& options, Report& report) {
+void check_runtime(device::Device device, const CheckOptions& options, Report& report) {
   report.check("streams wait for each other", check_streams(device, options.small ? 100'000 : 10'000'000));
   report.check("graphs", check_graph(device));
 }

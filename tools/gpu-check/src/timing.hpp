@@ -8,17 +8,17 @@
 #include <string>
 #include <vector>
 
-#include "dunnock/gpu/stream.hpp"
+#include "dunnock/device/stream.hpp"
 
 namespace dunnock::gpu_check {
 
 /// Times what is issued on one stream. The first error of the stream is kept, and times are NaN from then on.
 class Timer {
  public:
-  explicit Timer(gpu::Stream& stream)
+  explicit Timer(device::Stream& stream)
       : stream_(stream),
-        begin_(std::move(*gpu::Event::create(stream.device()))),
-        end_(std::move(*gpu::Event::create(stream.device()))) {}
+        begin_(std::move(*device::Event::create(stream.device()))),
+        end_(std::move(*device::Event::create(stream.device()))) {}
 
   /// Milliseconds of what `issue` issues, once.
   double once_ms(const std::function<void()>& issue) {
@@ -43,9 +43,9 @@ class Timer {
   [[nodiscard]] const std::string& error() const noexcept { return error_; }
 
  private:
-  gpu::Stream& stream_;
-  gpu::Event begin_;
-  gpu::Event end_;
+  device::Stream& stream_;
+  device::Event begin_;
+  device::Event end_;
   std::string error_;
 };
 

@@ -31,9 +31,9 @@
 namespace dunnock::train {
 namespace {
 
-using training::Order;
+using data::Order;
 using training::RateSchedule;
-using TokenFormat = training::TokenFile::Format;
+using TokenFormat = data::TokenFile::Format;
 using Names = std::span<const std::string_view>;
 using namespace std::string_view_literals;
 
@@ -45,7 +45,7 @@ constexpr std::array kNumberTypes = {"f32"sv, "bf16"sv};
 constexpr std::array kPositions = {"learned"sv, "rotary"sv};
 constexpr std::array kPresets = {""sv, "gpt2"sv, "gpt2-medium"sv, "gpt2-large"sv, "gpt2-xl"sv};
 constexpr std::array kStems = {"small"sv, "large"sv};
-constexpr std::array kTokenisers = {"bytes"sv, "gpt2"sv, "llama2c"sv};
+constexpr std::array kTokenizers = {"bytes"sv, "gpt2"sv, "llama2c"sv};
 constexpr std::array kOptimizers = {"adamw"sv, "sgd"sv};
 constexpr std::array kDevices = {"cpu"sv, "cuda"sv};
 constexpr std::array kTokenFormats = {"dunnock"sv, "raw16"sv, "raw32"sv, "llm.c"sv};
@@ -58,7 +58,7 @@ constexpr Names names_of(NumberType) { return kNumberTypes; }
 constexpr Names names_of(Positions) { return kPositions; }
 constexpr Names names_of(Preset) { return kPresets; }
 constexpr Names names_of(Stem) { return kStems; }
-constexpr Names names_of(TokeniserKind) { return kTokenisers; }
+constexpr Names names_of(TokenizerKind) { return kTokenizers; }
 constexpr Names names_of(OptimizerKind) { return kOptimizers; }
 constexpr Names names_of(DeviceKind) { return kDevices; }
 constexpr Names names_of(TokenFormat) { return kTokenFormats; }
@@ -224,21 +224,21 @@ void each_key(Config& config, Visit&& visit) {
   visit(gpt("data.text").is_path(), d.text);
   visit(gpt("data.tokens").is_path(), d.tokens);
   visit(gpt("data.token_format"), d.token_format);
-  visit(gpt("data.tokeniser"), d.tokeniser);
+  visit(gpt("data.tokenizer"), d.tokenizer);
   // gpt2: a tokenizer.json, or the two files of before. What is not named is not written, nor part of the identity.
-  const bool gpt2 = m.kind == ModelKind::kGpt && d.tokeniser == TokeniserKind::kGpt2;
-  const bool llama2c = m.kind == ModelKind::kGpt && d.tokeniser == TokeniserKind::kLlama2c;
+  const bool gpt2 = m.kind == ModelKind::kGpt && d.tokenizer == TokenizerKind::kGpt2;
+  const bool llama2c = m.kind == ModelKind::kGpt && d.tokenizer == TokenizerKind::kLlama2c;
   const auto of_gpt2 = [&](std::string_view name) {
-    Key key = gpt(name).when_is(gpt2, "data.tokeniser = \"gpt2\"").is_path();
-    key.written = !gpt2 || d.tokeniser_file.empty();
+    Key key = gpt(name).when_is(gpt2, "data.tokenizer = \"gpt2\"").is_path();
+    key.written = !gpt2 || d.tokenizer_file.empty();
     return key;
   };
   visit(of_gpt2("data.vocabulary"), d.vocabulary);
   visit(of_gpt2("data.merges"), d.merges);
-  Key tokeniser_file =
-      gpt("data.tokeniser_file").when_is(gpt2 || llama2c, "data.tokeniser = \"gpt2\" or \"llama2c\"").is_path();
-  tokeniser_file.written = !gpt2 || !d.tokeniser_file.empty();
-  visit(tokeniser_file, d.tokeniser_file);
+  Key tokenizer_file =
+      gpt("data.tokenizer_file").when_is(gpt2 || llama2c, "data.tokenizer = \"gpt2\" or \"llama2c\"").is_path();
+  tokenizer_file.written = !gpt2 || !d.tokenizer_file.empty();
+  visit(tokenizer_file, d.tokenizer_file);
   visit(Key("data.validation_share").determines().real(0, 1).less_than_high(), d.validation_share);
   visit(images("data.images").is_path(), d.images);
   visit(images("data.labels").is_path(), d.labels);
@@ -487,6 +487,19 @@ std::vector<std::string_view> all_keys() {
   return keys;
 }
 
+/// Keys that had another name in version 0.1. Files and --set may still say the former one, with a note.
+struct FormerKey {
+  std::string_view former, now;
+};
+constexpr FormerKey kFormerKeys[] = {{"data.tokeniser", "data.tokenizer"},
+                                     {"data.tokeniser_file", "data.tokenizer_file"}};
+
+/// The key's name now.
+std::string name_now(std::string_view key) {
+  const auto* const found = std::ranges::find(kFormerKeys, key, &FormerKey::former);
+  return std::string(found == std::end(kFormerKeys) ? key : found->now);
+}
+
 std::string_view section_of(std::string_view key) { return key.substr(0, key.find('.')); }
 std::string_view last_of(std::string_view key) { return key.substr(key.find('.') + 1); }
 
@@ -567,6 +580,7 @@ class Parser {
     each_key(config, [&](const Key& key, auto& member) { take(key, member); });
     for (const std::string& key : passed_over_) given_.erase(key);
     for (const auto& [key, given] : given_) loaded.places[key] = given.place;
+    loaded.notes = std::move(notes_);
     if (given_.contains("run.epochs") && !given_.contains("run.steps")) config.run.steps = 0;
     if (problems_.empty()) check(config);
     if (!problems_.empty()) return make_error(ErrorCode::kInvalidArgument, all_problems());
@@ -594,8 +608,16 @@ class Parser {
   /// Has an override chosen another kind of what this section is about? Then the file's keys of its own kind are void.
   [[nodiscard]] bool has_another_kind(std::string_view section) const {
     if (section == "model") return is_overridden("model.kind");
-    if (section == "data") return is_overridden("model.kind") || is_overridden("data.tokeniser");
+    if (section == "data") return is_overridden("model.kind") || is_overridden("data.tokenizer");
     return is_overridden("optimizer.kind") || is_overridden("optimizer.schedule");
+  }
+
+  /// The name that the key has now; a note, if that is another one.
+  std::string current(const std::string& key, const std::string& place) {
+    std::string now = name_now(key);
+    if (now != key)
+      notes_.push_back(place + ": " + key + " is now called " + now + "; the next version refuses the former name");
+    return now;
   }
 
   void problem(Position where, std::string text) { problems_.emplace_back(where, std::move(text)); }
@@ -619,10 +641,14 @@ class Parser {
                                                 std::string(nearest(section_name, sections)) + "]");
       } else {
         for (const auto& [key, value] : *table) {
-          const std::string name = std::string(section_name) + "." + std::string(key.str());
+          const std::string written_name = std::string(section_name) + "." + std::string(key.str());
+          const std::string name = current(written_name, at(key.source()));
           if (std::ranges::find(keys, name) == keys.end()) {
             problem(position(key.source()),
                     at(key.source()) + ": " + name + ": no such key; the nearest is " + std::string(nearest_key(name)));
+          } else if (given_.contains(name)) {
+            problem(position(key.source()), at(key.source()) + ": " + written_name +
+                                                ": expected it or its other name (" + name + "), got both");
           } else {
             given_[name] = {&value, at(value.source()), position(value.source()), false};
           }
@@ -645,7 +671,7 @@ class Parser {
       problem(where, place + ": expected section.key=value");
       return;
     }
-    const std::string key(trim(std::string_view(text).substr(0, equals)));
+    const std::string key = current(std::string(trim(std::string_view(text).substr(0, equals))), place);
     std::string value(trim(std::string_view(text).substr(equals + 1)));
     bool known = false;
     TrainConfig defaults;
@@ -731,8 +757,8 @@ class Parser {
     }
     const DataConfig& d = config.data;
     if (!d.text.empty() && !d.tokens.empty()) wrong({"data.tokens"}, "expected text or tokens, got both");
-    if (d.tokeniser == TokeniserKind::kGpt2 && !d.tokeniser_file.empty() && !(d.vocabulary.empty() && d.merges.empty()))
-      wrong({"data.tokeniser_file"}, "expected it or data.vocabulary and data.merges, got both");
+    if (d.tokenizer == TokenizerKind::kGpt2 && !d.tokenizer_file.empty() && !(d.vocabulary.empty() && d.merges.empty()))
+      wrong({"data.tokenizer_file"}, "expected it or data.vocabulary and data.merges, got both");
     if (d.token_format != TokenFormat::kDunnock && m.vocabulary == 0)
       wrong({"data.token_format"}, "expected model.vocabulary too, which files of this format don't tell");
     if (d.images.empty() != d.labels.empty())
@@ -793,6 +819,7 @@ class Parser {
   toml::parse_result file_;
   std::vector<std::unique_ptr<toml::table>> overriding_;  // Given::node of overrides lies there.
   std::map<std::string, Given> given_;
+  std::vector<std::string> notes_;
   std::vector<std::string> passed_over_;  // Keys of the file that are for another kind than an override's.
   std::vector<std::pair<Position, std::string>> problems_;
   std::uint64_t overrides_ = 0;
@@ -825,7 +852,7 @@ std::string_view to_string(NumberType type) noexcept { return name_of(type); }
 std::string_view to_string(Positions positions) noexcept { return name_of(positions); }
 std::string_view to_string(Preset preset) noexcept { return name_of(preset); }
 std::string_view to_string(Stem stem) noexcept { return name_of(stem); }
-std::string_view to_string(TokeniserKind kind) noexcept { return name_of(kind); }
+std::string_view to_string(TokenizerKind kind) noexcept { return name_of(kind); }
 std::string_view to_string(OptimizerKind kind) noexcept { return name_of(kind); }
 std::string_view to_string(DeviceKind kind) noexcept { return name_of(kind); }
 
@@ -876,15 +903,15 @@ Status check_ready(const LoadedConfig& loaded) {
     return {};
   }
   if (d.text.empty() && d.tokens.empty()) return missing("data.text", kind + " is trained on text, or on data.tokens");
-  const std::string tokeniser = "data.tokeniser = " + in_quotes(to_string(d.tokeniser)) + " needs it";
-  if (d.tokeniser == TokeniserKind::kGpt2 && d.tokeniser_file.empty()) {
+  const std::string tokenizer = "data.tokenizer = " + in_quotes(to_string(d.tokenizer)) + " needs it";
+  if (d.tokenizer == TokenizerKind::kGpt2 && d.tokenizer_file.empty()) {
     if (d.vocabulary.empty() && d.merges.empty())
-      return missing("data.vocabulary", tokeniser + ", or data.tokeniser_file");
-    if (d.vocabulary.empty()) return missing("data.vocabulary", tokeniser);
-    if (d.merges.empty()) return missing("data.merges", tokeniser);
+      return missing("data.vocabulary", tokenizer + ", or data.tokenizer_file");
+    if (d.vocabulary.empty()) return missing("data.vocabulary", tokenizer);
+    if (d.merges.empty()) return missing("data.merges", tokenizer);
   }
-  if (d.tokeniser == TokeniserKind::kLlama2c && d.tokeniser_file.empty())
-    return missing("data.tokeniser_file", tokeniser);
+  if (d.tokenizer == TokenizerKind::kLlama2c && d.tokenizer_file.empty())
+    return missing("data.tokenizer_file", tokenizer);
   return {};
 }
 
@@ -904,7 +931,12 @@ std::string to_toml(const TrainConfig& config) {
 
 std::uint64_t identity_of(const TrainConfig& config) {
   std::string text;
-  for (const auto& [key, value] : identity_values(config)) text.append(key).append(" = ").append(value).append("\n");
+  for (const auto& [key, value] : identity_values(config)) {
+    // Checkpoints of version 0.1 have the hash of the former names.
+    const auto* const former = std::ranges::find(kFormerKeys, key, &FormerKey::now);
+    text.append(former == std::end(kFormerKeys) ? std::string_view(key) : former->former);
+    text.append(" = ").append(value).append("\n");
+  }
   return XXH3_64bits(text.data(), text.size());
 }
 

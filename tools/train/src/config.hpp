@@ -20,9 +20,9 @@
 #include <vector>
 
 #include "dunnock/base/result.hpp"
+#include "dunnock/data/loader.hpp"
+#include "dunnock/data/token_file.hpp"
 #include "dunnock/training/learning_rate.hpp"
-#include "dunnock/training/loader.hpp"
-#include "dunnock/training/token_file.hpp"
 
 namespace dunnock::train {
 
@@ -34,7 +34,7 @@ enum class Stem : std::uint8_t {
   kSmall,  ///< A convolution of 3x3: for images of some 30 pixels.
   kLarge,  ///< A convolution of 7x7 in steps of 2, and a max pool: for ImageNet's.
 };
-enum class TokeniserKind : std::uint8_t { kBytes, kGpt2, kLlama2c };
+enum class TokenizerKind : std::uint8_t { kBytes, kGpt2, kLlama2c };
 enum class OptimizerKind : std::uint8_t { kAdamw, kSgd };
 enum class DeviceKind : std::uint8_t { kCpu, kCuda };
 
@@ -44,7 +44,7 @@ enum class DeviceKind : std::uint8_t { kCpu, kCuda };
 [[nodiscard]] std::string_view to_string(Positions positions) noexcept;
 [[nodiscard]] std::string_view to_string(Preset preset) noexcept;
 [[nodiscard]] std::string_view to_string(Stem stem) noexcept;
-[[nodiscard]] std::string_view to_string(TokeniserKind kind) noexcept;
+[[nodiscard]] std::string_view to_string(TokenizerKind kind) noexcept;
 [[nodiscard]] std::string_view to_string(OptimizerKind kind) noexcept;
 [[nodiscard]] std::string_view to_string(DeviceKind kind) noexcept;
 
@@ -79,16 +79,16 @@ struct ModelConfig {
 struct DataConfig {
   std::string text;
   std::string tokens;  ///< A token file.
-  training::TokenFile::Format token_format = training::TokenFile::Format::kDunnock;
-  TokeniserKind tokeniser = TokeniserKind::kBytes;
+  data::TokenFile::Format token_format = data::TokenFile::Format::kDunnock;
+  TokenizerKind tokenizer = TokenizerKind::kBytes;
   std::string vocabulary;         ///< gpt2: vocab.json, and
   std::string merges;             ///< merges.txt, or
-  std::string tokeniser_file;     ///< gpt2: tokenizer.json; llama2c: its file
+  std::string tokenizer_file;     ///< gpt2: tokenizer.json; llama2c: its file
   double validation_share = 0.1;  ///< Of the tokens or, without test images, of the images: the last ones.
   std::string images, labels, test_images, test_labels;  ///< IDX
   unsigned classes = 10;
   std::vector<double> mean = {0}, deviation = {1};  ///< Of pixels from 0 to 1: one of each, or one a channel.
-  training::Order order = training::Order::kShuffled;
+  data::Order order = data::Order::kShuffled;
   friend bool operator==(const DataConfig&, const DataConfig&) = default;
 };
 
@@ -193,6 +193,7 @@ struct LoadedConfig {
   std::string text;                           ///< Of the file.
   bool has_file = false;                      ///< `name` is the path of a file.
   std::vector<Override> overrides;            ///< That were given with it.
+  std::vector<std::string> notes;  ///< Former names of keys, a line each: "PLACE: KEY is now called KEY; ...".
 
   /// What of [data] is opened: `path`, from the file's folder on unless it is absolute.
   [[nodiscard]] std::string path_of(const std::string& path) const;
@@ -242,7 +243,7 @@ struct ConfigDifference {
 /// The learning rate of a run of `steps` steps.
 [[nodiscard]] training::LearningRate learning_rate_of(const TrainConfig& config, std::uint64_t steps);
 
-/// For the manual, which tests/train/config_test.cpp compares.
+/// For the manual, which tests/tools/train/config_test.cpp compares.
 struct KeyDescription {
   std::string name;      ///< "model.kind"
   std::string type;      ///< "\"adamw\" or \"sgd\"", "a whole number from 1 to 64"

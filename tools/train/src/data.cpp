@@ -9,15 +9,15 @@
 #include <variant>
 
 #include "dunnock/base/input_file.hpp"
-#include "dunnock/training/bpe.hpp"
-#include "dunnock/training/byte_tokeniser.hpp"
-#include "dunnock/training/idx.hpp"
-#include "dunnock/training/llama2c_tokeniser.hpp"
+#include "dunnock/data/bpe.hpp"
+#include "dunnock/data/byte_tokenizer.hpp"
+#include "dunnock/data/idx.hpp"
+#include "dunnock/data/llama2c_tokenizer.hpp"
 
 namespace dunnock::train {
 namespace {
 
-using training::ModelOptions;
+using model::ModelOptions;
 using training::StepInput;
 
 tl::unexpected<Error> invalid(std::string what) { return make_error(ErrorCode::kInvalidArgument, std::move(what)); }
@@ -27,17 +27,17 @@ tl::unexpected<Error> about(const LoadedConfig& loaded, const std::string& key, 
   return make_error(error.code, loaded.where(key) + ": " + error.message);
 }
 
-using Tokeniser = std::variant<std::monostate, training::Bpe, training::Llama2cTokeniser>;  // First: bytes.
+using Tokenizer = std::variant<std::monostate, data::Bpe, data::Llama2cTokenizer>;  // First: bytes.
 
-Result<Tokeniser> open_tokeniser(const LoadedConfig& loaded) {
+Result<Tokenizer> open_tokenizer(const LoadedConfig& loaded) {
   const DataConfig& data = loaded.config.data;
-  switch (data.tokeniser) {
-    case TokeniserKind::kBytes: break;
-    case TokeniserKind::kGpt2: {
-      if (!data.tokeniser_file.empty()) {
-        auto bpe = training::Bpe::load_json(loaded.path_of(data.tokeniser_file));
-        if (!bpe) return about(loaded, "data.tokeniser_file", bpe.error());
-        return Tokeniser(std::move(*bpe));
+  switch (data.tokenizer) {
+    case TokenizerKind::kBytes: break;
+    case TokenizerKind::kGpt2: {
+      if (!data.tokenizer_file.empty()) {
+        auto bpe = data::Bpe::load_json(loaded.path_of(data.tokenizer_file));
+        if (!bpe) return about(loaded, "data.tokenizer_file", bpe.error());
+        return Tokenizer(std::move(*bpe));
       }
       // An error names the key and the file that it is about.
       const std::string vocabulary_path = loaded.path_of(data.vocabulary), merges_path = loaded.path_of(data.merges);
@@ -48,47 +48,47 @@ Result<Tokeniser> open_tokeniser(const LoadedConfig& loaded) {
       if (!vocabulary) return about(loaded, "data.vocabulary", vocabulary.error());
       const auto merges = read_file(merges_path);
       if (!merges) return about(loaded, "data.merges", merges.error());
-      auto bpe = training::Bpe::parse_vocabulary(*vocabulary);
+      auto bpe = data::Bpe::parse_vocabulary(*vocabulary);
       if (!bpe) return about(loaded, "data.vocabulary", of_file(vocabulary_path, bpe.error()));
       if (Status added = bpe->add_merges(*merges); !added)
         return about(loaded, "data.merges", of_file(merges_path, added.error()));
-      return Tokeniser(std::move(*bpe));
+      return Tokenizer(std::move(*bpe));
     }
-    case TokeniserKind::kLlama2c: {
-      auto llama = training::Llama2cTokeniser::load(loaded.path_of(data.tokeniser_file));
-      if (!llama) return about(loaded, "data.tokeniser_file", llama.error());
-      return Tokeniser(std::move(*llama));
+    case TokenizerKind::kLlama2c: {
+      auto llama = data::Llama2cTokenizer::load(loaded.path_of(data.tokenizer_file));
+      if (!llama) return about(loaded, "data.tokenizer_file", llama.error());
+      return Tokenizer(std::move(*llama));
     }
   }
-  return Tokeniser();
+  return Tokenizer();
 }
 
-std::vector<std::int32_t> encode_with(const Tokeniser& tokeniser, std::string_view text) {
-  if (const auto* bpe = std::get_if<training::Bpe>(&tokeniser)) return bpe->encode(text);
-  if (const auto* llama = std::get_if<training::Llama2cTokeniser>(&tokeniser)) return llama->encode(text, {});
-  return training::ByteTokeniser::encode(text);
+std::vector<std::int32_t> encode_with(const Tokenizer& tokenizer, std::string_view text) {
+  if (const auto* bpe = std::get_if<data::Bpe>(&tokenizer)) return bpe->encode(text);
+  if (const auto* llama = std::get_if<data::Llama2cTokenizer>(&tokenizer)) return llama->encode(text, {});
+  return data::ByteTokenizer::encode(text);
 }
 
-std::uint64_t vocabulary_of(const Tokeniser& tokeniser) {
-  if (const auto* bpe = std::get_if<training::Bpe>(&tokeniser)) return static_cast<std::uint64_t>(bpe->vocabulary());
-  if (const auto* llama = std::get_if<training::Llama2cTokeniser>(&tokeniser))
+std::uint64_t vocabulary_of(const Tokenizer& tokenizer) {
+  if (const auto* bpe = std::get_if<data::Bpe>(&tokenizer)) return static_cast<std::uint64_t>(bpe->vocabulary());
+  if (const auto* llama = std::get_if<data::Llama2cTokenizer>(&tokenizer))
     return static_cast<std::uint64_t>(llama->vocabulary());
   return 256;
 }
 
 /// The text's tokens in a file whose name is gone as soon as it is open.
-Result<training::TokenFile> as_token_file(const std::vector<std::int32_t>& tokens, std::uint64_t vocabulary) {
+Result<data::TokenFile> as_token_file(const std::vector<std::int32_t>& tokens, std::uint64_t vocabulary) {
   std::error_code error;
   const std::filesystem::path folder = std::filesystem::temp_directory_path(error);
   if (error) return make_error(ErrorCode::kIo, "there is no folder for temporary files (TMPDIR): " + error.message());
   DUNNOCK_TRY(auto made, create_new_file((folder / "dunnock-tokens-").string(), 0600));
   const std::string name = made.path;
   made.file.reset();
-  const auto write = [&]() -> Result<training::TokenFile> {
-    DUNNOCK_TRY(auto writer, training::TokenFileWriter::create(name, vocabulary));
+  const auto write = [&]() -> Result<data::TokenFile> {
+    DUNNOCK_TRY(auto writer, data::TokenFileWriter::create(name, vocabulary));
     DUNNOCK_TRY(writer.append(tokens));
     DUNNOCK_TRY(writer.finish());
-    return training::TokenFile::open(name);
+    return data::TokenFile::open(name);
   };
   auto file = write();
   (void)file_system().unlink(AT_FDCWD, name.c_str());
@@ -102,51 +102,49 @@ Result<ModelOptions> gpt_of(const LoadedConfig& loaded, std::uint64_t vocabulary
   if (model.vocabulary != 0 && model.vocabulary < vocabulary)
     return invalid(loaded.where("model.vocabulary") + ": expected at least the data's " + std::to_string(vocabulary) +
                    ", got " + std::to_string(model.vocabulary));
-  return ModelOptions(training::GptOptions{
+  return ModelOptions(model::GptOptions{
       .vocabulary = model.vocabulary != 0 ? model.vocabulary : static_cast<std::size_t>(vocabulary),
       .context = model.context,
       .layers = model.layers,
       .heads = model.heads,
       .width = model.width,
       .mlp_ratio = model.mlp_ratio,
-      .positions =
-          model.positions == Positions::kRotary ? training::Positions::kRotary : training::Positions::kLearned});
+      .positions = model.positions == Positions::kRotary ? model::Positions::kRotary : model::Positions::kLearned});
 }
 
-Result<ModelOptions> image_model_of(const LoadedConfig& loaded, const training::ImageShape& image) {
+Result<ModelOptions> image_model_of(const LoadedConfig& loaded, const model::ImageShape& image) {
   const ModelConfig& model = loaded.config.model;
   const std::size_t classes = loaded.config.data.classes;
   switch (model.kind) {
     case ModelKind::kMlp:
-      return ModelOptions(
-          training::MlpOptions{.inputs = image.size(), .hidden = sizes(model.hidden), .classes = classes});
+      return ModelOptions(model::MlpOptions{.inputs = image.size(), .hidden = sizes(model.hidden), .classes = classes});
     case ModelKind::kCnn: {
-      training::CnnOptions cnn{.image = image,
-                               .stages = {},
-                               .batch_norm = model.batch_norm,
-                               .hidden = sizes(model.hidden),
-                               .classes = classes};
+      model::CnnOptions cnn{.image = image,
+                            .stages = {},
+                            .batch_norm = model.batch_norm,
+                            .hidden = sizes(model.hidden),
+                            .classes = classes};
       for (const auto& stage : model.stages) cnn.stages.push_back(sizes(stage));
       return ModelOptions(cnn);
     }
     case ModelKind::kResnet:
-      return ModelOptions(training::ResNetOptions{.image = image,
-                                                  .blocks = sizes(model.blocks),
-                                                  .width = model.width,
-                                                  .bottleneck = model.bottleneck,
-                                                  .large_stem = model.stem == Stem::kLarge,
-                                                  .classes = classes});
+      return ModelOptions(model::ResNetOptions{.image = image,
+                                               .blocks = sizes(model.blocks),
+                                               .width = model.width,
+                                               .bottleneck = model.bottleneck,
+                                               .large_stem = model.stem == Stem::kLarge,
+                                               .classes = classes});
     case ModelKind::kDensenet:
       if (!model.bottleneck || model.compression != 0.5)
         return make_error(ErrorCode::kUnsupported,
                           "DenseNets have bottlenecks and a compression of 0.5 (DenseNet-BC) here, and no others");
-      return ModelOptions(training::DenseNetOptions{
-          .image = image,
-          .blocks = sizes(model.blocks),
-          .growth = model.growth,
-          .stem_width = model.stem_width != 0 ? model.stem_width : 2 * std::size_t{model.growth},
-          .large_stem = model.stem == Stem::kLarge,
-          .classes = classes});
+      return ModelOptions(
+          model::DenseNetOptions{.image = image,
+                                 .blocks = sizes(model.blocks),
+                                 .growth = model.growth,
+                                 .stem_width = model.stem_width != 0 ? model.stem_width : 2 * std::size_t{model.growth},
+                                 .large_stem = model.stem == Stem::kLarge,
+                                 .classes = classes});
     case ModelKind::kGpt: break;
   }
   return invalid("a GPT does not read images");
@@ -158,14 +156,13 @@ struct NamedPath {
 };
 
 /// An error names the key and the file that it is about.
-Result<training::ImageSet> open_images_of(const LoadedConfig& loaded, const NamedPath& images,
-                                          const NamedPath& labels) {
+Result<data::ImageSet> open_images_of(const LoadedConfig& loaded, const NamedPath& images, const NamedPath& labels) {
   const unsigned classes = loaded.config.data.classes;
-  auto pixels = training::read_images(loaded.path_of(images.path));
+  auto pixels = data::read_images(loaded.path_of(images.path));
   if (!pixels) return about(loaded, images.key, pixels.error());
-  auto shown = training::read_labels(loaded.path_of(labels.path), classes);
+  auto shown = data::read_labels(loaded.path_of(labels.path), classes);
   if (!shown) return about(loaded, labels.key, shown.error());
-  auto set = training::ImageSet::create(std::move(*pixels), std::move(*shown), classes);
+  auto set = data::ImageSet::create(std::move(*pixels), std::move(*shown), classes);
   if (!set)
     return about(loaded, labels.key,
                  {set.error().code, loaded.path_of(labels.path) + " does not belong to " + loaded.path_of(images.path) +
@@ -174,7 +171,7 @@ Result<training::ImageSet> open_images_of(const LoadedConfig& loaded, const Name
 }
 
 /// Images first .. first + count - 1 of a set.
-Result<training::ImageSet> part_of(const training::ImageSet& all, std::size_t first, std::size_t count) {
+Result<data::ImageSet> part_of(const data::ImageSet& all, std::size_t first, std::size_t count) {
   std::vector<std::byte> pixels;
   std::vector<std::byte> labels;
   for (std::size_t i = first; i < first + count; ++i) {
@@ -183,44 +180,44 @@ Result<training::ImageSet> part_of(const training::ImageSet& all, std::size_t fi
     labels.push_back(static_cast<std::byte>(all.label(i)));
   }
   const auto n = static_cast<std::uint32_t>(count);
-  training::IdxArray images{training::IdxType::kU8,
-                            {n, static_cast<std::uint32_t>(all.channels()), static_cast<std::uint32_t>(all.height()),
-                             static_cast<std::uint32_t>(all.width())},
-                            std::move(pixels)};
-  return training::ImageSet::create(std::move(images), {training::IdxType::kU8, {n}, std::move(labels)}, all.classes());
+  data::IdxArray images{data::IdxType::kU8,
+                        {n, static_cast<std::uint32_t>(all.channels()), static_cast<std::uint32_t>(all.height()),
+                         static_cast<std::uint32_t>(all.width())},
+                        std::move(pixels)};
+  return data::ImageSet::create(std::move(images), {data::IdxType::kU8, {n}, std::move(labels)}, all.classes());
 }
 
 }  // namespace
 
 struct TrainingData::State {
   LoadedConfig config;
-  training::Shard shard;
+  data::Shard shard;
   ModelOptions model;
   // Tokens.
-  Tokeniser tokeniser;
+  Tokenizer tokenizer;
   std::uint64_t vocabulary = 0;  // Of the data.
-  std::optional<training::TokenFile> file;
-  training::TokenSplit split;
-  std::optional<training::TokenLoader> tokens;
-  std::vector<training::TokenBatch> token_batches;
+  std::optional<data::TokenFile> file;
+  data::TokenSplit split;
+  std::optional<data::TokenLoader> tokens;
+  std::vector<data::TokenBatch> token_batches;
   // Images.
-  std::shared_ptr<const training::ImageSet> images;
-  std::shared_ptr<const training::ImageSet> validation;
-  std::optional<training::ImageLoader> image_loader;
-  std::vector<training::ImageBatch> image_batches;
+  std::shared_ptr<const data::ImageSet> images;
+  std::shared_ptr<const data::ImageSet> validation;
+  std::optional<data::ImageLoader> image_loader;
+  std::vector<data::ImageBatch> image_batches;
   std::vector<std::vector<float>> turned;  // Of each batch, channels innermost.
 
   [[nodiscard]] bool has_tokens() const { return file.has_value(); }
 
   Status open_tokens();
   Status open_images();
-  Result<training::TokenLoader> token_loader(training::TokenRange range, training::Order order, unsigned buffers,
-                                             const training::LoaderPosition* start) const;
-  Result<training::ImageLoader> make_image_loader(std::shared_ptr<const training::ImageSet> set, training::Order order,
-                                                  bool remainder, unsigned buffers,
-                                                  const training::LoaderPosition* start) const;
+  Result<data::TokenLoader> token_loader(data::TokenRange range, data::Order order, unsigned buffers,
+                                         const data::LoaderPosition* start) const;
+  Result<data::ImageLoader> make_image_loader(std::shared_ptr<const data::ImageSet> set, data::Order order,
+                                              bool remainder, unsigned buffers,
+                                              const data::LoaderPosition* start) const;
   /// (rows, channels, height, width) -> (rows, height, width, channels); the same memory where there is one channel.
-  std::span<const float> turn(const training::ImageBatch& batch, std::vector<float>& to) const;
+  std::span<const float> turn(const data::ImageBatch& batch, std::vector<float>& to) const;
 };
 
 TrainingData::TrainingData(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
@@ -230,23 +227,23 @@ TrainingData::~TrainingData() = default;
 
 Status TrainingData::State::open_tokens() {
   const DataConfig& data = config.config.data;
-  DUNNOCK_TRY(auto opened, open_tokeniser(config));
-  tokeniser = std::move(opened);
-  vocabulary = vocabulary_of(tokeniser);
+  DUNNOCK_TRY(auto opened, open_tokenizer(config));
+  tokenizer = std::move(opened);
+  vocabulary = vocabulary_of(tokenizer);
   if (!data.text.empty()) {
     const auto text = read_file(config.path_of(data.text));
     if (!text) return about(config, "data.text", text.error());
-    auto made = as_token_file(encode_with(tokeniser, *text), vocabulary);
+    auto made = as_token_file(encode_with(tokenizer, *text), vocabulary);
     if (!made) return about(config, "data.text", made.error());
     file = std::move(*made);
   } else {
-    auto made = training::TokenFile::open(config.path_of(data.tokens),
-                                          {.format = data.token_format, .vocabulary = config.config.model.vocabulary});
+    auto made = data::TokenFile::open(config.path_of(data.tokens),
+                                      {.format = data.token_format, .vocabulary = config.config.model.vocabulary});
     if (!made) return about(config, "data.tokens", made.error());
     vocabulary = made->vocabulary();
     file = std::move(*made);
   }
-  split = training::split_tokens(file->count(), data.validation_share);
+  split = data::split_tokens(file->count(), data.validation_share);
   DUNNOCK_TRY(auto gpt, gpt_of(config, vocabulary));
   model = gpt;
   return {};
@@ -255,11 +252,10 @@ Status TrainingData::State::open_tokens() {
 Status TrainingData::State::open_images() {
   const DataConfig& data = config.config.data;
   DUNNOCK_TRY(auto set, open_images_of(config, {"data.images", data.images}, {"data.labels", data.labels}));
-  auto all = std::make_shared<const training::ImageSet>(std::move(set));
-  const auto share = [&](const Result<training::ImageSet>& part,
-                         std::shared_ptr<const training::ImageSet>& to) -> Status {
+  auto all = std::make_shared<const data::ImageSet>(std::move(set));
+  const auto share = [&](const Result<data::ImageSet>& part, std::shared_ptr<const data::ImageSet>& to) -> Status {
     DUNNOCK_TRY(part);
-    to = std::make_shared<const training::ImageSet>(*part);
+    to = std::make_shared<const data::ImageSet>(*part);
     return {};
   };
   images = all;
@@ -280,37 +276,35 @@ Status TrainingData::State::open_images() {
   return {};
 }
 
-Result<training::TokenLoader> TrainingData::State::token_loader(training::TokenRange range, training::Order order,
-                                                                unsigned buffers,
-                                                                const training::LoaderPosition* start) const {
-  return training::TokenLoader::create(*file, range,
-                                       {.batch = config.config.run.batch,
-                                        .tokens = std::get<training::GptOptions>(model).context,
-                                        .order = order,
-                                        .seed = config.config.run.seed,
-                                        .shard = shard,
-                                        .buffers = buffers},
-                                       gpu::Device::cpu(), start);
+Result<data::TokenLoader> TrainingData::State::token_loader(data::TokenRange range, data::Order order, unsigned buffers,
+                                                            const data::LoaderPosition* start) const {
+  return data::TokenLoader::create(*file, range,
+                                   {.batch = config.config.run.batch,
+                                    .tokens = std::get<model::GptOptions>(model).context,
+                                    .order = order,
+                                    .seed = config.config.run.seed,
+                                    .shard = shard,
+                                    .buffers = buffers},
+                                   device::Device::cpu(), start);
 }
 
-Result<training::ImageLoader> TrainingData::State::make_image_loader(std::shared_ptr<const training::ImageSet> set,
-                                                                     training::Order order, bool remainder,
-                                                                     unsigned buffers,
-                                                                     const training::LoaderPosition* start) const {
+Result<data::ImageLoader> TrainingData::State::make_image_loader(std::shared_ptr<const data::ImageSet> set,
+                                                                 data::Order order, bool remainder, unsigned buffers,
+                                                                 const data::LoaderPosition* start) const {
   const DataConfig& data = config.config.data;
-  return training::ImageLoader::create(std::move(set),
-                                       {.batch = config.config.run.batch,
-                                        .order = order,
-                                        .keep_remainder = remainder,
-                                        .seed = config.config.run.seed,
-                                        .mean = {data.mean.begin(), data.mean.end()},
-                                        .deviation = {data.deviation.begin(), data.deviation.end()},
-                                        .shard = shard,
-                                        .buffers = buffers},
-                                       gpu::Device::cpu(), start);
+  return data::ImageLoader::create(std::move(set),
+                                   {.batch = config.config.run.batch,
+                                    .order = order,
+                                    .keep_remainder = remainder,
+                                    .seed = config.config.run.seed,
+                                    .mean = {data.mean.begin(), data.mean.end()},
+                                    .deviation = {data.deviation.begin(), data.deviation.end()},
+                                    .shard = shard,
+                                    .buffers = buffers},
+                                   device::Device::cpu(), start);
 }
 
-std::span<const float> TrainingData::State::turn(const training::ImageBatch& batch, std::vector<float>& to) const {
+std::span<const float> TrainingData::State::turn(const data::ImageBatch& batch, std::vector<float>& to) const {
   const std::size_t channels = images->channels();
   if (channels == 1) return batch.images();
   const std::size_t positions = images->pixels() / channels;
@@ -325,19 +319,19 @@ std::span<const float> TrainingData::State::turn(const training::ImageBatch& bat
   return to;
 }
 
-Result<TrainingData> TrainingData::open(const LoadedConfig& loaded, const training::Shard& shard) {
+Result<TrainingData> TrainingData::open(const LoadedConfig& loaded, const data::Shard& shard) {
   auto state = std::make_unique<State>();
   state->config = loaded;
   state->shard = shard;
   const Status opened = loaded.config.model.kind == ModelKind::kGpt ? state->open_tokens() : state->open_images();
   DUNNOCK_TRY(opened);
-  DUNNOCK_TRY(training::check(state->model));
+  DUNNOCK_TRY(check(state->model));
   TrainingData data(std::move(state));
   DUNNOCK_TRY(data.start(nullptr));
   return data;
 }
 
-const training::ModelOptions& TrainingData::model() const { return state_->model; }
+const model::ModelOptions& TrainingData::model() const { return state_->model; }
 
 std::uint64_t TrainingData::batches_per_epoch() const {
   return state_->has_tokens() ? state_->tokens->batches_per_epoch() : state_->image_loader->batches_per_epoch();
@@ -345,15 +339,15 @@ std::uint64_t TrainingData::batches_per_epoch() const {
 std::string_view TrainingData::items() const { return state_->has_tokens() ? "tokens" : "images"; }
 std::uint64_t TrainingData::items_per_batch() const {
   const std::uint64_t rows = state_->config.config.run.batch;
-  return state_->has_tokens() ? rows * std::get<training::GptOptions>(state_->model).context : rows;
+  return state_->has_tokens() ? rows * std::get<model::GptOptions>(state_->model).context : rows;
 }
 
-Status TrainingData::start(const training::LoaderPosition* position) {
+Status TrainingData::start(const data::LoaderPosition* position) {
   State& state = *state_;
   state.token_batches.clear();
   state.image_batches.clear();
   const unsigned buffers = state.config.config.run.window + 2;
-  const training::Order order = state.config.config.data.order;
+  const data::Order order = state.config.config.data.order;
   if (state.has_tokens()) {
     const std::string key = state.config.config.data.text.empty() ? "data.tokens" : "data.text";
     auto loader = state.token_loader(state.split.training, order, buffers, position);
@@ -372,7 +366,7 @@ Status TrainingData::start(const training::LoaderPosition* position) {
   return {};
 }
 
-training::LoaderPosition TrainingData::position() const {
+data::LoaderPosition TrainingData::position() const {
   return state_->has_tokens() ? state_->tokens->position() : state_->image_loader->position();
 }
 
@@ -423,7 +417,7 @@ Result<std::optional<training::Evaluation>> TrainingData::evaluate(training::Tra
     return false;
   };
   if (state.has_tokens()) {
-    auto loader = state.token_loader(state.split.validation, training::Order::kSequential, 3, nullptr);
+    auto loader = state.token_loader(state.split.validation, data::Order::kSequential, 3, nullptr);
     if (!loader) return std::nullopt;  // Too few tokens for a batch.
     const std::uint64_t all = loader->batches_per_epoch();
     for (std::uint64_t i = 0; i < (batches == 0 ? all : std::min(all, batches)); ++i) {
@@ -434,7 +428,7 @@ Result<std::optional<training::Evaluation>> TrainingData::evaluate(training::Tra
     return sum;
   }
   if (state.validation == nullptr) return std::nullopt;
-  DUNNOCK_TRY(auto loader, state.make_image_loader(state.validation, training::Order::kSequential, true, 3, nullptr));
+  DUNNOCK_TRY(auto loader, state.make_image_loader(state.validation, data::Order::kSequential, true, 3, nullptr));
   const std::uint64_t all = loader.batches_per_epoch();
   std::vector<float> turned;
   for (std::uint64_t i = 0; i < (batches == 0 ? all : std::min(all, batches)); ++i) {
@@ -448,22 +442,22 @@ Result<std::optional<training::Evaluation>> TrainingData::evaluate(training::Tra
 
 bool TrainingData::start_lacks_checksum() const { return state_->tokens && state_->tokens->start_lacks_checksum(); }
 
-std::size_t TrainingData::vocabulary() const { return std::min(state_->vocabulary, vocabulary_of(state_->tokeniser)); }
+std::size_t TrainingData::vocabulary() const { return std::min(state_->vocabulary, vocabulary_of(state_->tokenizer)); }
 
 Result<std::vector<std::int32_t>> TrainingData::encode(std::string_view text) const {
   // The vocabulary may be larger, filled up to what matrix products like: what the file has counts.
-  const std::uint64_t known = vocabulary_of(state_->tokeniser);
+  const std::uint64_t known = vocabulary_of(state_->tokenizer);
   const std::uint64_t largest = state_->file->largest().value_or(0);
   if (largest >= known)
-    return invalid("data.tokens has the token " + std::to_string(largest) + ", and data.tokeniser " +
+    return invalid("data.tokens has the token " + std::to_string(largest) + ", and data.tokenizer " +
                    std::to_string(known) + " tokens: no text can be made of it");
-  return encode_with(state_->tokeniser, text);
+  return encode_with(state_->tokenizer, text);
 }
 
 Result<std::string> TrainingData::decode(std::span<const std::int32_t> tokens) const {
-  if (const auto* bpe = std::get_if<training::Bpe>(&state_->tokeniser)) return bpe->decode(tokens);
-  if (const auto* llama = std::get_if<training::Llama2cTokeniser>(&state_->tokeniser)) return llama->decode(tokens);
-  return training::ByteTokeniser::decode(tokens);
+  if (const auto* bpe = std::get_if<data::Bpe>(&state_->tokenizer)) return bpe->decode(tokens);
+  if (const auto* llama = std::get_if<data::Llama2cTokenizer>(&state_->tokenizer)) return llama->decode(tokens);
+  return data::ByteTokenizer::decode(tokens);
 }
 
 }  // namespace dunnock::train

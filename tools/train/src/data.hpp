@@ -16,8 +16,8 @@
 #include <vector>
 
 #include "config.hpp"
-#include "dunnock/training/loader.hpp"
-#include "dunnock/training/models.hpp"
+#include "dunnock/data/loader.hpp"
+#include "dunnock/model/models.hpp"
 #include "dunnock/training/trainer.hpp"
 
 namespace dunnock::train {
@@ -26,23 +26,23 @@ class TrainingData {
  public:
   /// Opens the files, of which this rank gets the rows of `shard`. Errors: those of the files, naming the key; and
   /// InvalidArgument where the data does not fit the config (too little of it, images of another kind).
-  [[nodiscard]] static Result<TrainingData> open(const LoadedConfig& loaded, const training::Shard& shard);
+  [[nodiscard]] static Result<TrainingData> open(const LoadedConfig& loaded, const data::Shard& shard);
   TrainingData(TrainingData&&) noexcept;
   TrainingData& operator=(TrainingData&&) noexcept;
   ~TrainingData();
 
   /// The model's sizes, with what the data decides.
-  [[nodiscard]] const training::ModelOptions& model() const;
+  [[nodiscard]] const model::ModelOptions& model() const;
   [[nodiscard]] std::uint64_t batches_per_epoch() const;
   [[nodiscard]] std::string_view items() const;         ///< "tokens" or "images"
   [[nodiscard]] std::uint64_t items_per_batch() const;  ///< Of all ranks.
 
   /// Begins with this batch; none: from the beginning. Errors: InvalidArgument: a position in other data.
-  [[nodiscard]] Status start(const training::LoaderPosition* position);
+  [[nodiscard]] Status start(const data::LoaderPosition* position);
   /// Whether that position can't say which tokens it is of: TokenLoader::start_lacks_checksum().
   [[nodiscard]] bool start_lacks_checksum() const;
   /// Of the batch that comes next.
-  [[nodiscard]] training::LoaderPosition position() const;
+  [[nodiscard]] data::LoaderPosition position() const;
   /// This rank's rows of the next `count` batches; they stay until the next call. Errors: Corrupt.
   [[nodiscard]] Result<std::vector<training::StepInput>> next(std::size_t count);
 

@@ -19,7 +19,7 @@
 #include "dunnock/base/printable.hpp"
 #include "dunnock/base/program.hpp"
 #include "dunnock/base/standard_streams.hpp"
-#include "dunnock/gpu/communicator.hpp"
+#include "dunnock/ranks/communicator.hpp"
 #include "dunnock/training/schedules.hpp"
 #include "run.hpp"
 
@@ -84,7 +84,7 @@ bool under_mpi() {
 
 /// An exception of others is an error here: the ranks that wait for this one need its end, and no unwinding.
 Result<train::RunResult> run_and_catch(const train::LoadedConfig& loaded, const train::RunOptions& options,
-                                       gpu::Communicator* world) {
+                                       ranks::Communicator* world) {
   try {
     return train::run(loaded, options, world);
   } catch (...) {
@@ -146,14 +146,16 @@ int train_as_told(int argc, char** argv) {
   const auto loaded =
       config_path.empty() ? train::parse_config("", "defaults", overrides) : train::read_config(config_path, overrides);
   if (!loaded) return fail(loaded.error());
+  for (const std::string& note : loaded->notes)
+    (void)std::fputs(("dunnock-train: " + printable(note) + "\n").c_str(), stderr);
   if (show_config) {
     write_standard_output(train::to_toml(loaded->config));
     return 0;
   }
   if (const Status ready = train::check_ready(*loaded); !ready) return fail(ready.error());
-  std::optional<gpu::Communicator> world;
+  std::optional<ranks::Communicator> world;
   if (under_mpi()) {
-    auto made = gpu::Communicator::mpi({.timeout = train::peer_timeout(loaded->config.run)});
+    auto made = ranks::Communicator::mpi({.timeout = train::peer_timeout(loaded->config.run)});
     if (!made) return fail(made.error());
     if (made->size() > 1) world.emplace(std::move(*made));
   }

@@ -1,8 +1,8 @@
 #include "run.hpp"
 
+#include <fcntl.h>
 #include <fmt/core.h>
 #include <fmt/format.h>
-#include <fcntl.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -30,14 +30,14 @@
 #include "dunnock/base/output_file.hpp"
 #include "dunnock/base/paths.hpp"
 #include "dunnock/base/printable.hpp"
-#include "dunnock/gpu/kernels/matmul.hpp"
+#include "dunnock/kernels/matmul.hpp"
+#include "dunnock/model/sampling.hpp"
 #include "dunnock/training/checkpoints.hpp"
 #include "dunnock/training/trainer.hpp"
-#include "dunnock/training/weights_file.hpp"
+#include "dunnock/training/weights.hpp"
 #include "log.hpp"
 #include "plot.hpp"
 #include "progress.hpp"
-#include "sampling.hpp"
 
 namespace dunnock::train {
 namespace {
@@ -72,39 +72,42 @@ std::uint64_t memory_bytes() {
 }
 
 /// Floating point operations a second of a product of 1024 x 1024 matrices: what a share of the peak is a share of.
-Result<double> measured_peak(gpu::Device device, NumberType type, unsigned threads) {
+Result<double> measured_peak(device::Device device, NumberType type, unsigned threads) {
   constexpr std::size_t kSide = 1024;
-  DUNNOCK_TRY(auto stream, gpu::Stream::create(device, {.threads = threads}));
+  DUNNOCK_TRY(auto stream, device::Stream::create(device, {.threads = threads}));
   const auto measure = [&]<class T>(T /*type*/) -> Result<double> {
-    const gpu::MatmulShape shape{.rows = kSide, .columns = kSide, .inner = kSide};
-    auto values = gpu::Buffer<T>::create(3 * kSide * kSide, stream);
-    auto workspace =
-        gpu::Buffer<std::byte>::create(std::max<std::size_t>(1, gpu::matmul_workspace_bytes(shape, device)), stream);
+    const kernels::MatmulShape shape{.rows = kSide, .columns = kSide, .inner = kSide};
+    auto values = device::Buffer<T>::create(3 * kSide * kSide, stream);
+    auto workspace = device::Buffer<std::byte>::create(
+        std::max<std::size_t>(1, kernels::matmul_workspace_bytes(shape, device)), stream);
     DUNNOCK_TRY(values);
     DUNNOCK_TRY(workspace);
-    gpu::fill_bytes(values->span(), std::byte{0}, stream);
+    device::fill_bytes(values->span(), std::byte{0}, stream);
     const auto part = [&](std::size_t i) { return values->span().subspan(i * kSide * kSide, kSide * kSide); };
     double best_s = 1e30;
     for (int round = 0; round < 5; ++round) {
       DUNNOCK_TRY(stream.synchronize());
       const auto begin = Clock::now();
-      gpu::matmul<T, T>(part(0), part(1), part(2), shape, {}, workspace->span(), stream);
+      kernels::run(
+          kernels::Matmul<T, T>{
+              .a = part(0), .b = part(1), .c = part(2), .shape = shape, .epilogue = {}, .workspace = workspace->span()},
+          stream);
       DUNNOCK_TRY(stream.synchronize());
       if (round > 0) best_s = std::min(best_s, seconds_since(begin));
     }
     return 2.0 * kSide * kSide * kSide / best_s;
   };
-  return type == NumberType::kF32 ? measure(float{}) : measure(gpu::Bf16{});
+  return type == NumberType::kF32 ? measure(float{}) : measure(device::Bf16{});
 }
 
-training::TrainerOptions trainer_options(const TrainConfig& config, const training::ModelOptions& model,
+training::TrainerOptions trainer_options(const TrainConfig& config, const model::ModelOptions& model,
                                          const RunOptions& options) {
   const RunConfig& run = config.run;
   const OptimizerConfig& optimizer = config.optimizer;
   const auto narrow = [](double value) { return static_cast<float>(value); };
   training::TrainerOptions made{
       .model = model,
-      .type = config.model.dtype == NumberType::kF32 ? training::DataType::kF32 : training::DataType::kBf16,
+      .type = config.model.dtype == NumberType::kF32 ? model::DataType::kF32 : model::DataType::kBf16,
       .rows = run.batch / run.data_parallel / run.micro_batches,
       .micro_batches = run.micro_batches,
       .seed = run.seed,
@@ -135,15 +138,15 @@ std::string trace_path(const std::string& path, unsigned rank) {
 
 /// The groups of a rank: rank = stage * data_parallel + data rank.
 struct Groups {
-  std::optional<gpu::Communicator> data;
-  std::optional<gpu::Communicator> pipeline;
-  std::optional<gpu::Communicator> pipeline_sums;
+  std::optional<ranks::Communicator> data;
+  std::optional<ranks::Communicator> pipeline;
+  std::optional<ranks::Communicator> pipeline_sums;
 
-  static Result<Groups> split(gpu::Communicator& world, const RunConfig& run) {
+  static Result<Groups> split(ranks::Communicator& world, const RunConfig& run) {
     Groups groups;
     const unsigned stage = world.rank() / run.data_parallel;
     const unsigned data_rank = world.rank() % run.data_parallel;
-    const auto part = [&](unsigned color, unsigned key, std::optional<gpu::Communicator>& to) -> Status {
+    const auto part = [&](unsigned color, unsigned key, std::optional<ranks::Communicator>& to) -> Status {
       DUNNOCK_TRY(auto made, world.split(color, key));
       to.emplace(std::move(made));
       return {};
@@ -154,7 +157,7 @@ struct Groups {
     return groups;
   }
   [[nodiscard]] training::Ranks ranks() {
-    const auto some = [](std::optional<gpu::Communicator>& group) {
+    const auto some = [](std::optional<ranks::Communicator>& group) {
       return group && group->size() > 1 ? &*group : nullptr;
     };
     return {some(data), some(pipeline), some(pipeline_sums)};
@@ -178,7 +181,7 @@ std::vector<NamedPath> inputs_of(const LoadedConfig& loaded, const RunOptions& o
   add("data.tokens", data.tokens);
   add("data.vocabulary", data.vocabulary);
   add("data.merges", data.merges);
-  add("data.tokeniser_file", data.tokeniser_file);
+  add("data.tokenizer_file", data.tokenizer_file);
   add("data.images", data.images);
   add("data.labels", data.labels);
   add("data.test_images", data.test_images);
@@ -310,7 +313,7 @@ class Door {
 
 class Runner {
  public:
-  Runner(const Resolved& resolved, const RunOptions& options, gpu::Communicator* world)
+  Runner(const Resolved& resolved, const RunOptions& options, ranks::Communicator* world)
       : loaded_(resolved.loaded),
         config_(resolved.loaded.config),
         resolved_(resolved),
@@ -346,7 +349,7 @@ class Runner {
   }
 
  private:
-  static Progress::Options progress_options(const RunOptions& options, const gpu::Communicator* world) {
+  static Progress::Options progress_options(const RunOptions& options, const ranks::Communicator* world) {
     Progress::Options made = Progress::options_for(stderr);
     if (options.quiet || (world != nullptr && world->rank() != 0)) made.seconds_between = 1e30;
     return made;
@@ -403,10 +406,11 @@ class Runner {
                      std::to_string(data_->batches_per_epoch()) + " batches are more steps than can be counted");
     steps_ = run.steps != 0 ? run.steps : run.epochs * data_->batches_per_epoch();
 
-    gpu::Device device = gpu::Device::cpu();
+    device::Device device = device::Device::cpu();
     if (run.device == DeviceKind::kCuda) {
       const unsigned rank = world_ == nullptr ? 0 : world_->rank();
-      DUNNOCK_TRY(auto cuda, gpu::Device::cuda(gpu::Device::cuda_count() > 0 ? rank % gpu::Device::cuda_count() : 0));
+      DUNNOCK_TRY(auto cuda,
+                  device::Device::cuda(device::Device::cuda_count() > 0 ? rank % device::Device::cuda_count() : 0));
       device = cuda;
       if (world_ != nullptr) {
         DUNNOCK_TRY(use_nccl(device));
@@ -417,12 +421,12 @@ class Runner {
     DUNNOCK_TRY(trainer);
     trainer_ = std::move(*trainer);
     if (first() && !options_.save_weights.empty()) {
-      const std::uint64_t bytes = training::parameter_count(data_->model()) * sizeof(float);
+      const std::uint64_t bytes = model::parameter_count(data_->model()) * sizeof(float);
       if (Status room = check_output(options_.save_weights, OutputKind::kReplaced, bytes); !room)
         return make_error(room.error().code, "--save-weights: " + room.error().message);
     }
     say(fmt::format("{}; {} parameters, {}, schedule {}{}", to_string(data_->model()),
-                    rate_text(static_cast<double>(training::parameter_count(data_->model()))),
+                    rate_text(static_cast<double>(model::parameter_count(data_->model()))),
                     to_string(config_.model.dtype), run.schedule,
                     trainer_->plan().choice.empty() ? "" : " (" + trainer_->plan().choice + ")"));
     if (ranks == 1) {
@@ -441,10 +445,10 @@ class Runner {
     return open_checkpoints();
   }
 
-  Status use_nccl(gpu::Device device) {
+  Status use_nccl(device::Device device) {
     for (auto* group : {&groups_.data, &groups_.pipeline, &groups_.pipeline_sums}) {
       if ((*group)->size() < 2) continue;
-      DUNNOCK_TRY(auto made, gpu::Communicator::nccl(device, **group, {.timeout = peer_timeout(config_.run)}));
+      DUNNOCK_TRY(auto made, ranks::Communicator::nccl(device, **group, {.timeout = peer_timeout(config_.run)}));
       host_groups_.push_back(std::move(**group));
       group->emplace(std::move(made));
     }
@@ -563,9 +567,9 @@ class Runner {
   Result<bool> stops() {
     const bool wants = g_signal != 0 || (options_.seconds_max && seconds_since(begun_) > *options_.seconds_max);
     if (world_ == nullptr) return wants;
-    DUNNOCK_TRY(auto stream, gpu::Stream::create(gpu::Device::cpu()));
+    DUNNOCK_TRY(auto stream, device::Stream::create(device::Device::cpu()));
     std::array<float, 2> most{wants ? 1.0F : 0.0F, static_cast<float>(seconds_of_run_)};
-    world_->all_reduce<float>({most.data(), most.size()}, gpu::Reduction::kMax, stream);
+    world_->all_reduce<float>({most.data(), most.size()}, ranks::Reduction::kMax, stream);
     DUNNOCK_TRY(stream.synchronize());
     seconds_of_run_ = static_cast<double>(most[1]);
     return most[0] != 0;
@@ -752,8 +756,8 @@ class Runner {
     double loss = (*evaluation)->loss / static_cast<double>((*evaluation)->targets);
     double accuracy = static_cast<double>((*evaluation)->correct) / static_cast<double>((*evaluation)->targets);
     if (config_.run.data_parallel > 1) {
-      DUNNOCK_TRY(auto stream, gpu::Stream::create(gpu::Device::cpu()));
-      host_data().all_reduce<float>({sums, 3}, gpu::Reduction::kSum, stream);
+      DUNNOCK_TRY(auto stream, device::Stream::create(device::Device::cpu()));
+      host_data().all_reduce<float>({sums, 3}, ranks::Reduction::kSum, stream);
       DUNNOCK_TRY(stream.synchronize());
       loss = static_cast<double>(sums[0]) / static_cast<double>(sums[2]);
       accuracy = static_cast<double>(sums[1]) / static_cast<double>(sums[2]);
@@ -764,7 +768,7 @@ class Runner {
                     row.accuracy ? fmt::format(", accuracy {:.2f} %", 100 * accuracy) : ""));
     return {};
   }
-  gpu::Communicator& host_data() { return host_groups_.empty() ? *groups_.data : host_groups_.front(); }
+  ranks::Communicator& host_data() { return host_groups_.empty() ? *groups_.data : host_groups_.front(); }
 
   Status write(LogRow& row) {
     row.checkpoint_bytes = std::exchange(written_bytes_, 0);
@@ -832,7 +836,7 @@ class Runner {
   /// All ranks have come here, so nobody ends while another waits for it.
   Status sync_ranks() {
     if (world_ == nullptr) return {};
-    DUNNOCK_TRY(auto stream, gpu::Stream::create(gpu::Device::cpu()));
+    DUNNOCK_TRY(auto stream, device::Stream::create(device::Device::cpu()));
     world_->barrier(stream);
     return stream.synchronize();
   }
@@ -866,7 +870,7 @@ class Runner {
   Status write_trace() {
     DUNNOCK_TRY(const auto timeline, trainer_->last_run());
     const std::string path = trace_path(options_.trace, world_ == nullptr ? 0 : world_->rank());
-    return gpu::write_chrome_json(path, trainer_->rank_graph(), trainer_->rank_schedule(), timeline);
+    return schedule::write_chrome_json(path, trainer_->rank_graph(), trainer_->rank_schedule(), timeline);
   }
 
   Status sample() {
@@ -874,10 +878,10 @@ class Runner {
       say("no text is generated from a pipeline: resume it on one rank for that");
       return {};
     }
-    const auto& gpt = std::get<training::GptOptions>(data_->model());
+    const auto& gpt = std::get<model::GptOptions>(data_->model());
     DUNNOCK_TRY(const auto prompt, data_->encode(config_.sample.prompt));
     std::vector<std::int32_t> tokens = prompt.empty() ? std::vector<std::int32_t>{0} : prompt;
-    Sampler sampler({config_.sample.temperature, config_.sample.top_k, config_.run.seed});
+    model::Sampler sampler({config_.sample.temperature, config_.sample.top_k, config_.run.seed});
     const std::size_t begin = tokens.size();
     for (unsigned i = 0; i < config_.sample.tokens; ++i) {
       if (g_signal != 0) {
@@ -906,9 +910,9 @@ class Runner {
   const TrainConfig& config_;
   const Resolved& resolved_;
   const RunOptions& options_;
-  gpu::Communicator* world_;
+  ranks::Communicator* world_;
   Groups groups_;
-  std::vector<gpu::Communicator> host_groups_;  // Behind NCCL's.
+  std::vector<ranks::Communicator> host_groups_;  // Behind NCCL's.
   std::optional<TrainingData> data_;
   std::unique_ptr<training::Trainer> trainer_;
   std::optional<training::Checkpoints> checkpoints_;  // Reads the trainer's memory until it goes.
@@ -948,7 +952,7 @@ class Runner {
 
 }  // namespace
 
-Result<RunResult> run(const LoadedConfig& loaded, const RunOptions& options, gpu::Communicator* world) {
+Result<RunResult> run(const LoadedConfig& loaded, const RunOptions& options, ranks::Communicator* world) {
   const CheckpointConfig& checkpoint = loaded.config.checkpoint;
   std::optional<SavedRun> saved;
   if ((options.resume || options.resume_step) && !checkpoint.pool.empty()) {

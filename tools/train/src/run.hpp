@@ -13,7 +13,7 @@
 
 #include "config.hpp"
 #include "dunnock/base/result.hpp"
-#include "dunnock/gpu/communicator.hpp"
+#include "dunnock/ranks/communicator.hpp"
 
 namespace dunnock::train {
 
@@ -45,7 +45,7 @@ struct RunResult {
 /// `world`: null for one process. Looks at all paths before it opens any: an output that can't be written, or that is
 /// another output or an input, is an error, and everything is as it was. Errors: with words for people; the last
 /// checkpoint is intact.
-[[nodiscard]] Result<RunResult> run(const LoadedConfig& loaded, const RunOptions& options, gpu::Communicator* world);
+[[nodiscard]] Result<RunResult> run(const LoadedConfig& loaded, const RunOptions& options, ranks::Communicator* world);
 
 /// From here on SIGINT and SIGTERM end the process with kInterrupted at once, until a run trains; from then on they end
 /// the run after the current window, batch of an evaluation or token, with a save. A second one kills.

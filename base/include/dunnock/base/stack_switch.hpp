@@ -1,5 +1,5 @@
 // Switches between stacks of one thread: the basis of simulated threads (pmem/sim_media.hpp; the emulator of GPU blocks
-// in tests/kernels/emulator). Not for production code, which has real threads.
+// in tests/gpu/kernels/emulator). Not for production code, which has real threads.
 //
 //   scheduler  --switch_stacks(&its pointer, a fiber's)-->  fiber  --switch_stacks(&its pointer, the scheduler's)-->
 //   ...

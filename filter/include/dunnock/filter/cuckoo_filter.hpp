@@ -242,7 +242,7 @@ class CuckooFilter {
   /// Removes everything. O(table). After a crash in the middle the filter is empty once it is opened again.
   void clear();
 
-  /// The words of all buckets, as described in layout.hpp: for a copy elsewhere, such as gpu/filter_view.hpp. Their
+  /// The words of all buckets, as described in layout.hpp: for a copy elsewhere, such as kernels/filter_view.hpp. Their
   /// values are undefined while any thread writes. (groups x group_words)
   [[nodiscard]] std::span<const std::uint64_t> words() const noexcept {
     return {reinterpret_cast<const std::uint64_t*>(words_of(0)), groups_ * kGroupWords};

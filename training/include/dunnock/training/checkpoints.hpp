@@ -23,10 +23,10 @@
 #include <vector>
 
 #include "dunnock/base/result.hpp"
-#include "dunnock/gpu/communicator.hpp"
+#include "dunnock/data/loader.hpp"
 #include "dunnock/index/checkpoint_store.hpp"
 #include "dunnock/pmem/detect.hpp"
-#include "dunnock/training/loader.hpp"
+#include "dunnock/ranks/communicator.hpp"
 #include "dunnock/training/trainer.hpp"
 
 namespace dunnock::training {
@@ -34,10 +34,10 @@ namespace dunnock::training {
 /// Where a run is, besides its tensors. Plain data, saved byte for byte.
 struct Position {
   std::uint64_t version = 1;
-  std::uint64_t step = 0;       ///< Number of completed steps.
-  std::uint64_t setup = 0;      ///< Any hash of model, data and optimizer: a run with another setup is refused.
-  LoaderPosition next_batch{};  ///< The next batch, of all ranks together.
-  std::uint64_t best_loss_bits = 0;  ///< For the caller's use.
+  std::uint64_t step = 0;             ///< Number of completed steps.
+  std::uint64_t setup = 0;            ///< Any hash of model, data and optimizer: a run with another setup is refused.
+  data::LoaderPosition next_batch{};  ///< The next batch, of all ranks together.
+  std::uint64_t best_loss_bits = 0;   ///< For the caller's use.
   std::uint64_t zero = 0;
 };
 static_assert(sizeof(Position) == 64);
@@ -67,14 +67,14 @@ class Checkpoints {
   /// Opens or creates the pool. `world`: all ranks, null if there is one. Errors: those of Pool and CheckpointStore; on
   /// all ranks.
   [[nodiscard]] static Result<Checkpoints> open(const CheckpointsOptions& options, Trainer& trainer,
-                                                gpu::Communicator* world = nullptr);
+                                                ranks::Communicator* world = nullptr);
   /// The notes of the newest checkpoint, or of the one of `step`. Needs no trainer, so the notes can determine its
   /// options; the pool is closed again. Empty: there is no such pool or checkpoint, or it can't be read; resume() says
   /// which. All ranks of `world` must call it. Errors: PeerLost, Device.
   [[nodiscard]] static Result<std::optional<CheckpointLabel>> label(const std::string& path,
                                                                     std::optional<MediaKind> media,
                                                                     std::optional<std::uint64_t> step,
-                                                                    gpu::Communicator* world = nullptr);
+                                                                    ranks::Communicator* world = nullptr);
   Checkpoints(Checkpoints&&) noexcept;
   Checkpoints& operator=(Checkpoints&&) noexcept;
   /// Waits for the save in progress.

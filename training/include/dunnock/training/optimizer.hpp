@@ -7,7 +7,7 @@ namespace dunnock::training {
 
 enum class OptimizerKind : std::uint8_t { kAdamw, kSgd };
 
-/// As torch.optim.AdamW and SGD (gpu/kernels/optimizer.hpp has the formulas). Weight decay applies to matrices and
+/// As torch.optim.AdamW and SGD (kernels/optimizer.hpp has the formulas). Weight decay applies to matrices and
 /// convolutions, not to norms and biases.
 struct OptimizerOptions {
   OptimizerKind kind = OptimizerKind::kAdamw;

@@ -1,5 +1,5 @@
-// Schedules of a training step, by name. Each is data: a task graph and a gpu::Schedule of it, which can be simulated
-// (figures_of below), drawn (timeline_svg.hpp) or run (gpu/executor.hpp).
+// Schedules of a training step, by name. Each is data: a task graph and a schedule::Schedule of it, which can be
+// simulated (figures_of below), drawn (timeline_svg.hpp) or run (schedule/executor.hpp).
 //
 //   family      graph                                      lanes
 //   one device  operations of layers, for some iterations  main, sub
@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "dunnock/base/result.hpp"
-#include "dunnock/gpu/simulator.hpp"
+#include "dunnock/schedule/simulator.hpp"
 #include "dunnock/training/step.hpp"
 
 namespace dunnock::training {
@@ -85,8 +85,8 @@ struct Message {
 struct Plan {
   std::string name;
   Family family = Family::kOneDevice;
-  gpu::TaskGraph graph;
-  gpu::Schedule schedule;
+  schedule::TaskGraph graph;
+  schedule::Schedule schedule;
   std::vector<OpTag> tags;        ///< Tags of the graph's operations.
   std::vector<Message> messages;  ///< Messages of one iteration of a data-parallel step.
   unsigned devices = 1;           ///< Simulated devices: one for a data-parallel step, since all do the same.
@@ -97,9 +97,9 @@ struct Plan {
   double launch_us = 0;
 };
 
-/// Makes the schedule `name` of `step`; it passes gpu::validate(). Deterministic. Errors: NotFound: no such schedule,
-/// and the message lists all; InvalidArgument: check(step), no devices, micro-batches or iterations, fewer layers than
-/// stages; NoSpace: the plan does not fit the memory limit.
+/// Makes the schedule `name` of `step`; it passes schedule::validate(). Deterministic. Errors: NotFound: no such
+/// schedule, and the message lists all; InvalidArgument: check(step), no devices, micro-batches or iterations, fewer
+/// layers than stages; NoSpace: the plan does not fit the memory limit.
 [[nodiscard]] Result<Plan> make_plan(std::string_view name, const Step& step, const PlanOptions& options);
 
 /// The simulator's results for a plan.
@@ -112,10 +112,10 @@ struct Figures {
   double work_us = 0;       ///< Computation in one iteration, all devices together, each operation alone.
   double bubble_share = 0;  ///< 1 - work / (devices x iteration). Below 0 where operations share a device.
   std::vector<std::uint64_t> peak_bytes;  ///< Per device.
-  gpu::Timeline timeline;
+  schedule::Timeline timeline;
 };
 
-/// Simulates the plan. Errors: those of gpu::simulate().
+/// Simulates the plan. Errors: those of schedule::simulate().
 [[nodiscard]] Result<Figures> figures_of(const Plan& plan);
 
 }  // namespace dunnock::training

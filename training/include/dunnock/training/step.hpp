@@ -20,7 +20,8 @@
 
 namespace dunnock::training {
 
-/// One operation of a layer: its time alone on its device, and how much of the device it keeps busy (gpu::Op::demand).
+/// One operation of a layer: its time alone on its device, and how much of the device it keeps busy
+/// (schedule::Op::demand).
 struct Cost {
   double us = 0;
   double demand = 1;  ///< 0 < demand <= 1

@@ -1,5 +1,5 @@
 // A timeline as a picture: an SVG with one row per lane and one box per operation, colored by kind, with its number
-// inside. Small enough for documents; for a closer look, use Perfetto (gpu/timeline.hpp).
+// inside. Small enough for documents; for a closer look, use Perfetto (schedule/timeline.hpp).
 #pragma once
 
 #include <string>
@@ -16,9 +16,9 @@ struct SvgOptions {
 };
 
 /// Boxes show the micro-batch (pipelines) or the layer if there is room. Lanes with nothing to show are omitted.
-[[nodiscard]] std::string to_svg(const Plan& plan, const gpu::Timeline& timeline, const SvgOptions& options = {});
+[[nodiscard]] std::string to_svg(const Plan& plan, const schedule::Timeline& timeline, const SvgOptions& options = {});
 /// Errors: those of write_output_file.
-[[nodiscard]] Status write_svg(const std::string& path, const Plan& plan, const gpu::Timeline& timeline,
+[[nodiscard]] Status write_svg(const std::string& path, const Plan& plan, const schedule::Timeline& timeline,
                                const SvgOptions& options = {});
 
 }  // namespace dunnock::training

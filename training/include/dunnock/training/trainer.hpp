@@ -3,7 +3,7 @@
 //   model, schedule  ->  costs of its layers (given, measured, or estimated from shapes)
 //                    ->  Plan (schedules.hpp)         order and place of forward, dO, dW, updates, transfers, sums
 //                    ->  this rank's part of it       lanes, waits, and a slot for each micro-batch in progress
-//                    ->  gpu::Executor                each operation issues the kernels of its layers
+//                    ->  schedule::Executor                each operation issues the kernels of its layers
 //
 // Several steps (a window) are issued at once, so that work that a schedule delays into the next forward pass, or that
 // this pass awaits layer by layer, overlaps it; between windows everything is done.
@@ -27,23 +27,19 @@
 #include <vector>
 
 #include "dunnock/base/result.hpp"
-#include "dunnock/gpu/communicator.hpp"
-#include "dunnock/gpu/timeline.hpp"
-#include "dunnock/training/models.hpp"
+#include "dunnock/model/models.hpp"
+#include "dunnock/model/parameters.hpp"
+#include "dunnock/model/state_tensor.hpp"
+#include "dunnock/ranks/communicator.hpp"
+#include "dunnock/schedule/timeline.hpp"
 #include "dunnock/training/optimizer.hpp"
-#include "dunnock/training/parameters.hpp"
 #include "dunnock/training/schedules.hpp"
 
 namespace dunnock::training {
 
-enum class DataType : std::uint8_t {
-  kF32,
-  kBf16,  ///< Weights, values and their gradients in bf16; masters, moments and the gradients of weights in f32.
-};
-
 struct TrainerOptions {
-  ModelOptions model{};
-  DataType type = DataType::kF32;
+  model::ModelOptions model{};
+  model::DataType type = model::DataType::kF32;
   std::size_t rows = 1;        ///< Images or rows of tokens per micro-batch, on this rank.
   unsigned micro_batches = 1;  ///< Micro-batches per step, on this rank: their gradients are averaged.
   std::uint64_t seed = 0;      ///< Seed of the weights.
@@ -54,7 +50,7 @@ struct TrainerOptions {
   /// CPU: threads of each lane that computes; 0: all processors, shared by the two lanes of multi-stream. Ranks on one
   /// machine need fewer.
   unsigned threads = 0;
-  bool as_graph = false;  ///< Operations of a window are recorded once and issued at once (gpu/graph.hpp).
+  bool as_graph = false;  ///< Operations of a window are recorded once and issued at once (device/graph.hpp).
   bool measures = false;  ///< last_run() reports when each operation ran.
   /// Options that the schedule is planned from; the trainer sets devices, micro_batches and iterations.
   PlanOptions plan{};
@@ -67,10 +63,10 @@ struct TrainerOptions {
 /// The ranks of a job: a grid of pipelines (one stage per rank) and data-parallel groups (ranks with the same stage).
 /// Null: a single rank. The communicators must outlive the trainer.
 struct Ranks {
-  gpu::Communicator* data = nullptr;      ///< Ranks that hold the same layers.
-  gpu::Communicator* pipeline = nullptr;  ///< Ranks that hold the stages, in their order.
+  ranks::Communicator* data = nullptr;      ///< Ranks that hold the same layers.
+  ranks::Communicator* pipeline = nullptr;  ///< Ranks that hold the stages, in their order.
   /// A second communicator of the same ranks, for sums over stages: messages of one communicator have one order.
-  gpu::Communicator* pipeline_sums = nullptr;
+  ranks::Communicator* pipeline_sums = nullptr;
 };
 
 /// The input of a step: this rank's rows of all its micro-batches, one after the other. Images, or tokens and targets.
@@ -92,22 +88,12 @@ struct Evaluation {
   std::size_t targets = 0;
 };
 
-/// A tensor of the training state, in place. On a CPU device the bytes may be read while nothing runs.
-struct StateTensor {
-  enum class What : std::uint8_t { kWeight, kFirstMoment, kSecondMoment, kStatistic };
-  std::string name;  ///< The parameter's, or the running statistic's.
-  What what = What::kWeight;
-  std::vector<std::size_t> shape{};  ///< As users see it.
-  std::size_t positions = 1;         ///< See ParameterSpec.
-  gpu::DeviceSpan<float> values;
-};
-
 /// Threads: one at a time. What a crash leaves: nothing; see checkpoints.hpp.
 class Trainer {
  public:
   /// Errors: those of make_plan(), Network and Executor; InvalidArgument: options, a schedule that does not fit the
   /// ranks (data-parallel schedules need `data`, pipelines `pipeline`), another number of stages than ranks.
-  [[nodiscard]] static Result<std::unique_ptr<Trainer>> create(gpu::Device device, const TrainerOptions& options,
+  [[nodiscard]] static Result<std::unique_ptr<Trainer>> create(device::Device device, const TrainerOptions& options,
                                                                const Ranks& ranks = {});
   Trainer() = default;
   Trainer(const Trainer&) = delete;
@@ -131,9 +117,9 @@ class Trainer {
   [[nodiscard]] virtual std::uint64_t steps_done() const = 0;  ///< Number of updates, for the optimizer's corrections.
   virtual void set_steps_done(std::uint64_t steps) = 0;
   /// All state that this rank holds and that training changes. Call between runs.
-  [[nodiscard]] virtual std::vector<StateTensor> state() const = 0;
+  [[nodiscard]] virtual std::vector<model::StateTensor> state() const = 0;
   /// Names and shapes of the whole model's state, of all ranks, in one order.
-  [[nodiscard]] virtual std::vector<StateTensor> whole_state() const = 0;
+  [[nodiscard]] virtual std::vector<model::StateTensor> whole_state() const = 0;
   /// The values of whole_state(), in its order and as stored, at rank 0 of the pipeline; empty at the others. All ranks
   /// of the pipeline must call it. Errors: Device, PeerLost.
   [[nodiscard]] virtual Result<std::vector<std::vector<float>>> gather() = 0;
@@ -141,7 +127,7 @@ class Trainer {
   /// stay as they are. Errors: InvalidArgument (sizes), Device.
   [[nodiscard]] virtual Status load(std::span<const std::vector<float>> whole) = 0;
   [[nodiscard]] virtual const TrainerOptions& options() const = 0;
-  [[nodiscard]] virtual gpu::Device device() const = 0;
+  [[nodiscard]] virtual device::Device device() const = 0;
   /// This rank's number among the ranks that hold the same layers; their state is the same except running statistics.
   [[nodiscard]] virtual unsigned data_rank() const = 0;
   /// The next run calls `wait` before it changes anything that state() returns, on the trainer's own threads, once or
@@ -152,13 +138,13 @@ class Trainer {
   /// before the run, for any thread. Either all data-parallel ranks on the CPU must call this, or none; the weights are
   /// the same. Errors: Unsupported: a pipeline (its stages are not at the same step), another device, a recorded graph.
   [[nodiscard]] virtual Status hold_updates(std::function<Status()> gate) = 0;
-  [[nodiscard]] virtual std::vector<StateTensor> held_state() const = 0;
+  [[nodiscard]] virtual std::vector<model::StateTensor> held_state() const = 0;
   /// When the operations of the last run ran, by their names in the plan, in microseconds. Errors: InvalidArgument (the
   /// trainer does not measure).
-  [[nodiscard]] virtual Result<gpu::Timeline> last_run() const = 0;
+  [[nodiscard]] virtual Result<schedule::Timeline> last_run() const = 0;
   /// The graph and lanes that last_run() refers to.
-  [[nodiscard]] virtual const gpu::TaskGraph& rank_graph() const = 0;
-  [[nodiscard]] virtual const gpu::Schedule& rank_schedule() const = 0;
+  [[nodiscard]] virtual const schedule::TaskGraph& rank_graph() const = 0;
+  [[nodiscard]] virtual const schedule::Schedule& rank_schedule() const = 0;
 };
 
 /// Rates of a device, for costs that have not been measured.
@@ -168,19 +154,21 @@ struct DeviceRates {
   double launch_us = 2;
 };
 /// Estimates costs from shapes: the same on every rank. The model must be valid.
-[[nodiscard]] Step estimate_step(const ModelOptions& model, DataType type, std::size_t rows, const DeviceRates& rates);
+[[nodiscard]] Step estimate_step(const model::ModelOptions& model, model::DataType type, std::size_t rows,
+                                 const DeviceRates& rates);
 
 struct ProfileOptions {
   unsigned repeats = 5;  ///< Number of measurements; the median is used.
   unsigned threads = 0;  ///< Threads of each lane, as in TrainerOptions.
-  bool pairs = false;  ///< Measures each dW concurrently with the dO of the layer below, to derive the demand.
+  bool pairs = false;    ///< Measures each dW concurrently with the dO of the layer below, to derive the demand.
   /// Micro-batches in progress at a time, as in a pipeline: what forward has kept is then no longer in a near cache.
   unsigned micro_batches = 1;
 };
 /// Measures the cost of each operation of each layer on `device`, with random numbers, in the order of a step:
 /// forwards, gradients, updates, one after the other on one stream; takes as long as several steps.
 /// Errors: those of Network.
-[[nodiscard]] Result<Step> profile_step(gpu::Device device, const ModelOptions& model, DataType type, std::size_t rows,
-                                        const OptimizerOptions& optimizer, const ProfileOptions& options = {});
+[[nodiscard]] Result<Step> profile_step(device::Device device, const model::ModelOptions& model, model::DataType type,
+                                        std::size_t rows, const OptimizerOptions& optimizer,
+                                        const ProfileOptions& options = {});
 
 }  // namespace dunnock::training
