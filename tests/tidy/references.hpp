@@ -421,8 +421,8 @@ inline constexpr std::array<std::string_view, 8> kSourceEndings = {".hpp", ".cpp
       R"re((?:^|[^\w./*<>{}-])([\w*{][\w*<>{},-]*(?:/[\w.*<>{},-]+)*\.(?:hpp|cpp|cu|cuh|py|sh|md|supp))\b)re");
   static const std::regex kGoogle(R"re(^[A-Z][A-Za-z0-9]*\.[a-z][A-Za-z0-9]*_\w+$)re");
   static const std::regex kCtest(
-      R"re(^(?:base|pmem|filter|index|device|kernels|schedule|ranks|gpu|gpu_check|data|model|training|train|dunnock|)re"
-      R"re(bench|crash|tidy|fuzz|examples|sanitized|harness)(?:\.[a-z0-9_*]+)+$)re");
+      R"re(^(?:base|pmem|filter|index|device|kernels|schedule|ranks|gpu|gpu_check|training|train|dunnock|)re"
+      R"re(bench|crash|tidy|fuzz|examples|sanitized|harness)(?:\.[a-z0-9_*]+)+$|^(?:data|model)\.\w+_test$)re");
   static const std::regex kSelected(R"re((?:ctest|run test|run asan|run tsan)(?: [^`]*)? -R '?([\w.*]+))re");
   static const std::regex kOurs(R"re(^dunnock-[a-z][a-z-]*$)re");
   const bool document = path.ends_with(".md");

@@ -243,6 +243,14 @@ enum class Strings { kKept, kBlanked };
   return false;
 }
 
+/// Is it the beginning of a test, whose own name begins with a capital letter?
+[[nodiscard]] inline bool names_test_in_camel_case(std::string_view line) {
+  const std::string_view begin = line.substr(0, line.find('('));
+  if (begin != "TEST" && begin != "TEST_F" && begin != "TEST_P" && begin != "RC_GTEST_PROP") return false;
+  const std::string_view name = trimmed(line.substr(std::min(line.find(','), line.size() - 1) + 1));
+  return !name.empty() && std::isupper(static_cast<unsigned char>(name.front())) != 0;
+}
+
 [[nodiscard]] inline std::vector<Finding> check_cpp(const std::string& path, std::string_view text) {
   std::vector<Finding> findings;
   const std::string code_text = without_comments(text, Strings::kKept);
@@ -277,6 +285,7 @@ enum class Strings { kKept, kBlanked };
     }
     if (code[i].starts_with("#include \"../")) find("an include that climbs out of its folder");
     if (header && code[i].starts_with("using namespace")) find("using namespace in a header");
+    if (names_test_in_camel_case(code[i])) find("a test's name is a sentence in snake_case");
     if (in_layer && has_word(code[i], "throw")) find("a library function throws");
     for (const std::string_view word : kPrinting) {
       if (in_layer && path != kMayPrint && has_word(code[i], word)) find("a library prints: " + std::string(word));
@@ -319,9 +328,8 @@ enum class Strings { kKept, kBlanked };
   for (auto at = std::filesystem::recursive_directory_iterator(root); at != std::filesystem::end(at); ++at) {
     const std::string name = at->path().filename().string();
     const std::string path = std::filesystem::relative(at->path(), root).generic_string();
-    if (at->is_directory() &&
-        (name == ".git" || name.starts_with("build") || path == "examples/data" ||
-         path == "tests/data/data" || path == "tests/model/data")) {
+    if (at->is_directory() && (name == ".git" || name.starts_with("build") || path == "examples/data" ||
+                               path == "tests/data/data" || path == "tests/model/data")) {
       at.disable_recursion_pending();
       continue;
     }

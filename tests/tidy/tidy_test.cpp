@@ -1,6 +1,7 @@
 // The tree keeps the rules of rules.hpp, and the rules notice what breaks them.
 #include <gtest/gtest.h>
 
+#include "tidy/cycles.hpp"
 #include "tidy/references.hpp"
 #include "tidy/rules.hpp"
 
@@ -312,6 +313,32 @@ TEST(References, know_the_forms_of_the_sources) {
   ASSERT_EQ(comments.size(), 3U);
   EXPECT_EQ(comments[0].text, "one\ntwo");
   EXPECT_EQ(comments[2].text, "four");
+}
+
+TEST(Tests, have_names_in_snake_case) {
+  EXPECT_TRUE(complains("tests/a.hpp", "TEST(Streams, RunInOrder) {}"));
+  EXPECT_TRUE(complains("tests/a.hpp", "TEST_P(Streams, RunInOrder) {}"));
+  EXPECT_TRUE(accepts("tests/a.hpp", "TEST(Streams, run_in_order) {}"));
+  EXPECT_TRUE(accepts("tests/a.hpp", "// TEST(Streams, RunInOrder) {}"));
+}
+
+// ----- cycles -------------------------------------------------------------------------------------------------------
+
+TEST(Cycles, of_includes_are_found) {
+  const Includes chain = {{"a", {"b"}}, {"b", {"c"}}, {"c", {}}};
+  EXPECT_TRUE(cycle_in(chain).empty());
+  const Includes circle = {{"a", {"b"}}, {"b", {"c"}}, {"c", {"b"}}};
+  EXPECT_EQ(cycle_in(circle), (std::vector<std::string>{"b", "c", "b"}));
+}
+
+TEST(Cycles, of_includes_are_nowhere_in_the_tree) {
+  const std::filesystem::path root = DUNNOCK_SOURCE_DIR;
+  const Includes includes = includes_of(root, files_of(root));
+  EXPECT_TRUE(includes.at("training/src/trainer.cpp").contains("training/include/dunnock/training/trainer.hpp"));
+  EXPECT_TRUE(includes.at("gpu/kernels/src/cuda/norm.cu").contains("gpu/kernels/src/cuda/device_code.hpp"));
+  std::string cycle;
+  for (const std::string& file : cycle_in(includes)) cycle += (cycle.empty() ? "" : " -> ") + file;
+  EXPECT_EQ(cycle, "");
 }
 
 TEST(Persistence, goes_through_the_media) {

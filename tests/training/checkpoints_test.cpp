@@ -120,7 +120,7 @@ Result<std::optional<SaveReport>> save_now(Checkpoints& checkpoints, const Posit
 
 class ExactResume : public ::testing::TestWithParam<std::tuple<std::string, bool, std::uint64_t>> {};
 
-TEST_P(ExactResume, EndsWithTheBitsOfAnUndisturbedRun) {
+TEST_P(ExactResume, ends_with_the_bits_of_an_undisturbed_run) {
   const auto& [kind, adamw, staging_bytes] = GetParam();
   const Job job = job_of(kind, adamw);
   const auto undisturbed = trainer_of(job.options);
@@ -170,7 +170,7 @@ INSTANTIATE_TEST_SUITE_P(All, ExactResume,
                          ::testing::Combine(::testing::Values("mlp", "large mlp", "gpt", "cnn", "densenet"),
                                             ::testing::Bool(), ::testing::Values(0, 1)));  // 1: the least that goes.
 
-TEST(Checkpoints, OfEveryStepAreKeptAsTheRetentionSays) {
+TEST(Checkpoints, of_every_step_are_kept_as_the_retention_says) {
   const Job job = job_of("mlp", true);
   const TemporaryFolder folder;
   const CheckpointsOptions options{
@@ -198,7 +198,7 @@ TEST(Checkpoints, OfEveryStepAreKeptAsTheRetentionSays) {
   EXPECT_EQ(state_of(*trainer), at_last);
 }
 
-TEST(Checkpoints, OfTheSameStepTwiceAreRefusedAndTheFirstStays) {
+TEST(Checkpoints, of_the_same_step_twice_are_refused_and_the_first_stays) {
   const Job job = job_of("mlp", true);
   const TemporaryFolder folder;
   const auto trainer = trainer_of(job.options);
@@ -232,7 +232,7 @@ States save_every_second(const Job& job, const CheckpointsOptions& options) {
   return at_four;
 }
 
-TEST(Checkpoints, OfAnOlderStepGoOnFromThereAndNewerOnesGo) {
+TEST(Checkpoints, of_an_older_step_go_on_from_there_and_newer_ones_go) {
   const Job job = job_of("gpt", true);
   const TemporaryFolder folder;
   const CheckpointsOptions options = keeping_all(folder);
@@ -266,7 +266,7 @@ TEST(Checkpoints, OfAnOlderStepGoOnFromThereAndNewerOnesGo) {
   EXPECT_EQ(state_of(*trainer), last);
 }
 
-TEST(Checkpoints, ThatAreStillBeingSavedAreWaitedForBeforeOthersAreResumed) {
+TEST(Checkpoints, that_are_still_being_saved_are_waited_for_before_others_are_resumed) {
   const Job job = job_of("large mlp", true);
   const TemporaryFolder folder;
   const CheckpointsOptions options{.path = folder.path("pool"), .chunk_bytes = 4096, .retention = {.keep_last = 1}};
@@ -286,7 +286,7 @@ TEST(Checkpoints, ThatAreStillBeingSavedAreWaitedForBeforeOthersAreResumed) {
   EXPECT_EQ((*report)->version, 4U);
 }
 
-TEST(Checkpoints, OfAManifestThatIsDamagedAreToldAndOthersResume) {
+TEST(Checkpoints, of_a_manifest_that_is_damaged_are_told_and_others_resume) {
   const Job job = job_of("mlp", true);
   const TemporaryFolder folder;
   const CheckpointsOptions options = keeping_all(folder);
@@ -319,7 +319,7 @@ TEST(Checkpoints, OfAManifestThatIsDamagedAreToldAndOthersResume) {
   EXPECT_EQ((*again)->step, 4U);
 }
 
-TEST(Checkpoints, WhenTheNewestCannotBeToldAreNotPassedOverInSilence) {
+TEST(Checkpoints, when_the_newest_cannot_be_told_are_not_passed_over_in_silence) {
   const Job job = job_of("mlp", true);
   const TemporaryFolder folder;
   const CheckpointsOptions options = keeping_all(folder);
@@ -355,7 +355,7 @@ TEST(Checkpoints, WhenTheNewestCannotBeToldAreNotPassedOverInSilence) {
   EXPECT_EQ((*again)->step, 4U);
 }
 
-TEST(OtherRanks, GoOnFromAnOlderStepTogether) {
+TEST(OtherRanks, go_on_from_an_older_step_together) {
   const Job one = job_of("gpt", true, 6, 3);
   Job pipeline = one;
   pipeline.options.schedule = "1f1b";
@@ -413,7 +413,7 @@ States run_and_save(const Job& job, const Grid& grid, const std::string& path, u
 
 class OtherRanks : public ::testing::TestWithParam<std::string> {};
 
-TEST_P(OtherRanks, APipelineAndOneDeviceResumeEachOthersRuns) {
+TEST_P(OtherRanks, a_pipeline_and_one_device_resume_each_others_runs) {
   const Job one = job_of(GetParam(), true, 6, 3);
   Job pipeline = one;
   pipeline.options.schedule = "1f1b";
@@ -428,7 +428,7 @@ TEST_P(OtherRanks, APipelineAndOneDeviceResumeEachOthersRuns) {
 }
 INSTANTIATE_TEST_SUITE_P(All, OtherRanks, ::testing::Values("mlp", "gpt", "rotary gpt", "cnn", "densenet"));
 
-TEST(OtherRanks, OneDeviceResumesDataParallelRanks) {
+TEST(OtherRanks, one_device_resumes_data_parallel_ranks) {
   Job two = job_of("gpt", true, 6);
   two.options.schedule = "overlap";
   two.options.rows = 3;
@@ -450,7 +450,7 @@ TEST(OtherRanks, OneDeviceResumesDataParallelRanks) {
   EXPECT_EQ(run_and_save(two, {.stages = 1, .data_ranks = 2}, folder.path("pool"), 6, 8, true).size(), saved.size());
 }
 
-TEST(OtherRanks, StagesGatherAlikeWhereTheLastHasAsManyTensorsAsThereAre) {
+TEST(OtherRanks, stages_gather_alike_where_the_last_has_as_many_tensors_as_there_are) {
   // Rotary positions: the first stage has the table alone, and the last one all others and a copy of the table.
   Job job = job_of("rotary gpt", true, 6, 2);
   job.options.schedule = "gpipe";
@@ -465,7 +465,7 @@ TEST(OtherRanks, StagesGatherAlikeWhereTheLastHasAsManyTensorsAsThereAre) {
   EXPECT_EQ(state_of(*trainer), saved);
 }
 
-TEST(OtherRanks, WaitForASaveLongerThanForAnyMessage) {
+TEST(OtherRanks, wait_for_a_save_longer_than_for_any_message) {
   Job job = job_of("large mlp", true, 6);
   job.options.schedule = "overlap";
   job.options.rows = 3;
@@ -489,7 +489,7 @@ TEST(OtherRanks, WaitForASaveLongerThanForAnyMessage) {
   });
 }
 
-TEST(OtherRanks, AllHearThatAPoolCannotBeOpened) {
+TEST(OtherRanks, all_hear_that_a_pool_cannot_be_opened) {
   const Job job = job_of("mlp", true);
   Job pipeline = job;
   pipeline.options.schedule = "gpipe";
@@ -503,7 +503,7 @@ TEST(OtherRanks, AllHearThatAPoolCannotBeOpened) {
 
 // ----- what cannot be resumed ---------------------------------------------------------------------------------------
 
-TEST(Checkpoints, OfAnotherSetupAreRefusedAndNothingIsChanged) {
+TEST(Checkpoints, of_another_setup_are_refused_and_nothing_is_changed) {
   const Job job = job_of("mlp", true);
   const TemporaryFolder folder;
   const CheckpointsOptions options{.path = folder.path("pool"), .media = kFast};
@@ -520,7 +520,7 @@ TEST(Checkpoints, OfAnotherSetupAreRefusedAndNothingIsChanged) {
   EXPECT_EQ(trainer->steps_done(), 2U);
 }
 
-TEST(Checkpoints, OfOtherTensorsAreRefusedAndNothingIsChanged) {
+TEST(Checkpoints, of_other_tensors_are_refused_and_nothing_is_changed) {
   const TemporaryFolder folder;
   const CheckpointsOptions options{.path = folder.path("pool"), .media = kFast};
   const Job job = job_of("mlp", true);
@@ -548,7 +548,7 @@ TEST(Checkpoints, OfOtherTensorsAreRefusedAndNothingIsChanged) {
   }
 }
 
-TEST(Checkpoints, DamagedOnesAreNeverTakenForSoundOnes) {
+TEST(Checkpoints, damaged_ones_are_never_taken_for_sound_ones) {
   const TemporaryFolder folder;
   const Job job = job_of("cnn", true);
   const CheckpointsOptions options{
@@ -606,7 +606,7 @@ TEST(Checkpoints, DamagedOnesAreNeverTakenForSoundOnes) {
   EXPECT_GT(refused, 10U) << "most of what is written is tensors";
 }
 
-TEST(Checkpoints, OneWhoseManifestIsDamagedIsSaidToBeDamagedAndNoOlderOneTakesItsPlace) {
+TEST(Checkpoints, one_whose_manifest_is_damaged_is_said_to_be_damaged_and_no_older_one_takes_its_place) {
   const TemporaryFolder folder;
   const Job job = job_of("cnn", true);
   const CheckpointsOptions options{
@@ -656,7 +656,7 @@ SaveReport report_or_fail(Result<std::optional<SaveReport>> report) {
   return report && report->has_value() ? **report : SaveReport{};
 }
 
-TEST(Checkpoints, WhatHasNotChangedIsNotWrittenAgain) {
+TEST(Checkpoints, what_has_not_changed_is_not_written_again) {
   const TemporaryFolder folder;
   const Job job = job_of("large mlp", true);
   const auto trainer = trainer_of(job.options);
@@ -676,7 +676,7 @@ TEST(Checkpoints, WhatHasNotChangedIsNotWrittenAgain) {
   EXPECT_LE(moments.chunks_written, whole.chunks * 2 / 3 + 2);
 }
 
-TEST(Checkpoints, WithoutLearningOnlyThePositionIsWritten) {
+TEST(Checkpoints, without_learning_only_the_position_is_written) {
   const TemporaryFolder folder;
   Job job = job_of("large mlp", false);
   job.options.optimizer.momentum = 0;
@@ -688,7 +688,7 @@ TEST(Checkpoints, WithoutLearningOnlyThePositionIsWritten) {
 }
 
 /// Kernels read copies of the weights there, which a checkpoint does not have.
-TEST(Checkpoints, OfBf16RunsResumeExactly) {
+TEST(Checkpoints, of_bf16_runs_resume_exactly) {
   const TemporaryFolder folder;
   Job job = job_of("gpt", true);
   job.options.type = model::DataType::kBf16;
@@ -710,7 +710,7 @@ TEST(Checkpoints, OfBf16RunsResumeExactly) {
   EXPECT_EQ(state_of(*second), state_of(*undisturbed));
 }
 
-TEST(Checkpoints, OfWeightsThatAreNoNumbersAreRefused) {
+TEST(Checkpoints, of_weights_that_are_no_numbers_are_refused) {
   const TemporaryFolder folder;
   Job job = job_of("mlp", false);
   job.options.window = 1;
@@ -732,13 +732,13 @@ TEST(Checkpoints, OfWeightsThatAreNoNumbersAreRefused) {
   EXPECT_EQ(state_of(*trainer), sound);
 }
 
-TEST(Checkpoints, APathThatCannotBeIsAnError) {
+TEST(Checkpoints, a_path_that_cannot_be_is_an_error) {
   const auto trainer = trainer_of(job_of("mlp", false).options);
   const auto opened = Checkpoints::open({.path = "/tmp/" + std::string(5000, 'a')}, *trainer);
   ASSERT_FALSE(opened);
 }
 
-TEST(Checkpoints, AFullPoolFailsTheSaveAndLeavesWhatIsThere) {
+TEST(Checkpoints, a_full_pool_fails_the_save_and_leaves_what_is_there) {
   const TemporaryFolder folder;
   const Job job = job_of("large mlp", true);
   const CheckpointsOptions options{.path = folder.path("pool"),
@@ -796,7 +796,7 @@ TEST(Checkpoints, AFullPoolFailsTheSaveAndLeavesWhatIsThere) {
   EXPECT_EQ(state_of(*trainer), newest);
 }
 
-TEST(Checkpoints, RetentionMakesRoomInASmallPool) {
+TEST(Checkpoints, retention_makes_room_in_a_small_pool) {
   const TemporaryFolder folder;
   const Job job = job_of("large mlp", true);
   const auto trainer = trainer_of(job.options);
@@ -814,7 +814,7 @@ TEST(Checkpoints, RetentionMakesRoomInASmallPool) {
   EXPECT_TRUE(checkpoints.verify());
 }
 
-TEST(Checkpoints, ThatAreNotThereAreNotVerified) {
+TEST(Checkpoints, that_are_not_there_are_not_verified) {
   const TemporaryFolder folder;
   const auto trainer = trainer_of(job_of("mlp", true).options);
   const Checkpoints checkpoints = open_or_fail({.path = folder.path("pool"), .media = kFast}, *trainer);

@@ -139,7 +139,7 @@ std::size_t layers_of(const model::ModelOptions& model) {
 
 class GoldenRuns : public ::testing::TestWithParam<std::string> {};
 
-TEST_P(GoldenRuns, OnOneDeviceAreThoseOfPyTorch) {
+TEST_P(GoldenRuns, on_one_device_are_those_of_py_torch) {
   int cases = 0;
   for (const GoldenSteps& at : golden_steps()) {
     const auto micro_batches = static_cast<unsigned>(at.micro_batches);
@@ -154,7 +154,7 @@ INSTANTIATE_TEST_SUITE_P(OneDevice, GoldenRuns, ::testing::ValuesIn(schedules_of
 class GoldenPipelines : public ::testing::TestWithParam<std::string> {};
 
 /// Any number of micro-batches has the same mean gradient where no batch norm sees them one at a time.
-TEST_P(GoldenPipelines, AreThoseOfPyTorch) {
+TEST_P(GoldenPipelines, are_those_of_py_torch) {
   int cases = 0;
   for (const GoldenSteps& at : golden_steps()) {
     if (layers_of(at.model) < 4) continue;  // Too few for two stages of two runs of layers.
@@ -174,7 +174,7 @@ INSTANTIATE_TEST_SUITE_P(All, GoldenPipelines, ::testing::ValuesIn(schedules_of(
 
 class GoldenDataParallel : public ::testing::TestWithParam<std::string> {};
 
-TEST_P(GoldenDataParallel, AreThoseOfPyTorch) {
+TEST_P(GoldenDataParallel, are_those_of_py_torch) {
   int cases = 0;
   for (const GoldenSteps& at : golden_steps()) {
     if (has_batch_norm(at.model) || at.rows % 2 != 0) continue;
@@ -192,7 +192,7 @@ TEST_P(GoldenDataParallel, AreThoseOfPyTorch) {
 }
 INSTANTIATE_TEST_SUITE_P(All, GoldenDataParallel, ::testing::ValuesIn(schedules_of(Family::kDataParallel)));
 
-TEST(GoldenHybrid, PipelinesOfDataParallelStagesAreThoseOfPyTorch) {
+TEST(GoldenHybrid, pipelines_of_data_parallel_stages_are_those_of_py_torch) {
   for (const GoldenSteps& at : golden_steps()) {
     if (has_batch_norm(at.model) || at.rows % 4 != 0 || layers_of(at.model) < 4) continue;
     SCOPED_TRACE(at.name);

@@ -137,12 +137,12 @@ void expect_golden(const GoldenGradients& at, const Found& found) {
   }
 }
 
-TEST(Gradients, AreThoseOfPyTorch) {
+TEST(Gradients, are_those_of_py_torch) {
   for (const GoldenGradients& at : golden_gradients())
     expect_golden(at, gradients_of<float>(at.model, formula_weights(at.model), formula_batch(at.model, at.rows, 0)));
 }
 
-TEST(Gradients, AreTheSameInAnySlotAndWithRoomToSpare) {
+TEST(Gradients, are_the_same_in_any_slot_and_with_room_to_spare) {
   for (const GoldenGradients& at : golden_gradients()) {
     const DoubleBatch batch = formula_batch(at.model, at.rows, 0);
     expect_golden(at, gradients_of<float>(at.model, formula_weights(at.model), batch,
@@ -150,7 +150,7 @@ TEST(Gradients, AreTheSameInAnySlotAndWithRoomToSpare) {
   }
 }
 
-TEST(Gradients, OfMicroBatchesAddUp) {
+TEST(Gradients, of_micro_batches_add_up) {
   for (const GoldenGradients& at : golden_gradients()) {
     if (has_batch_norm(at.model) || at.rows % 2 != 0) continue;  // Batch norms see a micro-batch at a time.
     const DoubleBatch batch = formula_batch(at.model, at.rows, 0);
@@ -163,7 +163,7 @@ class RandomModels : public ::testing::TestWithParam<std::string> {};
 
 /// Central differences with two steps: where they disagree, a ReLU or a pool has a kink between, and the value says
 /// nothing.
-TEST_P(RandomModels, HaveTheGradientsOfCentralDifferences) {
+TEST_P(RandomModels, have_the_gradients_of_central_differences) {
   auto random = generator(2);
   constexpr std::size_t kIndices = 3;  // Of each tensor.
   std::size_t compared = 0;
@@ -223,7 +223,7 @@ void expect_bf16_near(const ModelOptions& model, DoubleWeights weights, DoubleBa
   }
 }
 
-TEST_P(RandomModels, HaveTheGradientsOfF32InBf16UpToItsRounding) {
+TEST_P(RandomModels, have_the_gradients_of_f32_in_bf16_up_to_its_rounding) {
   auto random = generator(3);
   for (int round = 0; round < 4; ++round) {
     const ModelOptions model = random_model(GetParam(), random);
@@ -235,7 +235,7 @@ TEST_P(RandomModels, HaveTheGradientsOfF32InBf16UpToItsRounding) {
 }
 
 /// The bound of batch norms is weak: it tells a wrong formula in plain networks, and only gross errors in these.
-TEST(Gradients, InBf16AreThoseOfF32UpToItsRounding) {
+TEST(Gradients, in_bf16_are_those_of_f32_up_to_its_rounding) {
   for (const GoldenGradients& at : golden_gradients()) {
     const bool norms = has_batch_norm(at.model);
     expect_bf16_near(at.model, formula_weights(at.model), formula_batch(at.model, at.rows, 0), norms ? 0.7 : 0.1,
@@ -295,7 +295,7 @@ DoubleBatch repeated(const DoubleBatch& one, std::size_t count) {
 
 /// The sum of 512 micro-batches is as near to f32's as one of them: bf16's 8 bits are those of the values, not of the
 /// sum.
-TEST(Gradients, OfHundredsOfMicroBatchesInBf16KeepTheirNorm) {
+TEST(Gradients, of_hundreds_of_micro_batches_in_bf16_keep_their_norm) {
   constexpr unsigned kMicroBatches = 512;
   auto random = generator(7);
   for (const auto& [name, model] : models_of_many()) {
@@ -310,7 +310,7 @@ TEST(Gradients, OfHundredsOfMicroBatchesInBf16KeepTheirNorm) {
 
 /// The sum of 512 equal micro-batches is 512 times one of them. In bf16, here by hand, it stands still at about half of
 /// that: what is added is less than half a unit in the last place.
-TEST(Gradients, OfHundredsOfEqualMicroBatchesInBf16AreThoseOfOne) {
+TEST(Gradients, of_hundreds_of_equal_micro_batches_in_bf16_are_those_of_one) {
   constexpr unsigned kMicroBatches = 512;
   auto random = generator(9);
   for (const auto& [name, model] : models_of_many()) {
@@ -337,7 +337,7 @@ TEST(Gradients, OfHundredsOfEqualMicroBatchesInBf16AreThoseOfOne) {
 }
 
 /// What a run reports and clips by.
-TEST(Gradients, OfHundredsOfMicroBatchesHaveTheSameNormInRunsOfBothTypes) {
+TEST(Gradients, of_hundreds_of_micro_batches_have_the_same_norm_in_runs_of_both_types) {
   for (const auto& [name, model] : models_of_many()) {
     SCOPED_TRACE(name);
     auto random = generator(8);
@@ -362,7 +362,7 @@ TEST(Gradients, OfHundredsOfMicroBatchesHaveTheSameNormInRunsOfBothTypes) {
 // ----- running statistics -------------------------------------------------------------------------------------------
 
 /// The first batch norm's: of the convolution in front of it, in double.
-TEST(Gradients, RunningStatisticsFollowTheBatch) {
+TEST(Gradients, running_statistics_follow_the_batch) {
   auto random = generator(4);
   struct Stem {
     std::string kind, convolution, norm;

@@ -255,7 +255,7 @@ void expect_all_end(const std::vector<RankProgram>& programs, bool clips) {
 
 class RankPrograms : public ::testing::TestWithParam<std::string> {};
 
-TEST_P(RankPrograms, KeepSlotsAndDependenciesAndEnd) {
+TEST_P(RankPrograms, keep_slots_and_dependencies_and_end) {
   const auto& names = schedule_names();
   const Family family = std::ranges::find(names, std::string_view(GetParam()), &ScheduleName::name)->family;
   auto random = test::generator(1);

@@ -230,7 +230,7 @@ std::vector<float> logits_file(const std::string& path) {
   return file ? read_tensor(*file, "logits") : std::vector<float>{};
 }
 
-TEST(Torch, TrainsRandomModelsToTheSameWeightsAndReadsAndWritesTheSameFiles) {
+TEST(Torch, trains_random_models_to_the_same_weights_and_reads_and_writes_the_same_files) {
   const auto with_torch = python();
   if (!with_torch) GTEST_SKIP() << "no Python here has torch and numpy (DUNNOCK_TORCH_PYTHON names one)";
   auto random = generator(31);

@@ -71,7 +71,7 @@ Status status_of(const Result<T>& result) {
 
 // ----- wrong arguments ----------------------------------------------------------------------------------------------
 
-TEST(TrainerContract, StepsThatDoNotFitAreRefusedAndNothingIsChanged) {
+TEST(TrainerContract, steps_that_do_not_fit_are_refused_and_nothing_is_changed) {
   for (const ModelOptions& model : {small_gpt(), small_mlp()}) {
     const auto trainer = trainer_of(options_of(model));
     const auto untouched = trainer_of(options_of(model));
@@ -129,7 +129,7 @@ TEST(TrainerContract, StepsThatDoNotFitAreRefusedAndNothingIsChanged) {
   }
 }
 
-TEST(TrainerContract, OptionsThatDoNotFitAreRefused) {
+TEST(TrainerContract, options_that_do_not_fit_are_refused) {
   const TrainerOptions sound = options_of(small_mlp());
   const auto refused = [](const TrainerOptions& options, const std::string& word) {
     expect_invalid(status_of(Trainer::create(device::Device::cpu(), options)), word);
@@ -158,7 +158,7 @@ TEST(TrainerContract, OptionsThatDoNotFitAreRefused) {
     EXPECT_NE(unknown.error().message.find(name.name), std::string::npos) << name.name;
 }
 
-TEST(TrainerContract, SchedulesThatDoNotFitTheRanksAreRefused) {
+TEST(TrainerContract, schedules_that_do_not_fit_the_ranks_are_refused) {
   const auto refused = [](const Grid& grid, const std::string& schedule, const std::string& word, bool sums = true) {
     run_ranks(grid, [&](const RankOfGrid& rank) {
       training::Ranks ranks = rank.ranks;
@@ -184,7 +184,7 @@ TEST(TrainerContract, SchedulesThatDoNotFitTheRanksAreRefused) {
 
 class LostRank : public ::testing::TestWithParam<std::tuple<std::string, unsigned, unsigned>> {};
 
-TEST_P(LostRank, IsNoticedByTheOthersWithinTheTimeout) {
+TEST_P(LostRank, is_noticed_by_the_others_within_the_timeout) {
   const auto& [schedule, stages, lost] = GetParam();
   const Grid grid{.stages = stages, .data_ranks = 2 / stages, .timeout = std::chrono::milliseconds(400)};
   const std::vector<Inputs> inputs = batches_of(small_mlp(), 4, 1);
@@ -212,7 +212,7 @@ INSTANTIATE_TEST_SUITE_P(DataParallel, LostRank,
 
 // ----- NaN and infinities -------------------------------------------------------------------------------------------
 
-TEST(TrainerContract, ALossThatIsNoNumberIsShown) {
+TEST(TrainerContract, a_loss_that_is_no_number_is_shown) {
   for (const ModelOptions& model : {small_mlp(), small_cnn(), small_gpt()}) {
     for (const float clip : {0.0F, 1.0F}) {
       SCOPED_TRACE(to_string(model));
@@ -249,7 +249,7 @@ TEST(TrainerContract, ALossThatIsNoNumberIsShown) {
   }
 }
 
-TEST(TrainerContract, ALossThatIsNoNumberOfOneRankIsThatOfAll) {
+TEST(TrainerContract, a_loss_that_is_no_number_of_one_rank_is_that_of_all) {
   std::vector<Inputs> inputs = batches_of(small_mlp(), 4, 1);
   inputs[0].images.back() = kNan;  // Of rank 1.
   run_ranks({.stages = 1, .data_ranks = 2}, [&](const RankOfGrid& rank) {
@@ -294,7 +294,7 @@ std::map<std::string, std::vector<float>> run_in(const TrainerOptions& options, 
 
 class AnyWindow : public ::testing::TestWithParam<std::string> {};
 
-TEST_P(AnyWindow, AndGraphsOfThemGiveTheSameBits) {
+TEST_P(AnyWindow, and_graphs_of_them_give_the_same_bits) {
   const auto& names = training::schedule_names();
   const Family family = std::ranges::find(names, GetParam(), &training::ScheduleName::name)->family;
   Grid grid;
@@ -337,7 +337,7 @@ INSTANTIATE_TEST_SUITE_P(OneDevice, AnyWindow, ::testing::ValuesIn(schedules_of(
 INSTANTIATE_TEST_SUITE_P(DataParallel, AnyWindow, ::testing::ValuesIn(schedules_of(Family::kDataParallel)));
 INSTANTIATE_TEST_SUITE_P(Pipeline, AnyWindow, ::testing::ValuesIn(schedules_of(Family::kPipeline)));
 
-TEST(TrainerContract, CostsThatNobodyGivesAreMeasured) {
+TEST(TrainerContract, costs_that_nobody_gives_are_measured) {
   TrainerOptions options = options_of(small_cnn(), "multi-stream");
   const std::vector<Inputs> inputs = batches_of(small_cnn(), 2, 6);
   options.optimizer.clip = 0.5F;  // The norm of all gradients comes before every update, whatever was measured.
@@ -352,7 +352,7 @@ TEST(TrainerContract, CostsThatNobodyGivesAreMeasured) {
 
 // ----- what is told of a run ----------------------------------------------------------------------------------------
 
-TEST(TrainerContract, MeasuresGiveATimelineOfEveryOperation) {
+TEST(TrainerContract, measures_give_a_timeline_of_every_operation) {
   for (const std::string& schedule : schedules_of(Family::kOneDevice)) {
     TrainerOptions options = options_of(small_gpt(), schedule);
     options.measures = true;
@@ -389,7 +389,7 @@ TEST(TrainerContract, MeasuresGiveATimelineOfEveryOperation) {
 
 class Snapshot : public ::testing::TestWithParam<bool> {};
 
-TEST_P(Snapshot, IsWaitedForOnceBeforeTheNextRunChangesAnything) {
+TEST_P(Snapshot, is_waited_for_once_before_the_next_run_changes_anything) {
   for (const ModelOptions& model : {small_gpt(), small_cnn()}) {
     for (const char* schedule : {"conventional", "multi-stream"}) {
       TrainerOptions options = options_of(model, schedule);
@@ -422,7 +422,7 @@ TEST_P(Snapshot, IsWaitedForOnceBeforeTheNextRunChangesAnything) {
 }
 INSTANTIATE_TEST_SUITE_P(EagerAndGraph, Snapshot, ::testing::Bool());
 
-TEST(TrainerContract, ASnapshotThatFailsStopsTheRunBeforeItChangesAnything) {
+TEST(TrainerContract, a_snapshot_that_fails_stops_the_run_before_it_changes_anything) {
   const auto trainer = trainer_of(options_of(small_mlp()));
   const std::vector<Inputs> inputs = batches_of(small_mlp(), 2, 1);
   const StepInput step = inputs[0].part(0, 1, 0.01F);
@@ -437,7 +437,7 @@ TEST(TrainerContract, ASnapshotThatFailsStopsTheRunBeforeItChangesAnything) {
 
 // ----- evaluation ---------------------------------------------------------------------------------------------------
 
-TEST(TrainerContract, EvaluationsOfAnyNumberOfRowsAreThoseOfTheDoubleModels) {
+TEST(TrainerContract, evaluations_of_any_number_of_rows_are_those_of_the_double_models) {
   for (const ModelOptions& model : {small_gpt(), small_mlp()}) {
     auto random = generator(43);
     const DoubleWeights weights = random_weights(model, random);
@@ -472,7 +472,7 @@ TEST(TrainerContract, EvaluationsOfAnyNumberOfRowsAreThoseOfTheDoubleModels) {
   }
 }
 
-TEST(TrainerContract, StagesEvaluateTogetherAndHaveNoLogitsOfTheirOwn) {
+TEST(TrainerContract, stages_evaluate_together_and_have_no_logits_of_their_own) {
   for (const ModelOptions& model : {small_gpt(), small_mlp(), small_cnn()}) {
     const std::vector<Inputs> inputs = batches_of(model, 5, 1);
     const StepInput input = inputs[0].part(0, 1, 0);

@@ -177,7 +177,7 @@ std::vector<std::string> schedules_of(Family family) {
 /// Of an Adam step, what the smallest gradients become is a matter of rounding.
 constexpr float kRounding = 2e-4F;
 
-TEST(Trainer, RanksThatMeasureTheirCostsMakeTheSamePlan) {
+TEST(Trainer, ranks_that_measure_their_costs_make_the_same_plan) {
   const model::ModelOptions model = small_gpt();
   const Data data = random_data(model, 8, 6, test::seed());
   TrainerOptions plain = options_for(model, 2, "1f1b");
@@ -189,7 +189,7 @@ TEST(Trainer, RanksThatMeasureTheirCostsMakeTheSamePlan) {
   expect_equal(train_all({plain, 2, 2}, data), train_all({measuring, 2, 2}, data));
 }
 
-TEST(Trainer, LossFallsOnWhatItHasSeen) {
+TEST(Trainer, loss_falls_on_what_it_has_seen) {
   const model::ModelOptions model = small_gpt();
   Data data = random_data(model, 4, 1, test::seed());
   while (data.targets.size() < 60) {
@@ -211,7 +211,7 @@ TEST(Trainer, LossFallsOnWhatItHasSeen) {
   EXPECT_EQ((*trainer)->steps_done(), 60U);
 }
 
-TEST(Trainer, WaitsForASnapshotBeforeItChangesAnythingAndOnlyThen) {
+TEST(Trainer, waits_for_a_snapshot_before_it_changes_anything_and_only_then) {
   for (const bool as_graph : {false, true}) {
     const model::ModelOptions model = small_mlp();
     const Data data = random_data(model, 4, 6, test::seed());
@@ -252,7 +252,7 @@ TEST(Trainer, WaitsForASnapshotBeforeItChangesAnythingAndOnlyThen) {
 }
 
 /// Each rank's rows make running statistics of their own; there is one model to evaluate.
-TEST(Trainer, DataParallelRanksEvaluateTheSameModel) {
+TEST(Trainer, data_parallel_ranks_evaluate_the_same_model) {
   const model::ModelOptions model =
       model::CnnOptions{.image = {6, 6, 1}, .stages = {{4}}, .batch_norm = true, .hidden = {}, .classes = 3};
   std::mt19937_64 random(test::seed());
@@ -284,7 +284,7 @@ TEST(Trainer, DataParallelRanksEvaluateTheSameModel) {
 }
 
 class OneDevice : public ::testing::TestWithParam<std::tuple<std::string, bool>> {};
-TEST_P(OneDevice, SchedulesEndWithTheSameWeights) {
+TEST_P(OneDevice, schedules_end_with_the_same_weights) {
   const auto& [schedule, clips] = GetParam();
   for (const model::ModelOptions& model : {model::ModelOptions(small_gpt()), model::ModelOptions(small_mlp())}) {
     const Data data = random_data(model, 4, 10, test::seed());
@@ -319,7 +319,7 @@ INSTANTIATE_TEST_SUITE_P(All, OneDevice,
                          ::testing::Combine(::testing::ValuesIn(schedules_of(Family::kOneDevice)), ::testing::Bool()));
 
 class DataParallel : public ::testing::TestWithParam<std::tuple<std::string, bool>> {};
-TEST_P(DataParallel, SchedulesEndWithTheSameWeights) {
+TEST_P(DataParallel, schedules_end_with_the_same_weights) {
   const auto& [schedule, clips] = GetParam();
   for (const model::ModelOptions& model : {model::ModelOptions(small_gpt()), model::ModelOptions(small_mlp())}) {
     const Data data = random_data(model, 8, 6, test::seed());
@@ -343,7 +343,7 @@ INSTANTIATE_TEST_SUITE_P(All, DataParallel,
                                             ::testing::Bool()));
 
 class Pipelines : public ::testing::TestWithParam<std::tuple<std::string, unsigned>> {};
-TEST_P(Pipelines, SchedulesEndWithTheSameWeights) {
+TEST_P(Pipelines, schedules_end_with_the_same_weights) {
   const auto& [schedule, stages] = GetParam();
   for (const model::ModelOptions& model : {model::ModelOptions(small_gpt()), model::ModelOptions(small_mlp())}) {
     const Data data = random_data(model, 12, 6, test::seed());
@@ -360,7 +360,7 @@ INSTANTIATE_TEST_SUITE_P(All, Pipelines,
                                             ::testing::Values(1U, 2U, 4U)));
 
 class Hybrid : public ::testing::TestWithParam<std::string> {};
-TEST_P(Hybrid, PipelinesOfDataParallelStagesEndWithTheSameWeights) {
+TEST_P(Hybrid, pipelines_of_data_parallel_stages_end_with_the_same_weights) {
   for (const bool clips : {false, true}) {
     const model::ModelOptions model = small_gpt();
     const Data data = random_data(model, 12, 5, test::seed());

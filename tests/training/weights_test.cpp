@@ -83,7 +83,7 @@ void write_file(const std::string& path, const FileTensors& tensors) {
 
 class RoundTrip : public ::testing::TestWithParam<std::string> {};
 
-TEST_P(RoundTrip, GivesTheSameBits) {
+TEST_P(RoundTrip, gives_the_same_bits) {
   auto random = generator(21);
   const TemporaryFolder folder;
   for (int round = 0; round < 4; ++round) {
@@ -112,7 +112,7 @@ TEST_P(RoundTrip, GivesTheSameBits) {
 }
 INSTANTIATE_TEST_SUITE_P(All, RoundTrip, ::testing::ValuesIn(random_kinds()));
 
-TEST(WeightsFile, ConvolutionsAndTheLinearLayerBehindThemLieChannelsInnermost) {
+TEST(WeightsFile, convolutions_and_the_linear_layer_behind_them_lie_channels_innermost) {
   const model::CnnOptions model{.image = {4, 6, 2}, .stages = {{3}}, .batch_norm = false, .hidden = {}, .classes = 2};
   const TemporaryFolder folder;
   const auto counted = [](std::vector<std::uint64_t> shape) {
@@ -194,7 +194,7 @@ std::string replaced(std::string text, const std::string& from, const std::strin
   return at == std::string::npos ? text : text.replace(at, from.size(), to);
 }
 
-TEST(WeightsFile, OfHuggingFaceHasAPrefixMasksAndATiedHead) {
+TEST(WeightsFile, of_hugging_face_has_a_prefix_masks_and_a_tied_head) {
   for (const std::string prefix :
        {"", "transformer.", "model.", "module.", "_orig_mod.", "model.transformer.", "module._orig_mod.transformer.",
         "_orig_mod.module.model.transformer.", "module.module.", "_fsdp_wrapped_module.transformer."}) {
@@ -216,7 +216,7 @@ TEST(WeightsFile, OfHuggingFaceHasAPrefixMasksAndATiedHead) {
   }
 }
 
-TEST(WeightsFile, OfBlocksThatWereCompiledOneByOneIsRead) {
+TEST(WeightsFile, of_blocks_that_were_compiled_one_by_one_is_read) {
   Gpt gpt;
   gpt.tensors = renamed(gpt.tensors, [](const std::string& name) {
     return "transformer." +
@@ -228,7 +228,7 @@ TEST(WeightsFile, OfBlocksThatWereCompiledOneByOneIsRead) {
   EXPECT_EQ(weights_of(*trainer), gpt.weights);
 }
 
-TEST(WeightsFile, MayHaveTheHeadInsteadOfTheTableThatItIsTiedTo) {
+TEST(WeightsFile, may_have_the_head_instead_of_the_table_that_it_is_tied_to) {
   for (const std::string prefix : {"", "transformer.", "module."}) {
     Gpt gpt;
     const FileTensor table = gpt.tensors.at("wte.weight");
@@ -241,7 +241,7 @@ TEST(WeightsFile, MayHaveTheHeadInsteadOfTheTableThatItIsTiedTo) {
   }
 }
 
-TEST(WeightsFile, WithAnUntiedHeadIsRefusedAtTheFirstValueThatDiffers) {
+TEST(WeightsFile, with_an_untied_head_is_refused_at_the_first_value_that_differs) {
   Gpt gpt;
   FileTensor head = gpt.tensors.at("wte.weight");
   const float other = 0.5F;
@@ -259,7 +259,7 @@ TEST(WeightsFile, WithAnUntiedHeadIsRefusedAtTheFirstValueThatDiffers) {
   gpt.expect_error(ErrorCode::kInvalidArgument, "'lm_head.bias'");
 }
 
-TEST(WeightsFile, WithMoreLayersThanTheModelIsRefusedAndNamesThemAll) {
+TEST(WeightsFile, with_more_layers_than_the_model_is_refused_and_names_them_all) {
   Gpt gpt;
   FileTensors more = gpt.tensors;
   for (const auto& [name, tensor] : gpt.tensors) {
@@ -278,7 +278,7 @@ TEST(WeightsFile, WithMoreLayersThanTheModelIsRefusedAndNamesThemAll) {
   }
 }
 
-TEST(WeightsFile, IsRefusedForEverythingThatIsWrongAtOnce) {
+TEST(WeightsFile, is_refused_for_everything_that_is_wrong_at_once) {
   Gpt gpt;
   gpt.tensors.erase("h.1.mlp.c_fc.bias");
   gpt.tensors.erase("ln_f.weight");
@@ -294,7 +294,7 @@ TEST(WeightsFile, IsRefusedForEverythingThatIsWrongAtOnce) {
     gpt.expect_error(ErrorCode::kInvalidArgument, words);
 }
 
-TEST(WeightsFile, WithAnotherVocabularySaysWhichOneFits) {
+TEST(WeightsFile, with_another_vocabulary_says_which_one_fits) {
   Gpt gpt;
   FileTensor& table = gpt.tensors.at("wte.weight");
   table.shape[0] = 9;
@@ -302,14 +302,14 @@ TEST(WeightsFile, WithAnotherVocabularySaysWhichOneFits) {
   gpt.expect_error(ErrorCode::kInvalidArgument, "model.vocabulary=9");
 }
 
-TEST(WeightsFile, WithOneTensorTwiceIsRefusedAndNamesBoth) {
+TEST(WeightsFile, with_one_tensor_twice_is_refused_and_names_both) {
   Gpt gpt;
   gpt.tensors["module.transformer.ln_f.bias"] = gpt.tensors.at("ln_f.bias");
   gpt.expect_error(ErrorCode::kInvalidArgument, "'ln_f.bias' twice");
   gpt.expect_error(ErrorCode::kInvalidArgument, "'module.transformer.ln_f.bias'");
 }
 
-TEST(WeightsFile, WithValuesThatAreNoNumbersNamesTensorAndIndex) {
+TEST(WeightsFile, with_values_that_are_no_numbers_names_tensor_and_index) {
   for (const auto& [value, words] :
        {std::pair(std::nanf(""), "NaN"), std::pair(INFINITY, "with Inf"), std::pair(-INFINITY, "-Inf")}) {
     Gpt gpt;
@@ -334,7 +334,7 @@ TEST(WeightsFile, WithValuesThatAreNoNumbersNamesTensorAndIndex) {
   gpt.expect_error(ErrorCode::kCorrupt, "'lm_head.weight' with Inf at [1, 1]");
 }
 
-TEST(WeightsFile, OfBatchNormsHasCounters) {
+TEST(WeightsFile, of_batch_norms_has_counters) {
   auto random = generator(23);
   const ModelOptions model = random_model("resnet", random);
   const TemporaryFolder folder;
@@ -397,7 +397,7 @@ struct Shards {
   }
 };
 
-TEST(WeightsFiles, OfAnIndexAndOfAFolderAreRead) {
+TEST(WeightsFiles, of_an_index_and_of_a_folder_are_read) {
   Shards shards;
   shards.write();
   for (const std::string& path : {shards.index(), shards.folder.path(""), shards.folder.path(".")}) {
@@ -419,7 +419,7 @@ TEST(WeightsFiles, OfAnIndexAndOfAFolderAreRead) {
   EXPECT_NE(both.error().message.find("name one of the two"), std::string::npos) << both.error().message;
 }
 
-TEST(WeightsFiles, WithOneTensorInTwoOfThemAreRefused) {
+TEST(WeightsFiles, with_one_tensor_in_two_of_them_are_refused) {
   Shards shards;
   shards.second["transformer.h.0.ln_1.bias"] = shards.first.at("transformer.h.0.ln_1.bias");
   shards.write();
@@ -427,7 +427,7 @@ TEST(WeightsFiles, WithOneTensorInTwoOfThemAreRefused) {
                       "'h.0.ln_1.bias' twice, as 'transformer.h.0.ln_1.bias' (in model-00001-of-00002.safetensors)");
 }
 
-TEST(WeightsFiles, OtherThanTheirIndexSaysAreRefused) {
+TEST(WeightsFiles, other_than_their_index_says_are_refused) {
   {
     Shards shards;
     shards.map["transformer.h.7.ln_1.bias"] = "model-00001-of-00002.safetensors";
@@ -452,7 +452,7 @@ TEST(WeightsFiles, OtherThanTheirIndexSaysAreRefused) {
   shards.expect_error(ErrorCode::kNotFound, "model-00002-of-00002.safetensors");
 }
 
-TEST(WeightsFiles, OfAnIndexThatIsNoneAreRefused) {
+TEST(WeightsFiles, of_an_index_that_is_none_are_refused) {
   Shards shards;
   const auto refused = [&](const std::string& text, const std::string& words) {
     (void)shards.folder.write("model.safetensors.index.json", text);
@@ -472,7 +472,7 @@ TEST(WeightsFiles, OfAnIndexThatIsNoneAreRefused) {
   refused(std::string(200, '[') + std::string(200, ']'), "64 deep");
 }
 
-TEST(WeightsFiles, ThatAreFifosOrDevicesAreRefusedAtOnce) {
+TEST(WeightsFiles, that_are_fifos_or_devices_are_refused_at_once) {
   Shards shards;
   ASSERT_EQ(mkfifo(shards.folder.path("fifo").c_str(), 0600), 0);
   ASSERT_EQ(mkfifo(shards.folder.path("fifo.json").c_str(), 0600), 0);
@@ -485,7 +485,7 @@ TEST(WeightsFiles, ThatAreFifosOrDevicesAreRefusedAtOnce) {
   }
 }
 
-TEST(WeightsFile, OfSixteenBitsIsReadExactly) {
+TEST(WeightsFile, of_sixteen_bits_is_read_exactly) {
   // Values of both: all halves that are numbers, and the upper halves of floats.
   for (const Dtype dtype : {Dtype::kF16, Dtype::kBF16}) {
     Gpt gpt;
@@ -518,13 +518,13 @@ TEST(WeightsFile, OfSixteenBitsIsReadExactly) {
   }
 }
 
-TEST(WeightsFile, WithoutATensorSaysWhich) {
+TEST(WeightsFile, without_a_tensor_says_which) {
   Gpt gpt;
   gpt.tensors.erase("h.1.mlp.c_fc.bias");
   gpt.expect_error(ErrorCode::kNotFound, "'h.1.mlp.c_fc.bias'");
 }
 
-TEST(WeightsFile, OfAnotherShapeSaysBoth) {
+TEST(WeightsFile, of_another_shape_says_both) {
   Gpt gpt;
   FileTensor& tensor = gpt.tensors.at("h.0.mlp.c_fc.weight");
   std::swap(tensor.shape[0], tensor.shape[1]);  // As a linear layer has it, and not GPT-2.
@@ -532,14 +532,14 @@ TEST(WeightsFile, OfAnotherShapeSaysBoth) {
   gpt.expect_error(ErrorCode::kInvalidArgument, "[8, 16]");
 }
 
-TEST(WeightsFile, OfAnotherTypeSaysWhich) {
+TEST(WeightsFile, of_another_type_says_which) {
   Gpt gpt;
   FileTensor& tensor = gpt.tensors.at("ln_f.bias");
   tensor.dtype = Dtype::kI32;
   gpt.expect_error(ErrorCode::kUnsupported, "I32");
 }
 
-TEST(WeightsFile, ThatIsCutOffOrIsNoneIsRefused) {
+TEST(WeightsFile, that_is_cut_off_or_is_none_is_refused) {
   Gpt gpt;
   const auto trainer = trainer_of(gpt.model, 4);
   const States before = weights_of(*trainer);
@@ -555,7 +555,7 @@ TEST(WeightsFile, ThatIsCutOffOrIsNoneIsRefused) {
   EXPECT_EQ(weights_of(*trainer), before);
 }
 
-TEST(WeightsFile, ThatCannotBeWrittenSaysSo) {
+TEST(WeightsFile, that_cannot_be_written_says_so) {
   Gpt gpt;
   const auto trainer = trainer_of(gpt.model, 4);
   const Status saved = save_weights(*trainer, gpt.folder.path("no/such/folder/weights"));
@@ -563,7 +563,7 @@ TEST(WeightsFile, ThatCannotBeWrittenSaysSo) {
   EXPECT_EQ(saved.error().code, ErrorCode::kNotFound) << saved.error().message;
 }
 
-TEST(WeightsFile, OfAPipelineIsThatOfOneDevice) {
+TEST(WeightsFile, of_a_pipeline_is_that_of_one_device) {
   Gpt gpt;
   const TemporaryFolder folder;
   run_ranks({.stages = 2, .data_ranks = 1}, [&](const RankOfGrid& rank) {

@@ -76,22 +76,22 @@ class Activations : public test::OnEachRunner {
 };
 DUNNOCK_ON_EACH_RUNNER(Activations);
 
-TEST_P(Activations, OfFloatsAgreeWithTheirTwins) {
+TEST_P(Activations, of_floats_agree_with_their_twins) {
   for (const Activation kind : kAll) agrees<float>(kind);
 }
-TEST_P(Activations, OfBf16AgreeWithTheirTwins) {
+TEST_P(Activations, of_bf16_agree_with_their_twins) {
   for (const Activation kind : kAll) agrees<device::Bf16>(kind);
 }
-TEST_P(Activations, SwigluOfFloatsAgreesWithItsTwin) { swiglu_agrees<float>(); }
-TEST_P(Activations, SwigluOfBf16AgreesWithItsTwin) { swiglu_agrees<device::Bf16>(); }
-TEST_P(Activations, OfANanAreNans) {
+TEST_P(Activations, swiglu_of_floats_agrees_with_its_twin) { swiglu_agrees<float>(); }
+TEST_P(Activations, swiglu_of_bf16_agrees_with_its_twin) { swiglu_agrees<device::Bf16>(); }
+TEST_P(Activations, of_a_nan_are_nans) {
   for (const Activation kind : kAll) {
     auto x = put(std::vector<float>(40, std::numeric_limits<float>::quiet_NaN()), stream());
     run_form(false, Activate<float>{.kind = kind, .x = x, .y = x}, stream());
     for (const float y : get(x.span(), stream())) EXPECT_TRUE(std::isnan(y));
   }
 }
-TEST(ActivationsDeathTest, SpansThatDoNotFitAreRefused) {
+TEST(ActivationsDeathTest, spans_that_do_not_fit_are_refused) {
   auto stream = std::move(*device::Stream::create(device::Device::cpu()));
   auto x = std::move(*device::Buffer<float>::create(8, stream));
   auto y = std::move(*device::Buffer<float>::create(7, stream));

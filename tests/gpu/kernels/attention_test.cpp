@@ -227,14 +227,14 @@ class Attentions : public test::OnEachRunner {
 };
 DUNNOCK_ON_EACH_RUNNER(Attentions);
 
-TEST_P(Attentions, OfFloatsAgreesWithItsTwin) { any_shapes_agree<float>(); }
-TEST_P(Attentions, OfBf16AgreesWithItsTwin) { any_shapes_agree<device::Bf16>(); }
-TEST_P(Attentions, ReadsAndWritesPackedProjectionsOfFloatsInPlace) { packed_agrees<float>(); }
-TEST_P(Attentions, ReadsAndWritesPackedProjectionsOfBf16InPlace) { packed_agrees<device::Bf16>(); }
-TEST_P(Attentions, TakesLargeLogitsOfFloats) { large_logits_agree<float>(); }
-TEST_P(Attentions, TakesLargeLogitsOfBf16) { large_logits_agree<device::Bf16>(); }
+TEST_P(Attentions, of_floats_agrees_with_its_twin) { any_shapes_agree<float>(); }
+TEST_P(Attentions, of_bf16_agrees_with_its_twin) { any_shapes_agree<device::Bf16>(); }
+TEST_P(Attentions, reads_and_writes_packed_projections_of_floats_in_place) { packed_agrees<float>(); }
+TEST_P(Attentions, reads_and_writes_packed_projections_of_bf16_in_place) { packed_agrees<device::Bf16>(); }
+TEST_P(Attentions, takes_large_logits_of_floats) { large_logits_agree<float>(); }
+TEST_P(Attentions, takes_large_logits_of_bf16) { large_logits_agree<device::Bf16>(); }
 
-TEST_P(Attentions, OfEachDimensionThatHasItsKernelAgrees) {
+TEST_P(Attentions, of_each_dimension_that_has_its_kernel_agrees) {
   for (const std::size_t dim : {32, 64, 128, 256}) {
     const AttentionShape shape{
         .batch = 1, .query_tokens = 70, .key_tokens = 133, .heads = 2, .kv_heads = 1, .head_dim = dim};
@@ -243,7 +243,7 @@ TEST_P(Attentions, OfEachDimensionThatHasItsKernelAgrees) {
   }
 }
 
-TEST_P(Attentions, RowsThatSeeNoKeyAreZero) {
+TEST_P(Attentions, rows_that_see_no_key_are_zero) {
   AttentionShape shape{.batch = 1, .query_tokens = 70, .key_tokens = 3, .heads = 2, .kv_heads = 1, .head_dim = 16};
   agrees<float>(shape, any_tensors<float>(shape));
   agrees<device::Bf16>(shape, any_tensors<device::Bf16>(shape));
@@ -259,7 +259,7 @@ TEST_P(Attentions, RowsThatSeeNoKeyAreZero) {
   }
 }
 
-TEST_P(Attentions, GradientsOfKeysThatNoQuerySeesAreZero) {
+TEST_P(Attentions, gradients_of_keys_that_no_query_sees_are_zero) {
   const AttentionShape shape{.batch = 1, .query_tokens = 0, .key_tokens = 5, .heads = 2, .kv_heads = 1, .head_dim = 16};
   Tensors<float> tensors = any_tensors<float>(shape);
   backward(tensors, shape, stream(), false);
@@ -267,7 +267,7 @@ TEST_P(Attentions, GradientsOfKeysThatNoQuerySeesAreZero) {
   for (const float value : tensors.dv) ASSERT_EQ(value, 0.0F);
 }
 
-TEST_P(Attentions, GivesTheSameBitsInEachRun) {
+TEST_P(Attentions, gives_the_same_bits_in_each_run) {
   const AttentionShape shape{
       .batch = 1, .query_tokens = 150, .key_tokens = 150, .heads = 3, .kv_heads = 1, .head_dim = 32};
   Tensors<float> first = any_tensors<float>(shape);
@@ -289,7 +289,7 @@ TEST_P(Attentions, GivesTheSameBitsInEachRun) {
 class AttentionTwin : public Attentions {};
 INSTANTIATE_TEST_SUITE_P(Runners, AttentionTwin, ::testing::Values(test::Runner::kCpu), test::name_of_runner);
 
-TEST_P(AttentionTwin, HasTheGradientsThatDifferencesGive) {
+TEST_P(AttentionTwin, has_the_gradients_that_differences_give) {
   for (const bool causal : {true, false}) {
     const AttentionShape shape{
         .batch = 1, .query_tokens = 4, .key_tokens = 6, .heads = 4, .kv_heads = 2, .head_dim = 3, .causal = causal};
@@ -323,7 +323,7 @@ TEST_P(AttentionTwin, HasTheGradientsThatDifferencesGive) {
 class AttentionChecks : public Attentions {};
 INSTANTIATE_TEST_SUITE_P(Runners, AttentionChecks, ::testing::Values(test::Runner::kCpu), test::name_of_runner);
 
-TEST_P(AttentionChecks, RefusesShapesThatDoNotFit) {
+TEST_P(AttentionChecks, refuses_shapes_that_do_not_fit) {
   const AttentionShape good{.batch = 1, .query_tokens = 2, .key_tokens = 2, .heads = 2, .kv_heads = 1, .head_dim = 4};
   const auto with = [&](AttentionShape shape, const char* why) {
     const auto q = put(std::vector<float>(16), stream());
@@ -351,7 +351,7 @@ TEST_P(AttentionChecks, RefusesShapesThatDoNotFit) {
   with(shape, "a scale is not negative");
 }
 
-TEST_P(AttentionChecks, RefusesAWorkspaceThatIsTooSmall) {
+TEST_P(AttentionChecks, refuses_a_workspace_that_is_too_small) {
   const AttentionShape shape{.batch = 1, .query_tokens = 2, .key_tokens = 2, .heads = 1, .kv_heads = 1, .head_dim = 4};
   const auto q = put(std::vector<float>(8), stream());
   const auto lse = put(std::vector<float>(2), stream());

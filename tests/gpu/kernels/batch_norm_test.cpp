@@ -170,36 +170,36 @@ class BatchNorms : public test::OnEachRunner {
 };
 DUNNOCK_ON_EACH_RUNNER(BatchNorms);
 
-TEST_P(BatchNorms, TrainingAgreesWithItsTwin) {
+TEST_P(BatchNorms, training_agrees_with_its_twin) {
   for (int round = 0; round < rounds(); ++round) {
     training_agrees<float>(any_shape(), 1);
     training_agrees<device::Bf16>(any_shape(), 1);
   }
 }
-TEST_P(BatchNorms, OfOneRowAgreesWithItsTwin) {
+TEST_P(BatchNorms, of_one_row_agrees_with_its_twin) {
   BatchNormShape shape;
   shape.rows = 1;
   shape.channels = 40;
   training_agrees<float>(shape, 0);
 }
-TEST_P(BatchNorms, VariancesSurviveALargeMean) {
+TEST_P(BatchNorms, variances_survive_a_large_mean) {
   BatchNormShape shape = any_shape();
   shape.rows += 100;
   training_agrees<float>(shape, 1000);
 }
-TEST_P(BatchNorms, InferenceAgreesWithItsTwin) {
+TEST_P(BatchNorms, inference_agrees_with_its_twin) {
   for (int round = 0; round < rounds(); ++round) {
     inference_agrees<float>(any_shape());
     inference_agrees<device::Bf16>(any_shape());
   }
 }
-TEST_P(BatchNorms, GradientsAgreeWithTheirTwin) {
+TEST_P(BatchNorms, gradients_agree_with_their_twin) {
   for (int round = 0; round < rounds(); ++round) {
     backward_agrees<float>(any_shape());
     backward_agrees<device::Bf16>(any_shape());
   }
 }
-TEST_P(BatchNorms, StatisticsDoNotDependOnTheNumberOfThreads) {
+TEST_P(BatchNorms, statistics_do_not_depend_on_the_number_of_threads) {
   if (GetParam() != test::Runner::kCpu) GTEST_SKIP() << "threads are the CPU's";
   const BatchNormShape shape = any_shape();
   SCOPED_TRACE(text(shape));
@@ -217,7 +217,7 @@ TEST_P(BatchNorms, StatisticsDoNotDependOnTheNumberOfThreads) {
 }
 
 /// The sum of all outputs, each times its dy, changes with x, weight and bias as the gradients say.
-TEST(BatchNormTwin, GradientsAgreeWithDifferences) {
+TEST(BatchNormTwin, gradients_agree_with_differences) {
   std::mt19937_64 random(test::seed());
   auto stream = std::move(*device::Stream::create(device::Device::cpu()));
   BatchNormShape shape;
@@ -283,7 +283,7 @@ TEST(BatchNormTwin, GradientsAgreeWithDifferences) {
   check(bias, dbias, "dbias");
 }
 
-TEST(BatchNormDeathTest, RefusesWhatDoesNotFit) {
+TEST(BatchNormDeathTest, refuses_what_does_not_fit) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   std::vector<float> values(12);
   const auto call = [&](std::size_t rows, std::size_t count, std::size_t running) {

@@ -170,16 +170,16 @@ class Convolutions : public test::OnEachRunner {
 };
 DUNNOCK_ON_EACH_RUNNER(Convolutions);
 
-TEST_P(Convolutions, OfFloatsAgreeWithTheirTwins) { all_agree<float>(form()); }
-TEST_P(Convolutions, OfBf16AgreeWithTheirTwins) { all_agree<device::Bf16>(form()); }
+TEST_P(Convolutions, of_floats_agree_with_their_twins) { all_agree<float>(form()); }
+TEST_P(Convolutions, of_bf16_agree_with_their_twins) { all_agree<device::Bf16>(form()); }
 
-TEST_P(Convolutions, WithoutALibraryAgreeWithTheirTwins) {
+TEST_P(Convolutions, without_a_library_agree_with_their_twins) {
   if (GetParam() != test::Runner::kCpu) GTEST_SKIP() << "the CPU's own loops";
   all_agree<float>(Form::kDirect);
   all_agree<device::Bf16>(Form::kDirect);
 }
 
-TEST_P(Convolutions, AtTheEdgesAgreeWithTheirTwins) {
+TEST_P(Convolutions, at_the_edges_agree_with_their_twins) {
   ConvolutionShape larger_kernel;
   larger_kernel = {1, 2, 3, 4, 5, 5, 6};
   larger_kernel.padding_height = larger_kernel.padding_width = 3;
@@ -201,7 +201,7 @@ TEST_P(Convolutions, AtTheEdgesAgreeWithTheirTwins) {
   }
 }
 
-TEST_P(Convolutions, GiveTheSameBitsAgain) {
+TEST_P(Convolutions, give_the_same_bits_again) {
   for (int round = 0; round < (emulated() ? 2 : 8); ++round) {
     const ConvolutionShape shape = any_shape();
     SCOPED_TRACE(text(shape));
@@ -215,7 +215,7 @@ TEST_P(Convolutions, GiveTheSameBitsAgain) {
   }
 }
 
-TEST_P(Convolutions, OfNoImagesGiveGradientsOfZero) {
+TEST_P(Convolutions, of_no_images_give_gradients_of_zero) {
   ConvolutionShape shape;
   shape = {0, 4, 4, 3, 5, 3, 3};
   Values<float> values = any_values<float>(shape);
@@ -226,7 +226,7 @@ TEST_P(Convolutions, OfNoImagesGiveGradientsOfZero) {
   EXPECT_EQ(set.dbias, std::vector<float>(5));
 }
 
-TEST_P(Convolutions, FitInTheirWorkspaceWithAnyNumberOfThreads) {
+TEST_P(Convolutions, fit_in_their_workspace_with_any_number_of_threads) {
   if (GetParam() != test::Runner::kCpu) GTEST_SKIP() << "threads are the CPU's";
   const ConvolutionShape shape = any_shape();
   SCOPED_TRACE(text(shape));
@@ -241,7 +241,7 @@ TEST_P(Convolutions, FitInTheirWorkspaceWithAnyNumberOfThreads) {
   }
 }
 
-TEST_P(Convolutions, MayBeIssuedByManyThreadsAtOnce) {
+TEST_P(Convolutions, may_be_issued_by_many_threads_at_once) {
   if (emulated()) GTEST_SKIP() << "the emulated device is one thread's";
   ConvolutionShape shape;
   shape = {2, 9, 9, 16, 32, 3, 3};
@@ -259,7 +259,7 @@ TEST_P(Convolutions, MayBeIssuedByManyThreadsAtOnce) {
 }
 
 /// The sum of all outputs, each times its dy, changes with x and the weights as the gradients say.
-TEST(ConvolutionTwin, GradientsAgreeWithDifferences) {
+TEST(ConvolutionTwin, gradients_agree_with_differences) {
   std::mt19937_64 random(test::seed());
   auto stream = std::move(*device::Stream::create(device::Device::cpu()));
   ConvolutionShape shape;
@@ -322,7 +322,7 @@ TEST(ConvolutionTwin, GradientsAgreeWithDifferences) {
   check(bias, dbias, "dbias");
 }
 
-TEST(ConvolutionDeathTest, RefusesWhatDoesNotFit) {
+TEST(ConvolutionDeathTest, refuses_what_does_not_fit) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   ConvolutionShape shape;
   shape = {1, 4, 4, 3, 4, 3, 3};

@@ -100,16 +100,16 @@ class CrossEntropies : public test::OnEachRunner {
 };
 DUNNOCK_ON_EACH_RUNNER(CrossEntropies);
 
-TEST_P(CrossEntropies, OfFloatsAgreesWithItsTwin) { agrees<float>(emulated() ? 9 : 60, {}); }
-TEST_P(CrossEntropies, OfBf16AgreesWithItsTwin) { agrees<device::Bf16>(emulated() ? 9 : 60, {}); }
-TEST_P(CrossEntropies, OfAHugeOddVocabularyAgreesWithItsTwin) {
+TEST_P(CrossEntropies, of_floats_agrees_with_its_twin) { agrees<float>(emulated() ? 9 : 60, {}); }
+TEST_P(CrossEntropies, of_bf16_agrees_with_its_twin) { agrees<device::Bf16>(emulated() ? 9 : 60, {}); }
+TEST_P(CrossEntropies, of_a_huge_odd_vocabulary_agrees_with_its_twin) {
   agrees<float>(2, {50257});
   agrees<device::Bf16>(2, {50257});
 }
-TEST_P(CrossEntropies, SoftmaxOfFloatsAgreesWithItsTwin) { softmax_agrees<float>(); }
-TEST_P(CrossEntropies, SoftmaxOfBf16AgreesWithItsTwin) { softmax_agrees<device::Bf16>(); }
+TEST_P(CrossEntropies, softmax_of_floats_agrees_with_its_twin) { softmax_agrees<float>(); }
+TEST_P(CrossEntropies, softmax_of_bf16_agrees_with_its_twin) { softmax_agrees<device::Bf16>(); }
 
-TEST_P(CrossEntropies, ATargetThatIsNoClassHasALossOfNanAndNoGradient) {
+TEST_P(CrossEntropies, a_target_that_is_no_class_has_a_loss_of_nan_and_no_gradient) {
   const CrossEntropyShape shape{.rows = 3, .classes = 4};
   auto logits = put(std::vector<float>(12, 1.0F), stream());
   auto targets = put(std::vector<std::int32_t>{4, -1, -100}, stream());
@@ -124,7 +124,7 @@ TEST_P(CrossEntropies, ATargetThatIsNoClassHasALossOfNanAndNoGradient) {
   EXPECT_EQ(is[2], 0);  // Ignored.
   EXPECT_EQ(get(logits.span(), stream()), std::vector<float>(12, 0.0F));
 }
-TEST_P(CrossEntropies, MasksOfMinusInfinityHaveNoShareAndWhatIsNotANumberShows) {
+TEST_P(CrossEntropies, masks_of_minus_infinity_have_no_share_and_what_is_not_a_number_shows) {
   for (const std::size_t columns : {std::size_t{6}, std::size_t{3000}}) {
     const SoftmaxShape shape{.rows = 4, .columns = columns};
     std::vector<float> x(shape.rows * columns, -kInfinity);
@@ -146,7 +146,7 @@ TEST_P(CrossEntropies, MasksOfMinusInfinityHaveNoShareAndWhatIsNotANumberShows) 
     EXPECT_TRUE(std::isnan(y[2 * columns]));
   }
 }
-TEST(CrossEntropyDeathTest, SpansThatDoNotFitAreRefused) {
+TEST(CrossEntropyDeathTest, spans_that_do_not_fit_are_refused) {
   auto stream = std::move(*device::Stream::create(device::Device::cpu()));
   auto x = std::move(*device::Buffer<float>::create(8, stream));
   auto y = std::move(*device::Buffer<float>::create(7, stream));

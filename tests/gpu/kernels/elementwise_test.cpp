@@ -100,15 +100,15 @@ class Elementwise : public test::OnEachRunner {
 };
 DUNNOCK_ON_EACH_RUNNER(Elementwise);
 
-TEST_P(Elementwise, ValuesOfFloatsAgreeWithTheirTwins) { values_agree<float, device::Bf16>(); }
-TEST_P(Elementwise, ValuesOfBf16AgreeWithTheirTwins) { values_agree<device::Bf16, float>(); }
-TEST_P(Elementwise, BiasesOfFloatsAgreeWithTheirTwins) { columns_agree<float>(); }
-TEST_P(Elementwise, BiasesOfBf16AgreeWithTheirTwins) { columns_agree<device::Bf16>(); }
-TEST_P(Elementwise, MovedColumnsAreThoseOfTheTwin) {
+TEST_P(Elementwise, values_of_floats_agree_with_their_twins) { values_agree<float, device::Bf16>(); }
+TEST_P(Elementwise, values_of_bf16_agree_with_their_twins) { values_agree<device::Bf16, float>(); }
+TEST_P(Elementwise, biases_of_floats_agree_with_their_twins) { columns_agree<float>(); }
+TEST_P(Elementwise, biases_of_bf16_agree_with_their_twins) { columns_agree<device::Bf16>(); }
+TEST_P(Elementwise, moved_columns_are_those_of_the_twin) {
   moved_columns_agree<float>();
   moved_columns_agree<device::Bf16>();
 }
-TEST(ElementwiseDeathTest, SpansThatDoNotFitAreRefused) {
+TEST(ElementwiseDeathTest, spans_that_do_not_fit_are_refused) {
   auto stream = std::move(*device::Stream::create(device::Device::cpu()));
   auto x = std::move(*device::Buffer<float>::create(8, stream));
   auto y = std::move(*device::Buffer<float>::create(7, stream));

@@ -63,10 +63,10 @@ class Embeddings : public test::OnEachRunner {
 };
 DUNNOCK_ON_EACH_RUNNER(Embeddings);
 
-TEST_P(Embeddings, OfFloatsAgreesWithItsTwin) { agrees<float, float>(); }
-TEST_P(Embeddings, OfBf16AgreesWithItsTwin) { agrees<device::Bf16, device::Bf16>(); }
-TEST_P(Embeddings, OfBf16WithAFloatGradientAgreesWithItsTwin) { agrees<device::Bf16, float>(); }
-TEST_P(Embeddings, ATokenThatTheTableDoesNotHaveGivesNansAndNoGradient) {
+TEST_P(Embeddings, of_floats_agrees_with_its_twin) { agrees<float, float>(); }
+TEST_P(Embeddings, of_bf16_agrees_with_its_twin) { agrees<device::Bf16, device::Bf16>(); }
+TEST_P(Embeddings, of_bf16_with_a_float_gradient_agrees_with_its_twin) { agrees<device::Bf16, float>(); }
+TEST_P(Embeddings, a_token_that_the_table_does_not_have_gives_nans_and_no_gradient) {
   const EmbeddingShape shape{.vocabulary = 2, .columns = 2};
   auto table = put(std::vector<float>{1, 2, 3, 4}, stream());
   auto tokens = put(std::vector<std::int32_t>{2, 1, -1}, stream());
@@ -84,7 +84,7 @@ TEST_P(Embeddings, ATokenThatTheTableDoesNotHaveGivesNansAndNoGradient) {
            stream());
   EXPECT_EQ(get(table.span(), stream()), (std::vector<float>{0, 0, 30, 40}));
 }
-TEST(EmbeddingDeathTest, SpansThatDoNotFitAreRefused) {
+TEST(EmbeddingDeathTest, spans_that_do_not_fit_are_refused) {
   auto stream = std::move(*device::Stream::create(device::Device::cpu()));
   auto x = std::move(*device::Buffer<float>::create(8, stream));
   auto y = std::move(*device::Buffer<float>::create(7, stream));

@@ -69,27 +69,27 @@ class Gathers : public test::OnEachRunner {
 };
 DUNNOCK_ON_EACH_RUNNER(Gathers);
 
-TEST_P(Gathers, GatheredRowsAreThoseOfTheTwin) {
+TEST_P(Gathers, gathered_rows_are_those_of_the_twin) {
   agrees<float>(true, detail::Move::kGather);
   agrees<device::Bf16>(true, detail::Move::kGather);
 }
-TEST_P(Gathers, GatheredColumnsAreThoseOfTheTwin) {
+TEST_P(Gathers, gathered_columns_are_those_of_the_twin) {
   agrees<float>(false, detail::Move::kGather);
   agrees<device::Bf16>(false, detail::Move::kGather);
 }
-TEST_P(Gathers, ScatteredRowsAreThoseOfTheTwin) {
+TEST_P(Gathers, scattered_rows_are_those_of_the_twin) {
   agrees<float>(true, detail::Move::kScatter);
   agrees<device::Bf16>(true, detail::Move::kScatter);
 }
-TEST_P(Gathers, ScatteredColumnsAreThoseOfTheTwin) {
+TEST_P(Gathers, scattered_columns_are_those_of_the_twin) {
   agrees<float>(false, detail::Move::kScatter);
   agrees<device::Bf16>(false, detail::Move::kScatter);
 }
-TEST_P(Gathers, RowsThatAreAddedAreThoseOfTheTwin) {
+TEST_P(Gathers, rows_that_are_added_are_those_of_the_twin) {
   agrees<float>(true, detail::Move::kScatterAdd);
   agrees<device::Bf16>(true, detail::Move::kScatterAdd);
 }
-TEST_P(Gathers, ColumnsThatAreAddedAreThoseOfTheTwin) {
+TEST_P(Gathers, columns_that_are_added_are_those_of_the_twin) {
   agrees<float>(false, detail::Move::kScatterAdd);
   agrees<device::Bf16>(false, detail::Move::kScatterAdd);
 }

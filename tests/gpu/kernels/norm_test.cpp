@@ -123,14 +123,14 @@ class Norms : public test::OnEachRunner {
 };
 DUNNOCK_ON_EACH_RUNNER(Norms);
 
-TEST_P(Norms, LayerNormOfFloatsAgreesWithItsTwin) { forward_agrees<float>(true); }
-TEST_P(Norms, LayerNormOfBf16AgreesWithItsTwin) { forward_agrees<device::Bf16>(true); }
-TEST_P(Norms, RmsNormOfFloatsAgreesWithItsTwin) { forward_agrees<float>(false); }
-TEST_P(Norms, RmsNormOfBf16AgreesWithItsTwin) { forward_agrees<device::Bf16>(false); }
-TEST_P(Norms, GradientsOfLayerNormOfFloatsAgreeWithTheirTwin) { backward_agrees<float>(true); }
-TEST_P(Norms, GradientsOfLayerNormOfBf16AgreeWithTheirTwin) { backward_agrees<device::Bf16>(true); }
-TEST_P(Norms, GradientsOfRmsNormOfFloatsAgreeWithTheirTwin) { backward_agrees<float>(false); }
-TEST_P(Norms, GradientsOfRmsNormOfBf16AgreeWithTheirTwin) { backward_agrees<device::Bf16>(false); }
+TEST_P(Norms, layer_norm_of_floats_agrees_with_its_twin) { forward_agrees<float>(true); }
+TEST_P(Norms, layer_norm_of_bf16_agrees_with_its_twin) { forward_agrees<device::Bf16>(true); }
+TEST_P(Norms, rms_norm_of_floats_agrees_with_its_twin) { forward_agrees<float>(false); }
+TEST_P(Norms, rms_norm_of_bf16_agrees_with_its_twin) { forward_agrees<device::Bf16>(false); }
+TEST_P(Norms, gradients_of_layer_norm_of_floats_agree_with_their_twin) { backward_agrees<float>(true); }
+TEST_P(Norms, gradients_of_layer_norm_of_bf16_agree_with_their_twin) { backward_agrees<device::Bf16>(true); }
+TEST_P(Norms, gradients_of_rms_norm_of_floats_agree_with_their_twin) { backward_agrees<float>(false); }
+TEST_P(Norms, gradients_of_rms_norm_of_bf16_agree_with_their_twin) { backward_agrees<device::Bf16>(false); }
 
 TEST(NormDeathTest, needs_spans_that_fit) {
   auto stream = std::move(*device::Stream::create(device::Device::cpu()));

@@ -165,7 +165,7 @@ class Optimizer : public test::OnEachRunner {
 };
 DUNNOCK_ON_EACH_RUNNER(Optimizer);
 
-TEST_P(Optimizer, HasTheSameBitsWithTheStepInMemory) {
+TEST_P(Optimizer, has_the_same_bits_with_the_step_in_memory) {
   const auto rate = [&] { return 0.001F * static_cast<float>(any_size(100)); };
   for (int round = 0; round < (emulated() ? 2 : 5); ++round) {
     std::vector<AdamwStep> adamw_steps;
@@ -184,7 +184,7 @@ TEST_P(Optimizer, HasTheSameBitsWithTheStepInMemory) {
   }
 }
 
-TEST(OptimizerFromMemory, FailsTheStreamOfAStepThatMakesNoSense) {
+TEST(OptimizerFromMemory, fails_the_stream_of_a_step_that_makes_no_sense) {
   auto stream = std::move(*device::Stream::create(device::Device::cpu()));
   std::vector<float> w{1};
   std::vector<float> g{1};
@@ -204,12 +204,12 @@ TEST(OptimizerFromMemory, FailsTheStreamOfAStepThatMakesNoSense) {
   EXPECT_EQ(w[0], 1) << "nothing is written";
 }
 
-TEST_P(Optimizer, OfFloatGradientsAgreesWithItsTwin) { agrees<float>(); }
-TEST_P(Optimizer, OfBf16GradientsAgreesWithItsTwin) { agrees<device::Bf16>(); }
+TEST_P(Optimizer, of_float_gradients_agrees_with_its_twin) { agrees<float>(); }
+TEST_P(Optimizer, of_bf16_gradients_agrees_with_its_twin) { agrees<device::Bf16>(); }
 
 // By hand: AdamW's first step is learning_rate * sign(g), whatever g is; SGD's second with momentum 0.9 is 1.9 times
 // its first.
-TEST_P(Optimizer, TakesTheStepsOfPyTorch) {
+TEST_P(Optimizer, takes_the_steps_of_py_torch) {
   auto w = put(std::vector<float>{1, -2}, stream());
   auto m = put(std::vector<float>(2), stream());
   auto v = put(std::vector<float>(2), stream());
@@ -241,7 +241,7 @@ TEST_P(Optimizer, TakesTheStepsOfPyTorch) {
     EXPECT_NEAR(before[1] - is[1], 0.1F * step * -3, 1e-6);
   }
 }
-TEST(OptimizerDeathTest, WhatMakesNoSenseIsRefused) {
+TEST(OptimizerDeathTest, what_makes_no_sense_is_refused) {
   auto stream = std::move(*device::Stream::create(device::Device::cpu()));
   auto x = std::move(*device::Buffer<float>::create(2, stream));
   EXPECT_DEATH(kernels::run(Adamw<float>{.table = {}, .step = {.step = 0}, .factor = {}}, stream),

@@ -143,34 +143,36 @@ class PagedAttentions : public test::OnEachRunner {
 };
 DUNNOCK_ON_EACH_RUNNER(PagedAttentions);
 
-TEST_P(PagedAttentions, OfFloatsAgreesWithItsTwin) { any_shapes_agree<float, float>(); }
-TEST_P(PagedAttentions, OfBf16AgreesWithItsTwin) { any_shapes_agree<device::Bf16, device::Bf16>(); }
-TEST_P(PagedAttentions, OfFloatsOverACacheOfBf16AgreesWithItsTwin) { any_shapes_agree<float, device::Bf16>(); }
-TEST_P(PagedAttentions, OfOneLongSequenceAgreesWithItsTwin) {
+TEST_P(PagedAttentions, of_floats_agrees_with_its_twin) { any_shapes_agree<float, float>(); }
+TEST_P(PagedAttentions, of_bf16_agrees_with_its_twin) { any_shapes_agree<device::Bf16, device::Bf16>(); }
+TEST_P(PagedAttentions, of_floats_over_a_cache_of_bf16_agrees_with_its_twin) {
+  any_shapes_agree<float, device::Bf16>();
+}
+TEST_P(PagedAttentions, of_one_long_sequence_agrees_with_its_twin) {
   const PagedShape shape{
       .sequences = 1, .heads = 4, .kv_heads = 1, .head_dim = 64, .blocks = 100, .blocks_a_sequence = 100};
   agrees<device::Bf16, device::Bf16>(shape, {1591});
 }
-TEST_P(PagedAttentions, OfManySequencesAgreesWithItsTwin) {
+TEST_P(PagedAttentions, of_many_sequences_agrees_with_its_twin) {
   const PagedShape shape{
       .sequences = 70, .heads = 1, .kv_heads = 1, .head_dim = 32, .blocks = 140, .blocks_a_sequence = 2};
   agrees<float, float>(shape, any_lengths(shape));
 }
-TEST_P(PagedAttentions, OfLessTokensThanPartsAgreesWithItsTwin) {
+TEST_P(PagedAttentions, of_less_tokens_than_parts_agrees_with_its_twin) {
   const PagedShape shape{
       .sequences = 3, .heads = 1, .kv_heads = 1, .head_dim = 16, .blocks = 60, .blocks_a_sequence = 20};
   for (const std::vector<std::int32_t>& lengths : std::vector<std::vector<std::int32_t>>{
            {20, 0, 60}, {1, 1, 1}, {0, 0, 33}, {100, 17, 0}, {40, 40, 40}, {0, 1, 0}})
     agrees<float, float>(shape, lengths);
 }
-TEST_P(PagedAttentions, OfEmptySequencesIsZero) {
+TEST_P(PagedAttentions, of_empty_sequences_is_zero) {
   const PagedShape shape{.sequences = 3, .heads = 2, .kv_heads = 1, .head_dim = 8, .blocks = 3, .blocks_a_sequence = 1};
   const std::size_t cached = shape.blocks * shape.kv_heads * shape.block_tokens * shape.head_dim;
   const auto o = attend(shape, normal<float>(48), normal<float>(cached), normal<float>(cached), any_tables(shape),
                         {0, 0, 0}, stream(), false);
   for (const float value : o) ASSERT_EQ(value, 0.0F);
 }
-TEST_P(PagedAttentions, TakesLargeLogits) {
+TEST_P(PagedAttentions, takes_large_logits) {
   const PagedShape shape{
       .sequences = 2, .heads = 2, .kv_heads = 1, .head_dim = 64, .blocks = 10, .blocks_a_sequence = 5};
   const std::size_t cached = shape.blocks * shape.kv_heads * shape.block_tokens * shape.head_dim;
@@ -183,14 +185,14 @@ TEST_P(PagedAttentions, TakesLargeLogits) {
                      attend(shape, q, k, v, tables, lengths, twin_stream(), true), 0.02, 0.02, "o");
 }
 
-TEST_P(PagedAttentions, AppendsFloats) { appended_agrees<float, float>(); }
-TEST_P(PagedAttentions, AppendsFloatsAsBf16) { appended_agrees<float, device::Bf16>(); }
-TEST_P(PagedAttentions, AppendsBf16) { appended_agrees<device::Bf16, device::Bf16>(); }
+TEST_P(PagedAttentions, appends_floats) { appended_agrees<float, float>(); }
+TEST_P(PagedAttentions, appends_floats_as_bf16) { appended_agrees<float, device::Bf16>(); }
+TEST_P(PagedAttentions, appends_bf16) { appended_agrees<device::Bf16, device::Bf16>(); }
 
 class PagedAttentionChecks : public PagedAttentions {};
 INSTANTIATE_TEST_SUITE_P(Runners, PagedAttentionChecks, ::testing::Values(test::Runner::kCpu), test::name_of_runner);
 
-TEST_P(PagedAttentionChecks, RefusesShapesThatDoNotFit) {
+TEST_P(PagedAttentionChecks, refuses_shapes_that_do_not_fit) {
   PagedShape shape{.sequences = 1,
                    .heads = 1,
                    .kv_heads = 1,

@@ -130,7 +130,7 @@ class Pooling : public test::OnEachRunner {
 };
 DUNNOCK_ON_EACH_RUNNER(Pooling);
 
-TEST_P(Pooling, MaximaAndTheirGradientsAgreeWithTheirTwins) {
+TEST_P(Pooling, maxima_and_their_gradients_agree_with_their_twins) {
   for (int round = 0; round < rounds(); ++round) {
     const PoolingShape shape = any_shape();
     SCOPED_TRACE(text(shape));
@@ -139,7 +139,7 @@ TEST_P(Pooling, MaximaAndTheirGradientsAgreeWithTheirTwins) {
   }
 }
 
-TEST_P(Pooling, MaximaSeeNaNsAndInfinities) {
+TEST_P(Pooling, maxima_see_na_ns_and_infinities) {
   for (int round = 0; round < rounds() / 3; ++round) {
     const PoolingShape shape = any_shape();
     SCOPED_TRACE(text(shape));
@@ -152,7 +152,7 @@ TEST_P(Pooling, MaximaSeeNaNsAndInfinities) {
   }
 }
 
-TEST_P(Pooling, AveragesAndTheirGradientsAgreeWithTheirTwins) {
+TEST_P(Pooling, averages_and_their_gradients_agree_with_their_twins) {
   for (int round = 0; round < rounds(); ++round) {
     const PoolingShape shape = any_shape();
     SCOPED_TRACE(text(shape));
@@ -161,7 +161,7 @@ TEST_P(Pooling, AveragesAndTheirGradientsAgreeWithTheirTwins) {
   }
 }
 
-TEST_P(Pooling, GlobalAveragesAndTheirGradientsAgreeWithTheirTwins) {
+TEST_P(Pooling, global_averages_and_their_gradients_agree_with_their_twins) {
   for (int round = 0; round < rounds() / 2; ++round) {
     global_agrees<float>();
     global_agrees<device::Bf16>();
@@ -169,7 +169,7 @@ TEST_P(Pooling, GlobalAveragesAndTheirGradientsAgreeWithTheirTwins) {
 }
 
 /// The sum of all outputs, each times its dy, changes with x as the gradients say.
-TEST(PoolingTwin, GradientsAgreeWithDifferences) {
+TEST(PoolingTwin, gradients_agree_with_differences) {
   std::mt19937_64 random(test::seed());
   auto stream = std::move(*device::Stream::create(device::Device::cpu()));
   PoolingShape shape;
@@ -212,7 +212,7 @@ TEST(PoolingTwin, GradientsAgreeWithDifferences) {
   }
 }
 
-TEST(PoolingDeathTest, RefusesWhatDoesNotFit) {
+TEST(PoolingDeathTest, refuses_what_does_not_fit) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   std::vector<float> values(4 * 4 * 3);
   const auto call = [&](const PoolingShape& shape) {

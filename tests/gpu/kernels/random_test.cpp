@@ -97,7 +97,7 @@ class Randoms : public test::OnEachRunner {
 };
 DUNNOCK_ON_EACH_RUNNER(Randoms);
 
-TEST_P(Randoms, UniformNumbersHaveTheSameBitsAsTheTwins) {
+TEST_P(Randoms, uniform_numbers_have_the_same_bits_as_the_twins) {
   for (int round = 0; round < 10; ++round) {
     const std::size_t count = any_size(5000);
     const RandomKey key = any_key();
@@ -105,7 +105,7 @@ TEST_P(Randoms, UniformNumbersHaveTheSameBitsAsTheTwins) {
     EXPECT_EQ(uniform<device::Bf16>(count, key, false), uniform<device::Bf16>(count, key, true)) << count;
   }
 }
-TEST_P(Randoms, NormalNumbersAgreeWithTheirTwin) {
+TEST_P(Randoms, normal_numbers_agree_with_their_twin) {
   for (int round = 0; round < 10; ++round) {
     const std::size_t count = any_size(5000);
     const RandomKey key = any_key();
@@ -116,9 +116,9 @@ TEST_P(Randoms, NormalNumbersAgreeWithTheirTwin) {
                        test::kRounding<device::Bf16>, 1e-4, "bf16");
   }
 }
-TEST_P(Randoms, DropoutOfFloatsAgreesWithItsTwin) { dropout_agrees<float>(); }
-TEST_P(Randoms, DropoutOfBf16AgreesWithItsTwin) { dropout_agrees<device::Bf16>(); }
-TEST_P(Randoms, OfTheNextBlocksContinueThoseBefore) {
+TEST_P(Randoms, dropout_of_floats_agrees_with_its_twin) { dropout_agrees<float>(); }
+TEST_P(Randoms, dropout_of_bf16_agrees_with_its_twin) { dropout_agrees<device::Bf16>(); }
+TEST_P(Randoms, of_the_next_blocks_continue_those_before) {
   const RandomKey key = any_key();
   const auto all = uniform<float>(1000, key, false);
   const auto behind =
@@ -130,7 +130,7 @@ TEST_P(Randoms, OfTheNextBlocksContinueThoseBefore) {
 class Distribution : public Randoms {};
 INSTANTIATE_TEST_SUITE_P(Cpu, Distribution, ::testing::Values(test::Runner::kCpu), test::name_of_runner);
 
-TEST_P(Distribution, OfUniformNumbersIsFlat) {
+TEST_P(Distribution, of_uniform_numbers_is_flat) {
   constexpr std::size_t kCount = 1 << 20;
   constexpr std::size_t kBins = 256;
   for (const std::uint64_t number : {1U, 2U, 3U}) {
@@ -146,7 +146,7 @@ TEST_P(Distribution, OfUniformNumbersIsFlat) {
     EXPECT_LT(std::abs(product / kCount * 12), 5 / std::sqrt(double(kCount)));
   }
 }
-TEST_P(Distribution, OfNormalNumbersHasItsMoments) {
+TEST_P(Distribution, of_normal_numbers_has_its_moments) {
   constexpr std::size_t kCount = 1 << 20;
   const auto values = normals<float>(kCount, {.mean = 2, .deviation = 0.5F}, {.seed = 7}, false);
   double moments[5] = {};
@@ -160,7 +160,7 @@ TEST_P(Distribution, OfNormalNumbersHasItsMoments) {
   EXPECT_NEAR(moments[3], 0, error * std::sqrt(15));
   EXPECT_NEAR(moments[4], 3, error * std::sqrt(96));
 }
-TEST_P(Distribution, OfKeptValuesIsAsManyAsAskedFor) {
+TEST_P(Distribution, of_kept_values_is_as_many_as_asked_for) {
   constexpr std::size_t kCount = 1 << 20;
   for (const float keep : {0.1F, 0.5F, 0.9F}) {
     auto x = put(std::vector<float>(kCount, 1), stream());

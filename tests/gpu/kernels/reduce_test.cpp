@@ -111,13 +111,13 @@ class Reductions : public test::OnEachRunner {
 };
 DUNNOCK_ON_EACH_RUNNER(Reductions);
 
-TEST_P(Reductions, OfFloatsAgreesWithItsTwinAndWithItself) { agrees<float>(); }
-TEST_P(Reductions, OfBf16AgreesWithItsTwinAndWithItself) { agrees<device::Bf16>(); }
-TEST_P(Reductions, NormsOfFloatTensorsAgreeWithTheirTwin) { norm_agrees<float>(); }
-TEST_P(Reductions, NormsOfBf16TensorsAgreeWithTheirTwin) { norm_agrees<device::Bf16>(); }
-TEST_P(Reductions, ArgmaxOfFloatsAgreesWithItsTwin) { argmax_agrees<float>(); }
-TEST_P(Reductions, ArgmaxOfBf16AgreesWithItsTwin) { argmax_agrees<device::Bf16>(); }
-TEST_P(Reductions, FindsTheOneValueThatIsNotFinite) {
+TEST_P(Reductions, of_floats_agrees_with_its_twin_and_with_itself) { agrees<float>(); }
+TEST_P(Reductions, of_bf16_agrees_with_its_twin_and_with_itself) { agrees<device::Bf16>(); }
+TEST_P(Reductions, norms_of_float_tensors_agree_with_their_twin) { norm_agrees<float>(); }
+TEST_P(Reductions, norms_of_bf16_tensors_agree_with_their_twin) { norm_agrees<device::Bf16>(); }
+TEST_P(Reductions, argmax_of_floats_agrees_with_its_twin) { argmax_agrees<float>(); }
+TEST_P(Reductions, argmax_of_bf16_agrees_with_its_twin) { argmax_agrees<device::Bf16>(); }
+TEST_P(Reductions, finds_the_one_value_that_is_not_finite) {
   for (const std::size_t count : {std::size_t{1}, std::size_t{33}, std::size_t{20001}}) {
     for (const float bad : {kNan, kInfinity, -kInfinity}) {
       auto x = normal<device::Bf16>(count);
@@ -130,7 +130,7 @@ TEST_P(Reductions, FindsTheOneValueThatIsNotFinite) {
   }
   EXPECT_EQ(flag(std::vector<float>{3e38F}, false), 0U);
 }
-TEST_P(Reductions, ClipFactorIsAtMostOneAndKeepsANan) {
+TEST_P(Reductions, clip_factor_is_at_most_one_and_keeps_a_nan) {
   for (const auto& [norm, factor] :
        {std::pair{0.0F, 1.0F}, {2.0F, 0.5F}, {0.5F, 1.0F}, {kInfinity, 0.0F}, {kNan, kNan}}) {
     auto value = put(std::vector<float>{norm}, stream());
@@ -142,7 +142,7 @@ TEST_P(Reductions, ClipFactorIsAtMostOneAndKeepsANan) {
       EXPECT_EQ(is, factor);
   }
 }
-TEST(ReduceDeathTest, SpansThatDoNotFitAreRefused) {
+TEST(ReduceDeathTest, spans_that_do_not_fit_are_refused) {
   auto stream = std::move(*device::Stream::create(device::Device::cpu()));
   auto x = std::move(*device::Buffer<float>::create(8, stream));
   auto one = std::move(*device::Buffer<float>::create(1, stream));

@@ -75,9 +75,9 @@ class Rotaries : public test::OnEachRunner {
 };
 DUNNOCK_ON_EACH_RUNNER(Rotaries);
 
-TEST_P(Rotaries, OfFloatsAgreesWithItsTwinAndTurnsBack) { agrees<float>(); }
-TEST_P(Rotaries, OfBf16AgreesWithItsTwinAndTurnsBack) { agrees<device::Bf16>(); }
-TEST_P(Rotaries, TableAgreesWithItsTwin) {
+TEST_P(Rotaries, of_floats_agrees_with_its_twin_and_turns_back) { agrees<float>(); }
+TEST_P(Rotaries, of_bf16_agrees_with_its_twin_and_turns_back) { agrees<device::Bf16>(); }
+TEST_P(Rotaries, table_agrees_with_its_twin) {
   for (const double base : {10000.0, 500000.0}) {
     const RotaryTableShape shape{.positions = 300, .rotary_dim = 12, .base = base};
     test::expect_close(table_of(shape, stream(), false), table_of(shape, twin_stream(), true), 0, 2e-7, "table");
@@ -87,7 +87,7 @@ TEST_P(Rotaries, TableAgreesWithItsTwin) {
 class RotaryChecks : public Rotaries {};
 INSTANTIATE_TEST_SUITE_P(Runners, RotaryChecks, ::testing::Values(test::Runner::kCpu), test::name_of_runner);
 
-TEST_P(RotaryChecks, RefusesShapesThatDoNotFit) {
+TEST_P(RotaryChecks, refuses_shapes_that_do_not_fit) {
   const auto x = put(std::vector<float>(8), stream());
   const auto positions = put(std::vector<std::int32_t>(1), stream());
   const auto turn = [&](std::size_t rotary_dim, std::size_t heads) {

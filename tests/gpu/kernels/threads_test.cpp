@@ -39,7 +39,7 @@ class OfAnyThreads : public test::OnEachRunner {
 };
 INSTANTIATE_TEST_SUITE_P(Runners, OfAnyThreads, ::testing::Values(test::Runner::kCpu), test::name_of_runner);
 
-TEST_P(OfAnyThreads, SumsAndNormsHaveTheSameBits) {
+TEST_P(OfAnyThreads, sums_and_norms_have_the_same_bits) {
   const auto x = normal<float>(300'007);
   same_bits([&](device::Stream& on) {
     auto xs = put(x, on);
@@ -59,7 +59,7 @@ TEST_P(OfAnyThreads, SumsAndNormsHaveTheSameBits) {
   });
 }
 
-TEST_P(OfAnyThreads, GradientsOfBiasesNormsAndTablesHaveTheSameBits) {
+TEST_P(OfAnyThreads, gradients_of_biases_norms_and_tables_have_the_same_bits) {
   constexpr std::size_t kRows = 501;
   constexpr std::size_t kColumns = 203;
   const auto dy = normal<float>(kRows * kColumns);
@@ -108,7 +108,7 @@ TEST_P(OfAnyThreads, GradientsOfBiasesNormsAndTablesHaveTheSameBits) {
   });
 }
 
-TEST_P(OfAnyThreads, RowsThatAreScatteredHaveTheSameBits) {
+TEST_P(OfAnyThreads, rows_that_are_scattered_have_the_same_bits) {
   const GatherShape shape{.rows = 401, .columns = 203};  // Some threads' rows end where those of others begin.
   const auto x = normal<float>(shape.rows * shape.columns);
   const auto y = normal<float>(900 * shape.columns);
@@ -123,7 +123,7 @@ TEST_P(OfAnyThreads, RowsThatAreScatteredHaveTheSameBits) {
   });
 }
 
-TEST_P(OfAnyThreads, AttentionAndItsGradientsHaveTheSameBits) {
+TEST_P(OfAnyThreads, attention_and_its_gradients_have_the_same_bits) {
   // One head of keys: its gradients are sums over heads of queries and over slices of them.
   const AttentionShape shape{
       .batch = 1, .query_tokens = 300, .key_tokens = 310, .heads = 2, .kv_heads = 1, .head_dim = 40};
@@ -162,7 +162,7 @@ TEST_P(OfAnyThreads, AttentionAndItsGradientsHaveTheSameBits) {
   });
 }
 
-TEST_P(OfAnyThreads, DecodingHasTheSameBits) {
+TEST_P(OfAnyThreads, decoding_has_the_same_bits) {
   const PagedShape shape{.sequences = 3,
                          .heads = 4,
                          .kv_heads = 2,

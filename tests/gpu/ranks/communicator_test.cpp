@@ -796,7 +796,7 @@ TEST(Threads, may_not_write_to_what_is_reduced_or_gathered) {
   EXPECT_TRUE(stream->synchronize());
 }
 
-// ----- processes: mpirun -n N gpu_communicator_test --gtest_filter='Processes.*' ------------------------------------
+// ----- processes: mpirun -n N ranks_communicator_test --gtest_filter='Processes.*' ---
 
 class Processes : public ::testing::Test {
  protected:

@@ -435,7 +435,7 @@ TEST(ThreadRanks, are_told_when_one_dies_in_the_middle_of_its_backward_pass) {
   });
 }
 
-// ----- processes: mpirun -n N gpu_gradient_buckets_test --gtest_filter='Processes.*' --------------------------------
+// ----- processes: mpirun -n N ranks_gradient_buckets_test --gtest_filter='Processes.*' ---
 
 class Processes : public ::testing::Test {
  protected:

@@ -57,7 +57,7 @@ class DataFiles : public ::testing::Test {
   Tokens tokens_;
 };
 
-TEST_F(DataFiles, WithATokenAboveTheVocabularyAreRefusedBeforeTheFirstStep) {
+TEST_F(DataFiles, with_a_token_above_the_vocabulary_are_refused_before_the_first_step) {
   for (const std::string format : {"raw16", "llm.c"}) {
     Tokens bad = tokens_;
     bad[3999] = 256;  // In the part for validation, even.
@@ -73,7 +73,7 @@ TEST_F(DataFiles, WithATokenAboveTheVocabularyAreRefusedBeforeTheFirstStep) {
   }
 }
 
-TEST_F(DataFiles, OfOtherTokensOfTheSameCountAreRefusedOnResuming) {
+TEST_F(DataFiles, of_other_tokens_of_the_same_count_are_refused_on_resuming) {
   for (const std::string format : {"raw16", "llm.c"}) {
     std::filesystem::remove(path("run.pool"));
     write_tokens(tokens_, format);
@@ -96,7 +96,7 @@ TEST_F(DataFiles, OfOtherTokensOfTheSameCountAreRefusedOnResuming) {
   }
 }
 
-TEST_F(DataFiles, OfWeightsWithANanAreRefusedBeforeTheFirstStep) {
+TEST_F(DataFiles, of_weights_with_a_nan_are_refused_before_the_first_step) {
   write_tokens(tokens_, "raw16");
   const std::string weights = path("weights.safetensors");
   const ChildEnd saved = run("raw16", {"--save-weights", weights});

@@ -125,7 +125,7 @@ class Examples : public ::testing::Test {
   std::set<std::string> names_;
 };
 
-TEST_F(Examples, AreReadAndTrainAStep) {
+TEST_F(Examples, are_read_and_train_a_step) {
   ASSERT_EQ(names_, (std::set<std::string>{"gpt2.toml", "mlp.toml", "mnist.toml", "shakespeare.toml"}));
   for (const std::string& name : names_) {
     Words words{DUNNOCK_TRAIN, "--quiet", "--config", "examples/" + name};
@@ -136,7 +136,7 @@ TEST_F(Examples, AreReadAndTrainAStep) {
   EXPECT_TRUE(std::filesystem::exists(folder_.path("gpt2.pool"))) << "its checkpoint";
 }
 
-TEST_F(Examples, AreTrainedByTheCommandsOfTheGuide) {
+TEST_F(Examples, are_trained_by_the_commands_of_the_guide) {
   // Lines of code that begin with the program, or with mpirun; a line that ends in \ goes on.
   std::istringstream guide(file_bytes(std::string(DUNNOCK_SOURCE_DIR) + "/docs/training.md"));
   std::vector<Words> commands;
@@ -199,7 +199,7 @@ TEST_F(Examples, AreTrainedByTheCommandsOfTheGuide) {
   EXPECT_EQ(weights, 1U);
 }
 
-TEST_F(Examples, OfGpt2WithAPaddedVocabularyTrainsAndPrintsTextButTakesNoWeightsOfTheRealOne) {
+TEST_F(Examples, of_gpt2_with_a_padded_vocabulary_trains_and_prints_text_but_takes_no_weights_of_the_real_one) {
   Words words{DUNNOCK_TRAIN, "--quiet", "--config", "examples/gpt2.toml"};
   for (const std::string& word : short_run("gpt2.toml")) words.push_back(word);
   words.insert(words.end(), {"--set", "model.vocabulary=50304"});
@@ -214,7 +214,7 @@ TEST_F(Examples, OfGpt2WithAPaddedVocabularyTrainsAndPrintsTextButTakesNoWeights
       << refused.output;
 }
 
-TEST_F(Examples, OfGpt2ReadsATokenizerJsonInstead) {
+TEST_F(Examples, of_gpt2_reads_a_tokenizer_json_instead) {
   Words words{DUNNOCK_TRAIN, "--quiet", "--config", "examples/gpt2.toml"};
   for (const std::string& word : short_run("gpt2.toml")) words.push_back(word);
   const std::string vocabulary = file_bytes(folder_.path("examples/data/vocab.json"));

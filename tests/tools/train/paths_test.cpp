@@ -93,7 +93,7 @@ class Paths : public ::testing::Test {
   Words gpt_, mlp_;
 };
 
-TEST_F(Paths, OfTextsAndTokensAreRefusedWithTheirKey) {
+TEST_F(Paths, of_texts_and_tokens_are_refused_with_their_key) {
   expect_refused("data.text", [&](const std::string& path) { return with(gpt_, {"--set", "data.text=" + path}); });
   expect_refused("data.tokens", [&](const std::string& path) {
     return with(gpt_,
@@ -101,7 +101,7 @@ TEST_F(Paths, OfTextsAndTokensAreRefusedWithTheirKey) {
   });
 }
 
-TEST_F(Paths, OfTokenizersAreRefusedWithTheirKey) {
+TEST_F(Paths, of_tokenizers_are_refused_with_their_key) {
   const Words gpt2 = with(gpt_, {"--set", "data.text=" + folder_.path("text.txt"), "--set", "data.tokenizer=gpt2"});
   const std::string vocabulary = "data.vocabulary=" + folder_.path("vocab.json");
   const std::string merges = "data.merges=" + folder_.path("merges.txt");
@@ -122,7 +122,7 @@ TEST_F(Paths, OfTokenizersAreRefusedWithTheirKey) {
   EXPECT_NE(bad.output.find("data.merges: " + folder_.path("bad: ")), std::string::npos) << bad.output;
 }
 
-TEST_F(Paths, OfImagesAndLabelsAreRefusedWithTheirKey) {
+TEST_F(Paths, of_images_and_labels_are_refused_with_their_key) {
   const ChildEnd sound = run(mlp_);
   ASSERT_EQ(sound.status, 0) << sound.output;
   for (const std::string key : {"data.images", "data.labels", "data.test_images", "data.test_labels"}) {
@@ -134,7 +134,7 @@ TEST_F(Paths, OfImagesAndLabelsAreRefusedWithTheirKey) {
   }
 }
 
-TEST_F(Paths, OfWeightsAndConfigsAreRefused) {
+TEST_F(Paths, of_weights_and_configs_are_refused) {
   const Words text = with(gpt_, {"--set", "data.text=" + folder_.path("text.txt")});
   for (const Bad& bad : bad_paths()) {
     SCOPED_TRACE(bad.what);
@@ -146,7 +146,7 @@ TEST_F(Paths, OfWeightsAndConfigsAreRefused) {
   }
 }
 
-TEST_F(Paths, OfWhatIsWrittenEndNoProgramBySignal) {
+TEST_F(Paths, of_what_is_written_end_no_program_by_signal) {
   std::filesystem::create_directories(folder_.path("a folder"));
   (void)mkfifo(folder_.path("a fifo").c_str(), 0600);
   const Words text = with(gpt_, {"--set", "data.text=" + folder_.path("text.txt")});
@@ -160,7 +160,7 @@ TEST_F(Paths, OfWhatIsWrittenEndNoProgramBySignal) {
   }
 }
 
-TEST_F(Paths, OfFifosThatNobodyReadsEndTheRunAndOthersAreWritten) {
+TEST_F(Paths, of_fifos_that_nobody_reads_end_the_run_and_others_are_written) {
   const Words text = with(gpt_, {"--set", "data.text=" + folder_.path("text.txt")});
   const std::string fifo = folder_.path("a fifo");
   ASSERT_EQ(mkfifo(fifo.c_str(), 0600), 0);
@@ -181,7 +181,7 @@ TEST_F(Paths, OfFifosThatNobodyReadsEndTheRunAndOthersAreWritten) {
   }
 }
 
-TEST_F(Paths, AbsurdSizesAreAnErrorWithAReason) {
+TEST_F(Paths, absurd_sizes_are_an_error_with_a_reason) {
   const Words text = with(gpt_, {"--set", "data.text=" + folder_.path("text.txt")});
   for (const Words& more :
        {Words{"--set", "model.vocabulary=2147483647", "--set", "model.width=65536", "--set", "model.heads=256"},

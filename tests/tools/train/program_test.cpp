@@ -124,7 +124,7 @@ void kill_and_resume(const TemporaryFolder& folder, const std::function<Words(bo
   FAIL() << "it never ended";
 }
 
-TEST_F(Program, KilledAtRandomMomentsEndsWithTheWeightsOfAnUndisturbedRun) {
+TEST_F(Program, killed_at_random_moments_ends_with_the_weights_of_an_undisturbed_run) {
   std::mt19937_64 random = test::generator(1);
   for (const char* schedule : {"conventional", "multi-stream"}) {
     for (const char* name : {"undisturbed", "killed"}) {
@@ -153,7 +153,7 @@ TEST_F(Program, KilledAtRandomMomentsEndsWithTheWeightsOfAnUndisturbedRun) {
   }
 }
 
-TEST_F(Program, InterruptSavesAndResumeGoesOnExactly) {
+TEST_F(Program, interrupt_saves_and_resume_goes_on_exactly) {
   ASSERT_EQ(run(with_pool("whole")).status, 0);
   Child child(folder_, words(with_pool("stopped", {"--events", path("events")})));
   const auto begun = [&] { return file_bytes(path("events")).find("saving") != std::string::npos; };
@@ -167,7 +167,7 @@ TEST_F(Program, InterruptSavesAndResumeGoesOnExactly) {
   EXPECT_EQ(file_bytes(path("stopped.safetensors")), file_bytes(path("whole.safetensors")));
 }
 
-TEST_F(Program, ErrorsNameTheirCause) {
+TEST_F(Program, errors_name_their_cause) {
   const auto fails = [&](const Words& more, const std::string& what) {
     const Ended ended = run(more);
     EXPECT_EQ(ended.status, 1) << ended.output;
@@ -189,7 +189,7 @@ TEST_F(Program, ErrorsNameTheirCause) {
   EXPECT_NE(missing.output.find("nowhere.toml"), std::string::npos) << missing.output;
 }
 
-TEST_F(Program, LossThatIsNoNumberStopsWithTheLastCheckpointIntact) {
+TEST_F(Program, loss_that_is_no_number_stops_with_the_last_checkpoint_intact) {
   // Weights of some 1e19 overflow in their products.
   const Ended ended = run(with_pool("nan", {"--set", "optimizer.learning_rate=1000", "--set", "optimizer.kind=sgd",
                                             "--set", "optimizer.momentum=0.99", "--set", "optimizer.weight_decay=100",
@@ -208,7 +208,7 @@ std::string command_in(const std::string& output) {
   return output.substr(at + mark.size(), output.find('\n', at + mark.size()) - at - mark.size());
 }
 
-TEST_F(Program, ARunThatHasGoneAstrayGoesOnWithTheCommandThatItGives) {
+TEST_F(Program, a_run_that_has_gone_astray_goes_on_with_the_command_that_it_gives) {
   const Ended ended =
       run(with_pool("astray", {"--set", "optimizer.learning_rate=1000", "--set", "optimizer.kind=sgd", "--set",
                                "optimizer.momentum=0.99", "--set", "optimizer.weight_decay=100", "--set",
@@ -228,7 +228,7 @@ TEST_F(Program, ARunThatHasGoneAstrayGoesOnWithTheCommandThatItGives) {
   EXPECT_EQ(again.status, 0) << "the next --resume knows the changed values: " << again.output;
 }
 
-TEST_F(Program, AResumedRunKeepsItsChanges) {
+TEST_F(Program, a_resumed_run_keeps_its_changes) {
   const Words often{"--set", "checkpoint.keep_last=100"};
   const auto with = [&](Words more) {
     more.insert(more.end(), often.begin(), often.end());
@@ -259,7 +259,7 @@ TEST_F(Program, AResumedRunKeepsItsChanges) {
   EXPECT_EQ(before.status, 0) << "the run before the change: " << before.output;
 }
 
-TEST_F(Program, ChangesThatMakeAnotherRunAreRefusedByName) {
+TEST_F(Program, changes_that_make_another_run_are_refused_by_name) {
   ASSERT_EQ(run(with_pool("run")).status, 0);
   for (const char* change : {"model.width=64", "run.seed=2", "data.order=sequential", "optimizer.kind=sgd",
                              "checkpoint.pool=other.pool", "run.threads=2"}) {
@@ -298,7 +298,7 @@ void save_without_notes(const std::string& path) {
   store->close();
 }
 
-TEST_F(Program, OfAnOldCheckpointOnlyTheHashIsCompared) {
+TEST_F(Program, of_an_old_checkpoint_only_the_hash_is_compared) {
   ASSERT_EQ(run(with_pool("old", {"--steps", "8"})).status, 0);
   save_without_notes(path("old.pool"));
   const Ended other = run(with_pool("old", {"--steps", "8", "--resume", "--set", "model.width=64"}));
@@ -307,7 +307,7 @@ TEST_F(Program, OfAnOldCheckpointOnlyTheHashIsCompared) {
   EXPECT_EQ(run(with_pool("old", {"--steps", "8", "--resume"})).status, 0);
 }
 
-TEST_F(Program, MistakesOnTheCommandLineEndWithStatus2) {
+TEST_F(Program, mistakes_on_the_command_line_end_with_status2) {
   const auto misused = [&](const Words& more, const std::string& what) {
     const Ended ended = run(more);
     EXPECT_EQ(ended.status, 2) << what << ": " << ended.output;
@@ -333,7 +333,7 @@ TEST_F(Program, MistakesOnTheCommandLineEndWithStatus2) {
   EXPECT_EQ(help.status, 0) << help.output;
 }
 
-TEST_F(Program, OutputsThatCannotBeWrittenAreFoundBeforeTheFirstStep) {
+TEST_F(Program, outputs_that_cannot_be_written_are_found_before_the_first_step) {
   std::filesystem::create_directory(path("folder"));
   const std::vector<std::pair<std::string, Words>> outputs{{"--save-weights", {"--save-weights", ""}},
                                                            {"--trace", {"--trace", ""}},
@@ -365,7 +365,7 @@ TEST_F(Program, OutputsThatCannotBeWrittenAreFoundBeforeTheFirstStep) {
   EXPECT_TRUE(std::filesystem::is_character_file("/dev/null"));
 }
 
-TEST_F(Program, TwoPathsOfARunAreNeverOneFile) {
+TEST_F(Program, two_paths_of_a_run_are_never_one_file) {
   const std::string text = file_bytes(path("text.txt"));
   const std::string config = file_bytes(path("config.toml"));
   std::filesystem::create_symlink("text.txt", path("link"));
@@ -412,7 +412,7 @@ TEST_F(Program, TwoPathsOfARunAreNeverOneFile) {
   EXPECT_EQ(devices.status, 0) << devices.output;
 }
 
-TEST_F(Program, ASignalIsHeardInAnEvaluation) {
+TEST_F(Program, a_signal_is_heard_in_an_evaluation) {
   // A step of milliseconds, and an evaluation of many seconds.
   Words more = with_pool("evaluated", {"--steps", "1", "--events", path("events"), "--set", "model.width=256", "--set",
                                        "model.layers=6", "--set", "model.context=64", "--set", "run.batch=2", "--set",
@@ -432,7 +432,7 @@ TEST_F(Program, ASignalIsHeardInAnEvaluation) {
   RecordProperty("seconds", std::to_string(seconds));
 }
 
-TEST_F(Program, ASignalIsHeardWhileTextIsGenerated) {
+TEST_F(Program, a_signal_is_heard_while_text_is_generated) {
   Child child(
       folder_,
       words(with_pool("sampled", {"--steps", "4", "--events", path("events"), "--set", "sample.tokens=10000000"})));
@@ -444,7 +444,7 @@ TEST_F(Program, ASignalIsHeardWhileTextIsGenerated) {
   EXPECT_NE(file_bytes(path("events")).find("\"saved\", \"step\": 4"), std::string::npos);
 }
 
-TEST_F(Program, ASignalBeforeTheFirstStepEndsAtOnce) {
+TEST_F(Program, a_signal_before_the_first_step_ends_at_once) {
   // Events that go to a pipe wait for its reader for a moment.
   ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
   for (const int number : {SIGINT, SIGTERM}) {
@@ -463,7 +463,7 @@ TEST_F(Program, ASignalBeforeTheFirstStepEndsAtOnce) {
   }
 }
 
-TEST_F(Program, FullDisksAndLostFoldersAreNoCrash) {
+TEST_F(Program, full_disks_and_lost_folders_are_no_crash) {
   const Ended events =
       run({"--events", "/dev/full", "--set", "run.window=1", "--set", "run.log_every=1", "--set", "checkpoint.every=1",
            "--set", "checkpoint.pool=" + path("full.pool"), "--save-weights", path("full.safetensors")});
@@ -491,13 +491,13 @@ TEST_F(Program, FullDisksAndLostFoldersAreNoCrash) {
   EXPECT_NE(no_folder.output.find("TMPDIR"), std::string::npos) << no_folder.output;
 }
 
-TEST_F(Program, GraphsAreNotTracedAndThatIsSaidAtOnce) {
+TEST_F(Program, graphs_are_not_traced_and_that_is_said_at_once) {
   const Ended ended = run({"--trace", path("trace.json"), "--set", "run.as_graph=true"});
   EXPECT_EQ(ended.status, 1);
   EXPECT_NE(ended.output.find("run.as_graph"), std::string::npos) << ended.output;
 }
 
-TEST_F(Program, OldCheckpointsAreNotOverwrittenByANewRun) {
+TEST_F(Program, old_checkpoints_are_not_overwritten_by_a_new_run) {
   ASSERT_EQ(run(with_pool("run")).status, 0);
   const Ended again = run(with_pool("run"));
   EXPECT_EQ(again.status, 1);
@@ -508,7 +508,7 @@ TEST_F(Program, OldCheckpointsAreNotOverwrittenByANewRun) {
   EXPECT_NE(other.output.find("another model"), std::string::npos) << other.output;
 }
 
-TEST_F(Program, ResumesFromAnOlderStepAndItsLogIsCutThere) {
+TEST_F(Program, resumes_from_an_older_step_and_its_log_is_cut_there) {
   const Words all{"--set", "checkpoint.keep_last=100"};
   ASSERT_EQ(run(with_pool("whole", all)).status, 0);
   ASSERT_EQ(run(with_pool("back", all)).status, 0);
@@ -532,7 +532,7 @@ TEST_F(Program, ResumesFromAnOlderStepAndItsLogIsCutThere) {
   EXPECT_EQ(rows->back().validation_loss, expected->back().validation_loss);
 }
 
-TEST_F(Program, StopsWithASaveWhereNoneWasDue) {
+TEST_F(Program, stops_with_a_save_where_none_was_due) {
   // Enough steps that no pause of a busy machine lets it end before it gets the signal to stop.
   const Words steps{"--steps", "600", "--set", "checkpoint.every=0"};
   ASSERT_EQ(run(with_pool("whole", steps)).status, 0);
@@ -563,7 +563,7 @@ TEST_F(Program, StopsWithASaveWhereNoneWasDue) {
   EXPECT_EQ(file_bytes(path("stopped.safetensors")), file_bytes(path("whole.safetensors")));
 }
 
-TEST_F(Program, WhatResumeStepCannotGoOnFromRemovesNothing) {
+TEST_F(Program, what_resume_step_cannot_go_on_from_removes_nothing) {
   const Words all{"--set", "checkpoint.keep_last=100"};
   ASSERT_EQ(run(with_pool("back", all)).status, 0);
   const auto back = [&](const std::string& name, const std::string& what) {
@@ -592,7 +592,7 @@ TEST_F(Program, WhatResumeStepCannotGoOnFromRemovesNothing) {
   EXPECT_NE(run(none).output.find("48, 52, 56, 60"), std::string::npos);
 }
 
-TEST_F(Program, DamagedCheckpointsAreToldWithThoseToGoOnFrom) {
+TEST_F(Program, damaged_checkpoints_are_told_with_those_to_go_on_from) {
   const Words all{"--set", "checkpoint.keep_last=100"};
   ASSERT_EQ(run(with_pool("worn", all)).status, 0);
   // One bit of the weights of the newest, which are those that were written at the end.
@@ -616,13 +616,13 @@ TEST_F(Program, DamagedCheckpointsAreToldWithThoseToGoOnFrom) {
   EXPECT_EQ(file_bytes(path("worn.safetensors")), weights);
 }
 
-TEST_F(Program, SavesWithoutCopiesWhenThatIsWanted) {
+TEST_F(Program, saves_without_copies_when_that_is_wanted) {
   ASSERT_EQ(run(with_pool("copied")).status, 0);
   ASSERT_EQ(run(with_pool("uncopied", {"--set", "checkpoint.staging_mib=0"})).status, 0);
   EXPECT_EQ(file_bytes(path("uncopied.safetensors")), file_bytes(path("copied.safetensors")));
 }
 
-TEST_F(Program, FullPoolIsToldAndTrainingGoesOn) {
+TEST_F(Program, full_pool_is_told_and_training_goes_on) {
   // Room for the log's segments, and not for many states of 3 MiB.
   const Ended ended = run(with_pool("small", {"--events", path("events"), "--set", "model.width=128", "--set",
                                               "checkpoint.keep_last=50", "--set", "checkpoint.pool_mib=40"}));
@@ -672,7 +672,7 @@ class Processes : public Program {
   }
 };
 
-TEST_F(Processes, PipelinesEndWithTheWeightsOfOneProcess) {
+TEST_F(Processes, pipelines_end_with_the_weights_of_one_process) {
   const Ended alone = run(with_pool("alone", {"--set", "run.micro_batches=4"}));
   ASSERT_EQ(alone.status, 0) << alone.output;
   for (const char* schedule : {"1f1b", "zb-h1", "fast-forwarding"}) {
@@ -684,7 +684,7 @@ TEST_F(Processes, PipelinesEndWithTheWeightsOfOneProcess) {
   }
 }
 
-TEST_F(Processes, ResumeOnOtherRanks) {
+TEST_F(Processes, resume_on_other_ranks) {
   const Words half{"--max-seconds", "1000", "--set", "optimizer.schedule=constant", "--set", "run.micro_batches=2"};
   const auto with = [&](Words more) {
     more.insert(more.end(), half.begin(), half.end());
@@ -709,7 +709,7 @@ TEST_F(Processes, ResumeOnOtherRanks) {
   EXPECT_NEAR(rows->back().loss, expected->back().loss, 1e-3);
 }
 
-TEST_F(Processes, DeadRankStopsTheJobAndItResumes) {
+TEST_F(Processes, dead_rank_stops_the_job_and_it_resumes) {
   const Words ring =
       with_pool("ring", {"--set", "run.data_parallel=4", "--schedule", "overlap", "--set", "run.steps=1000000",
                          "--events", path("events"), "--set", "optimizer.schedule=constant"});
@@ -727,7 +727,7 @@ TEST_F(Processes, DeadRankStopsTheJobAndItResumes) {
   EXPECT_EQ(resumed.status, 130) << resumed.output;
 }
 
-TEST_F(Processes, AllStopWithASaveWhenOneGetsASignal) {
+TEST_F(Processes, all_stop_with_a_save_when_one_gets_a_signal) {
   Words more = with_pool("ring", {"--set", "run.data_parallel=2", "--schedule", "overlap", "--set", "run.steps=1000000",
                                   "--events", path("events"), "--set", "optimizer.schedule=constant"});
   more.insert(more.end(), {"--set", "checkpoint.every=0"});
@@ -769,7 +769,7 @@ class LongSteps : public Processes {
   }
 };
 
-TEST_F(LongSteps, AnInterruptedLauncherLosesNothingButTheStepUnderWay) {
+TEST_F(LongSteps, an_interrupted_launcher_loses_nothing_but_the_step_under_way) {
   Child job(folder_, ranks(2, side_by_side("long", {"--events", path("events")})));
   while (rows_of("long") < 3) std::this_thread::sleep_for(std::chrono::milliseconds(5));
   const auto before = read_log(path("long.log"));
@@ -793,7 +793,7 @@ TEST_F(LongSteps, AnInterruptedLauncherLosesNothingButTheStepUnderWay) {
   EXPECT_EQ(file_bytes(path("long.safetensors")), file_bytes(path("whole.safetensors")));
 }
 
-TEST_F(LongSteps, OfStagesSayHowToLaunchThem) {
+TEST_F(LongSteps, of_stages_say_how_to_launch_them) {
   Words words =
       with_long_steps("stages", {"--set", "run.pipeline=2", "--set", "run.schedule=1f1b", "--set", "run.steps=3"});
   words = ranks(2, words);
@@ -803,7 +803,7 @@ TEST_F(LongSteps, OfStagesSayHowToLaunchThem) {
   EXPECT_NE(ended.output.find("mpirun --mca odls_base_sigkill_timeout"), std::string::npos) << ended.output;
 }
 
-TEST_F(Processes, ASignalIsHeardByAllRanksInAnEvaluation) {
+TEST_F(Processes, a_signal_is_heard_by_all_ranks_in_an_evaluation) {
   Words more = with_pool("ranks", {"--steps",  "1",
                                    "--events", path("events"),
                                    "--set",    "run.data_parallel=2",
@@ -828,7 +828,7 @@ TEST_F(Processes, ASignalIsHeardByAllRanksInAnEvaluation) {
   EXPECT_NE(events.find("\"stopped\", \"step\": 1"), std::string::npos) << events << ended.output;
 }
 
-TEST_F(Processes, LossThatIsNoNumberStopsAllWithTheLastCheckpointIntact) {
+TEST_F(Processes, loss_that_is_no_number_stops_all_with_the_last_checkpoint_intact) {
   const Ended ended =
       run_ranks(2, with_pool("nan", {"--set", "optimizer.learning_rate=1000", "--set", "optimizer.kind=sgd", "--set",
                                      "optimizer.momentum=0.99", "--set", "optimizer.weight_decay=100", "--set",
@@ -840,7 +840,7 @@ TEST_F(Processes, LossThatIsNoNumberStopsAllWithTheLastCheckpointIntact) {
   EXPECT_EQ(ended.output.find("there is no checkpoint yet"), std::string::npos) << "all know: " << ended.output;
 }
 
-TEST_F(Processes, ALastSaveThatIsRefusedKeepsNobodyWaiting) {
+TEST_F(Processes, a_last_save_that_is_refused_keeps_nobody_waiting) {
   // A weight of a pixel that is always 0 decays into an infinity without a word in the loss.
   const std::string data = std::string(DUNNOCK_SOURCE_DIR) + "/examples/data/mnist/train-";
   (void)folder_.write("config.toml", "[model]\nkind = \"mlp\"\n[data]\nimages = \"" + data +

@@ -9,7 +9,7 @@
 //
 // Channels are innermost, in activations (batch, height, width, channels) and in weights (out_channels, kernel_height,
 // kernel_width, in_channels / groups): this suits cuDNN's tensor cores, pooling, norms and biases vectorize over
-// channels, and on a CPU it is mostly as fast as oneDNN's own blocked layouts (src/kernels/convolution_onednn.cpp has
+// channels, and on a CPU it is mostly as fast as oneDNN's own blocked layouts (src/cpu/convolution_onednn.cpp has
 // the figures).
 //
 // CPU: oneDNN, or our own loops where it is missing. CUDA: cuDNN's deterministic engines (f32 without TF32), or our own
