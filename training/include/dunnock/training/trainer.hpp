@@ -37,6 +37,19 @@
 
 namespace dunnock::training {
 
+/// Which layers train in which step: for methods that freeze layers, or train them in turn. All layers run forward and
+/// pass gradients on; a layer that does not train has no dW, no update, and keeps its weights and moments.
+class LayerPolicy {
+ public:
+  LayerPolicy() = default;
+  LayerPolicy(const LayerPolicy&) = delete;
+  LayerPolicy& operator=(const LayerPolicy&) = delete;
+  virtual ~LayerPolicy() = default;
+  /// A function of its arguments alone, the same on all ranks: the number of the layer (network.hpp), and of the step,
+  /// counted from 1. Any thread calls it. A tensor that two layers share trains where its owner, the first one, does.
+  [[nodiscard]] virtual bool trains(unsigned layer, std::uint64_t step) const = 0;
+};
+
 struct TrainerOptions {
   model::ModelOptions model{};
   model::DataType type = model::DataType::kF32;
@@ -52,6 +65,8 @@ struct TrainerOptions {
   unsigned threads = 0;
   bool as_graph = false;  ///< Operations of a window are recorded once and issued at once (device/graph.hpp).
   bool measures = false;  ///< last_run() reports when each operation ran.
+  /// Null: all layers train in each step. Not for recorded graphs (Unsupported).
+  std::shared_ptr<const LayerPolicy> policy{};
   /// Options that the schedule is planned from; the trainer sets devices, micro_batches and iterations.
   PlanOptions plan{};
   /// Costs of the layers, the same on all ranks. Empty: estimated from shapes, but measured for multi-stream.
