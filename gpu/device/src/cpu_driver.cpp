@@ -228,14 +228,11 @@ class CpuStream final : public StreamImpl {
       return tl::unexpected(*capture_->wrong);
     }
     auto mark = std::make_shared<Mark>();
-    issue([this, mark] { mark->reach(std::exchange(failed_, std::nullopt)); });
+    issue([this, mark] { mark->reach(std::exchange(failed_, std::nullopt)); }, Counts::kNot);
     if (const auto failed = mark->wait()) return tl::unexpected(*failed);
     return {};
   }
-  [[nodiscard]] bool idle() const override {
-    const std::lock_guard lock(mutex_);
-    return queue_.empty() && !busy_;
-  }
+  [[nodiscard]] bool idle() const override { return left_.load() == 0; }
 
   [[nodiscard]] bool capturing() const override { return capture_ != nullptr; }
   [[nodiscard]] Status begin_capture() override {
@@ -277,7 +274,7 @@ class CpuStream final : public StreamImpl {
   /// A mark behind all that was issued. Unlike the rest, for any thread.
   [[nodiscard]] std::shared_ptr<Mark> mark_end() {
     auto mark = std::make_shared<Mark>();
-    issue([this, mark] { mark->reach(failed_); });
+    issue([this, mark] { mark->reach(failed_); }, Counts::kNot);
     return mark;
   }
 
@@ -290,18 +287,26 @@ class CpuStream final : public StreamImpl {
   }
   void fail(Error error) { failed_ = std::move(error); }  // In the thread.
 
-  void issue(std::function<void()> operation) {
+  /// Marks do not count as operations: a stream is idle once a mark at its end has been reached.
+  enum class Counts : std::uint8_t { kNot, kOne };
+  struct Issued {
+    std::function<void()> run;
+    Counts counts;
+  };
+
+  void issue(std::function<void()> operation, Counts counts = Counts::kOne) {
     bool sleeps = false;
+    if (counts == Counts::kOne) ++left_;
     {
       const std::lock_guard lock(mutex_);
-      queue_.push_back(std::move(operation));
+      queue_.push_back({std::move(operation), counts});
       sleeps = !busy_;
     }
     if (sleeps) changed_.notify_one();
   }
 
   void work() {
-    std::deque<std::function<void()>> mine;
+    std::deque<Issued> mine;
     std::unique_lock lock(mutex_);
     for (;;) {
       busy_ = false;
@@ -316,7 +321,10 @@ class CpuStream final : public StreamImpl {
       busy_ = true;
       mine.swap(queue_);
       lock.unlock();
-      for (; !mine.empty(); mine.pop_front()) mine.front()();
+      for (; !mine.empty(); mine.pop_front()) {
+        mine.front().run();
+        if (mine.front().counts == Counts::kOne) --left_;
+      }
       lock.lock();
     }
   }
@@ -325,7 +333,8 @@ class CpuStream final : public StreamImpl {
   int threads_ = 1;  // that an operation computes with; of the thread
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<std::function<void()>> queue_;  // under the mutex, as the next two
+  std::atomic<std::size_t> left_{0};  // operations that are not done
+  std::deque<Issued> queue_;          // under the mutex, as the next two
   bool busy_ = false;
   bool ending_ = false;
   std::optional<Error> failed_;       // of the thread

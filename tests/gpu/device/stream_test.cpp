@@ -86,6 +86,16 @@ TEST_P(Streams, run_what_is_issued_in_order) {
   EXPECT_TRUE(stream->idle());
 }
 
+TEST_P(Streams, are_idle_when_synchronize_returns) {
+  auto stream = Stream::create(device());
+  ASSERT_TRUE(stream);
+  for (int round = 0; round < 2000; ++round) {
+    stream->run("nothing", [] { return Status{}; });
+    ASSERT_TRUE(stream->synchronize());
+    ASSERT_TRUE(stream->idle()) << "round " << round;
+  }
+}
+
 TEST_P(Streams, do_not_wait_for_what_they_issue) {
   auto stream = Stream::create(device());
   ASSERT_TRUE(stream);
