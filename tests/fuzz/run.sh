@@ -63,7 +63,8 @@ fuzz data data_seeds 1200 "$source"/data/src/{idx,token_file,llama2c_tokenizer}.
 fuzz bpe bpe_seeds 400 "$source"/data/src/{bpe,pieces}.cpp "$source"/base/src/json/json.cpp
 fuzz tokenizer_json tokenizer_json_seeds 1200 "$source"/data/src/{bpe,pieces}.cpp "$source"/base/src/json/json.cpp
 if [ -e /usr/include/toml++/toml.h ]; then
-  fuzz config config_seeds 1500 "$source"/tools/train/src/config.cpp "$source"/training/src/learning_rate.cpp
+  fuzz config config_seeds 1500 "$source"/tools/train/src/config.cpp \
+    "$source"/training/src/learning_rate.cpp "$source"/model/src/presets.cpp
 else
   echo "config is left out: toml++ is not installed (Debian: libtomlplusplus-dev)"
 fi

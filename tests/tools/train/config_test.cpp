@@ -90,7 +90,7 @@ as_graph = true
 [sample]
 prompt = "\tO Romeo\n"
 )");
-  EXPECT_EQ(config.model.dtype, NumberType::kBf16);
+  EXPECT_EQ(config.model.dtype, DataType::kBf16);
   EXPECT_EQ(config.model.layers, 3U);
   EXPECT_EQ(config.model.width, 64U);
   EXPECT_EQ(config.model.positions, Positions::kRotary);
@@ -536,7 +536,7 @@ TEST(Readme, has_every_key_with_what_it_may_hold_and_its_default) {
 
 TEST(Words, are_those_of_the_files) {
   EXPECT_EQ(to_string(ModelKind::kDensenet), "densenet");
-  EXPECT_EQ(to_string(NumberType::kBf16), "bf16");
+  EXPECT_EQ(to_string(DataType::kBf16), "bf16");
   EXPECT_EQ(to_string(Positions::kRotary), "rotary");
   EXPECT_EQ(to_string(Preset::kNone), "");
   EXPECT_EQ(to_string(Preset::kGpt2Xl), "gpt2-xl");

@@ -15,6 +15,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "dunnock/base/check.hpp"
 #include "dunnock/base/input_file.hpp"
 #include "dunnock/training/schedules.hpp"
 
@@ -41,7 +42,7 @@ using namespace std::string_view_literals;
 
 // The names of each enumeration, in its order.
 constexpr std::array kModelKinds = {"gpt"sv, "mlp"sv, "cnn"sv, "resnet"sv, "densenet"sv};
-constexpr std::array kNumberTypes = {"f32"sv, "bf16"sv};
+constexpr std::array kDataTypes = {"f32"sv, "bf16"sv};
 constexpr std::array kPositions = {"learned"sv, "rotary"sv};
 constexpr std::array kPresets = {""sv, "gpt2"sv, "gpt2-medium"sv, "gpt2-large"sv, "gpt2-xl"sv};
 constexpr std::array kStems = {"small"sv, "large"sv};
@@ -54,7 +55,7 @@ constexpr std::array kRateSchedules = {"constant"sv, "cosine"sv, "linear"sv, "st
 constexpr std::array kMedia = {"auto"sv, "file"sv, "direct"sv, "eadr"sv, "process"sv};
 
 constexpr Names names_of(ModelKind) { return kModelKinds; }
-constexpr Names names_of(NumberType) { return kNumberTypes; }
+constexpr Names names_of(DataType) { return kDataTypes; }
 constexpr Names names_of(Positions) { return kPositions; }
 constexpr Names names_of(Preset) { return kPresets; }
 constexpr Names names_of(Stem) { return kStems; }
@@ -344,19 +345,15 @@ void set_defaults(ModelConfig& model) {
   }
 }
 
-/// Radford et al. 2019, table 2; heads, context and vocabulary as in the models that they published.
 void set_sizes(ModelConfig& model) {
-  struct Sizes {
-    unsigned layers, heads, width;
-  };
-  constexpr std::array<Sizes, 5> kSizes = {{{}, {12, 12, 768}, {24, 16, 1024}, {36, 20, 1280}, {48, 25, 1600}}};
   if (model.preset == Preset::kNone) return;
-  const Sizes& sizes = kSizes[static_cast<std::size_t>(model.preset)];
-  model.layers = sizes.layers;
-  model.heads = sizes.heads;
-  model.width = sizes.width;
-  model.context = 1024;
-  model.vocabulary = 50257;
+  const auto sizes = model::gpt_preset(name_of(model.preset));
+  DUNNOCK_CHECK(sizes.has_value(), "each preset of a config is one of the models'");
+  model.layers = static_cast<unsigned>(sizes->layers);
+  model.heads = static_cast<unsigned>(sizes->heads);
+  model.width = static_cast<unsigned>(sizes->width);
+  model.context = static_cast<unsigned>(sizes->context);
+  model.vocabulary = static_cast<unsigned>(sizes->vocabulary);
 }
 
 // ----- values: what is expected, reading, writing ------------------------------------------------------------------
@@ -848,7 +845,7 @@ std::vector<std::pair<std::string, std::string>> identity_values(const TrainConf
 // ----- public -------------------------------------------------------------------------------------------------------
 
 std::string_view to_string(ModelKind kind) noexcept { return name_of(kind); }
-std::string_view to_string(NumberType type) noexcept { return name_of(type); }
+std::string_view to_string(DataType type) noexcept { return name_of(type); }
 std::string_view to_string(Positions positions) noexcept { return name_of(positions); }
 std::string_view to_string(Preset preset) noexcept { return name_of(preset); }
 std::string_view to_string(Stem stem) noexcept { return name_of(stem); }

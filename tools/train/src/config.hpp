@@ -22,25 +22,28 @@
 #include "dunnock/base/result.hpp"
 #include "dunnock/data/loader.hpp"
 #include "dunnock/data/token_file.hpp"
+#include "dunnock/model/models.hpp"
 #include "dunnock/training/learning_rate.hpp"
+#include "dunnock/training/optimizer.hpp"
 
 namespace dunnock::train {
 
+using model::DataType;
+using model::Positions;
+using training::OptimizerKind;
+
 enum class ModelKind : std::uint8_t { kGpt, kMlp, kCnn, kResnet, kDensenet };
-enum class NumberType : std::uint8_t { kF32, kBf16 };
-enum class Positions : std::uint8_t { kLearned, kRotary };
 enum class Preset : std::uint8_t { kNone, kGpt2, kGpt2Medium, kGpt2Large, kGpt2Xl };
 enum class Stem : std::uint8_t {
   kSmall,  ///< A convolution of 3x3: for images of some 30 pixels.
   kLarge,  ///< A convolution of 7x7 in steps of 2, and a max pool: for ImageNet's.
 };
 enum class TokenizerKind : std::uint8_t { kBytes, kGpt2, kLlama2c };
-enum class OptimizerKind : std::uint8_t { kAdamw, kSgd };
 enum class DeviceKind : std::uint8_t { kCpu, kCuda };
 
 // As they stand in files: "gpt", "bf16", "gpt2-medium" (no preset: ""), ...
 [[nodiscard]] std::string_view to_string(ModelKind kind) noexcept;
-[[nodiscard]] std::string_view to_string(NumberType type) noexcept;
+[[nodiscard]] std::string_view to_string(DataType type) noexcept;
 [[nodiscard]] std::string_view to_string(Positions positions) noexcept;
 [[nodiscard]] std::string_view to_string(Preset preset) noexcept;
 [[nodiscard]] std::string_view to_string(Stem stem) noexcept;
@@ -51,7 +54,7 @@ enum class DeviceKind : std::uint8_t { kCpu, kCuda };
 /// [model]. Members that do not belong to the kind keep the values that they have here.
 struct ModelConfig {
   ModelKind kind = ModelKind::kGpt;
-  NumberType dtype = NumberType::kF32;  ///< Of activations; weights are kept in f32 in either case.
+  DataType dtype = DataType::kF32;  ///< Of activations; weights are kept in f32 in either case.
   // gpt
   Preset preset = Preset::kNone;  ///< Fills the sizes; keys that are given override it.
   unsigned vocabulary = 0;        ///< 0: that of the data.

@@ -102,14 +102,14 @@ Result<ModelOptions> gpt_of(const LoadedConfig& loaded, std::uint64_t vocabulary
   if (model.vocabulary != 0 && model.vocabulary < vocabulary)
     return invalid(loaded.where("model.vocabulary") + ": expected at least the data's " + std::to_string(vocabulary) +
                    ", got " + std::to_string(model.vocabulary));
-  return ModelOptions(model::GptOptions{
-      .vocabulary = model.vocabulary != 0 ? model.vocabulary : static_cast<std::size_t>(vocabulary),
-      .context = model.context,
-      .layers = model.layers,
-      .heads = model.heads,
-      .width = model.width,
-      .mlp_ratio = model.mlp_ratio,
-      .positions = model.positions == Positions::kRotary ? model::Positions::kRotary : model::Positions::kLearned});
+  return ModelOptions(
+      model::GptOptions{.vocabulary = model.vocabulary != 0 ? model.vocabulary : static_cast<std::size_t>(vocabulary),
+                        .context = model.context,
+                        .layers = model.layers,
+                        .heads = model.heads,
+                        .width = model.width,
+                        .mlp_ratio = model.mlp_ratio,
+                        .positions = model.positions});
 }
 
 Result<ModelOptions> image_model_of(const LoadedConfig& loaded, const model::ImageShape& image) {

@@ -72,7 +72,7 @@ std::uint64_t memory_bytes() {
 }
 
 /// Floating point operations a second of a product of 1024 x 1024 matrices: what a share of the peak is a share of.
-Result<double> measured_peak(device::Device device, NumberType type, unsigned threads) {
+Result<double> measured_peak(device::Device device, DataType type, unsigned threads) {
   constexpr std::size_t kSide = 1024;
   DUNNOCK_TRY(auto stream, device::Stream::create(device, {.threads = threads}));
   const auto measure = [&]<class T>(T /*type*/) -> Result<double> {
@@ -97,7 +97,7 @@ Result<double> measured_peak(device::Device device, NumberType type, unsigned th
     }
     return 2.0 * kSide * kSide * kSide / best_s;
   };
-  return type == NumberType::kF32 ? measure(float{}) : measure(device::Bf16{});
+  return type == DataType::kF32 ? measure(float{}) : measure(device::Bf16{});
 }
 
 training::TrainerOptions trainer_options(const TrainConfig& config, const model::ModelOptions& model,
@@ -107,12 +107,11 @@ training::TrainerOptions trainer_options(const TrainConfig& config, const model:
   const auto narrow = [](double value) { return static_cast<float>(value); };
   training::TrainerOptions made{
       .model = model,
-      .type = config.model.dtype == NumberType::kF32 ? model::DataType::kF32 : model::DataType::kBf16,
+      .type = config.model.dtype == DataType::kF32 ? model::DataType::kF32 : model::DataType::kBf16,
       .rows = run.batch / run.data_parallel / run.micro_batches,
       .micro_batches = run.micro_batches,
       .seed = run.seed,
-      .optimizer = {.kind = optimizer.kind == OptimizerKind::kAdamw ? training::OptimizerKind::kAdamw
-                                                                    : training::OptimizerKind::kSgd,
+      .optimizer = {.kind = optimizer.kind,
                     .beta1 = narrow(optimizer.beta1),
                     .beta2 = narrow(optimizer.beta2),
                     .epsilon = narrow(optimizer.epsilon),
