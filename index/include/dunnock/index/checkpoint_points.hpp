@@ -1,29 +1,21 @@
-// The durable steps of the checkpoint store, by name. See Point in pmem/media.hpp. Their numbers follow the log's.
+// The durable steps of the checkpoint store. See Point in pmem/media.hpp, and pmem/point_table.hpp. Their numbers
+// continue the log's.
 #pragma once
 
-#include <string_view>
-
 #include "dunnock/index/log_points.hpp"
-#include "dunnock/pmem/media.hpp"
+#include "dunnock/pmem/point_table.hpp"
 
 namespace dunnock::checkpoint_point {
 
-inline constexpr unsigned kFirst = log_point::kCount + 1;
-inline constexpr Point kFields{kFirst};            // store: the line's fields (same line as kPublish)
-inline constexpr Point kPublish{kFirst + 1};       // store/flush/fence: the checkpoint exists
-inline constexpr Point kRemove{kFirst + 2};        // store/flush/fence: it does not exist any more
-inline constexpr Point kFormatLines{kFirst + 3};   // store/flush: a line is free (fence of kFormatFields)
-inline constexpr Point kFormatFields{kFirst + 4};  // store/flush/fence: header except its magic word
-inline constexpr Point kFormatMagic{kFirst + 5};   // store/flush/fence: the store exists
-inline constexpr unsigned kCount = kFirst + 5;
+#define DUNNOCK_CHECKPOINT_POINTS(POINT)                                                                \
+  POINT(kFields, "CatalogFields", kStore, "the line's fields are there (same line as kPublish)")        \
+  POINT(kPublish, "CatalogPublish", kStore | kFlush | kFence, "the checkpoint exists")                  \
+  POINT(kRemove, "CatalogRemove", kStore | kFlush | kFence, "it does not exist any more")               \
+  POINT(kFormatLines, "CatalogFormatLines", kStore | kFlush, "a line is free (fence of kFormatFields)") \
+  POINT(kFormatFields, "CatalogFormatFields", kStore | kFlush | kFence, "header except its magic word") \
+  POINT(kFormatMagic, "CatalogFormatMagic", kStore | kFlush | kFence, "the store exists")
 
-[[nodiscard]] constexpr std::string_view name(Point point) noexcept {
-  constexpr std::string_view kNames[] = {"CatalogFields",      "CatalogPublish",      "CatalogRemove",
-                                         "CatalogFormatLines", "CatalogFormatFields", "CatalogFormatMagic"};
-  static_assert(sizeof(kNames) / sizeof(kNames[0]) == kCount - kFirst + 1);
-  const auto index = static_cast<unsigned>(point);
-  if (index < kFirst) return log_point::name(point);
-  return index <= kCount ? kNames[index - kFirst] : std::string_view("?");
-}
+DUNNOCK_POINT_TABLE(DUNNOCK_CHECKPOINT_POINTS, log_point)
+#undef DUNNOCK_CHECKPOINT_POINTS
 
 }  // namespace dunnock::checkpoint_point
