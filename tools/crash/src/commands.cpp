@@ -12,7 +12,6 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
-#include <mutex>
 #include <numeric>
 #include <span>
 #include <thread>
@@ -216,6 +215,108 @@ class Searches {
   bool done_ = false;
 };
 
+/// The histories of the command explore, on several threads.
+class HistoryRun {
+ public:
+  HistoryRun(const Settings& settings, const Exploration& way, std::size_t bug)
+      : settings_(settings), way_(way), bug_(bug), next_seed_(settings.seed) {}
+
+  int run() {
+    const auto start = Clock::now();
+    explore_all();
+    Json report = summarize(seconds_since(start));
+    if (!violation_.is_null()) return tell_violation(std::move(report));
+    if (totals_.images == 0 || totals_.operations == 0)
+      return finish_without_a_check(settings_.json, report, "no image of any operation was checked");
+    std::printf("no violation\n");
+    return finish(settings_.json, report, kFine);
+  }
+
+ private:
+  [[nodiscard]] bool is_over() const { return stop_.load() || totals_.images.load() >= settings_.images; }
+
+  void explore_all() {
+    const Progress progress;
+    std::vector<std::thread> threads;
+    for (unsigned i = 0; i < (settings_.only_seed ? 1 : settings_.jobs); ++i) {
+      threads.emplace_back([this] {
+        while (!is_over()) explore_one(next_seed_.fetch_add(1));
+      });
+    }
+    while (progress.shown() && !is_over()) {
+      progress.say(std::to_string(totals_.images) + " images of " + std::to_string(totals_.histories) + " histories");
+      std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    }
+    for (std::thread& thread : threads) thread.join();
+  }
+
+  void explore_one(std::uint64_t seed) {
+    running_replay = replay_line(settings_, way_, seed, settings_.keep);
+    const auto subject = way_.subject(seed);
+    std::vector<std::size_t> keep = settings_.keep.empty() ? everything(*subject) : settings_.keep;
+    std::erase_if(keep, [&](std::size_t i) { return i >= subject->operations(); });
+    totals_.operations += keep.size();
+    const Explored result = way_.explore(*subject, keep, seed, bug_);
+    totals_.add(result);
+    if (result.violation && !stop_.exchange(true)) note_violation(*subject, std::move(keep), seed, *result.violation);
+    if (settings_.only_seed) stop_.store(true);
+  }
+
+  void note_violation(Subject& subject, std::vector<std::size_t> keep, std::uint64_t seed, const std::string& what) {
+    keep = shrink_while(keep, [&](const std::vector<std::size_t>& fewer) {
+      return way_.explore(subject, fewer, seed, bug_).violation.has_value();
+    });
+    const Explored shrunk = way_.explore(subject, keep, seed, bug_);
+    violation_ = {{"seed", seed},
+                  {"what", shrunk.violation.value_or(what)},
+                  {"replay", replay_line(settings_, way_, seed, keep)}};
+    for (const std::size_t i : keep) violation_["history"].push_back(subject.describe(i));
+  }
+
+  [[nodiscard]] Json summarize(double seconds) const {
+    const double per_second = static_cast<double>(totals_.images) / seconds;
+    std::printf(
+        "%llu images (%llu of them in the middle of recovery) of %llu histories at %llu moments (%llu sampled), "
+        "%.1f s, %.0f images/s\n",
+        number(totals_.images), number(totals_.recovery_images), number(totals_.histories), number(totals_.moments),
+        number(totals_.sampled), seconds, per_second);
+    Json report = report_of("explore", settings_);
+    report["mutant"] = settings_.bug;
+    report["images"] = totals_.images.load();
+    report["recovery_images"] = totals_.recovery_images.load();
+    report["histories"] = totals_.histories.load();
+    report["moments"] = totals_.moments.load();
+    report["moments_sampled"] = totals_.sampled.load();
+    report["seconds"] = seconds;
+    report["images_per_second"] = per_second;
+    report["violations"] = violation_.is_null() ? 0 : 1;
+    if (settings_.media == "file") {
+      std::printf("%llu images needed the journal; in %llu histories the disk refused a call\n",
+                  number(totals_.replayed), number(totals_.refused));
+      report["replayed"] = totals_.replayed.load();
+      report["refused"] = totals_.refused.load();
+    }
+    return report;
+  }
+
+  int tell_violation(Json report) const {
+    report["violation"] = violation_;
+    std::printf("VIOLATION with seed %llu: %s\n", number(violation_["seed"].get<std::uint64_t>()),
+                violation_["what"].get<std::string>().c_str());
+    for (const auto& line : violation_["history"]) std::printf("  %s\n", line.get<std::string>().c_str());
+    std::printf("replay: %s\n", violation_["replay"].get<std::string>().c_str());
+    return finish(settings_.json, report, kViolated);
+  }
+
+  const Settings& settings_;
+  const Exploration& way_;
+  std::size_t bug_;
+  std::atomic<std::uint64_t> next_seed_;
+  Totals totals_;
+  std::atomic<bool> stop_{false};
+  Json violation_;  // written by the one thread that has set stop_
+};
+
 }  // namespace
 
 int finish(const std::string& json, const Json& report, int code) {
@@ -238,86 +339,19 @@ int explore_histories(const Settings& settings) {
   if (!settings.bug.empty()) {
     bug = way->bug(settings.bug);
     if (bug == Exploration::kNoBug) {
-      std::fprintf(stderr, "no planted bug '%s'; dunnock-crash mutants names them\n", settings.bug.c_str());
+      std::fprintf(stderr, "no planted bug '%s'; dunnock-crash mutants --list names them\n", settings.bug.c_str());
       return kUsage;
     }
   }
   for (const int signal : {SIGABRT, SIGSEGV, SIGBUS, SIGFPE}) std::signal(signal, report_stopped_structure);
-  const auto start = Clock::now();
-  std::atomic<std::uint64_t> next_seed{settings.seed};
-  Totals totals;
-  std::atomic<bool> stop{false};
-  std::mutex mutex;
-  Json violation;
-  const auto work = [&] {
-    while (!stop.load() && totals.images.load() < settings.images) {
-      const std::uint64_t seed = next_seed.fetch_add(1);
-      running_replay = replay_line(settings, *way, seed, settings.keep);
-      const auto subject = way->subject(seed);
-      std::vector<std::size_t> keep = settings.keep.empty() ? everything(*subject) : settings.keep;
-      std::erase_if(keep, [&](std::size_t i) { return i >= subject->operations(); });
-      totals.operations += keep.size();
-      const Explored result = way->explore(*subject, keep, seed, bug);
-      totals.add(result);
-      if (result.violation && !stop.exchange(true)) {
-        keep = shrink_while(keep, [&](const std::vector<std::size_t>& fewer) {
-          return way->explore(*subject, fewer, seed, bug).violation.has_value();
-        });
-        const Explored shrunk = way->explore(*subject, keep, seed, bug);
-        const std::lock_guard lock(mutex);
-        violation = {{"seed", seed},
-                     {"what", shrunk.violation.value_or(*result.violation)},
-                     {"replay", replay_line(settings, *way, seed, keep)}};
-        for (const std::size_t i : keep) violation["history"].push_back(subject->describe(i));
-      }
-      if (settings.only_seed) stop.store(true);
-    }
-  };
-  {
-    const Progress progress;
-    std::vector<std::thread> threads;
-    for (unsigned i = 0; i < (settings.only_seed ? 1 : settings.jobs); ++i) threads.emplace_back(work);
-    while (progress.shown() && !stop.load() && totals.images.load() < settings.images) {
-      progress.say(std::to_string(totals.images) + " images of " + std::to_string(totals.histories) + " histories");
-      std::this_thread::sleep_for(std::chrono::milliseconds(200));
-    }
-    for (std::thread& thread : threads) thread.join();
+  return HistoryRun(settings, *way, bug).run();
+}
+
+int list_bugs(const Settings& settings) {
+  for (const std::string& name : make_exploration(settings)->bugs()) {
+    if (name.find(settings.bug) != std::string::npos) std::printf("%s\n", name.c_str());
   }
-  const double seconds = seconds_since(start);
-  const double a_second = static_cast<double>(totals.images) / seconds;
-  std::printf(
-      "%llu images (%llu of them in the middle of recovery) of %llu histories at %llu moments (%llu sampled), %.1f s, "
-      "%.0f images/s\n",
-      number(totals.images), number(totals.recovery_images), number(totals.histories), number(totals.moments),
-      number(totals.sampled), seconds, a_second);
-  Json report = report_of("explore", settings);
-  report["mutant"] = settings.bug;
-  report["images"] = totals.images.load();
-  report["recovery_images"] = totals.recovery_images.load();
-  report["histories"] = totals.histories.load();
-  report["moments"] = totals.moments.load();
-  report["moments_sampled"] = totals.sampled.load();
-  report["seconds"] = seconds;
-  report["images_per_second"] = a_second;
-  report["violations"] = violation.is_null() ? 0 : 1;
-  if (settings.media == "file") {
-    std::printf("%llu images needed the journal; in %llu histories the disk refused a call\n", number(totals.replayed),
-                number(totals.refused));
-    report["replayed"] = totals.replayed.load();
-    report["refused"] = totals.refused.load();
-  }
-  if (violation.is_null()) {
-    if (totals.images == 0 || totals.operations == 0)
-      return finish_without_a_check(settings.json, report, "no image of any operation was checked");
-    std::printf("no violation\n");
-    return finish(settings.json, report, kFine);
-  }
-  report["violation"] = violation;
-  std::printf("VIOLATION with seed %llu: %s\n", number(violation["seed"].get<std::uint64_t>()),
-              violation["what"].get<std::string>().c_str());
-  for (const auto& line : violation["history"]) std::printf("  %s\n", line.get<std::string>().c_str());
-  std::printf("replay: %s\n", violation["replay"].get<std::string>().c_str());
-  return finish(settings.json, report, kViolated);
+  return kFine;
 }
 
 int plant_bugs(const Settings& settings) {

@@ -18,6 +18,8 @@ inline constexpr int kFine = 0, kViolated = 1, kUsage = 2, kEnvironment = 3;
 
 /// Explores histories until settings.images images have been checked, or one violates its contract.
 [[nodiscard]] int explore_histories(const Settings& settings);
+/// Prints the names of the bugs that can be planted, one per line.
+[[nodiscard]] int list_bugs(const Settings& settings);
 /// Plants bugs, one at a time, and explores with each of them until it is caught.
 [[nodiscard]] int plant_bugs(const Settings& settings);
 

@@ -5,16 +5,17 @@
 #include <utility>
 
 #include "dunnock/base/check.hpp"
+#include "file_bugs.hpp"
 #include "file_explorer.hpp"
-#include "file_structures.hpp"
 #include "structures.hpp"
 
 namespace dunnock::crash {
 namespace {
 
 /// The thread count cycles, so that a run has some of each.
-unsigned threads_of(const Settings& settings, std::uint64_t seed) {
-  return 1 + static_cast<unsigned>(seed % settings.threads);
+SubjectOptions subject_options(const Settings& settings, std::uint64_t seed, Recording recording) {
+  const unsigned threads = 1 + static_cast<unsigned>(seed % settings.threads);
+  return {{seed, threads, settings.operations}, settings.bits, recording};
 }
 
 template <class Bugs>
@@ -43,10 +44,11 @@ const char* what_is_left_out(Mutation::Kind kind) {
 class MemoryExploration final : public Exploration {
  public:
   MemoryExploration(const Settings& settings, const Structure& structure)
-      : settings_(settings), structure_(structure), bugs_(structure.mutants()) {}
+      : settings_(settings), structure_(structure), bugs_(structure.bugs.all()) {}
 
   [[nodiscard]] std::unique_ptr<Subject> subject(std::uint64_t seed) const override {
-    return structure_.subject(seed, threads_of(settings_, seed), settings_.operations, settings_.bits, settings_.eadr);
+    return structure_.subject(
+        subject_options(settings_, seed, settings_.eadr ? Recording::kEadr : Recording::kMemory));
   }
   [[nodiscard]] Explored explore(Subject& subject, const std::vector<std::size_t>& keep, std::uint64_t seed,
                                  std::size_t bug) const override {
@@ -87,17 +89,15 @@ class MemoryExploration final : public Exploration {
   [[nodiscard]] std::vector<std::string> untried(std::span<const Step> running) const override {
     std::vector<std::string> alone;
     for (const Step& step : running) {
-      const bool elsewhere =
-          std::any_of(structure_.elsewhere.begin(), structure_.elsewhere.end(),
-                      [&](const auto& one) { return one.left_out_by == step.left_out_by && one.point == step.point; });
-      if (is_own(step) && !is_planted(step, bugs_.size()) && !elsewhere) alone.push_back(words_of(step));
+      const bool excepted = structure_.bugs.is_excepted({step.left_out_by, step.point, {}});
+      if (is_own(step) && !is_planted(step, bugs_.size()) && !excepted) alone.push_back(words_of(step));
     }
     return alone;
   }
   [[nodiscard]] std::vector<std::string> left_to_tests() const override {
     std::vector<std::string> words;
-    for (const auto& one : structure_.elsewhere) {
-      words.push_back(std::string(one.test) + ": no " + what_is_left_out(one.left_out_by) + " " +
+    for (const auto& one : structure_.bugs.elsewhere) {
+      words.push_back(std::string(one.test) + ": no " + what_is_left_out(one.kind) + " " +
                       std::string(structure_.point_name(one.point)));
     }
     return words;
@@ -108,9 +108,7 @@ class MemoryExploration final : public Exploration {
   [[nodiscard]] std::size_t images_per_moment() const override { return settings_.images_per_moment.value_or(64); }
 
  private:
-  [[nodiscard]] bool is_own(const Step& step) const {
-    return static_cast<unsigned>(step.point) >= structure_.first_point;
-  }
+  [[nodiscard]] bool is_own(const Step& step) const { return structure_.bugs.is_own(step.point); }
   /// By one of the first `count` bugs.
   [[nodiscard]] bool is_planted(const Step& step, std::size_t count) const {
     return std::any_of(bugs_.begin(), bugs_.begin() + static_cast<std::ptrdiff_t>(count), [&](const Mutant& one) {
@@ -131,15 +129,11 @@ class MemoryExploration final : public Exploration {
 
 class FileExploration final : public Exploration {
  public:
-  explicit FileExploration(const Settings& settings) : settings_(settings), bugs_(file_mutants(settings.structure)) {
-    // The sync of the note after the first group is no bug: that group's fence has not returned by then.
-    std::erase_if(bugs_, [](const FileMutant& one) {
-      return one.mutation.kind == FileMutation::Kind::kSwapped && one.mutation.site == Site::kNoteSync;
-    });
-  }
+  FileExploration(const Settings& settings, const Structure& structure)
+      : settings_(settings), structure_(structure), bugs_(file_bugs()) {}
 
   [[nodiscard]] std::unique_ptr<Subject> subject(std::uint64_t seed) const override {
-    return file_subject(settings_.structure, seed, threads_of(settings_, seed), settings_.operations, settings_.bits);
+    return structure_.subject(subject_options(settings_, seed, Recording::kFile));
   }
   [[nodiscard]] Explored explore(Subject& subject, const std::vector<std::size_t>& keep, std::uint64_t seed,
                                  std::size_t bug) const override {
@@ -179,6 +173,7 @@ class FileExploration final : public Exploration {
 
  private:
   const Settings& settings_;
+  const Structure& structure_;
   std::vector<FileMutant> bugs_;
 };
 
@@ -187,7 +182,7 @@ class FileExploration final : public Exploration {
 std::unique_ptr<Exploration> make_exploration(const Settings& settings) {
   const Structure* const structure = find_structure(settings.structure);
   DUNNOCK_CHECK(structure != nullptr, "the structure is known");
-  if (settings.media == "file") return std::make_unique<FileExploration>(settings);
+  if (settings.media == "file") return std::make_unique<FileExploration>(settings, *structure);
   return std::make_unique<MemoryExploration>(settings, *structure);
 }
 

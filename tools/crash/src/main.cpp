@@ -31,12 +31,13 @@ using dunnock::crash::Structure;
 using Clock = std::chrono::steady_clock;
 using Json = nlohmann::json;
 
-/// What kill, corrupt and life take besides the structure, the seed, the threads and the JSON.
+/// What the commands take besides the structure, the seed, the threads and the JSON.
 struct Options {
   std::string directory;
   std::string kill_media = "process";
   unsigned kills = 20;
   unsigned rounds = 200;
+  bool lists = false;
   dunnock::crash::LifeOptions life;
 };
 
@@ -164,6 +165,134 @@ CLI::Validator whole(std::uint64_t least, std::uint64_t most) {
       "[" + bounds + "]");
 }
 
+// ----- the command line ----------------------------------------------------------------------------------------------
+
+// A run of nothing would be a pass of nothing.
+CLI::Validator at_least_one() { return whole(1, std::numeric_limits<std::uint64_t>::max()); }
+CLI::Validator positive_number() { return whole(1, std::numeric_limits<unsigned>::max()); }
+
+void add_seed_and_json(CLI::App& command, Settings& settings) {
+  command.add_option("--seed", settings.seed, "of everything random")
+      ->check(whole(0, std::numeric_limits<std::uint64_t>::max()))
+      ->capture_default_str();
+  command.add_option("--json", settings.json, "file for a summary");
+}
+
+/// Of all commands that work on a structure.
+void add_common_options(CLI::App& command, Settings& settings) {
+  command.add_option("--structure", settings.structure, dunnock::crash::names_of_structures())->capture_default_str();
+  add_seed_and_json(command, settings);
+  command.add_option("--threads", settings.threads, "at most so many simulated or real threads")
+      ->check(whole(1, 8))
+      ->capture_default_str();
+}
+
+/// Of explore and mutants.
+void add_exploring_options(CLI::App& command, Settings& settings) {
+  add_common_options(command, settings);
+  command.add_option("--fingerprint-bits", settings.bits, "8, 12 or 16")
+      ->check(CLI::IsMember({8, 12, 16}))
+      ->capture_default_str();
+  command.add_option("--ops", settings.operations, "operations in a history")
+      ->check(whole(1, 200))
+      ->capture_default_str();
+  command.add_option("--images-per-moment", settings.images_per_moment, "sample when more are legal [64, of files 8]")
+      ->check(at_least_one());
+  command.add_option("--recovery-every", settings.recovery_every, "explore one recovery in so many for crashes in it")
+      ->check(whole(1, 1000000))
+      ->capture_default_str();
+  command.add_option("--schedules", settings.schedules, "other turns of the threads, of which no images are taken")
+      ->check(whole(0, 1U << 20))
+      ->capture_default_str();
+  command.add_option("--jobs", settings.jobs, "real threads")->check(whole(1, 256))->capture_default_str();
+  command.add_option("--media", settings.media, "memory, or file: a model of a file and its disk")
+      ->check(CLI::IsMember({"memory", "file"}))
+      ->capture_default_str();
+}
+
+void add_explore_command(CLI::App& app, Settings& settings) {
+  CLI::App& command = *app.add_subcommand("explore", "play the legal power failures of recorded histories");
+  add_exploring_options(command, settings);
+  command.add_option("--images", settings.images, "stop after so many")->check(at_least_one())->capture_default_str();
+  command.add_flag("--eadr", settings.eadr, "caches survive the power failure");
+  command.add_flag("--only-seed", settings.only_seed, "one history: that of --seed");
+  command.add_option("--mutant", settings.bug, "plant this bug first");
+  command.add_option("--keep", settings.keep, "only these operations of it")->delimiter(',');
+}
+
+void add_mutants_command(CLI::App& app, Settings& settings, Options& options) {
+  CLI::App& command = *app.add_subcommand("mutants", "plant persistence bugs; every one must be caught");
+  add_exploring_options(command, settings);
+  command.add_option("--only", settings.bug, "those with these words in their name");
+  command.add_option("--budget", settings.budget, "images to catch one with")
+      ->check(at_least_one())
+      ->capture_default_str();
+  command.add_flag("--list", options.lists, "only print their names; not those of single lines of the source");
+}
+
+void add_life_command(CLI::App& app, Settings& settings, Options& options) {
+  CLI::App& command = *app.add_subcommand("life", "play power failures in the life of a real pool's file");
+  add_seed_and_json(command, settings);
+  command.add_option("--images", options.life.images, "stop after so many")
+      ->check(at_least_one())
+      ->capture_default_str();
+  const auto names_syncs = [](const std::string& drop) {
+    return dunnock::crash::is_drop(drop)
+               ? std::string()
+               : "'" + drop + "' names no syncs; there are " + dunnock::crash::drops_in_words();
+  };
+  command.add_option("--drop", options.life.drop, "plant a bug: these syncs do nothing, such as 'folder'")
+      ->check(CLI::Validator(names_syncs, "", "syncs"));
+}
+
+void add_kill_command(CLI::App& app, Settings& settings, Options& options) {
+  CLI::App& command = *app.add_subcommand("kill", "SIGKILL a process on a real pool, again and again");
+  add_common_options(command, settings);
+  command.add_option("--kills", options.kills)->check(positive_number())->capture_default_str();
+  command.add_option("--media", options.kill_media, "process or file")
+      ->check(CLI::IsMember({"process", "file"}))
+      ->capture_default_str();
+  command.add_option("--directory", options.directory, "for the pool file")->capture_default_str();
+}
+
+void add_corrupt_command(CLI::App& app, Settings& settings, Options& options) {
+  CLI::App& command = *app.add_subcommand("corrupt", "damage pool files in every way");
+  add_common_options(command, settings);
+  command.add_option("--rounds", options.rounds, "random damages of each kind")
+      ->check(positive_number())
+      ->capture_default_str();
+  command.add_option("--directory", options.directory, "for the pool files")->capture_default_str();
+}
+
+int print_structures() {
+  for (const Structure& one : dunnock::crash::structures()) std::printf("%s\n", std::string(one.name).c_str());
+  return kFine;
+}
+
+int run_command(const std::string& name, const Settings& settings, const Options& options) {
+  const Structure* structure = dunnock::crash::find_structure(settings.structure);
+  if (structure == nullptr) {
+    std::fprintf(stderr, "no structure '%s'; there is %s\n", settings.structure.c_str(),
+                 dunnock::crash::names_of_structures().c_str());
+    return kUsage;
+  }
+  std::error_code unknown;
+  if (!std::filesystem::is_directory(options.directory, unknown)) {
+    std::fprintf(stderr, "%s is not a directory\n", options.directory.c_str());
+    return kEnvironment;
+  }
+  if (settings.eadr && settings.media == "file") {
+    std::fprintf(stderr, "a file has no caches that survive: --eadr is for --media memory\n");
+    return kUsage;
+  }
+  if (name == "structures") return print_structures();
+  if (name == "explore") return explore_histories(settings);
+  if (name == "mutants") return options.lists ? list_bugs(settings) : plant_bugs(settings);
+  if (name == "life") return live(settings, options.life);
+  if (name == "kill") return kill_storm(*structure, settings, options);
+  return corrupt(*structure, settings, options);
+}
+
 int run(int argc, char** argv) {
   Settings settings;
   Options options;
@@ -173,115 +302,20 @@ int run(int argc, char** argv) {
   CLI::App app("Looks for lost, torn and resurrected data: plays power failures, kills processes, damages files.");
   app.require_subcommand(1);
   app.footer("Exit codes: 0 fine, 1 violated, 2 usage, 3 environment.");
-  // A run of nothing would be a pass of nothing.
-  const CLI::Validator some = whole(1, std::numeric_limits<std::uint64_t>::max());
-  const CLI::Validator a_number = whole(1, std::numeric_limits<unsigned>::max());
-  const auto common = [&settings](CLI::App* command) {
-    command->add_option("--structure", settings.structure, "filter, index, log, checkpoint or prefix")
-        ->capture_default_str();
-    command->add_option("--seed", settings.seed, "of everything random")
-        ->check(whole(0, std::numeric_limits<std::uint64_t>::max()))
-        ->capture_default_str();
-    command->add_option("--json", settings.json, "file for a summary");
-    command->add_option("--threads", settings.threads, "at most so many simulated or real threads")
-        ->check(whole(1, 8))
-        ->capture_default_str();
-  };
-  const auto exploring = [&settings, some](CLI::App* command) {
-    command->add_option("--fingerprint-bits", settings.bits, "8, 12 or 16")
-        ->check(CLI::IsMember({8, 12, 16}))
-        ->capture_default_str();
-    command->add_option("--ops", settings.operations, "operations in a history")
-        ->check(whole(1, 200))
-        ->capture_default_str();
-    command
-        ->add_option("--images-per-moment", settings.images_per_moment, "sample when more are legal [64, of files 8]")
-        ->check(some);
-    command
-        ->add_option("--recovery-every", settings.recovery_every, "explore one recovery in so many for crashes in it")
-        ->check(whole(1, 1000000))
-        ->capture_default_str();
-    command->add_option("--schedules", settings.schedules, "other turns of the threads, of which no images are taken")
-        ->check(whole(0, 1U << 20))
-        ->capture_default_str();
-    command->add_option("--jobs", settings.jobs, "real threads")->check(whole(1, 256))->capture_default_str();
-  };
-  CLI::App* explore_command = app.add_subcommand("explore", "play the legal power failures of recorded histories");
-  common(explore_command);
-  exploring(explore_command);
-  explore_command->add_option("--images", settings.images, "stop after so many")->check(some)->capture_default_str();
-  explore_command->add_flag("--eadr", settings.eadr, "caches survive the power failure");
-  explore_command->add_flag("--only-seed", settings.only_seed, "one history: that of --seed");
-  explore_command->add_option("--mutant", settings.bug, "plant this bug first");
-  explore_command->add_option("--keep", settings.keep, "only these operations of it")->delimiter(',');
-  CLI::App* mutants_command = app.add_subcommand("mutants", "plant persistence bugs; every one must be caught");
-  common(mutants_command);
-  exploring(mutants_command);
-  mutants_command->add_option("--only", settings.bug, "those with these words in their name");
-  mutants_command->add_option("--budget", settings.budget, "images to catch one with")
-      ->check(some)
-      ->capture_default_str();
-  for (CLI::App* command : {explore_command, mutants_command}) {
-    command->add_option("--media", settings.media, "memory, or file: a model of a file and its disk")
-        ->check(CLI::IsMember({"memory", "file"}))
-        ->capture_default_str();
-  }
-  CLI::App* life_command = app.add_subcommand("life", "play power failures in the life of a real pool's file");
-  life_command->add_option("--seed", settings.seed, "of everything random")
-      ->check(whole(0, std::numeric_limits<std::uint64_t>::max()))
-      ->capture_default_str();
-  life_command->add_option("--json", settings.json, "file for a summary");
-  life_command->add_option("--images", options.life.images, "stop after so many")->check(some)->capture_default_str();
-  life_command->add_option("--drop", options.life.drop, "plant a bug: these syncs do nothing, such as 'folder'")
-      ->check(CLI::Validator(
-          [](const std::string& drop) {
-            return dunnock::crash::is_drop(drop)
-                       ? std::string()
-                       : "'" + drop + "' names no syncs; there are " + dunnock::crash::drops_in_words();
-          },
-          "", "syncs"));
-  CLI::App* kill_command = app.add_subcommand("kill", "SIGKILL a process on a real pool, again and again");
-  common(kill_command);
-  kill_command->add_option("--kills", options.kills)->check(a_number)->capture_default_str();
-  kill_command->add_option("--media", options.kill_media, "process or file")
-      ->check(CLI::IsMember({"process", "file"}))
-      ->capture_default_str();
-  kill_command->add_option("--directory", options.directory, "for the pool file")->capture_default_str();
-  CLI::App* corrupt_command = app.add_subcommand("corrupt", "damage pool files in every way");
-  common(corrupt_command);
-  corrupt_command->add_option("--rounds", options.rounds, "random damages of each kind")
-      ->check(a_number)
-      ->capture_default_str();
-  corrupt_command->add_option("--directory", options.directory, "for the pool files")->capture_default_str();
+  add_explore_command(app, settings);
+  add_mutants_command(app, settings, options);
+  add_life_command(app, settings, options);
+  add_kill_command(app, settings, options);
+  add_corrupt_command(app, settings, options);
+  app.add_subcommand("structures", "print the names of the structures");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    const std::string complaint =
-        dunnock::explain_parse_error(app, error, {argv, static_cast<std::size_t>(argc)});
+    const std::string complaint = dunnock::explain_parse_error(app, error, {argv, static_cast<std::size_t>(argc)});
     (void)std::fputs(complaint.c_str(), stderr);
     return complaint.empty() ? kFine : kUsage;
   }
-  const Structure* structure = dunnock::crash::find_structure(settings.structure);
-  if (structure == nullptr) {
-    std::fprintf(stderr, "no structure '%s'; there is:", settings.structure.c_str());
-    for (const Structure& one : dunnock::crash::structures())
-      std::fprintf(stderr, " %s", std::string(one.name).c_str());
-    std::fprintf(stderr, "\n");
-    return kUsage;
-  }
-  if (!std::filesystem::is_directory(options.directory, unknown)) {
-    std::fprintf(stderr, "%s is not a directory\n", options.directory.c_str());
-    return kEnvironment;
-  }
-  if (settings.eadr && settings.media == "file") {
-    std::fprintf(stderr, "a file has no caches that survive: --eadr is for --media memory\n");
-    return kUsage;
-  }
-  if (*explore_command) return explore_histories(settings);
-  if (*mutants_command) return plant_bugs(settings);
-  if (*life_command) return live(settings, options.life);
-  if (*kill_command) return kill_storm(*structure, settings, options);
-  return corrupt(*structure, settings, options);
+  return run_command(app.get_subcommands().front()->get_name(), settings, options);
 }
 
 }  // namespace

@@ -2,11 +2,9 @@
 
 #include <poll.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 
-#include <algorithm>
-#include <chrono>
-#include <filesystem>
-#include <fstream>
+#include <cstring>
 #include <new>
 #include <random>
 
@@ -46,173 +44,117 @@ void light(Fuse& fuse, const std::vector<Point>& seldom, std::mt19937_64& random
   fuse.steps_left = static_cast<std::int64_t>(1 + random() % (any ? 20000 : 60));
 }
 
-}  // namespace
+/// Processes that work on one pool and are killed, one after the other.
+class Storm {
+ public:
+  Storm(const KillOptions& options, StormSystem& system) : options_(options), system_(system), random_(options.seed) {
+    void* shared = mmap(nullptr, sizeof(*blown_), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (shared != MAP_FAILED) blown_ = new (shared) std::atomic<bool>(false);
+  }
+  Storm(const Storm&) = delete;
+  Storm& operator=(const Storm&) = delete;
+  ~Storm() {
+    if (blown_ != nullptr) munmap(blown_, sizeof(*blown_));
+  }
 
-KillResult run_storm(const KillOptions& options, StormSystem& system) {
-  KillResult result;
-  void* shared = mmap(nullptr, sizeof(std::atomic<bool>), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  if (shared == MAP_FAILED) {
-    result.violation = "no shared memory";
-    return result;
+  KillResult run() {
+    std::string wrong = blown_ == nullptr ? "no shared memory" : create();
+    while (wrong.empty() && result_.kills < options_.kills) {
+      wrong = kill_once();
+      if (wrong.empty() && options_.progress) options_.progress(result_.kills);
+    }
+    if (wrong.empty()) {
+      static_cast<void>(Pool::remove(options_.path));
+    } else {  // The pool stays, to be looked at.
+      result_.violation =
+          "after kill " + std::to_string(result_.kills) + ": " + wrong + " (the pool is " + options_.path + ")";
+    }
+    return result_;
   }
-  auto* blown = new (shared) std::atomic<bool>(false);
-  const auto wrong = [&result, &options](const std::string& what) {
-    // The pool stays, to be looked at.
-    result.violation =
-        "after kill " + std::to_string(result.kills) + ": " + what + " (the pool is " + options.path + ")";
-    return result;
-  };
-  static_cast<void>(Pool::remove(options.path));
-  std::mt19937_64 random(options.seed);
-  {
-    auto pool = Pool::create(options.path, {system.pool_bytes()});
-    if (!pool) return wrong(pool.error().message);
-    if (std::string failed = system.create(*pool); !failed.empty()) return wrong(failed);
+
+ private:
+  std::string create() {
+    static_cast<void>(Pool::remove(options_.path));
+    auto pool = Pool::create(options_.path, {system_.pool_bytes()});
+    return pool ? system_.create(*pool) : pool.error().message;
   }
-  for (unsigned n = 0; n < options.kills; ++n) {
+
+  /// A life, its end, perhaps that of its successor, and a look at what is left.
+  std::string kill_once() {
+    const std::uint64_t seed = random_();
+    std::string journal;
+    if (std::string wrong = live_and_die(seed, journal); !wrong.empty()) return wrong;
+    // Now and then the process that recovers is killed as well.
+    if (random_() % 2 == 0) {
+      if (std::string wrong = recover_and_die(seed); !wrong.empty()) return wrong;
+    }
+    auto pool = Pool::open(options_.path);
+    return pool ? system_.verify(*pool, journal, result_) : pool.error().message;
+  }
+
+  std::string live_and_die(std::uint64_t seed, std::string& journal) {
     int ends[2];
-    if (pipe(ends) != 0) return wrong("no pipe");
-    const std::uint64_t seed = random();
+    if (pipe(ends) != 0) return "no pipe";
     const pid_t child = fork();
-    if (child < 0) return wrong("no process");
+    if (child < 0) return "no process";
     if (child == 0) {
       close(ends[0]);
-      auto pool = Pool::open(options.path);
+      auto pool = Pool::open(options_.path);
       if (!pool) _exit(4);
-      Fuse fuse{.blown = blown};
+      Fuse fuse{.blown = blown_};
       std::mt19937_64 own(seed);
-      light(fuse, system.seldom(), own);
-      system.live(*pool, fuse, ends[1], seed);
+      light(fuse, system_.seldom(), own);
+      system_.live(*pool, fuse, ends[1], seed);
       _exit(5);
     }
     close(ends[1]);
-    const std::string journal = read_journal(ends[0], child, std::chrono::microseconds(1000 + random() % 40000));
+    journal = read_journal(ends[0], child, std::chrono::microseconds(1000 + random_() % 40000));
     close(ends[0]);
     int status = 0;
     waitpid(child, &status, 0);
-    ++result.kills;
-    if (!WIFSIGNALED(status)) return wrong("the child ended by itself, status " + std::to_string(WEXITSTATUS(status)));
-    if (WTERMSIG(status) != SIGKILL) return wrong("the child got signal " + std::to_string(WTERMSIG(status)));
-    result.kills_at_steps += blown->exchange(false) ? 1 : 0;
-
-    // Now and then the process that recovers is killed as well.
-    if (random() % 2 == 0) {
-      const pid_t recoverer = fork();
-      if (recoverer < 0) return wrong("no process");
-      if (recoverer == 0) {
-        auto pool = Pool::open(options.path);
-        if (!pool) _exit(4);
-        Fuse fuse{.steps_left = static_cast<std::int64_t>(1 + seed % 4), .blown = blown};
-        _exit(system.open_only(*pool, fuse) ? 0 : 4);
-      }
-      waitpid(recoverer, &status, 0);
-      const bool killed_here = blown->exchange(false);
-      if (!killed_here && (!WIFEXITED(status) || WEXITSTATUS(status) != 0)) return wrong("it can't be reopened");
-      result.kills_in_recovery += killed_here ? 1 : 0;
-    }
-    auto pool = Pool::open(options.path);
-    if (!pool) return wrong(pool.error().message);
-    if (std::string failed = system.verify(*pool, journal, result); !failed.empty()) return wrong(failed);
-    if (options.progress) options.progress(result.kills);
+    ++result_.kills;
+    if (!WIFSIGNALED(status)) return "the child ended by itself, status " + std::to_string(WEXITSTATUS(status));
+    if (WTERMSIG(status) != SIGKILL) return "the child got signal " + std::to_string(WTERMSIG(status));
+    result_.kills_at_steps += blown_->exchange(false) ? 1 : 0;
+    return {};
   }
-  munmap(shared, sizeof(std::atomic<bool>));
-  static_cast<void>(Pool::remove(options.path));
-  return result;
+
+  std::string recover_and_die(std::uint64_t seed) {
+    const pid_t recoverer = fork();
+    if (recoverer < 0) return "no process";
+    if (recoverer == 0) {
+      auto pool = Pool::open(options_.path);
+      if (!pool) _exit(4);
+      Fuse fuse{.steps_left = static_cast<std::int64_t>(1 + seed % system_.recovery_steps()), .blown = blown_};
+      _exit(system_.open_only(*pool, fuse) ? 0 : 4);
+    }
+    int status = 0;
+    waitpid(recoverer, &status, 0);
+    const bool killed_here = blown_->exchange(false);
+    if (!killed_here && (!WIFEXITED(status) || WEXITSTATUS(status) != 0)) return "it can't be reopened";
+    result_.kills_in_recovery += killed_here ? 1 : 0;
+    return {};
+  }
+
+  const KillOptions& options_;
+  StormSystem& system_;
+  std::mt19937_64 random_;
+  std::atomic<bool>* blown_ = nullptr;  // in memory that the children share
+  KillResult result_;
+};
+
+}  // namespace
+
+void say(int journal, const JournalLine& line) {
+  if (write(journal, &line, sizeof line) != static_cast<ssize_t>(sizeof line)) _exit(3);
 }
 
-std::vector<CorruptCase> run_damage(const CorruptOptions& options, const DamageSystem& system) {
-  namespace fs = std::filesystem;
-  const fs::path good = fs::path(options.directory) / "good.pool";
-  const fs::path bad = fs::path(options.directory) / "bad.pool";
-  fs::remove(good);
-  std::vector<CorruptCase> cases;
-  {
-    auto pool = Pool::create(good, {system.pool_bytes});
-    const std::string failed = pool ? system.create(*pool) : pool.error().message;
-    if (!failed.empty()) {
-      cases.push_back({.name = "set-up", .violation = failed});
-      return cases;
-    }
-  }
-  const std::uint64_t size = fs::file_size(good);
-  std::mt19937_64 random(options.seed);
-  std::string message;
-  const auto use = [&](int pipe_end) {
-    std::string error;
-    auto pool = Pool::open(bad);
-    const int outcome = pool ? system.use(*pool, error) : static_cast<int>(kRefused);
-    if (!pool) error = std::string(to_string(pool.error().code)) + ": " + pool.error().message;
-    error.resize(std::min<std::size_t>(error.size(), 400));
-    if (write(pipe_end, error.data(), error.size()) < 0) return 1;
-    return outcome;
-  };
-  const auto damage = [&](const std::string& name, unsigned rounds, const auto& harm) {
-    CorruptCase one{.name = name};
-    for (unsigned round = 0; round < rounds && one.violation.empty(); ++round) {
-      fs::copy_file(good, bad, fs::copy_options::overwrite_existing);
-      const std::string what = harm();
-      count_outcome(one, in_child(use, message), message, what);
-      if (options.progress) options.progress(round);
-    }
-    cases.push_back(one);
-  };
-  const auto flip = [&](std::uint64_t bit) {
-    std::fstream file(bad, std::ios::in | std::ios::out | std::ios::binary);
-    file.seekg(static_cast<std::streamoff>(bit / 8));
-    const int byte = file.get();
-    file.seekp(static_cast<std::streamoff>(bit / 8));
-    file.put(static_cast<char>(byte ^ 1 << bit % 8));
-    return "bit " + std::to_string(bit);
-  };
-  const auto overwrite = [&](std::uint64_t at, const std::string& bytes) {
-    std::fstream file(bad, std::ios::in | std::ios::out | std::ios::binary);
-    file.seekp(static_cast<std::streamoff>(at));
-    file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  };
-  std::string bytes(size, '\0');
-  std::ifstream(good, std::ios::binary).read(bytes.data(), static_cast<std::streamsize>(size));
-  const auto page_in_use = [&] {  // Most of a pool is empty, and damage there is none.
-    for (;;) {
-      const std::uint64_t page = random() % (size / 4096);
-      if (bytes.find_first_not_of('\0', page * 4096) < (page + 1) * 4096) return page;
-    }
-  };
-
-  damage("nothing", 1, [] { return std::string("nothing"); });
-  if (cases.back().unharmed != 1) cases.back().violation = "an unharmed pool is not found unharmed";
-  damage("flipped bit in a page in use", options.rounds * 2,
-         [&] { return flip(page_in_use() * 4096 * 8 + random() % (4096 * 8)); });
-  for (const std::uint64_t magic : system.magics) {
-    const std::string text(reinterpret_cast<const char*>(&magic), sizeof magic);
-    const std::uint64_t at = bytes.find(text);
-    if (at == std::string::npos) {
-      cases.push_back({.name = "header " + text, .violation = "there is no such header to be damaged"});
-      continue;
-    }
-    damage("flipped bit in the header " + text, options.rounds / 2 + 1, [&] { return flip(at * 8 + random() % 1024); });
-    damage("wrong version in the header " + text, 1, [&] {
-      overwrite(at + 8, std::string("\x63\0\0\0", 4));
-      return std::string("version 99");
-    });
-  }
-  damage("zeroed page in use", options.rounds, [&] {
-    const std::uint64_t page = page_in_use();
-    overwrite(page * 4096, std::string(4096, '\0'));
-    return "page " + std::to_string(page);
-  });
-  damage("page written to another place", options.rounds, [&] {
-    const std::uint64_t from = page_in_use(), to = page_in_use();
-    overwrite(to * 4096, bytes.substr(from * 4096, 4096));
-    return "page " + std::to_string(from) + " to " + std::to_string(to);
-  });
-  damage("truncated file", options.rounds / 4 + 1, [&] {
-    const std::uint64_t length = random() % size;
-    fs::resize_file(bad, length);
-    return "to " + std::to_string(length);
-  });
-  fs::remove(good);
-  fs::remove(bad);
-  return cases;
+std::vector<JournalLine> lines_of(const std::string& journal) {
+  std::vector<JournalLine> lines(journal.size() / sizeof(JournalLine));
+  std::memcpy(lines.data(), journal.data(), lines.size() * sizeof(JournalLine));
+  return lines;
 }
+
+KillResult run_storm(const KillOptions& options, StormSystem& system) { return Storm(options, system).run(); }
 
 }  // namespace dunnock::crash

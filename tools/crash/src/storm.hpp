@@ -1,16 +1,15 @@
-// What kill storms and damage tests of all structures share: processes that die at a chosen step, and their outcomes.
+// What kill storms of all structures share: processes that die at a chosen step, and the journal of what they did.
 #pragma once
 
 #include <signal.h>
-#include <sys/resource.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
-#include <cstring>
-#include <functional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "dunnock/pmem/media.hpp"
@@ -61,7 +60,29 @@ struct FusedMedia : M {
   }
 };
 
-// ----- storms -----------------------------------------------------------------------------------------------------
+template <class M>
+[[nodiscard]] M media_of(const Pool& pool) {
+  if constexpr (std::is_same_v<M, FileMedia>) {
+    return pool.file_media();
+  } else {
+    return M{};
+  }
+}
+
+/// One line of a child's journal: intent before an operation, its outcome after it. Written whole or not at all, for it
+/// is shorter than PIPE_BUF.
+struct JournalLine {
+  enum class What : std::uint32_t { kIntent, kDone, kRefused, kWrong };
+  What what;
+  std::uint32_t thread;
+  std::uint64_t key;
+  std::uint64_t value;  // 0: erased
+};
+static_assert(sizeof(JournalLine) == 24);
+
+/// In the child. Ends it when the parent does not listen.
+void say(int journal, const JournalLine& line);
+[[nodiscard]] std::vector<JournalLine> lines_of(const std::string& journal);
 
 /// One structure that processes work on until they are killed. The object lives in the parent; children have a copy.
 class StormSystem {
@@ -72,6 +93,8 @@ class StormSystem {
   [[nodiscard]] virtual std::uint64_t pool_bytes() const = 0;
   /// Steps that come seldom, to be killed at.
   [[nodiscard]] virtual std::vector<Point> seldom() const = 0;
+  /// About as many as the recovery of one crash takes.
+  [[nodiscard]] virtual unsigned recovery_steps() const { return 4; }
   /// In a child: opens the structure and works, writing intents and acknowledgements to `journal`, until it is killed.
   /// Returns only when something is wrong.
   virtual void live(Pool& pool, Fuse& fuse, int journal, std::uint64_t seed) = 0;
@@ -83,61 +106,25 @@ class StormSystem {
 
 [[nodiscard]] KillResult run_storm(const KillOptions& options, StormSystem& system);
 
-// ----- damage -----------------------------------------------------------------------------------------------------
-
-enum Outcome : int { kRefused = 10, kFound = 11, kUnharmed = 12, kApproximate = 13, kLostSilently = 14 };
-
-/// What is done to a structure in a damaged pool.
-struct DamageSystem {
-  std::uint64_t pool_bytes = 0;
-  std::function<std::string(Pool&)> create;  ///< And fills it, and closes it. A sentence when that fails.
-  /// Opens it and uses everything in it. Returns an Outcome; an error goes to `error`.
-  std::function<int(Pool&, std::string& error)> use;
-  std::vector<std::uint64_t> magics;  ///< Of its headers, to be damaged in particular.
-};
-[[nodiscard]] std::vector<CorruptCase> run_damage(const CorruptOptions& options, const DamageSystem& system);
-
-/// Runs `use` in a child; returns its exit code, or 128 + the signal that ended it.
-template <class Use>
-int in_child(const Use& use, std::string& message) {
-  int pipe_ends[2];
-  if (pipe(pipe_ends) != 0) return 1;
-  const pid_t child = fork();
-  if (child == 0) {
-    close(pipe_ends[0]);
-    const rlimit none{0, 0};
-    setrlimit(RLIMIT_CORE, &none);
-    alarm(60);  // An endless loop is a failure, too.
-    _exit(use(pipe_ends[1]));
+/// A storm on the media that the options name: Storm<M>(arguments...).
+template <template <class> class Storm, class... Arguments>
+[[nodiscard]] KillResult run_storm_of(const KillOptions& options, const Arguments&... arguments) {
+  if (options.process_media) {
+    Storm<ProcessMedia> storm(arguments...);
+    return run_storm(options, storm);
   }
-  close(pipe_ends[1]);
-  char buffer[512];
-  message.clear();
-  for (ssize_t got; (got = read(pipe_ends[0], buffer, sizeof buffer)) > 0;)
-    message.append(buffer, static_cast<std::size_t>(got));
-  close(pipe_ends[0]);
-  int status = 0;
-  waitpid(child, &status, 0);
-  return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+  Storm<FileMedia> storm(arguments...);
+  return run_storm(options, storm);
 }
 
-inline void count_outcome(CorruptCase& one, int outcome, const std::string& message, const std::string& damage) {
-  ++one.runs;
-  switch (outcome) {
-    case kRefused:
-      ++one.refused;
-      if (one.example.empty()) one.example = message;
-      if (message.empty()) one.violation = "refused without a word: " + damage;
-      break;
-    case kFound: ++one.found; break;
-    case kUnharmed: ++one.unharmed; break;
-    case kApproximate: ++one.approximate; break;
-    default:
-      one.violation = outcome > 128
-                          ? "signal " + std::to_string(outcome - 128) + " (" + strsignal(outcome - 128) + "): " + damage
-                      : outcome == kLostSilently ? "a wrong answer, or one that is lost without a word: " + damage
-                                                 : "exit " + std::to_string(outcome) + ": " + damage;
-  }
+/// Opens, and notes how long that took.
+template <class Open>
+auto open_timed(KillResult& result, const Open& open) {
+  const auto start = std::chrono::steady_clock::now();
+  auto opened = open();
+  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
+  result.recovery_ms_max = std::max(result.recovery_ms_max, took.count());
+  return opened;
 }
 
 }  // namespace dunnock::crash

@@ -1,4 +1,5 @@
-// What dunnock-crash knows of each structure. A new structure adds one entry to structures.cpp.
+// What dunnock-crash knows of each structure. structures.inc lists them; src/structures/<name>_structure.cpp has the
+// entry of each.
 #pragma once
 
 #include <cstdint>
@@ -9,14 +10,24 @@
 #include <vector>
 
 #include "dunnock/crash/explorer.hpp"
+#include "planted_bugs.hpp"
+#include "workload.hpp"
 
 namespace dunnock::crash {
 
-/// A planted bug with a name for people.
-struct Mutant {
-  std::string name;
-  Mutation mutation;
+/// What a history is recorded on.
+enum class Recording : std::uint8_t {
+  kMemory,  ///< caches are lost with the power
+  kEadr,    ///< caches survive
+  kFile,    ///< a file and its disk
 };
+struct SubjectOptions {
+  Workload workload;
+  unsigned fingerprint_bits = 12;  // of a filter
+  Recording recording = Recording::kMemory;
+};
+
+// ----- killed and damaged -------------------------------------------------------------------------------------------
 
 struct KillOptions {
   std::string path;  // of the pool file
@@ -32,7 +43,7 @@ struct KillResult {
   unsigned kills_in_recovery = 0;  // besides: while the next process was opening
   std::uint64_t acknowledged = 0;  // operations
   std::uint64_t completed_kicks = 0;
-  double recovery_ms_max = 0;  // opening the pool and the filter
+  double recovery_ms_max = 0;  // opening the pool and the structure
   std::string violation;       // empty: none
 };
 
@@ -53,29 +64,29 @@ struct CorruptCase {
   std::string violation{};   // empty: none
 };
 
-/// A step whose planted bug a test of its own catches: the explorer's histories would need more images than it has time
-/// for to come across what shows it.
-struct CaughtElsewhere {
-  Mutation::Kind left_out_by;
-  Point point;
-  std::string_view test;
-};
+// ----- the structures ---------------------------------------------------------------------------------------------
 
 struct Structure {
   std::string_view name;
-  std::function<std::unique_ptr<Subject>(std::uint64_t seed, unsigned threads, unsigned operations, unsigned bits,
-                                         bool eadr)>
-      subject;
-  std::function<std::vector<Mutant>()> mutants;
-  std::function<std::string_view(Point)> point_name;
-  std::function<KillResult(const KillOptions&)> kill;
-  std::function<std::vector<CorruptCase>(const CorruptOptions&)> corrupt;
-  unsigned first_point = 1;  ///< Steps below are those of a structure that it uses, which has mutants of its own.
-  std::vector<CaughtElsewhere> elsewhere{};
+  std::unique_ptr<Subject> (*subject)(const SubjectOptions& options);
+  std::string_view (*point_name)(Point point);
+  PlantedBugs bugs;
+  KillResult (*kill)(const KillOptions& options);
+  std::vector<CorruptCase> (*corrupt)(const CorruptOptions& options);
 };
 
 [[nodiscard]] const std::vector<Structure>& structures();
 /// nullptr: there is none of that name.
 [[nodiscard]] const Structure* find_structure(std::string_view name);
+/// "filter, index or log"
+[[nodiscard]] std::string names_of_structures();
+
+// For each row of structures.inc: filter_structure(), kill_filter(), corrupt_filter() and so on.
+#define DUNNOCK_STRUCTURE(name)                                      \
+  [[nodiscard]] Structure name##_structure();                        \
+  [[nodiscard]] KillResult kill_##name(const KillOptions& options);  \
+  [[nodiscard]] std::vector<CorruptCase> corrupt_##name(const CorruptOptions& options);
+#include "structures.inc"
+#undef DUNNOCK_STRUCTURE
 
 }  // namespace dunnock::crash

@@ -1,0 +1,7 @@
+#include "structures/filter_kinds.hpp"
+
+namespace dunnock::crash {
+
+template std::unique_ptr<FilterKind> filter_kind_of<12>(const SubjectOptions& options);
+
+}  // namespace dunnock::crash
