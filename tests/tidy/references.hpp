@@ -45,6 +45,7 @@ struct Names {
   std::set<std::string> tests;     // "Suite.name"
   std::set<std::string> fuzzers;   // "journal_fuzz"
   std::map<std::string, Tool> tools;
+  std::vector<std::string> structures;  // of dunnock-crash
 };
 
 // ----- words --------------------------------------------------------------------------------------------------------
@@ -272,6 +273,8 @@ inline void add_options(Tool& tool, const std::string& text) {
     }
     if (const std::string tool = tool_of(path); !tool.empty()) add_options(names.tools[tool], text);
   }
+  static const std::regex kStructure(R"re(\nDUNNOCK_STRUCTURE\(([a-z_]+)\))re");
+  names.structures = matches_of(read(root / "tools/crash/src/structures.inc"), kStructure);
   Tool& run = names.tools["run"];
   static const std::regex kCase(R"re(\n  ([a-z-]+)\)\n)re");
   for (const std::string& command : matches_of(read(root / "run"), kCase)) run.commands.insert(command);
@@ -313,14 +316,13 @@ inline constexpr std::array<std::string_view, 8> kSourceEndings = {".hpp", ".cpp
 }
 
 /// Does `ctest -R word` select a test of this name? '*' in it is a structure of dunnock-crash, or some number.
-[[nodiscard]] inline bool selects_one(const std::string& name, const std::string& word) {
-  static constexpr std::array<std::string_view, 5> kStructures = {"filter", "index", "log", "checkpoint", "prefix"};
+[[nodiscard]] inline bool selects_one(const Names& names, const std::string& name, const std::string& word) {
   const auto selects = [&word](std::string_view whole) { return fits(whole, "*" + word + "*"); };
   const std::size_t star = name.find('*');
   if (star == std::string::npos) return selects(name);
-  return std::ranges::any_of(kStructures, [&](std::string_view structure) {
+  return std::ranges::any_of(names.structures, [&](const std::string& structure) {
     const std::string end = name.substr(star + 1);
-    return selects(name.substr(0, star) + std::string(structure) + end.substr(0, end.find('*')));
+    return selects(name.substr(0, star) + structure + end.substr(0, end.find('*')));
   });
 }
 
@@ -454,7 +456,7 @@ inline constexpr std::array<std::string_view, 8> kSourceEndings = {".hpp", ".cpp
     const bool selects = prose.text.find(" -R ") != std::string::npos;
     for (const std::string& word : selects ? matches_of(prose.text, kSelected) : std::vector<std::string>()) {
       const bool any =
-          std::ranges::any_of(names.ctests, [&](const std::string& name) { return selects_one(name, word); });
+          std::ranges::any_of(names.ctests, [&](const std::string& name) { return selects_one(names, name, word); });
       if (!any) find("ctest has no test " + word);
     }
     std::vector<std::string> quoted = quoted_in(prose.text);

@@ -75,6 +75,7 @@ TEST(Tree, has_what_its_documents_and_comments_name) {
   EXPECT_TRUE(names.programs.contains("tidy_test"));
   EXPECT_TRUE(names.ctests.contains("tidy.tidy_test"));
   EXPECT_TRUE(names.ctests.contains("crash.explore.*"));
+  EXPECT_EQ(names.structures.front(), "filter");
   EXPECT_TRUE(names.fuzzers.contains("journal_fuzz"));
   EXPECT_TRUE(names.tools.at("dunnock-crash").options.contains("--images"));
   EXPECT_TRUE(names.tools.at("dunnock").commands.contains("checkpoint list"));
@@ -204,6 +205,7 @@ Names some_names() {
   names.ctests = {"crash.explore.*", "device.stream_test", "headers"};
   names.tests = {"Streams.run_in_order"};
   names.fuzzers = {"journal_fuzz"};
+  names.structures = {"filter", "index"};
   Tool& crash = names.tools["dunnock-crash"];
   crash.commands = {"explore", "kill"};
   crash.options = {"--help", "--images", "--kills"};

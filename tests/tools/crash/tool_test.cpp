@@ -3,11 +3,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <string>
+#include <vector>
 
 namespace {
 
@@ -52,9 +54,35 @@ TEST(CrashTool, gives_the_same_result_for_the_same_seed) {
   EXPECT_EQ(first.substr(0, first.find(" moments")), again.substr(0, again.find(" moments")));
 }
 
+std::vector<std::string> lines_of(const std::string& arguments) {
+  std::string output;
+  EXPECT_EQ(exit_code(arguments, &output), 0) << output;
+  std::vector<std::string> lines;
+  std::stringstream text(output);
+  for (std::string line; std::getline(text, line);) lines.push_back(line);
+  return lines;
+}
+
+TEST(CrashTool, names_its_structures_and_the_bugs_that_it_plants) {
+  const std::vector<std::string> structures = lines_of("structures");
+  EXPECT_GE(structures.size(), 5U);
+  EXPECT_EQ(structures.front(), "filter");
+  for (const std::string& structure : structures) {
+    const auto bugs = lines_of("mutants --list --structure " + structure);
+    EXPECT_FALSE(bugs.empty()) << structure;
+    for (const std::string& bug : lines_of("mutants --list --only 'no check' --structure " + structure))
+      EXPECT_NE(bug.find("no check"), std::string::npos) << bug;
+  }
+  const auto bugs = lines_of("mutants --list");
+  for (const char* bug : {"no store Home", "no fence GroupFence", "spill mark after the spilled copy"})
+    EXPECT_NE(std::find(bugs.begin(), bugs.end(), bug), bugs.end()) << bug;
+  const auto of_files = lines_of("mutants --list --media file");
+  EXPECT_NE(std::find(of_files.begin(), of_files.end(), "no sync of a half"), of_files.end());
+}
+
 TEST(CrashTool, explores_files_the_same_for_the_same_seed) {
-  for (const char* structure : {"filter", "index", "log", "checkpoint", "prefix"}) {
-    const std::string how = std::string("explore --media file --only-seed --structure ") + structure + " --seed ";
+  for (const std::string& structure : lines_of("structures")) {
+    const std::string how = "explore --media file --only-seed --structure " + structure + " --seed ";
     for (const char* seed : {"4", "5"}) {  // The second is one in which the disk refuses a call.
       std::string first, again;
       EXPECT_EQ(exit_code(how + seed, &first), 0) << first;
