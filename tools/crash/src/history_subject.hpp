@@ -62,14 +62,15 @@ class HistorySubject : public Subject {
   template <class Recover, class Continue>
   void recover_and_continue(SimMemory& memory, const Recover& recover, const Continue& go_on) const {
     bool recovered = false, there = false;
-    const std::vector<std::function<void()>> threads = {[&] {
-                                                          there = recover();
-                                                          recovered = true;
-                                                        },
-                                                        [&] {
-                                                          while (!recovered) memory.pause();
-                                                          if (there) go_on();
-                                                        }};
+    const auto first = [&] {
+      there = recover();
+      recovered = true;
+    };
+    const auto second = [&] {
+      while (!recovered) memory.pause();
+      if (there) go_on();
+    };
+    const std::vector<std::function<void()>> threads = {first, second};
     (void)memory.run_threads(threads, workload_.seed, 1);
   }
 

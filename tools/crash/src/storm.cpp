@@ -88,7 +88,9 @@ class Storm {
     if (random_() % 2 == 0) {
       if (std::string wrong = recover_and_die(seed); !wrong.empty()) return wrong;
     }
+    const Stopwatch stopwatch;
     auto pool = Pool::open(options_.path);
+    system_.set_pool_ms(stopwatch.milliseconds());
     return pool ? system_.verify(*pool, journal, result_) : pool.error().message;
   }
 

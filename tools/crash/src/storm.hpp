@@ -84,6 +84,16 @@ static_assert(sizeof(JournalLine) == 24);
 void say(int journal, const JournalLine& line);
 [[nodiscard]] std::vector<JournalLine> lines_of(const std::string& journal);
 
+class Stopwatch {
+ public:
+  [[nodiscard]] double milliseconds() const {
+    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
 /// One structure that processes work on until they are killed. The object lives in the parent; children have a copy.
 class StormSystem {
  public:
@@ -102,6 +112,22 @@ class StormSystem {
   virtual bool open_only(Pool& pool, Fuse& fuse) = 0;
   /// In the parent: reads the journal, opens the structure and looks whether all is there. A sentence when not.
   virtual std::string verify(Pool& pool, const std::string& journal, KillResult& result) = 0;
+
+  /// How long it took to open the pool that is verified.
+  void set_pool_ms(double milliseconds) { pool_ms_ = milliseconds; }
+
+ protected:
+  /// Opens the structure that is verified, and notes how long it and its pool took.
+  template <class Open>
+  auto open_timed(KillResult& result, const Open& open) const {
+    const Stopwatch stopwatch;
+    auto opened = open();
+    result.recovery_ms_max = std::max(result.recovery_ms_max, pool_ms_ + stopwatch.milliseconds());
+    return opened;
+  }
+
+ private:
+  double pool_ms_ = 0;
 };
 
 [[nodiscard]] KillResult run_storm(const KillOptions& options, StormSystem& system);
@@ -115,16 +141,6 @@ template <template <class> class Storm, class... Arguments>
   }
   Storm<FileMedia> storm(arguments...);
   return run_storm(options, storm);
-}
-
-/// Opens, and notes how long that took.
-template <class Open>
-auto open_timed(KillResult& result, const Open& open) {
-  const auto start = std::chrono::steady_clock::now();
-  auto opened = open();
-  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
-  result.recovery_ms_max = std::max(result.recovery_ms_max, took.count());
-  return opened;
 }
 
 }  // namespace dunnock::crash
