@@ -222,117 +222,161 @@ void read_and_checksum(Model& model, const std::string& path, unsigned threads) 
   close(file);
 }
 
-double gb_per_s(std::uint64_t bytes, double ns) { return static_cast<double>(bytes) / ns; }
+std::string on(unsigned threads) { return std::to_string(threads) + " threads"; }
 
+/// Our store on a medium, in turn with files in the same directory.
 template <class M>
-void run_with(const Options& options, Pool& pool, M media, const Scratch& scratch, Report& report,
-              double& worst_extra) {
+class Comparison {
+ public:
+  Comparison(const Options& options, Pool& pool, M media, const CheckpointOptions& sizes, const Scratch& scratch,
+             Report& report)
+      : options_(options),
+        plain_(scratch.at("plain")),
+        whole_(scratch.at("whole")),
+        files_(scratch.at("files")),
+        report_(report),
+        model_(shapes_of(options.model, options.scale)),
+        store_(make(pool, sizes, media)),
+        seed_(options.seed * 1000) {
+    for (std::size_t i = 0; i < model_.specs.size(); ++i) model_.change(i, options.seed);
+    // Everything is written once before it is measured: files have their pages, the log has used its segments.
+    for (int i = 0; i < 4; ++i) {
+      (void)model_.change_all_but(0, ++seed_);
+      (void)save(1);
+      keep_last();
+    }
+    plain_copy(model_, plain_, 1);
+    whole_file(model_, whole_);
+    files_and_fsync(model_, files_);
+  }
+
+  void run() {
+    for (unsigned round = 0; round < options_.repeat; ++round) {
+      for (const unsigned unchanged : options_.unchanged) {
+        for (const unsigned threads : options_.threads) {
+          measure_save(unchanged, threads);
+          if (unchanged == options_.unchanged.front()) measure_files(unchanged, threads);
+        }
+      }
+      plain_copy(model_, plain_, 1);
+      for (const unsigned threads : options_.threads) measure_restore(threads);
+    }
+    measure_training();
+  }
+  /// Percent that a save wrote beyond what had changed, at most.
+  [[nodiscard]] double worst_extra() const { return worst_extra_; }
+
+ private:
   using Store = CheckpointStore<M>;
-  Model model(shapes_of(options.model, options.scale));
-  for (std::size_t i = 0; i < model.specs.size(); ++i) model.change(i, options.seed);
-  const CheckpointOptions sizes{.capacity_bytes = model.total * 4 + (256 << 20),
-                                .chunk_bytes = static_cast<std::uint32_t>(options.chunk_bytes)};
-  auto made = Store::create(pool, "checkpoints", sizes, media);
-  if (!made) fail(made.error().message);
-  Store& store = *made;
-  std::uint64_t version = 0;
-  std::uint64_t seed = options.seed * 1000;
-  const auto save = [&](unsigned threads) {
-    auto saved = store.save("model", ++version, model.sources(), {.threads = threads});
+
+  static Store make(Pool& pool, const CheckpointOptions& sizes, M media) {
+    auto made = Store::create(pool, "checkpoints", sizes, media);
+    if (!made) fail(made.error().message);
+    return std::move(*made);
+  }
+  SaveReport save(unsigned threads) {
+    auto saved = store_.save("model", ++version_, model_.sources(), {.threads = threads, .notes = {}});
     if (!saved) fail(saved.error().message);
     return *saved;
-  };
-  // Everything is written once before it is measured: files have their pages, the log has used its segments.
-  for (int i = 0; i < 4; ++i) {
-    model.change_all_but(0, ++seed);
-    (void)save(1);
-    (void)store.retain("model", {.keep_last = 1});
   }
-  plain_copy(model, scratch.at("plain"), 1);
-  whole_file(model, scratch.at("whole"));
-  files_and_fsync(model, scratch.at("files"));
+  void keep_last() { (void)store_.retain("model", {.keep_last = 1}); }
+  static std::string name_of_save(unsigned unchanged) { return "save, " + std::to_string(unchanged) + " % unchanged"; }
+  /// Adds the rate at which the model's bytes were saved or restored.
+  void add_rate(const std::string& what, unsigned threads, const char* system, double ns) {
+    report_.add(what, on(threads), system, "GB/s", static_cast<double>(model_.total) / ns);
+  }
 
-  for (unsigned round = 0; round < options.repeat; ++round) {
-    for (const unsigned unchanged : options.unchanged) {
-      const std::string what = "save, " + std::to_string(unchanged) + " % unchanged";
-      for (const unsigned threads : options.threads) {
-        const std::string setting = std::to_string(threads) + " threads";
-        const std::uint64_t changed = model.change_all_but(unchanged, ++seed);
-        const SaveReport saved = save(threads);
-        report.add(what, setting, "dunnock", "GB/s", gb_per_s(model.total, saved.seconds * 1e9));
-        // Manifest and headers; nothing else may be written besides what has changed.
-        if (changed != 0) {
-          const double extra = static_cast<double>(saved.bytes_written) / static_cast<double>(changed) - 1;
-          report.add(what, "bytes beyond the changed", "dunnock", "%", 100 * extra);
-          worst_extra = std::max(worst_extra, 100 * extra);
-        } else {
-          report.add(what, "bytes written", "dunnock", "B", static_cast<double>(saved.bytes_written));
-        }
-        (void)store.retain("model", {.keep_last = 1});
-        if (unchanged != options.unchanged.front()) continue;
-        report.add(what, setting, "plain copy", "GB/s",
-                   gb_per_s(model.total, ns_of([&] { plain_copy(model, scratch.at("plain"), threads); })));
-        if (threads != options.threads.front()) continue;
-        report.add(what, setting, "whole file, fsync", "GB/s",
-                   gb_per_s(model.total, ns_of([&] { whole_file(model, scratch.at("whole")); })));
-        report.add(what, setting, "files, fsync", "GB/s",
-                   gb_per_s(model.total, ns_of([&] { files_and_fsync(model, scratch.at("files")); })));
+  void measure_save(unsigned unchanged, unsigned threads) {
+    const std::string what = name_of_save(unchanged);
+    const std::uint64_t changed = model_.change_all_but(unchanged, ++seed_);
+    const SaveReport saved = save(threads);
+    add_rate(what, threads, "dunnock", saved.seconds * 1e9);
+    // Manifest and headers; nothing else may be written besides what has changed.
+    if (changed != 0) {
+      const double extra = static_cast<double>(saved.bytes_written) / static_cast<double>(changed) - 1;
+      report_.add(what, "bytes beyond the changed", "dunnock", "%", 100 * extra);
+      worst_extra_ = std::max(worst_extra_, 100 * extra);
+    } else {
+      report_.add(what, "bytes written", "dunnock", "B", static_cast<double>(saved.bytes_written));
+    }
+    keep_last();
+  }
+
+  void measure_files(unsigned unchanged, unsigned threads) {
+    const std::string what = name_of_save(unchanged);
+    add_rate(what, threads, "plain copy", ns_of([&] { plain_copy(model_, plain_, threads); }));
+    if (threads != options_.threads.front()) return;
+    add_rate(what, threads, "whole file, fsync", ns_of([&] { whole_file(model_, whole_); }));
+    add_rate(what, threads, "files, fsync", ns_of([&] { files_and_fsync(model_, files_); }));
+  }
+
+  void measure_restore(unsigned threads) {
+    Model back(shapes_of(options_.model, options_.scale));
+    const auto restored = store_.restore("model", kLatestVersion, back.sinks(), threads);
+    if (!restored) fail(restored.error().message);
+    // The second time its memory is there, as it is for the other.
+    const auto again = store_.restore("model", kLatestVersion, back.sinks(), threads);
+    if (!again || back.bytes != model_.bytes) fail("what was restored is not what was saved");
+    add_rate("restore", threads, "dunnock", again->seconds * 1e9);
+    add_rate("restore", threads, "plain read + checksum", ns_of([&] { read_and_checksum(back, plain_, threads); }));
+  }
+
+  /// A training loop: forward and backward read the weights, the optimizer's step writes them, every step is saved.
+  void measure_training() {
+    const std::uint64_t staging = std::max<std::uint64_t>(model_.total / 4, staging_bytes_min(1, options_.chunk_bytes));
+    (void)model_.change_all_but(0, ++seed_);
+    const double save_seconds = save(1).seconds;
+    keep_last();
+    for (const double step_seconds : {save_seconds, 2 * save_seconds}) {
+      for (const std::uint64_t memory : {std::uint64_t{0}, staging}) {
+        const std::string system =
+            memory == 0 ? "saver, no copies" : "saver, copies in " + std::to_string(memory >> 20) + " MiB";
+        report_.add("training stalled",
+                    step_seconds == save_seconds ? "steps as long as a save" : "steps twice as long", system, "%",
+                    train(step_seconds, memory));
       }
     }
-    plain_copy(model, scratch.at("plain"), 1);
-    for (const unsigned threads : options.threads) {
-      const std::string setting = std::to_string(threads) + " threads";
-      Model back(shapes_of(options.model, options.scale));
-      const auto restored = store.restore("model", kLatestVersion, back.sinks(), threads);
-      if (!restored) fail(restored.error().message);
-      // The second time its memory is there, as it is for the other.
-      const auto again = store.restore("model", kLatestVersion, back.sinks(), threads);
-      if (!again || back.bytes != model.bytes) fail("what was restored is not what was saved");
-      report.add("restore", setting, "dunnock", "GB/s", gb_per_s(model.total, again->seconds * 1e9));
-      report.add("restore", setting, "plain read + checksum", "GB/s",
-                 gb_per_s(model.total, ns_of([&] { read_and_checksum(back, scratch.at("plain"), threads); })));
-    }
   }
-
-  // A training loop: forward and backward read the weights, the optimizer's step writes them, every step is saved.
-  const std::uint64_t staging = std::max<std::uint64_t>(model.total / 4, staging_bytes_min(1, options.chunk_bytes));
-  std::atomic<std::uint64_t> sink = 0;
-  const auto forward_backward = [&](double seconds) {
+  /// Percent of the time of the saves in which training stood still.
+  double train(double step_seconds, std::uint64_t staging_bytes) {
+    auto saver =
+        CheckpointSaver<M>::create(store_, {.staging_bytes = staging_bytes, .retention = Retention{.keep_last = 1}});
+    if (!saver) fail(saver.error().message);
+    double stalled = 0, saving = 0;
+    std::vector<PendingSave> saves;
+    for (unsigned step = 0; step < options_.steps; ++step) {
+      read_weights(step_seconds);
+      if (step != 0) stalled += ns_of([&] { saves.back().wait_captured(); }) / 1e9;
+      (void)model_.change_all_but(0, ++seed_);
+      stalled += ns_of([&] { saves.push_back((*saver)->save("model", ++version_, model_.sources())); }) / 1e9;
+    }
+    for (std::size_t i = 0; i < saves.size(); ++i) {
+      const auto done = saves[i].wait();
+      if (!done) fail(done.error().message);
+      if (i + 1 != saves.size()) saving += done->seconds;  // Nobody waits for the last one.
+    }
+    return 100 * stalled / saving;
+  }
+  void read_weights(double seconds) const {
+    static std::atomic<std::uint64_t> sink = 0;
     const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
     while (std::chrono::steady_clock::now() < end) {
-      for (const auto& one : model.bytes) {
+      for (const auto& one : model_.bytes) {
         for (std::size_t at = 0; at < one.size(); at += 4096) sink += std::to_integer<std::uint64_t>(one[at]);
         if (std::chrono::steady_clock::now() >= end) break;
       }
     }
-  };
-  model.change_all_but(0, ++seed);
-  const double save_seconds = save(1).seconds;
-  (void)store.retain("model", {.keep_last = 1});
-  for (const double step_seconds : {save_seconds, 2 * save_seconds}) {
-    for (const std::uint64_t memory : {std::uint64_t{0}, staging}) {
-      const std::string system =
-          memory == 0 ? "saver, no copies" : "saver, copies in " + std::to_string(memory >> 20) + " MiB";
-      double stalled = 0, saving = 0;
-      auto saver = CheckpointSaver<M>::create(store, {.staging_bytes = memory, .retention = Retention{.keep_last = 1}});
-      if (!saver) fail(saver.error().message);
-      std::vector<PendingSave> saves;
-      for (unsigned step = 0; step < options.steps; ++step) {
-        forward_backward(step_seconds);
-        if (step != 0) stalled += ns_of([&] { saves.back().wait_captured(); }) / 1e9;
-        model.change_all_but(0, ++seed);
-        stalled += ns_of([&] { saves.push_back((*saver)->save("model", ++version, model.sources())); }) / 1e9;
-      }
-      for (std::size_t i = 0; i < saves.size(); ++i) {
-        const auto done = saves[i].wait();
-        if (!done) fail(done.error().message);
-        if (i + 1 != saves.size()) saving += done->seconds;  // Nobody waits for the last one.
-      }
-      report.add("training stalled", step_seconds == save_seconds ? "steps as long as a save" : "steps twice as long",
-                 system, "%", 100 * stalled / saving);
-    }
   }
-}
+
+  const Options& options_;
+  const std::string plain_, whole_, files_;
+  Report& report_;
+  Model model_;
+  Store store_;
+  std::uint64_t version_ = 0;
+  std::uint64_t seed_;
+  double worst_extra_ = 0;
+};
 
 int checkpoint_command(const Options& options) {
   Report report;
@@ -356,24 +400,29 @@ int checkpoint_command(const Options& options) {
   std::printf("%s: %zu tensors, %.1f MB of float32, in %s, media %s\n", options.model.c_str(), model.specs.size(),
               static_cast<double>(model.total) / 1e6, options.directory.c_str(), std::string(to_string(kind)).c_str());
   double worst_extra = 0;
+  const auto compare = [&]<class M>(M media) {
+    Comparison<M> comparison(options, *pool, media, sizes, scratch, report);
+    comparison.run();
+    worst_extra = comparison.worst_extra();
+  };
   if (kind == MediaKind::kFile)
-    run_with(options, *pool, pool->file_media(), scratch, report, worst_extra);
+    compare(pool->file_media());
   else
-    run_with(options, *pool, DirectMedia{}, scratch, report, worst_extra);
+    compare(DirectMedia{});
   report.print_rows();
   std::printf("\n");
 
-  report.target("bytes written beyond the changed ones, at most, %", worst_extra, "<= 5", worst_extra <= 5);
+  report.target("bytes written beyond the changed ones, at most, %", worst_extra, at_most(5));
   const std::string all = "save, " + std::to_string(options.unchanged.front()) + " % unchanged";
   for (const unsigned threads : options.threads) {
-    const std::string setting = std::to_string(threads) + " threads";
+    const std::string setting = on(threads);
     const double saved = 100 / report.times(all, setting, "plain copy");
-    report.target("save, " + setting + ", % of a plain copy's speed", saved, ">= 80", saved >= 80);
+    report.target("save, " + setting + ", % of a plain copy's speed", saved, at_least(80));
     const double restored = 100 / report.times("restore", setting, "plain read + checksum");
-    report.target("restore, " + setting + ", % of plain read + checksum", restored, ">= 80", restored >= 80);
+    report.target("restore, " + setting + ", % of plain read + checksum", restored, at_least(80));
   }
   const double stalled = report.median("training stalled", "steps twice as long", "saver, no copies");
-  report.target("training stalled, steps twice as long as a save, % of the save", stalled, "<= 10", stalled <= 10);
+  report.target("training stalled, steps twice as long as a save, % of the save", stalled, at_most(10));
   return report.write_json(options.json, "checkpoint");
 }
 

@@ -17,6 +17,7 @@
 
 #include "commands.hpp"
 #include "dunnock/ranks/communicator.hpp"
+#include "mpirun.hpp"
 #include "report.hpp"
 #include "scratch.hpp"
 
@@ -163,114 +164,164 @@ class Direct {
 };
 #endif
 
-/// Everything, as one rank; rank 0 reports.
-void measure(Rank& rank, const Options& options, const std::string& setting, bool beside_mpi, Report& report) {
-  const unsigned ranks = rank.all.size();
-  const bool reports = rank.all.rank() == 0;
+std::vector<std::size_t> sizes_of(const Options& options) {
+  if (options.quick) return {4, 4096, 256 << 10, 4 << 20};
   std::vector<std::size_t> sizes;
-  if (options.quick) {
-    sizes = {4, 4096, 256 << 10, 4 << 20};
-  } else {
-    for (std::size_t bytes = 4; bytes <= 64 << 20; bytes *= bytes < 1024 ? 16 : 4) sizes.push_back(bytes);
+  for (std::size_t bytes = 4; bytes <= 64 << 20; bytes *= bytes < 1024 ? 16 : 4) sizes.push_back(bytes);
+  return sizes;
+}
+
+/// How often an operation is issued for one sample.
+unsigned times_of(std::size_t bytes) {
+  if (bytes <= 4096) return 200;
+  if (bytes <= 64 << 10) return 50;
+  if (bytes <= 1 << 20) return 20;
+  return bytes <= 4 << 20 ? 5 : 2;
+}
+
+/// An operation on values of a type, of a size.
+struct Operation {
+  const Kind& kind;
+  bool is_bf16;
+  std::size_t bytes;
+
+  [[nodiscard]] std::size_t width() const { return is_bf16 ? 2 : 4; }
+  [[nodiscard]] std::string name() const {
+    if (kind.what == What::kBarrier) return kind.name;
+    return kind.name + std::string(is_bf16 ? " bf16 " : " f32 ") + text_of(bytes);
   }
-  rank.values.assign(sizes.back() / sizeof(float), 0.0F);
-  rank.results.assign(sizes.back() / sizeof(float), 0.0F);
-  const auto add = [&](const std::string& what, const std::string& system, const char* unit, double value) {
-    if (reports) report.add(what, setting, system, unit, value);
-  };
+  /// A barrier has no size; what is divided needs a value for each rank.
+  [[nodiscard]] bool is_for(unsigned ranks) const {
+    if (kind.what == What::kBarrier) return bytes == 4 && !is_bf16;
+    const bool in_parts = kind.what == What::kReduceScatter || kind.what == What::kAllGather;
+    return !in_parts || bytes / width() >= ranks;
+  }
+  void issue(Rank& rank) const {
+    if (is_bf16) return bench::issue<Bf16>(rank, kind.what, bytes);
+    bench::issue<float>(rank, kind.what, bytes);
+  }
+};
+
+/// All operations, as one rank; rank 0 reports.
+class Measurement {
+ public:
+  Measurement(Rank& rank, const Options& options, std::string setting, bool beside_mpi, Report& report)
+      : rank_(rank),
+        sizes_(sizes_of(options)),
+        repeat_(options.repeat),
+        setting_(std::move(setting)),
+        beside_mpi_(beside_mpi),
+        report_(report) {
+    rank.values.assign(sizes_.back() / sizeof(float), 0.0F);
+    rank.results.assign(sizes_.back() / sizeof(float), 0.0F);
 #if DUNNOCK_HAVE_MPI
-  std::optional<std::array<Direct, 2>> direct;
-  if (beside_mpi) direct.emplace(std::array{Direct(false), Direct(true)});
-#else
-  (void)beside_mpi;
+    if (beside_mpi) direct_.emplace(std::array{Direct(false), Direct(true)});
 #endif
-  for (const std::size_t bytes : sizes) {
-    const unsigned times = bytes <= 4096       ? 200
-                           : bytes <= 64 << 10 ? 50
-                           : bytes <= 1 << 20  ? 20
-                           : bytes <= 4 << 20  ? 5
-                                               : 2;
-    for (unsigned round = 0; round < options.repeat; ++round) {
-      // All ranks copy at a time: what the memory, or at this size the caches, let through.
-      const double copy_us = us_of(rank, times, [&] {
-        std::memcpy(rank.results.data(), rank.values.data(), bytes);
-        asm volatile("" : : "r"(rank.results.data()) : "memory");  // The next copy is not this one.
-      });
-      const double copied_gb_per_s = 2.0 * ranks * static_cast<double>(bytes) / copy_us / 1e3;
-      add("copy " + text_of(bytes), "memcpy", "GB/s", copied_gb_per_s);
-      for (const Kind& kind : kKinds) {
-        for (const bool is_bf16 : {false, true}) {
-          if (kind.what == What::kBarrier && (bytes != 4 || is_bf16)) continue;
-          const std::size_t width = is_bf16 ? 2 : 4;
-          const bool in_parts = kind.what == What::kReduceScatter || kind.what == What::kAllGather;
-          if (in_parts && bytes / width < ranks) continue;
-          const std::string what = kind.what == What::kBarrier
-                                       ? kind.name
-                                       : std::string(kind.name) + (is_bf16 ? " bf16 " : " f32 ") + text_of(bytes);
-          const auto issue_one = [&] {
-            if (is_bf16) return issue<Bf16>(rank, kind.what, bytes);
-            issue<float>(rank, kind.what, bytes);
-          };
-          const double us = us_of(rank, times, issue_one);
-          add(what, "dunnock", "us", us);
-          if (kind.what == What::kAllReduce && bytes <= 4096) {
-            add(what, "dunnock, one at a time", "us", us_of(rank, times, [&] {
-                  issue_one();
-                  rank.finish();
-                }));
+  }
+
+  void run() {
+    for (const std::size_t bytes : sizes_) {
+      for (unsigned round = 0; round < repeat_; ++round) {
+        const double copied_gb_per_s = copy(bytes);
+        for (const Kind& kind : kKinds) {
+          for (const bool is_bf16 : {false, true}) {
+            const Operation one{kind, is_bf16, bytes};
+            if (one.is_for(rank_.all.size())) measure(one, copied_gb_per_s);
           }
-#if DUNNOCK_HAVE_MPI
-          if (direct) {
-            add(what, "MPI", "us",
-                us_of(rank, times, [&] { (*direct)[is_bf16 ? 1 : 0].call(rank, kind.what, bytes, width); }));
-          }
-#endif
-          if (kind.what == What::kBarrier) continue;
-          const double gb_per_s = static_cast<double>(bytes) / us / 1e3;
-          add(what, "algorithm", "GB/s", gb_per_s);
-          add(what, "bus", "GB/s", gb_per_s * kind.bus_factor(ranks));
-          add(what, "floor", "us", kind.memory_factor(ranks) * static_cast<double>(bytes) / copied_gb_per_s / 1e3);
         }
       }
     }
+    if (rank_.all.rank() != 0) return;
+    print();
+    if (beside_mpi_) report_targets();
+    std::printf("\n");
   }
-  if (!reports) return;
-  std::printf("%s, medians of %u rounds\n", setting.c_str(), options.repeat);
-  std::printf("%-28s %10s %10s %10s %10s %8s %10s %8s\n", "operation", "us", "alg GB/s", "bus GB/s", "floor us",
-              "x floor", "MPI us", "x MPI");
-  for (const Kind& kind : kKinds) {
-    for (const char* const type : {" f32 ", " bf16 "}) {
-      for (const std::size_t bytes : sizes) {
-        const std::string what =
-            kind.what == What::kBarrier ? kind.name : kind.name + std::string(type) + text_of(bytes);
-        if (kind.what == What::kBarrier && (bytes != 4 || std::strcmp(type, " f32 ") != 0)) continue;
-        const double us = report.median(what, setting, "dunnock");
-        if (std::isnan(us)) continue;
-        std::printf("%-28s %10.2f %10.3f %10.3f %10.2f %8.2f %10.2f %8.2f\n", what.c_str(), us,
-                    report.median(what, setting, "algorithm"), report.median(what, setting, "bus"),
-                    report.median(what, setting, "floor"), us / report.median(what, setting, "floor"),
-                    report.median(what, setting, "MPI"), us / report.median(what, setting, "MPI"));
+
+ private:
+  void add(const std::string& what, const char* system, const char* unit, double value) {
+    if (rank_.all.rank() == 0) report_.add(what, setting_, system, unit, value);
+  }
+  [[nodiscard]] double median(const std::string& what, const char* system) const {
+    return report_.median(what, setting_, system);
+  }
+
+  /// All ranks copy at a time: what the memory, or at this size the caches, let through.
+  double copy(std::size_t bytes) {
+    const double us = us_of(rank_, times_of(bytes), [&] {
+      std::memcpy(rank_.results.data(), rank_.values.data(), bytes);
+      asm volatile("" : : "r"(rank_.results.data()) : "memory");  // The next copy is not this one.
+    });
+    const double gb_per_s = 2.0 * rank_.all.size() * static_cast<double>(bytes) / us / 1e3;
+    add("copy " + text_of(bytes), "memcpy", "GB/s", gb_per_s);
+    return gb_per_s;
+  }
+
+  void measure(const Operation& one, double copied_gb_per_s) {
+    const unsigned ranks = rank_.all.size();
+    const unsigned times = times_of(one.bytes);
+    const std::string what = one.name();
+    const double us = us_of(rank_, times, [&] { one.issue(rank_); });
+    add(what, "dunnock", "us", us);
+    if (one.kind.what == What::kAllReduce && one.bytes <= 4096) {
+      add(what, "dunnock, one at a time", "us", us_of(rank_, times, [&] {
+            one.issue(rank_);
+            rank_.finish();
+          }));
+    }
+#if DUNNOCK_HAVE_MPI
+    if (direct_) {
+      const Direct& direct = (*direct_)[one.is_bf16 ? 1 : 0];
+      add(what, "MPI", "us", us_of(rank_, times, [&] { direct.call(rank_, one.kind.what, one.bytes, one.width()); }));
+    }
+#endif
+    if (one.kind.what == What::kBarrier) return;
+    const auto bytes = static_cast<double>(one.bytes);
+    const double gb_per_s = bytes / us / 1e3;
+    add(what, "algorithm", "GB/s", gb_per_s);
+    add(what, "bus", "GB/s", gb_per_s * one.kind.bus_factor(ranks));
+    add(what, "floor", "us", one.kind.memory_factor(ranks) * bytes / copied_gb_per_s / 1e3);
+  }
+
+  void print() const {
+    std::printf("%s, medians of %u rounds\n", setting_.c_str(), repeat_);
+    std::printf("%-28s %10s %10s %10s %10s %8s %10s %8s\n", "operation", "us", "alg GB/s", "bus GB/s", "floor us",
+                "x floor", "MPI us", "x MPI");
+    for (const Kind& kind : kKinds) {
+      for (const bool is_bf16 : {false, true}) {
+        for (const std::size_t bytes : sizes_) {
+          const Operation one{kind, is_bf16, bytes};
+          if (!one.is_for(rank_.all.size())) continue;
+          const std::string what = one.name();
+          const double us = median(what, "dunnock"), floor = median(what, "floor"), mpi = median(what, "MPI");
+          std::printf("%-28s %10.2f %10.3f %10.3f %10.2f %8.2f %10.2f %8.2f\n", what.c_str(), us,
+                      median(what, "algorithm"), median(what, "bus"), floor, us / floor, mpi, us / mpi);
+        }
+      }
+    }
+    for (const char* const what : {"all-reduce f32 4 B", "all-reduce f32 4 KiB"})
+      std::printf("%s, issued and waited for one at a time: %.2f us\n", what, median(what, "dunnock, one at a time"));
+  }
+
+  void report_targets() const {
+    for (const bool is_bf16 : {false, true}) {
+      for (const auto& [bytes, most] : {std::pair{std::size_t{4}, 2.0}, std::pair{sizes_.back(), 1.2}}) {
+        const std::string what = Operation{kKinds[0], is_bf16, bytes}.name();
+        report_.target(setting_ + ", " + what + ": time, times that of MPI",
+                       median(what, "dunnock") / median(what, "MPI"), at_most(most));
       }
     }
   }
-  for (const char* const what : {"all-reduce f32 4 B", "all-reduce f32 4 KiB"})
-    std::printf("%s, issued and waited for one at a time: %.2f us\n", what,
-                report.median(what, setting, "dunnock, one at a time"));
-  if (beside_mpi) {
-    const auto target = [&](const std::string& what, double most) {
-      const double times = report.median(what, setting, "dunnock") / report.median(what, setting, "MPI");
-      report.target(setting + ", " + what + ": time, times that of MPI", times,
-                    "<= " + std::to_string(most).substr(0, 3), times <= most);
-    };
-    for (const char* const type : {" f32 ", " bf16 "}) {
-      target("all-reduce" + std::string(type) + "4 B", 2);
-      target("all-reduce" + std::string(type) + text_of(sizes.back()), 1.2);
-    }
-  }
-  std::printf("\n");
-}
 
-bool is_under_mpirun() { return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("PMI_SIZE") != nullptr; }
+  Rank& rank_;
+  const std::vector<std::size_t> sizes_;
+  const unsigned repeat_;
+  const std::string setting_;
+  const bool beside_mpi_;
+  Report& report_;
+#if DUNNOCK_HAVE_MPI
+  std::optional<std::array<Direct, 2>> direct_;
+#endif
+};
 
 int collectives_command(const Options& options) {
   Report report;
@@ -288,7 +339,7 @@ int collectives_command(const Options& options) {
 #endif
     });
     report.note("ranks", "processes");
-    measure(rank, options, std::to_string(all->size()) + " processes", true, report);
+    Measurement(rank, options, std::to_string(all->size()) + " processes", true, report).run();
     return all->rank() == 0 ? report.write_json(options.json, "collectives") : 0;
   }
   report.note("ranks", "threads");
@@ -298,7 +349,7 @@ int collectives_command(const Options& options) {
     std::barrier meeting(static_cast<std::ptrdiff_t>(ranks));
     on_threads(ranks, [&](unsigned number) {
       Rank rank((*ends)[number], [&meeting] { meeting.arrive_and_wait(); });
-      measure(rank, options, std::to_string(ranks) + " threads", false, report);
+      Measurement(rank, options, std::to_string(ranks) + " threads", false, report).run();
     });
   }
   return report.write_json(options.json, "collectives");

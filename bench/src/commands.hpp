@@ -8,7 +8,8 @@ namespace dunnock::bench {
 
 using Run = std::function<int()>;  // The exit status.
 
-void add_filter_commands(CLI::App& app, Run& run);
+void add_filter_command(CLI::App& app, Run& run);
+void add_model_command(CLI::App& app, Run& run);
 void add_index_command(CLI::App& app, Run& run);
 void add_checkpoint_command(CLI::App& app, Run& run);
 void add_prefix_command(CLI::App& app, Run& run);

@@ -11,6 +11,16 @@ namespace dunnock::bench {
 
 struct Counts {
   std::uint64_t flushes = 0, fences = 0, lines = 0;
+
+  Counts& operator+=(const Counts& other) {
+    flushes += other.flushes;
+    fences += other.fences;
+    lines += other.lines;
+    return *this;
+  }
+  friend Counts operator-(const Counts& a, const Counts& b) {
+    return {a.flushes - b.flushes, a.fences - b.fences, a.lines - b.lines};
+  }
 };
 
 /// Counts of this thread. begin_operation() forgets which lines were touched.

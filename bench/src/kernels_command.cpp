@@ -49,14 +49,12 @@ class Copy {
   /// Bytes a second, read and written. By as many threads as the kernels have.
   double rate(device::Stream& stream, unsigned threads) {
     const std::size_t size = from_.size();
-    const auto copy = [&](unsigned part) {
-      const std::size_t first = size * part / threads;
-      const std::size_t last = size * (part + 1) / threads;
+    const auto copy = [&](std::size_t first, std::size_t last) {
       std::copy_n(from_.span().device_data() + first, last - first, to_.span().device_data() + first);
     };
     const double seconds = seconds_of(stream, [&] {
       stream.run("copy", [&] {
-        on_threads(threads, copy);
+        in_parts(threads, size, copy);
         return Status{};
       });
     });

@@ -14,7 +14,8 @@ int measure(int argc, char** argv) {
   CLI::App app("Measures dunnock's structures beside what one would use instead, in one process run.");
   app.require_subcommand(1);
   dunnock::bench::Run run;
-  dunnock::bench::add_filter_commands(app, run);
+  dunnock::bench::add_filter_command(app, run);
+  dunnock::bench::add_model_command(app, run);
   dunnock::bench::add_index_command(app, run);
   dunnock::bench::add_checkpoint_command(app, run);
   dunnock::bench::add_prefix_command(app, run);
@@ -27,8 +28,7 @@ int measure(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    const std::string complaint =
-        dunnock::explain_parse_error(app, error, {argv, static_cast<std::size_t>(argc)});
+    const std::string complaint = dunnock::explain_parse_error(app, error, {argv, static_cast<std::size_t>(argc)});
     (void)std::fputs(complaint.c_str(), stderr);
     return complaint.empty() ? 0 : 2;
   }

@@ -72,8 +72,7 @@ void sweep(const Options& options, Report& report) {
   std::printf("\n");
   for (const ModelShape& model : kModelShapes) {
     const double hidden = report.median("hidden, simulated", "50 GB/s, 8 ranks, 25 MiB", model.name);
-    report.target(model.name + ", 8 ranks, 50 GB/s, buckets of 25 MiB: hidden %, simulated", hidden, ">= 90",
-                  hidden >= 90);
+    report.target(model.name + ", 8 ranks, 50 GB/s, buckets of 25 MiB: hidden %, simulated", hidden, at_least(90));
   }
 }
 

@@ -1,15 +1,12 @@
 // dunnock-bench prefix: a trace of requests is played, the process is killed in its middle, and what is reused then is
 // counted, beside an index that does not survive.
-#include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <cstring>
 #include <filesystem>
 #include <optional>
 #include <random>
 #include <unordered_set>
 
+#include "child.hpp"
 #include "commands.hpp"
 #include "dunnock/index/prefix_store.hpp"
 #include "report.hpp"
@@ -142,118 +139,138 @@ double share(const Played& played) {
 /// Plays the first half in a process that is killed when its last block is stored.
 void play_and_die(const Options& options, const std::string& path, const Trace& trace, const PrefixOptions& sizes,
                   const PrefixDomain& domain) {
-  const pid_t child = fork();
-  if (child == 0) {
+  const bool was_killed = run_and_kill([&](const auto& die) {
     auto pool = Pool::create(path, {.bytes = Store::pool_bytes(sizes)});
     if (!pool) fail(pool.error().message);
     auto store = Store::create(*pool, "kv", sizes, DirectMedia{});
     if (!store) fail(store.error().message);
     (void)play(*store, store->root(domain), trace, 0, trace.size() / 2, options.block_bytes, nullptr);
-    kill(getpid(), SIGKILL);
+    die();
+  });
+  if (!was_killed) fail("the process to be killed has failed");
+}
+
+/// What all rounds play.
+struct Play {
+  const Options& options;
+  Trace trace;
+  std::size_t half;                          // The process is killed after this many requests.
+  std::size_t last;                          // Requests up to this one follow.
+  std::unordered_set<std::uint64_t> stored;  // What must be there then, when nothing is evicted.
+  std::size_t distinct_blocks;
+  PrefixOptions sizes;
+  PrefixDomain domain{{1, 2}, "bf16", "paged", 0, 1, "bench"};
+
+  explicit Play(const Options& of)
+      : options(of),
+        trace(options.trace.empty() ? make_trace(options.seed) : read_trace(options.trace)),
+        half(trace.size() / 2),
+        last(std::min<std::size_t>(trace.size(), half + options.after)) {
+    if (trace.size() < 2) fail("a trace needs two requests");
+    for (std::size_t at = 0; at < half; ++at) stored.insert(trace[at].begin(), trace[at].end());
+    auto distinct = stored;
+    for (std::size_t at = half; at < trace.size(); ++at) distinct.insert(trace[at].begin(), trace[at].end());
+    distinct_blocks = distinct.size();
+    sizes.blocks_max = distinct_blocks * 5 / 4 + 1000;
+    sizes.capacity_bytes = options.capacity_bytes != 0
+                               ? options.capacity_bytes
+                               : distinct_blocks * (options.block_bytes + 128) * 5 / 4 + (256 << 20);
   }
-  int status = 0;
-  waitpid(child, &status, 0);
-  if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL) fail("the process to be killed has failed");
+  [[nodiscard]] bool evicts_nothing() const { return options.capacity_bytes == 0; }
+  [[nodiscard]] double requests() const { return static_cast<double>(last - half); }
+};
+
+constexpr const char* kSetting = "after the kill";
+
+/// The second half with the store that a killed process has left.
+Played measure_ours(const Play& all, const std::string& path, Report& report) {
+  play_and_die(all.options, path, all.trace, all.sizes, all.domain);
+  std::optional<Pool> pool;
+  std::optional<Store> store;
+  const double open_ns = ns_of([&] {
+    auto opened_pool = Pool::open(path);
+    if (!opened_pool) fail(opened_pool.error().message);
+    pool.emplace(std::move(*opened_pool));
+    auto opened = Store::open(*pool, "kv", all.sizes, DirectMedia{});
+    if (!opened) fail(opened.error().message);
+    store.emplace(std::move(*opened));
+  });
+  const IndexKey root = store->root(all.domain);
+  // The first request of which a block is there: its blocks are what the next user sees first.
+  const double first_ns = ns_of([&] {
+    for (std::size_t at = all.half; at < all.last; ++at) {
+      const auto keys = keys_of(root, all.trace[at]);
+      const auto match = store->lookup(keys);
+      if (match.blocks() != 0 && store->get(keys[0])) break;
+    }
+  });
+  const PrefixStats before = store->stats();
+  auto known = all.stored;
+  const Played played = play(*store, root, all.trace, all.half, all.last, all.options.block_bytes,
+                             all.evicts_nothing() ? &known : nullptr);
+  const PrefixStats stats = store->stats();
+  const auto add = [&](const char* what, const char* unit, double value) {
+    report.add(what, kSetting, "dunnock", unit, value);
+  };
+  add("blocks reused", "%", share(played));
+  add("open and recover", "ms", open_ns / 1e6);
+  add("then first block", "ms", first_ns / 1e6);
+  add("probes a request", "", static_cast<double>(stats.probes - before.probes) / all.requests());
+  add("record reads a request", "", static_cast<double>(stats.record_reads - before.record_reads) / all.requests());
+  add("lookup", "ns", played.lookup_ns / all.requests());
+  add("put, durable", "ns", played.puts == 0 ? NAN : played.put_ns / static_cast<double>(played.puts));
+  return played;
+}
+
+/// Indexes that do not survive: the same store, empty; and a hash map that is walked block by block.
+void measure_volatile(const Play& all, const std::string& path, Report& report) {
+  auto pool = Pool::create(path, {.bytes = Store::pool_bytes(all.sizes)});
+  if (!pool) fail(pool.error().message);
+  auto store = Store::create(*pool, "kv", all.sizes, DirectMedia{});
+  if (!store) fail(store.error().message);
+  const Played played =
+      play(*store, store->root(all.domain), all.trace, all.half, all.last, all.options.block_bytes, nullptr);
+  report.add("blocks reused", kSetting, "volatile index", "%", share(played));
+  auto map = all.stored;
+  std::uint64_t steps = 0;
+  for (std::size_t at = all.half; at < all.last; ++at) {
+    const auto& blocks = all.trace[at];
+    std::size_t there = 0;
+    while (there < blocks.size() && map.contains(blocks[there])) ++there;
+    steps += there + (there < blocks.size() ? 1 : 0);
+    map.insert(blocks.begin(), blocks.end());
+  }
+  report.add("probes a request", kSetting, "walk, block by block", "", static_cast<double>(steps) / all.requests());
 }
 
 int prefix_command(const Options& options) {
-  const Trace trace = options.trace.empty() ? make_trace(options.seed) : read_trace(options.trace);
-  if (trace.size() < 2) fail("a trace needs two requests");
-  const std::size_t half = trace.size() / 2;
-  const std::size_t last = std::min<std::size_t>(trace.size(), half + options.after);
-  std::unordered_set<std::uint64_t> distinct;
-  for (const auto& request : trace) distinct.insert(request.begin(), request.end());
-  PrefixOptions sizes;
-  sizes.blocks_max = distinct.size() * 5 / 4 + 1000;
-  sizes.capacity_bytes = options.capacity_bytes != 0
-                             ? options.capacity_bytes
-                             : distinct.size() * (options.block_bytes + 128) * 5 / 4 + (256 << 20);
-  const PrefixDomain domain{{1, 2}, "bf16", "paged", 0, 1, "bench"};
+  const Play all(options);
   Report report;
   report.note("trace",
               options.trace.empty() ? "made from the seed" : std::filesystem::path(options.trace).filename().string());
-  report.note("requests", trace.size());
-  report.note("distinct_blocks", distinct.size());
+  report.note("requests", all.trace.size());
+  report.note("distinct_blocks", all.distinct_blocks);
   report.note("block_bytes", options.block_bytes);
-  report.note("capacity_bytes", sizes.capacity_bytes);
+  report.note("capacity_bytes", all.sizes.capacity_bytes);
   std::printf("%zu requests, %zu distinct blocks of %llu bytes; killed after %zu requests, then %zu more\n",
-              trace.size(), distinct.size(), static_cast<unsigned long long>(options.block_bytes), half, last - half);
-  // What must be there when nothing is evicted.
-  std::unordered_set<std::uint64_t> stored;
-  for (std::size_t at = 0; at < half; ++at) stored.insert(trace[at].begin(), trace[at].end());
-  const std::string setting = "after the kill";
+              all.trace.size(), all.distinct_blocks, static_cast<unsigned long long>(options.block_bytes), all.half,
+              all.last - all.half);
   std::uint64_t wrong = 0, lost = 0;
   for (unsigned round = 0; round < options.repeat; ++round) {
     Scratch scratch(options.directory);
-    const std::string path = scratch.at("pool");
-    play_and_die(options, path, trace, sizes, domain);
-    std::optional<Pool> pool;
-    std::optional<Store> store;
-    const double open_ns = ns_of([&] {
-      auto opened_pool = Pool::open(path);
-      if (!opened_pool) fail(opened_pool.error().message);
-      pool.emplace(std::move(*opened_pool));
-      auto opened = Store::open(*pool, "kv", sizes, DirectMedia{});
-      if (!opened) fail(opened.error().message);
-      store.emplace(std::move(*opened));
-    });
-    const IndexKey root = store->root(domain);
-    // The first request of which a block is there: its blocks are what the next user sees first.
-    const double first_ns = ns_of([&] {
-      for (std::size_t at = half; at < last; ++at) {
-        const auto keys = keys_of(root, trace[at]);
-        const auto match = store->lookup(keys);
-        if (match.blocks() != 0 && store->get(keys[0])) break;
-      }
-    });
-    const PrefixStats before = store->stats();
-    auto known = stored;
-    const Played played =
-        play(*store, root, trace, half, last, options.block_bytes, options.capacity_bytes == 0 ? &known : nullptr);
-    const PrefixStats stats = store->stats();
-    const double requests = static_cast<double>(last - half);
+    const Played played = measure_ours(all, scratch.at("pool"), report);
     wrong += played.wrong;
     lost += played.lost;
-    report.add("blocks reused", setting, "dunnock", "%", share(played));
-    report.add("open and recover", setting, "dunnock", "ms", open_ns / 1e6);
-    report.add("then first block", setting, "dunnock", "ms", first_ns / 1e6);
-    report.add("probes a request", setting, "dunnock", "",
-               static_cast<double>(stats.probes - before.probes) / requests);
-    report.add("record reads a request", setting, "dunnock", "",
-               static_cast<double>(stats.record_reads - before.record_reads) / requests);
-    report.add("lookup", setting, "dunnock", "ns", played.lookup_ns / requests);
-    report.add("put, durable", setting, "dunnock", "ns",
-               played.puts == 0 ? NAN : played.put_ns / static_cast<double>(played.puts));
-    store.reset();
-    pool.reset();
-
-    // An index that does not survive: the same store, empty. And a hash map that is walked block by block.
-    auto fresh_pool = Pool::create(scratch.at("fresh"), {.bytes = Store::pool_bytes(sizes)});
-    if (!fresh_pool) fail(fresh_pool.error().message);
-    auto fresh = Store::create(*fresh_pool, "kv", sizes, DirectMedia{});
-    if (!fresh) fail(fresh.error().message);
-    const Played anew = play(*fresh, fresh->root(domain), trace, half, last, options.block_bytes, nullptr);
-    report.add("blocks reused", setting, "volatile index", "%", share(anew));
-    std::unordered_set<std::uint64_t> map;
-    map.insert(stored.begin(), stored.end());
-    std::uint64_t steps = 0;
-    for (std::size_t at = half; at < last; ++at) {
-      std::size_t there = 0;
-      while (there < trace[at].size() && map.contains(trace[at][there])) ++there;
-      steps += there + (there < trace[at].size() ? 1 : 0);
-      map.insert(trace[at].begin(), trace[at].end());
-    }
-    report.add("probes a request", setting, "walk, block by block", "", static_cast<double>(steps) / requests);
+    measure_volatile(all, scratch.at("fresh"), report);
   }
   report.print_rows();
   std::printf("\n");
-  const double reused = report.median("blocks reused", setting, "dunnock");
-  report.target("blocks reused by the requests after the kill, %", reused, ">= 30", reused >= 30);
-  const double probes = report.median("probes a request", setting, "dunnock");
-  report.target("index probes a request", probes, "<= 4.5", probes <= 4.5);
-  report.target("wrong blocks", static_cast<double>(wrong), "0", wrong == 0);
-  if (options.capacity_bytes == 0)
-    report.target("blocks that were stored and are not found", static_cast<double>(lost), "0", lost == 0);
+  report.target("blocks reused by the requests after the kill, %", report.median("blocks reused", kSetting, "dunnock"),
+                at_least(30));
+  report.target("index probes a request", report.median("probes a request", kSetting, "dunnock"), at_most(4.5));
+  report.target("wrong blocks", static_cast<double>(wrong), exactly(0));
+  if (all.evicts_nothing())
+    report.target("blocks that were stored and are not found", static_cast<double>(lost), exactly(0));
   const int written = report.write_json(options.json, "prefix");
   return wrong != 0 || lost != 0 ? 1 : written;
 }

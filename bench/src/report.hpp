@@ -1,42 +1,53 @@
-// What the commands for the index structures measure: rows of samples, their medians, and targets.
+// What the commands measure: rows of samples, their medians, and targets.
 #pragma once
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
-#include <cstdint>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
 #include "dunnock/base/output_file.hpp"
+#include "timing.hpp"
 
 namespace dunnock::bench {
 
-inline double median_of(std::vector<double> values) {
-  if (values.empty()) return NAN;
-  std::sort(values.begin(), values.end());
-  const std::size_t n = values.size();
-  return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
-}
+/// What a target asks of a value.
+struct Bound {
+  const char* relation;  ///< As it is shown; empty: nothing is asked.
+  double limit;
+  const char* unit;
 
-/// Wall time of work(), in nanoseconds.
-template <class Work>
-double ns_of(const Work& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - start).count();
-}
+  [[nodiscard]] bool met_by(double value) const {
+    const std::string_view is = relation;
+    if (is == "<=") return value <= limit;
+    if (is == ">=") return value >= limit;
+    if (is == "<") return value < limit;
+    return is.empty() || value == limit;
+  }
+  [[nodiscard]] std::string text() const {
+    if (*relation == '\0') return "";
+    char text[64];
+    std::snprintf(text, sizeof text, "%s %g%s%s", relation, limit, *unit == '\0' ? "" : " ", unit);
+    return text;
+  }
+};
+constexpr Bound at_most(double limit, const char* unit = "") { return {"<=", limit, unit}; }
+constexpr Bound at_least(double limit, const char* unit = "") { return {">=", limit, unit}; }
+constexpr Bound below(double limit, const char* unit = "") { return {"<", limit, unit}; }
+constexpr Bound exactly(double limit, const char* unit = "") { return {"=", limit, unit}; }
+constexpr Bound no_bound() { return {"", 0, ""}; }
 
-/// Calls work(thread) on `threads` threads; returns when all calls have.
-template <class Work>
-void on_threads(unsigned threads, const Work& work) {
-  std::vector<std::thread> others;
-  for (unsigned thread = 1; thread < threads; ++thread) others.emplace_back([&work, thread] { work(thread); });
-  work(0U);
-  for (std::thread& one : others) one.join();
+/// Writes what a command leaves. The exit status: 0, or 3 with the reason on stderr. An empty path: nothing to do.
+inline int write_result(const std::string& path, const std::string& text) {
+  if (path.empty()) return 0;
+  const Status written = write_output_file(path, text);
+  if (written) return 0;
+  std::fprintf(stderr, "%s\n", written.error().message.c_str());
+  return 3;
 }
 
 class Report {
@@ -75,41 +86,48 @@ class Report {
                   row.system.c_str(), median_of(row.values), row.unit.c_str(), *low, *high);
     }
   }
-  /// `met`: is the value what the target asks for?
-  void target(const std::string& what, double value, const std::string& wanted, bool met) {
-    targets_.push_back({{"what", what}, {"value", value}, {"target", wanted}, {"met", met}});
-    std::printf("%-72s %10.4g  target %-9s %s\n", what.c_str(), value, wanted.c_str(),
+  /// NaN: was not measured.
+  void target(const std::string& what, double value, const Bound& wanted) {
+    const bool met = wanted.met_by(value);
+    targets_.push_back({{"what", what}, {"value", value}, {"target", wanted.text()}, {"met", met}});
+    std::printf("%-72s %10.4g  target %-9s %s\n", what.c_str(), value, wanted.text().c_str(),
                 std::isnan(value) ? "not measured"
                 : met             ? "met"
                                   : "MISSED");
   }
   void add_skipped(const std::string& what, const std::string& why) { context_["skipped"][what] = why; }
   void note(const std::string& key, const nlohmann::json& value) { context_[key] = value; }
+  /// The rows so far, as write_json() writes them.
+  [[nodiscard]] nlohmann::json benchmarks(const std::string& command) const {
+    nlohmann::json all = nlohmann::json::array();
+    for (const Row& row : rows_) {
+      all.push_back({{"name", command + "/" + row.what + "/" + row.setting + "/" + row.system},
+                     {"run_type", "aggregate"},
+                     {"aggregate_name", "median"},
+                     {"value", median_of(row.values)},
+                     {"unit", row.unit},
+                     {"samples", row.values}});
+    }
+    return all;
+  }
+  [[nodiscard]] const nlohmann::json& targets() const { return targets_; }
+  /// Writes the notes, the targets and `benchmarks`: the rows, unless a command has a table of its own.
   /// The exit status; usage where what was asked for measures nothing.
-  [[nodiscard]] int write_json(const std::string& path, const std::string& command) const {
-    if (rows_.empty()) {
+  [[nodiscard]] int write_json(const std::string& path, const std::string& command,
+                               const nlohmann::json& benchmarks) const {
+    if (benchmarks.empty()) {
       std::fprintf(stderr, "nothing was measured\n");
       return 2;
     }
-    if (path.empty()) return 0;
-    nlohmann::json out;
-    out["context"] = context_;
-    out["context"]["executable"] = "dunnock-bench";
-    out["context"]["command"] = command;
-    out["context"]["num_cpus"] = std::thread::hardware_concurrency();
-    out["context"]["targets"] = targets_;
-    for (const Row& row : rows_) {
-      out["benchmarks"].push_back({{"name", command + "/" + row.what + "/" + row.setting + "/" + row.system},
-                                   {"run_type", "aggregate"},
-                                   {"aggregate_name", "median"},
-                                   {"value", median_of(row.values)},
-                                   {"unit", row.unit},
-                                   {"samples", row.values}});
-    }
-    const Status written = write_output_file(path, out.dump(2) + "\n");
-    if (written) return 0;
-    std::fprintf(stderr, "%s\n", written.error().message.c_str());
-    return 3;
+    nlohmann::json context = {{"executable", "dunnock-bench"},
+                              {"command", command},
+                              {"num_cpus", std::thread::hardware_concurrency()},
+                              {"targets", targets_}};
+    context.update(context_);
+    return write_result(path, nlohmann::json{{"context", context}, {"benchmarks", benchmarks}}.dump(2) + "\n");
+  }
+  [[nodiscard]] int write_json(const std::string& path, const std::string& command) const {
+    return write_json(path, command, benchmarks(command));
   }
 
  private:

@@ -112,9 +112,8 @@ void equal_costs(Report& report) {
   const double both_gpipe = report.median("equal costs, 8 x 16", "step", "gpipe-fast-forwarding-modulo");
   std::printf("\n");
   report.target("8 stages x 16, equal costs: fast-forwarding + modulo / GPipe, one step", gpipe_step_us / both,
-                ">= 1.4", gpipe_step_us / both >= 1.4);
-  report.target("the same, all forwards first (GPipe's order)", gpipe_step_us / both_gpipe, ">= 1.4",
-                gpipe_step_us / both_gpipe >= 1.4);
+                at_least(1.4));
+  report.target("the same, all forwards first (GPipe's order)", gpipe_step_us / both_gpipe, at_least(1.4));
 }
 
 // ----- pipelines of profiles ----------------------------------------------------------------------------------------
@@ -183,8 +182,8 @@ void pipelines(Report& report, bool quick) {
   if (quick) return;
   for (const char* name : {"1f1b", "interleaved-1f1b", "zb-h1", "zb-v"}) {
     const double ms = report.median("time to make and simulate", "gpt3-like, batch 1, v100-like, 48 x 64", name);
-    report.target(std::string("making and simulating 48 devices x 64 micro-batches, ") + name + ", ms", ms, "< 1000",
-                  ms < 1000);
+    report.target(std::string("making and simulating 48 devices x 64 micro-batches, ") + name + ", ms", ms,
+                  below(1000));
   }
 }
 
@@ -247,7 +246,7 @@ void data_parallel(Report& report, bool quick) {
         const double mean = mean_of(over[i]);
         report.target("16 devices, " + std::string(machine.device.name) + ", link load " +
                           std::to_string(kLoads[i]).substr(0, 3) + ": reverse first-k / overlap, mean",
-                      mean, ">= 1.10", mean >= 1.10);
+                      mean, at_least(1.1));
       }
     }
   }

@@ -1,4 +1,4 @@
-// A directory for a benchmark's files, and how to end when the environment refuses.
+// Where a benchmark's files go, and how to end when the environment refuses.
 #pragma once
 
 #include <unistd.h>
@@ -15,7 +15,20 @@ namespace dunnock::bench {
   std::exit(3);
 }
 
-/// Goes with the object.
+/// The path of a file that is not there yet. The file goes with the object.
+struct ScratchFile {
+  explicit ScratchFile(std::filesystem::path at) : path(std::move(at)) { remove(); }
+  ~ScratchFile() { remove(); }
+  ScratchFile(const ScratchFile&) = delete;
+  ScratchFile& operator=(const ScratchFile&) = delete;
+  void remove() const {
+    std::error_code error;
+    std::filesystem::remove(path, error);
+  }
+  const std::filesystem::path path;
+};
+
+/// A directory, which goes with the object.
 struct Scratch {
   explicit Scratch(const std::string& in)
       : path(std::filesystem::path(in) / ("dunnock-bench-" + std::to_string(getpid()))) {

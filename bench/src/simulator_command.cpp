@@ -12,7 +12,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <ctime>
 #include <memory>
 #include <optional>
@@ -25,6 +24,7 @@
 #include "dunnock/ranks/communicator.hpp"
 #include "dunnock/schedule/simulator.hpp"
 #include "dunnock/training/trainer.hpp"
+#include "mpirun.hpp"
 #include "report.hpp"
 #include "scratch.hpp"
 #include "training_inputs.hpp"
@@ -346,23 +346,15 @@ void print_operations(const Ran& one, const Case& of) {
                 sum.ran / 1e3);
 }
 
-/// As one rank; rank 0 reports. Returns its errors, in per cent.
-std::vector<double> run_case(Rank& rank, const Case& one, bool is_mpi, const Options& options, Report& report) {
-  const bool reports = rank.number() == 0;
-  const std::string setting = std::string(to_string(one.family)) + ", " + one.name;
-  LinkCosts link;
-  if (one.family == Family::kDataParallel) link = measure_all_reduce(rank, is_mpi, options.rounds);
-  if (one.family == Family::kPipeline) link = measure_send(rank, is_mpi, options.rounds);
-  std::vector<Step> profiles{measure_costs(rank, one, options.repeats)};
-
+/// One of each schedule of the case's family; those that can't plan it are left out.
+std::vector<Ran> make_trainers(const Rank& rank, const Case& one, const Step& costs, const LinkCosts& link,
+                               const Options& options) {
   Ranks ranks;
   if (one.family == Family::kDataParallel) ranks.data = rank.world;
   if (one.family == Family::kPipeline) {
     ranks.pipeline = rank.world;
     ranks.pipeline_sums = rank.sums;
   }
-  const RandomInput input(one.model, one.rows * one.micro_batches, 7 + rank.number());
-  const std::vector<StepInput> steps = input.steps(options.window, 1e-3F);
   std::vector<Ran> all;
   for (const ScheduleName& name : schedule_names()) {
     if (name.family != one.family) continue;
@@ -376,14 +368,21 @@ std::vector<double> run_case(Rank& rank, const Case& one, bool is_mpi, const Opt
                                     .threads = 1,
                                     .measures = options.operations,
                                     .plan = {.link = link.link},
-                                    .costs = profiles.front()},
+                                    .costs = costs},
                                    ranks);
-    if (!trainer) {
-      if (reports) std::printf("%-34s skipped: %s\n", std::string(name.name).c_str(), trainer.error().message.c_str());
-      continue;
+    if (trainer) {
+      all.push_back({std::string(name.name), std::move(*trainer), 0, {}});
+    } else if (rank.number() == 0) {
+      std::printf("%-34s skipped: %s\n", std::string(name.name).c_str(), trainer.error().message.c_str());
     }
-    all.push_back({std::string(name.name), std::move(*trainer), 0, {}});
   }
+  return all;
+}
+
+/// Runs all schedules in turn, and profiles the step between the rounds. Returns the profiles.
+std::vector<Step> measure_steps(Rank& rank, const Case& one, const Options& options, std::vector<Ran>& all) {
+  const RandomInput input(one.model, one.rows * one.micro_batches, 7 + rank.number());
+  const std::vector<StepInput> steps = input.steps(options.window, 1e-3F);
   const auto ms_of = [&](Trainer& trainer) {
     rank.meet();
     return ns_of([&] {
@@ -394,24 +393,40 @@ std::vector<double> run_case(Rank& rank, const Case& one, bool is_mpi, const Opt
            1e6 / options.window;
   };
   for (Ran& ran : all) (void)ms_of(*ran.trainer);
+  std::vector<Step> profiles;
   for (unsigned round = 0; round < options.rounds; ++round) {
     for (Ran& ran : all) {
       for (unsigned i = 0; i < options.repeats; ++i) ran.measured_ms.push_back(ms_of(*ran.trainer));
     }
     profiles.push_back(measure_costs(rank, one, options.repeats));
   }
-  if (!reports) return {};
+  return profiles;
+}
 
-  const Step costs = median_of(profiles);
-  std::printf("%s\n", setting.c_str());
+std::string setting_of(const Case& one) { return std::string(to_string(one.family)) + ", " + one.name; }
+
+double mean_of(const std::vector<double>& values) {
+  double sum = 0;
+  for (const double value : values) sum += value;
+  return values.empty() ? 0 : sum / static_cast<double>(values.size());
+}
+
+void print_costs(const Case& one, const Step& costs, const LinkCosts& link) {
   double work_us = 0;
   for (const Layer& layer : costs.layers)
     work_us += layer.forward.us + layer.output_gradient.us + layer.weight_gradient.us;
-  std::printf("  costs: %.2f ms a micro-batch, on one thread", work_us / 1e3);
+  std::printf("%s\n  costs: %.2f ms a micro-batch, on one thread", setting_of(one).c_str(), work_us / 1e3);
   if (one.family != Family::kOneDevice)
     std::printf("; link: %.1f us + %.2f GB/s, %.2f of a processor", link.link.latency_us, link.link.gb_per_s,
                 link.demand);
   std::printf("\n  %-32s %12s %12s %9s   %s\n", "schedule", "predicted ms", "measured ms", "error", "found");
+}
+
+/// Predicts each schedule's step, beside what it took. Returns the errors, in percent.
+std::vector<double> report_errors(const Case& one, const Step& costs, const LinkCosts& link, const Options& options,
+                                  std::vector<Ran>& all, Report& report) {
+  const std::string setting = setting_of(one);
+  print_costs(one, costs, link);
   std::vector<double> errors;
   for (Ran& ran : all) {
     ran.predicted_ms = predict_us(ran.trainer->plan(), costs, link, 0) / 1e3 / options.window;
@@ -425,26 +440,43 @@ std::vector<double> run_case(Rank& rank, const Case& one, bool is_mpi, const Opt
                 ran.trainer->plan().choice.c_str());
     if (options.operations) print_operations(ran, one);
   }
-  const double noise = noise_of(all);
-  const Order order = order_of(all, noise);
-  double mean = 0;
-  for (const double error : errors) mean += error / static_cast<double>(errors.size());
-  std::printf(
-      "  mean error %.1f %%; noise of a measurement %.1f %%; order: %u of %u pairs that differ by more agree\n\n", mean,
-      100 * noise, order.agreeing, order.pairs);
-  std::fflush(stdout);
-  report.add("mean error", setting, "simulator", "%", mean);
-  report.add("noise", setting, "measurement", "%", 100 * noise);
-  report.add("pairs of schedules", setting, "that differ", "", order.pairs);
-  report.add("pairs of schedules", setting, "in the predicted order", "", order.agreeing);
-  if (order.pairs > 0) report.add("Kendall's tau", setting, "simulator", "", order.tau());
-  report.add("link", setting, "latency", "us", link.link.latency_us);
-  report.add("link", setting, "bandwidth", "GB/s", link.link.gb_per_s);
-  report.add("link", setting, "demand", "", link.demand);
   return errors;
 }
 
-bool is_under_mpirun() { return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("PMI_SIZE") != nullptr; }
+void report_order(const Case& one, const LinkCosts& link, const std::vector<Ran>& all, double mean_error,
+                  Report& report) {
+  const double noise = noise_of(all);
+  const Order order = order_of(all, noise);
+  std::printf(
+      "  mean error %.1f %%; noise of a measurement %.1f %%; order: %u of %u pairs that differ by more agree\n\n",
+      mean_error, 100 * noise, order.agreeing, order.pairs);
+  std::fflush(stdout);
+  const auto add = [&, setting = setting_of(one)](const char* what, const char* system, const char* unit,
+                                                  double value) { report.add(what, setting, system, unit, value); };
+  add("mean error", "simulator", "%", mean_error);
+  add("noise", "measurement", "%", 100 * noise);
+  add("pairs of schedules", "that differ", "", order.pairs);
+  add("pairs of schedules", "in the predicted order", "", order.agreeing);
+  if (order.pairs > 0) add("Kendall's tau", "simulator", "", order.tau());
+  add("link", "latency", "us", link.link.latency_us);
+  add("link", "bandwidth", "GB/s", link.link.gb_per_s);
+  add("link", "demand", "", link.demand);
+}
+
+/// As one rank; rank 0 reports. Returns its errors, in percent.
+std::vector<double> run_case(Rank& rank, const Case& one, bool is_mpi, const Options& options, Report& report) {
+  LinkCosts link;
+  if (one.family == Family::kDataParallel) link = measure_all_reduce(rank, is_mpi, options.rounds);
+  if (one.family == Family::kPipeline) link = measure_send(rank, is_mpi, options.rounds);
+  const Step first_profile = measure_costs(rank, one, options.repeats);
+  std::vector<Ran> all = make_trainers(rank, one, first_profile, link, options);
+  std::vector<Step> profiles = measure_steps(rank, one, options, all);
+  if (rank.number() != 0) return {};
+  profiles.insert(profiles.begin(), first_profile);
+  const std::vector<double> errors = report_errors(one, median_of(profiles), link, options, all, report);
+  report_order(one, link, all, mean_of(errors), report);
+  return errors;
+}
 
 int simulator_command(const Options& options) {
   Report report;
@@ -485,9 +517,8 @@ int simulator_command(const Options& options) {
     }
   }
   if (!first) return 0;
-  double mean = 0;
-  for (const double error : errors) mean += error / static_cast<double>(errors.size());
-  if (!options.quick) report.target("simulator: mean error of all schedules, %", mean, "<= 10", mean <= 10);
+  const double mean = mean_of(errors);
+  if (!options.quick) report.target("simulator: mean error of all schedules, %", mean, at_most(10));
   report.note("mean_error_percent", mean);
   return report.write_json(options.json, "simulator");
 }

@@ -166,7 +166,7 @@ class DurableTextbookFilter {
         hasher_(seed),
         buckets_((slots + 3) / 4),
         memory_(std::move(*VolatileRegion::create(buckets_ * 8))),
-        log_memory_(std::move(*VolatileRegion::create(64 * kLineBytes))),
+        log_memory_(std::move(*VolatileRegion::create(kLogs * kLineBytes))),
         words_(reinterpret_cast<Word*>(memory_.region().at(0))),
         logs_(reinterpret_cast<Word*>(log_memory_.region().at(0))),
         locks_(std::make_unique<std::atomic<std::uint8_t>[]>(kLocks)) {}
@@ -188,7 +188,7 @@ class DurableTextbookFilter {
     std::uint64_t fingerprint = place.fingerprint;
     if (put(bucket, fingerprint)) return true;
     thread_local std::uint64_t random = 88172645463325252ULL;
-    thread_local const unsigned number = next_log_.fetch_add(1) % 64;
+    thread_local const unsigned number = next_log_.fetch_add(1) % kLogs;
     Word* log = logs_ + number * 8;
     bool placed = false;
     for (unsigned kick = 0; kick < kKicksMax && !placed; ++kick) {
@@ -239,6 +239,7 @@ class DurableTextbookFilter {
   static constexpr std::uint64_t kOnes = 0x0001000100010001ULL;
   static constexpr std::uint64_t kHigh = kOnes << 15;
   static constexpr std::uint64_t kLocks = 1 << 18;
+  static constexpr unsigned kLogs = 256;
   static std::uint64_t zero_lanes(std::uint64_t x) { return ~(((x & (kHigh - kOnes)) + (kHigh - kOnes)) | x) & kHigh; }
   [[nodiscard]] std::uint64_t other_of(std::uint64_t bucket, std::uint64_t fingerprint) const {
     return L::other_group(bucket, static_cast<std::uint32_t>(fingerprint), buckets_);
@@ -269,17 +270,21 @@ class DurableTextbookFilter {
   Word* words_;
   Word* logs_;
   std::unique_ptr<std::atomic<std::uint8_t>[]> locks_;
-  std::atomic<unsigned> next_log_{0};
+  inline static std::atomic<unsigned> next_log_{0};  // A number per thread, for all filters of this type.
 };
 
 /// Cache-blocked Bloom filter (Putze, Sanders, Singler, 2007): eight bits of one 512-bit block a key. No erase.
 class BlockedBloomFilter {
  public:
+  static constexpr std::uint64_t kBitsPerKey = 13;  // About as much as our filter takes at 95 %.
+
   BlockedBloomFilter(std::uint64_t bits, const HashSeed& seed)
       : hasher_(seed),
         blocks_((bits + 511) / 512),
         memory_(std::move(*VolatileRegion::create(blocks_ * 64))),
         words_(reinterpret_cast<std::uint64_t*>(memory_.region().at(0))) {}
+  /// As many keys as it has the bits for; it refuses none.
+  [[nodiscard]] std::uint64_t slots() const { return blocks_ * 512 / kBitsPerKey; }
   [[nodiscard]] std::uint64_t memory_bytes() const { return blocks_ * 64; }
   bool insert(std::uint64_t key) {
     const std::uint64_t hash = hasher_(key);

@@ -227,83 +227,116 @@ void print_steps_header() {
               "ratio", "GFLOP/s", "of peak", "rate", "MB", "torch MB");
 }
 
-void time_steps(const ModelCase& one, const std::string& type, const Options& options, unsigned threads,
-                TorchPeer* torch, json& version, const std::function<double()>& peak, Report& report) {
-  const std::string setting = one.name + ", " + type;
-  device::Device device = device::Device::cpu();
-  const std::uint64_t used_before = device.memory_stats().used_bytes;
-  device.reset_memory_peak();
-  auto timed = Timed::create(one, {.type = type_of(type), .schedule = "conventional", .threads = options.threads});
-  if (!timed) {
-    std::printf("%-38s %-5s skipped: %s\n", one.name.c_str(), type.c_str(), timed.error().message.c_str());
-    report.add_skipped(setting, timed.error().message);
-    return;
-  }
-  const double ours_mb = static_cast<double>(device.memory_stats().used_bytes_peak - used_before) / 1e6;
+/// What PyTorch said when it was asked for a model, and how its memory has grown with it.
+struct Peer {
   json ready = json::object();
-  double theirs_mb = NAN;
-  if (torch != nullptr) {
-    const std::size_t before = torch->resident_bytes();
-    const double ms = (*timed)->window_ms();
-    ready = torch->ask(
-        json{{"model", one.peer},
-             {"dtype", type},
-             {"rows", one.rows},
-             {"threads", threads},
-             {"compile", options.compile},
-             {"repeats", std::clamp(static_cast<int>(1e3 * options.seconds / std::max(ms, 1e-3) / 2), 3, 2000)},
-             {"optimizer", {{"kind", "adamw"}, {"learning_rate", kLearningRate}, {"weight_decay", 0.01}}}}
-            .dump());
-    if (ready.contains("error")) std::printf("  PyTorch: %s\n", ready["error"].get<std::string>().c_str());
-    if (ready.contains("torch") && version != ready["torch"]) {
-      version = ready["torch"];
-      std::printf("  PyTorch %s, %s\n", ready["torch"].get<std::string>().c_str(), torch->python().c_str());
+  double mb = NAN;
+  [[nodiscard]] bool is_ready() const { return ready.value("ready", false); }
+};
+
+/// Steps of all models and types, in turn with PyTorch's.
+class StepTimes {
+ public:
+  StepTimes(const Options& options, unsigned threads, TorchPeer* torch, Report& report)
+      : options_(options), threads_(threads), torch_(torch), report_(report) {}
+
+  /// `peak`: of a matrix product, in GFLOP/s.
+  void time(const ModelCase& one, const std::string& type, const std::function<double()>& peak) {
+    const std::string setting = one.name + ", " + type;
+    device::Device device = device::Device::cpu();
+    const std::uint64_t used_before = device.memory_stats().used_bytes;
+    device.reset_memory_peak();
+    auto timed = Timed::create(one, {.type = type_of(type), .schedule = "conventional", .threads = options_.threads});
+    if (!timed) {
+      std::printf("%-38s %-5s skipped: %s\n", one.name.c_str(), type.c_str(), timed.error().message.c_str());
+      report_.add_skipped(setting, timed.error().message);
+      return;
     }
-    theirs_mb = (static_cast<double>(torch->resident_bytes()) - static_cast<double>(before)) / 1e6;
+    const double ours_mb = static_cast<double>(device.memory_stats().used_bytes_peak - used_before) / 1e6;
+    const Peer peer = torch_ == nullptr ? Peer{} : ask_for(one, type, (*timed)->window_ms());
+    for (unsigned round = 0; round < options_.rounds; ++round) {
+      pause(options_);
+      const double peak_now = peak();
+      const double ours = (*timed)->round_ms(options_.seconds);
+      add_ours(one, setting, (*timed)->trainer().flops_per_step() / 1e9, ours, peak_now);
+      if (peer.is_ready()) add_theirs(one, setting, ours);
+    }
+    report_.add("memory", setting, "dunnock, buffers", "MB", ours_mb);
+    if (peer.is_ready()) {
+      report_.add("memory", setting, "PyTorch, resident growth", "MB", peer.mb);
+      report_.note("torch way, " + setting, peer.ready.value("way", json()));
+      report_.note("torch version", peer.ready.value("torch", json()));
+    }
+    print(one, type, ours_mb, peer.mb);
   }
-  const bool with_torch = ready.value("ready", false);
-  std::vector<double> ratios;
-  std::vector<double> shares;
-  const double gflop = (*timed)->trainer().flops_per_step() / 1e9;
-  const double items =
-      static_cast<double>(one.rows) *
-      (one.family == "gpt" ? static_cast<double>(std::get<model::GptOptions>(one.model).context) : 1.0);
-  for (unsigned round = 0; round < options.rounds; ++round) {
-    pause(options);
-    const double peak_now = peak();
-    const double ours = (*timed)->round_ms(options.seconds);
-    report.add("step", setting, "dunnock", "ms", ours);
-    report.add("rate", setting, "dunnock", one.family == "gpt" ? "tokens/s" : "images/s", items / ours * 1e3);
-    report.add("arithmetic", setting, "dunnock", "GFLOP/s", gflop / ours * 1e3);
-    report.add("arithmetic", setting, "matmul, the peak", "GFLOP/s", peak_now);
-    shares.push_back(gflop / ours * 1e3 / peak_now);
-    report.add("share of peak", setting, "dunnock", "", shares.back());
-    if (!with_torch) continue;
-    pause(options);
-    const json theirs = torch->ask("round");
+
+ private:
+  static double items_of(const ModelCase& one) {
+    const double rows = static_cast<double>(one.rows);
+    return one.family == "gpt" ? rows * static_cast<double>(std::get<model::GptOptions>(one.model).context) : rows;
+  }
+  void add_rate(const ModelCase& one, const std::string& setting, const char* system, double ms) {
+    report_.add("step", setting, system, "ms", ms);
+    report_.add("rate", setting, system, one.family == "gpt" ? "tokens/s" : "images/s", items_of(one) / ms * 1e3);
+  }
+
+  Peer ask_for(const ModelCase& one, const std::string& type, double our_ms) {
+    const std::size_t before = torch_->resident_bytes();
+    const int repeats = std::clamp(static_cast<int>(1e3 * options_.seconds / std::max(our_ms, 1e-3) / 2), 3, 2000);
+    const json request{{"model", one.peer},
+                       {"dtype", type},
+                       {"rows", one.rows},
+                       {"threads", threads_},
+                       {"compile", options_.compile},
+                       {"repeats", repeats},
+                       {"optimizer", {{"kind", "adamw"}, {"learning_rate", kLearningRate}, {"weight_decay", 0.01}}}};
+    Peer peer{.ready = torch_->ask(request.dump())};
+    if (peer.ready.contains("error")) std::printf("  PyTorch: %s\n", peer.ready["error"].get<std::string>().c_str());
+    if (peer.ready.contains("torch") && version_ != peer.ready["torch"]) {
+      version_ = peer.ready["torch"];
+      std::printf("  PyTorch %s, %s\n", version_.get<std::string>().c_str(), torch_->python().c_str());
+    }
+    peer.mb = (static_cast<double>(torch_->resident_bytes()) - static_cast<double>(before)) / 1e6;
+    return peer;
+  }
+
+  void add_ours(const ModelCase& one, const std::string& setting, double gflop, double ms, double peak) {
+    add_rate(one, setting, "dunnock", ms);
+    report_.add("arithmetic", setting, "dunnock", "GFLOP/s", gflop / ms * 1e3);
+    report_.add("arithmetic", setting, "matmul, the peak", "GFLOP/s", peak);
+    report_.add("share of peak", setting, "dunnock", "", gflop / ms * 1e3 / peak);
+  }
+
+  void add_theirs(const ModelCase& one, const std::string& setting, double our_ms) {
+    pause(options_);
+    const json theirs = torch_->ask("round");
     if (!theirs.contains("milliseconds")) {
       std::printf("  PyTorch: %s\n", theirs.value("error", "no times").c_str());
-      continue;
+      return;
     }
     const double ms = theirs["milliseconds"]["median"].get<double>();
-    report.add("step", setting, "PyTorch", "ms", ms);
-    report.add("rate", setting, "PyTorch", one.family == "gpt" ? "tokens/s" : "images/s", items / ms * 1e3);
-    ratios.push_back(ours / ms);
-    report.add("step, times PyTorch's", setting, "dunnock", "", ratios.back());
+    add_rate(one, setting, "PyTorch", ms);
+    report_.add("step, times PyTorch's", setting, "dunnock", "", our_ms / ms);
   }
-  report.add("memory", setting, "dunnock, buffers", "MB", ours_mb);
-  if (with_torch) {
-    report.add("memory", setting, "PyTorch, resident growth", "MB", theirs_mb);
-    report.note("torch way, " + setting, ready.value("way", json()));
-    report.note("torch version", ready.value("torch", json()));
+
+  void print(const ModelCase& one, const std::string& type, double ours_mb, double theirs_mb) const {
+    const std::string setting = one.name + ", " + type;
+    const auto median = [&](const char* what, const char* system) { return report_.median(what, setting, system); };
+    const double ms = median("step", "dunnock");
+    std::printf("%-38s %-5s %9.3f %9.3f %9.3f %9.3f %7.3f %9.2f %6.1f%% %11.0f %9.1f %9.1f\n", one.name.c_str(),
+                type.c_str(), ms, report_.least("step", setting, "dunnock"), median("step", "PyTorch"),
+                report_.least("step", setting, "PyTorch"), median("step, times PyTorch's", "dunnock"),
+                median("arithmetic", "dunnock"), 100 * median("share of peak", "dunnock"), items_of(one) / ms * 1e3,
+                ours_mb, theirs_mb);
+    std::fflush(stdout);
   }
-  const double ms = report.median("step", setting, "dunnock");
-  std::printf("%-38s %-5s %9.3f %9.3f %9.3f %9.3f %7.3f %9.2f %6.1f%% %11.0f %9.1f %9.1f\n", one.name.c_str(),
-              type.c_str(), ms, report.least("step", setting, "dunnock"), report.median("step", setting, "PyTorch"),
-              report.least("step", setting, "PyTorch"), median_of(ratios), gflop / ms * 1e3, 100 * median_of(shares),
-              items / ms * 1e3, ours_mb, theirs_mb);
-  std::fflush(stdout);
-}
+
+  const Options& options_;
+  const unsigned threads_;
+  TorchPeer* const torch_;
+  Report& report_;
+  json version_;
+};
 
 void steps(const Options& options, Report& report) {
   std::string why = "not wanted";
@@ -314,7 +347,7 @@ void steps(const Options& options, Report& report) {
   const unsigned threads = options.threads == 0 ? device::Device::cpu().info().processors : options.threads;
   report.note("threads", threads);
   print_steps_header();
-  json version;
+  StepTimes times(options, threads, torch.get(), report);
   const std::size_t side = options.quick ? 64 : 1024;
   for (const std::string& type : options.types) {
     std::optional<Peak<float>> f32;
@@ -322,11 +355,11 @@ void steps(const Options& options, Report& report) {
     type == "bf16" ? (void)bf16.emplace(options.threads, side) : (void)f32.emplace(options.threads, side);
     const auto peak = [&] { return f32 ? f32->gflop_per_s() : bf16->gflop_per_s(); };
     for (const ModelCase& one : model_cases(options)) {
-      time_steps(one, type, options, threads, torch.get(), version, peak, report);
+      times.time(one, type, peak);
       if (torch == nullptr || options.quick) continue;
       const double ratio = report.median("step, times PyTorch's", one.name + ", " + type, "dunnock");
       const bool asked = one.family == "mlp" || one.family == "cnn" || one.family == "gpt";
-      if (asked) report.target("step, times PyTorch's: " + one.name + ", " + type, ratio, "<= 1.0", ratio <= 1.0);
+      if (asked) report.target("step, times PyTorch's: " + one.name + ", " + type, ratio, at_most(1));
     }
   }
   std::printf("\n");
@@ -436,7 +469,7 @@ void checkpoints(const Options& options, Report& report) {
                 report.median("time of a save", one.name, "dunnock"));
     if (!options.quick)
       report.target("a save every " + std::to_string(options.save_every).substr(0, 3) + " s slows " + one.name + ", %",
-                    median_of(slower), "<= 5", median_of(slower) <= 5);
+                    median_of(slower), at_most(5));
     std::fflush(stdout);
   }
   std::printf("\n");

@@ -1,4 +1,5 @@
-// dunnock-bench training and simulator, in a tiny form: they end well, and their files have the shape that is read.
+// dunnock-bench filter, training and simulator, in a tiny form: they end well, and their files have the shape that is
+// read.
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -71,6 +72,46 @@ TEST_F(Commands, refuse_to_measure_nothing) {
     for (const std::string value : {"0", "-1", "99999999999999999999999"})
       EXPECT_EQ(run(option + " " + value), 2) << option << " " << value;
   }
+}
+
+TEST_F(Commands, filter_measures_every_case_and_writes_the_same_rows_as_json_and_csv) {
+  const json result =
+      this->result("filter --quick --slots 200000 --repeat 1 --loads 95 --media dram,direct --csv " + at("csv"));
+  std::set<std::string> names;
+  for (const json& row : result["benchmarks"]) {
+    names.insert(row["name"].get<std::string>());
+    EXPECT_EQ(row["run_type"], "iteration") << row["name"];
+    EXPECT_EQ(row["time_unit"], "ns") << row["name"];
+    EXPECT_GT(row["real_time"].get<double>(), 0) << row["name"];
+  }
+  for (const char* const name :
+       {"dunnock-12/dram/negative/bulk/load:95/threads:1", "dunnock-12/dram/insert/single/load:94/threads:1",
+        "textbook-4x12/dram/fill/single/load:95/threads:1", "textbook-4x16/dram/positive/bulk/load:95/threads:1",
+        "dunnock-12-parallel/dram/mixed/single/load:95/threads:2", "blocked-bloom/dram/fill/single/load:95/threads:1",
+        "dunnock-12/direct (dram)/erase/single/load:95/threads:2",
+        "textbook-durable/direct (dram)/insert/single/load:95/threads:1"}) {
+    EXPECT_TRUE(names.contains(name)) << name;
+  }
+  EXPECT_EQ(names.size(), result["benchmarks"].size());
+  const json& targets = result["context"]["targets"];
+  EXPECT_EQ(targets.size(), 16U);
+  EXPECT_NEAR(targets["bits per item at the top load"].get<double>(), 13.5, 0.5);  // 12.8 / 0.95, and 8 KiB.
+  EXPECT_LT(targets["durable fill, flushed lines per insert, log and marks included"].get<double>(), 1.4);
+  EXPECT_TRUE(targets["reopen and recover 1 GiB after a kill"].is_null());  // Not with --quick.
+  EXPECT_GT(result["context"]["floors_ns"]["persist_16_a_fence"].get<double>(), 0);
+
+  std::ifstream csv(at("csv"));
+  std::string line;
+  std::getline(csv, line);
+  EXPECT_EQ(line,
+            "structure,media,op,mode,load,threads,ns,mops,flushes_per_op,fences_per_op,lines_per_op,bits_per_item,fpr,"
+            "p50_ns,p99_ns,p999_ns");
+  std::size_t lines = 0;
+  while (std::getline(csv, line)) {
+    EXPECT_EQ(std::count(line.begin(), line.end(), ','), 15) << line;
+    ++lines;
+  }
+  EXPECT_EQ(lines, names.size());
 }
 
 TEST_F(Commands, training_measures_steps_schedules_and_saves) {
