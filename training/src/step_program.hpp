@@ -91,13 +91,15 @@ struct OutputGradient : Operation<T> {
   }
 };
 
-/// dW of a layer. The gradients of a layer that the policy passes over are zeros: norms and sums may count them.
+/// dW of a layer. A layer that the policy passes over has gradients of zero, which norms and sums may count. They are
+/// zeroed for each micro-batch, because the output gradient of some layers writes a part of them (norms, biases); it
+/// always comes before dW then (NetworkLayer::weights_behind_output()).
 template <class T>
 void train_weights(model::Network<T>& network, const Updater<T>& updater, unsigned layer, unsigned iteration,
                    const model::NetworkRun<T>& run) {
   if (updater.trains(layer, iteration)) {
     network.weight_gradient(layer, run);
-  } else if (!run.adds) {
+  } else {
     kernels::run(kernels::Fill<float>{.y = network.parameters().layer_gradients(layer, layer), .value = 0}, run.stream);
   }
 }

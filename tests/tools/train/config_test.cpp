@@ -63,7 +63,7 @@ TEST(Config, takes_former_names_of_keys_with_a_note) {
   EXPECT_TRUE(now->notes.empty());
   EXPECT_EQ(now->config, former->config);
   EXPECT_EQ(reasons("[data]\ntokenizer = 'bytes'\ntokeniser = 'gpt2'\n"),
-            "runs/a.toml:3:1: data.tokeniser: expected it or its other name (data.tokenizer), got both");
+            "runs/a.toml:2:1: data.tokenizer: expected it or its former name (data.tokeniser), got both");
   EXPECT_EQ(reasons("[data]\ntokeniser = 7\n"),
             "runs/a.toml:2:13: data.tokenizer: expected \"bytes\", \"gpt2\" or \"llama2c\", got 7");
 }

@@ -497,6 +497,12 @@ std::string name_now(std::string_view key) {
   return std::string(found == std::end(kFormerKeys) ? key : found->now);
 }
 
+/// The key's name in version 0.1.
+std::string former_name(std::string_view key) {
+  const auto* const found = std::ranges::find(kFormerKeys, key, &FormerKey::now);
+  return std::string(found == std::end(kFormerKeys) ? key : found->former);
+}
+
 std::string_view section_of(std::string_view key) { return key.substr(0, key.find('.')); }
 std::string_view last_of(std::string_view key) { return key.substr(key.find('.') + 1); }
 
@@ -638,14 +644,13 @@ class Parser {
                                                 std::string(nearest(section_name, sections)) + "]");
       } else {
         for (const auto& [key, value] : *table) {
-          const std::string written_name = std::string(section_name) + "." + std::string(key.str());
-          const std::string name = current(written_name, at(key.source()));
+          const std::string name = current(std::string(section_name) + "." + std::string(key.str()), at(key.source()));
           if (std::ranges::find(keys, name) == keys.end()) {
             problem(position(key.source()),
                     at(key.source()) + ": " + name + ": no such key; the nearest is " + std::string(nearest_key(name)));
           } else if (given_.contains(name)) {
-            problem(position(key.source()), at(key.source()) + ": " + written_name +
-                                                ": expected it or its other name (" + name + "), got both");
+            problem(position(key.source()), at(key.source()) + ": " + name + ": expected it or its former name (" +
+                                                former_name(name) + "), got both");
           } else {
             given_[name] = {&value, at(value.source()), position(value.source()), false};
           }
@@ -930,8 +935,7 @@ std::uint64_t identity_of(const TrainConfig& config) {
   std::string text;
   for (const auto& [key, value] : identity_values(config)) {
     // Checkpoints of version 0.1 have the hash of the former names.
-    const auto* const former = std::ranges::find(kFormerKeys, key, &FormerKey::now);
-    text.append(former == std::end(kFormerKeys) ? std::string_view(key) : former->former);
+    text.append(former_name(key));
     text.append(" = ").append(value).append("\n");
   }
   return XXH3_64bits(text.data(), text.size());
