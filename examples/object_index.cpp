@@ -7,13 +7,11 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
-#include <filesystem>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include <dunnock/index/kv_index.hpp>
-#include <dunnock/pmem/pool.hpp>
 
 namespace {
 
@@ -55,13 +53,10 @@ void place_all(Index& index) {
 }
 
 dunnock::Status run(const std::string& path) {
-  auto pool =
-      std::filesystem::exists(path) ? dunnock::Pool::open(path) : dunnock::Pool::create(path, {.bytes = 64 << 20});
-  if (!pool) return tl::unexpected(pool.error());
   // As quick after a crash as after close().
-  auto opened = Index::open_or_create(*pool, "objects", {}, pool->file_media());
+  auto opened = Index::open_or_create(path, "objects", {});
   if (!opened) return tl::unexpected(opened.error());
-  Index& index = opened->index;
+  Index& index = **opened;
   fmt::print("{} objects\n", index.size());
   if (index.size() == 0) place_all(index);
 
@@ -76,8 +71,7 @@ dunnock::Status run(const std::string& path) {
   print_object(index, "objects/8");
   if (index.erase(dunnock::IndexKey::of("objects/8"))) fmt::print("erased objects/8\n");
   print_object(index, "objects/1000");  // Most such questions are answered from fingerprints alone.
-  index.close();
-  return {};
+  return opened->close();
 }
 
 }  // namespace

@@ -6,12 +6,10 @@
 
 #include <cstdint>
 #include <cstring>
-#include <filesystem>
 #include <string>
 #include <vector>
 
 #include <dunnock/index/prefix_store.hpp>
-#include <dunnock/pmem/pool.hpp>
 
 namespace {
 
@@ -73,23 +71,20 @@ void serve(Store& store, const dunnock::IndexKey& root, const std::vector<std::u
 }
 
 dunnock::Status run(const std::string& path) {
-  auto pool = std::filesystem::exists(path) ? dunnock::Pool::open(path)
-                                            : dunnock::Pool::create(path, {.bytes = Store::pool_bytes(kOptions)});
-  if (!pool) return tl::unexpected(pool.error());
-  auto store = Store::open_or_create(*pool, "blocks", kOptions, pool->file_media());
-  if (!store) return tl::unexpected(store.error());
+  auto opened = Store::open_or_create(path, "blocks", kOptions);
+  if (!opened) return tl::unexpected(opened.error());
 
-  const dunnock::IndexKey root = store->root(kDomain);
+  Store& store = **opened;
+  const dunnock::IndexKey root = store.root(kDomain);
   Served served;
   for (std::uint32_t turn = 0; turn < 3; ++turn) {
-    for (std::uint32_t user = 0; user < 8; ++user) serve(*store, root, prompt_of(user, turn), served);
+    for (std::uint32_t user = 0; user < 8; ++user) serve(store, root, prompt_of(user, turn), served);
   }
-  const dunnock::PrefixStats stats = store->stats();
+  const dunnock::PrefixStats stats = store.stats();
   fmt::print("{} of {} blocks reused, all {}\n", served.reused, served.blocks, served.right ? "right" : "WRONG");
   fmt::print("{} blocks kept, {:.1f} probes a request\n", stats.blocks,
              static_cast<double>(stats.probes) / static_cast<double>(stats.lookups));
-  store->close();
-  return {};
+  return opened->close();
 }
 
 }  // namespace

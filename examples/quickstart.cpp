@@ -4,30 +4,24 @@
 // insert_bulk shares that wait among many keys; durable_words.cpp shows it.
 #include <fmt/core.h>
 
-#include <filesystem>
 #include <string>
 
 // [README
 #include <dunnock/filter/cuckoo_filter.hpp>
-#include <dunnock/pmem/pool.hpp>
 
 // 12-bit fingerprints (2 false positives in 1000 lookups at a load of 90 %), durable in an ordinary file.
 using Filter = dunnock::CuckooFilter<12, dunnock::FileMedia>;
 
 dunnock::Status remember(const std::string& path) {
-  auto pool =
-      std::filesystem::exists(path) ? dunnock::Pool::open(path) : dunnock::Pool::create(path, {.bytes = 64 << 20});
-  if (!pool) return tl::unexpected(pool.error());
   // Recovers, should the last run have crashed, whatever it was doing.
-  auto opened = Filter::open_or_create(*pool, "seen", {.slots = 1'000'000}, pool->file_media());
+  auto opened = Filter::open_or_create(path, "seen", {.slots = 1'000'000});
   if (!opened) return tl::unexpected(opened.error());
 
-  Filter& seen = opened->filter;
+  Filter& seen = **opened;
   fmt::print("robin: {}\n", seen.contains("robin") ? "probably seen before" : "certainly new");
   if (!seen.insert("robin")) fmt::print("the filter is full\n");  // After a true, not even a power cut undoes it.
   fmt::print("{} items\n", seen.size());
-  seen.close();  // Optional: saves the next open one count of the table.
-  return {};
+  return opened->close();  // Optional: saves the next open one count of the table.
 }
 // README]
 

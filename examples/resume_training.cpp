@@ -9,7 +9,6 @@
 
 #include <cstdint>
 #include <cstdlib>
-#include <filesystem>
 #include <numeric>
 #include <optional>
 #include <random>
@@ -18,7 +17,6 @@
 
 #include <dunnock/index/checkpoint_saver.hpp>
 #include <dunnock/index/checkpoint_store.hpp>
-#include <dunnock/pmem/pool.hpp>
 
 namespace {
 
@@ -117,14 +115,11 @@ dunnock::Status train(Store& store, std::uint64_t steps, std::uint64_t steps_per
 }
 
 dunnock::Status run(const std::string& path, std::uint64_t steps, std::uint64_t steps_per_save) {
-  auto pool = std::filesystem::exists(path) ? dunnock::Pool::open(path)
-                                            : dunnock::Pool::create(path, {.bytes = Store::pool_bytes(kStoreOptions)});
-  if (!pool) return tl::unexpected(pool.error());
-  auto store = Store::open_or_create(*pool, "training", kStoreOptions, pool->file_media());
+  auto store = Store::open_or_create(path, "training", kStoreOptions);
   if (!store) return tl::unexpected(store.error());
-  dunnock::Status status = train(*store, steps, steps_per_save);
-  store->close();
-  return status;
+  const dunnock::Status trained = train(**store, steps, steps_per_save);
+  const dunnock::Status closed = store->close();
+  return trained ? closed : trained;
 }
 
 }  // namespace

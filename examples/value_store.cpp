@@ -7,21 +7,18 @@
 #include <fmt/core.h>
 
 #include <cstdio>
-#include <filesystem>
 #include <iostream>
 #include <iterator>
 #include <string>
 #include <string_view>
 
 #include <dunnock/index/kv_store.hpp>
-#include <dunnock/pmem/pool.hpp>
 
 namespace {
 
 using Store = dunnock::KvStore<dunnock::FileMedia>;
 
 constexpr std::uint64_t kCapacityBytes = 64 << 20;
-constexpr std::uint64_t kPoolBytes = 128 << 20;
 
 int put(Store& store, const dunnock::IndexKey& key) {
   const std::string value(std::istreambuf_iterator<char>(std::cin), {});
@@ -63,13 +60,6 @@ int stats(const Store& store) {
   return 0;
 }
 
-dunnock::Result<Store> open_or_create(dunnock::Pool& pool) {
-  auto opened = Store::open_or_create(pool, "values", {.index = {}, .log = {.capacity_bytes = kCapacityBytes}},
-                                      pool.file_media());
-  if (!opened) return tl::unexpected(opened.error());
-  return std::move(opened->store);
-}
-
 int fail(const dunnock::Error& error) {
   fmt::print(stderr, "{}: {}\n", dunnock::to_string(error.code), error.message);
   return 1;
@@ -85,18 +75,16 @@ int main(int argc, char** argv) {
     return 2;
   }
   const std::string path = argv[1];
-  auto pool =
-      std::filesystem::exists(path) ? dunnock::Pool::open(path) : dunnock::Pool::create(path, {.bytes = kPoolBytes});
-  if (!pool) return fail(pool.error());
-  auto store = open_or_create(*pool);
-  if (!store) return fail(store.error());
+  auto opened = Store::open_or_create(path, "values", {.index = {}, .log = {.capacity_bytes = kCapacityBytes}});
+  if (!opened) return fail(opened.error());
 
+  Store& store = **opened;
   const dunnock::IndexKey key = dunnock::IndexKey::of(with_key ? argv[3] : "");
   int status = 0;
-  if (command == "put") status = put(*store, key);
-  if (command == "get") status = get(*store, key);
-  if (command == "erase") status = erase(*store, key);
-  if (command == "stats") status = stats(*store);
-  store->close();
+  if (command == "put") status = put(store, key);
+  if (command == "get") status = get(store, key);
+  if (command == "erase") status = erase(store, key);
+  if (command == "stats") status = stats(store);
+  if (const dunnock::Status closed = opened->close(); !closed) return fail(closed.error());
   return status;
 }

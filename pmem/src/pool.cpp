@@ -449,16 +449,6 @@ Result<Pool> Pool::open(const std::string& path, const OpenOptions& options) {
   return Pool(std::move(impl));
 }
 
-Result<Pool> Pool::open_or_create(const std::string& path, const PoolOptions& options) {
-  for (int tries = 0;; ++tries) {
-    auto opened = open(path, {options.journal_bytes, options.abort_on_error, options.catch_sigbus});
-    if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
-    auto created = create(path, options);
-    // Somebody else has created it in between; again and again, and it is a link that leads nowhere.
-    if (created || created.error().code != ErrorCode::kAlreadyExists || tries == 100) return created;
-  }
-}
-
 Result<Pool> Pool::Impl::open_to_read(const std::string& path, bool beside_writer) {
   const auto forks_kept_out = detail::PoolGuard::keep_forks_out();
   auto alone = detail::PoolFile::open(path, detail::PoolAccess::kRead);

@@ -46,6 +46,7 @@ struct AFilter {
   template <Media M>
   using Of = CuckooFilter<12, M>;
   static FilterOptions options() { return {.slots = 1000}; }
+  static FilterOptions invalid_options() { return {.slots = 0}; }
   static std::array<FilterOptions, 1> other_options() { return {FilterOptions{.slots = 2000}}; }
   template <Media M>
   static bool use(Of<M>& filter) {
@@ -61,6 +62,7 @@ struct AnIndex {
   template <Media M>
   using Of = KvIndex<M>;
   static IndexOptions options() { return {.bytes_max = 4 << 20, .segment_groups = 4}; }
+  static IndexOptions invalid_options() { return {.segment_groups = 3}; }
   static std::array<IndexOptions, 3> other_options() {
     return {IndexOptions{.bytes_max = 4 << 20, .segment_groups = 8},
             IndexOptions{.bytes_max = 2 << 20, .segment_groups = 4},
@@ -80,6 +82,7 @@ struct ALog {
   template <Media M>
   using Of = ValueLog<M>;
   static LogOptions options() { return {.capacity_bytes = 1 << 16, .segment_bytes = 1 << 14}; }
+  static LogOptions invalid_options() { return {.capacity_bytes = 1 << 16, .segment_bytes = 1000}; }
   static std::array<LogOptions, 2> other_options() {
     return {LogOptions{.capacity_bytes = 1 << 17, .segment_bytes = 1 << 14},
             LogOptions{.capacity_bytes = 1 << 16, .segment_bytes = 1 << 13}};
@@ -98,6 +101,7 @@ struct AStore {
   template <Media M>
   using Of = KvStore<M>;
   static StoreOptions options() { return {.index = AnIndex::options(), .log = ALog::options()}; }
+  static StoreOptions invalid_options() { return {.index = AnIndex::invalid_options(), .log = ALog::options()}; }
   static std::array<StoreOptions, 2> other_options() {
     return {StoreOptions{.index = AnIndex::options(), .log = ALog::other_options()[0]},
             StoreOptions{.index = AnIndex::other_options()[0], .log = ALog::options()}};
@@ -117,6 +121,7 @@ struct APrefixStore {
   template <Media M>
   using Of = PrefixStore<M>;
   static PrefixOptions options() { return {.capacity_bytes = 1 << 16, .segment_bytes = 1 << 14, .blocks_max = 100}; }
+  static PrefixOptions invalid_options() { return {.capacity_bytes = 1 << 16, .blocks_max = 0}; }
   static std::array<PrefixOptions, 1> other_options() {
     return {PrefixOptions{.capacity_bytes = 1 << 17, .segment_bytes = 1 << 14, .blocks_max = 100}};
   }
@@ -136,6 +141,7 @@ struct ACheckpointStore {
   static CheckpointOptions options() {
     return {.capacity_bytes = 1 << 18, .chunk_bytes = 4096, .segment_bytes = 1 << 15, .checkpoints_max = 20};
   }
+  static CheckpointOptions invalid_options() { return {.capacity_bytes = 1 << 18, .chunk_bytes = 1}; }
   static std::array<CheckpointOptions, 3> other_options() {
     std::array all{options(), options(), options()};
     all[0].chunk_bytes = 2048;
@@ -383,6 +389,124 @@ TYPED_TEST(Creation, by_many_threads_at_once_makes_one_structure) {
     EXPECT_EQ(created, 1);
     EXPECT_EQ(names_in(*pool), this->names_);
     ASSERT_TRUE(pool->remove_regions(this->names_));
+  }
+}
+
+// ----- with a pool of its own ---------------------------------------------------------------------------------------
+
+template <class Kind, Media M>
+auto open_or_create_file(const std::string& path, const auto& options) {
+  return Kind::template Of<M>::open_or_create(path, kName, options);
+}
+
+TYPED_TEST(Creation, by_path_makes_the_file_and_then_opens_it) {
+  ASSERT_TRUE(Pool::remove(this->path_));
+  for (const bool first : {true, false}) {
+    auto opened = open_or_create_file<TypeParam, FileMedia>(this->path_, TypeParam::options());
+    ASSERT_TRUE(opened) << opened.error().message;
+    if constexpr (requires { opened->opened().created; }) {
+      EXPECT_EQ(opened->opened().created, first);
+      EXPECT_TRUE(opened->opened().report.clean_shutdown);
+    }
+    if (first) {
+      EXPECT_TRUE(TypeParam::use(**opened));
+    }
+    EXPECT_TRUE(TypeParam::was_used(**opened));
+    const auto second = open_or_create_file<TypeParam, FileMedia>(this->path_, TypeParam::options());
+    ASSERT_FALSE(second) << "the pool is open";
+    EXPECT_EQ(second.error().code, ErrorCode::kAlreadyOpen) << second.error().message;
+    EXPECT_EQ(names_in(opened->pool()), this->names_);
+    EXPECT_TRUE(opened->close());
+  }
+}
+
+TYPED_TEST(Creation, by_path_also_in_a_pool_that_has_none) {
+  auto opened = open_or_create_file<TypeParam, ProcessMedia>(this->path_, TypeParam::options());
+  ASSERT_TRUE(opened) << opened.error().message;
+  EXPECT_EQ(opened->pool().bytes(), kPoolBytes);
+  EXPECT_TRUE(TypeParam::use(**opened));
+}
+
+TYPED_TEST(Creation, by_path_killed_at_any_durable_step_leaves_no_file_or_the_structure) {
+  ASSERT_TRUE(Pool::remove(this->path_));
+  long step = 1;
+  for (bool killed = true; killed && !this->HasFatalFailure(); ++step) {
+    SCOPED_TRACE(step);
+    const pid_t child = fork();
+    if (child == 0) {
+      Kill::left = step;
+      _exit(open_or_create_file<TypeParam, KillingMedia>(this->path_, TypeParam::options()) ? 0 : 1);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    killed = WIFSIGNALED(status);
+    EXPECT_TRUE(killed || WEXITSTATUS(status) == 0);
+    if (std::filesystem::exists(this->path_)) {
+      auto pool = Pool::open(this->path_);
+      ASSERT_TRUE(pool) << pool.error().message;
+      EXPECT_EQ(names_in(*pool), this->names_);
+    } else {
+      EXPECT_TRUE(killed);
+    }
+    auto opened = open_or_create_file<TypeParam, ProcessMedia>(this->path_, TypeParam::options());
+    ASSERT_TRUE(opened) << opened.error().message;
+    EXPECT_TRUE(TypeParam::use(**opened));
+    EXPECT_TRUE(TypeParam::was_used(**opened));
+    ASSERT_TRUE(opened->close());
+    ASSERT_TRUE(Pool::remove(this->path_));
+  }
+  EXPECT_GT(step, 15) << "it has more steps than that";
+}
+
+TYPED_TEST(Creation, by_path_is_refused_with_other_options_and_without_room) {
+  {
+    auto made = open_or_create_file<TypeParam, FileMedia>(this->path_, TypeParam::options());
+    ASSERT_TRUE(made);
+    ASSERT_TRUE(TypeParam::use(**made));
+  }
+  for (const auto& other : TypeParam::other_options()) {
+    const auto refused = open_or_create_file<TypeParam, FileMedia>(this->path_, other);
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code, ErrorCode::kWrongLayout) << refused.error().message;
+    EXPECT_NE(refused.error().message.find(this->path_), std::string::npos) << refused.error().message;
+  }
+  {
+    auto pool = Pool::open(this->path_);
+    ASSERT_TRUE(pool->remove_regions(this->names_));
+    std::uint64_t bytes = kPoolBytes;  // Fills the pool, from large to small.
+    for (int n = 0; bytes >= 4096;) {
+      const std::string name = "filler" + std::to_string(n);
+      if (pool->create_regions(std::array{RegionSpec{name, bytes}})) {
+        ++n;
+      } else {
+        bytes /= 2;
+      }
+    }
+  }
+  const auto refused = open_or_create_file<TypeParam, FileMedia>(this->path_, TypeParam::options());
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kNoSpace) << refused.error().message;
+}
+
+TYPED_TEST(Creation, by_path_with_invalid_options_makes_no_file) {
+  ASSERT_TRUE(Pool::remove(this->path_));
+  const auto refused = open_or_create_file<TypeParam, FileMedia>(this->path_, TypeParam::invalid_options());
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument) << refused.error().message;
+  EXPECT_FALSE(std::filesystem::exists(this->path_));
+}
+
+using IndexFile = Creation<AnIndex>;
+
+TEST_F(IndexFile, of_an_unbounded_index_has_room_for_the_entries_asked_for) {
+  for (const std::uint64_t entries : {0ULL, 300'000ULL}) {
+    SCOPED_TRACE(entries);
+    ASSERT_TRUE(Pool::remove(path_));
+    auto index = KvIndex<ProcessMedia>::open_or_create(path_, kName, {.entries = entries});
+    ASSERT_TRUE(index) << index.error().message;
+    std::uint64_t n = 0;
+    while (n <= entries && (*index)->put({n, ~n}, IndexValue::of(n)) == PutResult::kInserted) ++n;
+    EXPECT_EQ(n, entries + 1);
   }
 }
 

@@ -32,7 +32,6 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -47,8 +46,10 @@
 #include "dunnock/filter/hash.hpp"
 #include "dunnock/filter/layout.hpp"
 #include "dunnock/filter/points.hpp"
+#include "dunnock/pmem/clean_count.hpp"
 #include "dunnock/pmem/media.hpp"
 #include "dunnock/pmem/media_status.hpp"
+#include "dunnock/pmem/named_regions.hpp"
 #include "dunnock/pmem/pool.hpp"
 #include "dunnock/pmem/region.hpp"
 #include "dunnock/pmem/volatile_region.hpp"
@@ -139,6 +140,15 @@ class CuckooFilter {
   /// Errors: those of create and open; WrongLayout also when the filter has another number of slots.
   [[nodiscard]] static Result<Opened> open_or_create(Pool& pool, std::string_view name, const FilterOptions& options,
                                                      M media);
+  /// The same in the pool in the file `path`, which is opened with it. If there is no such file, it is made with
+  /// pool_bytes(options) bytes, and gets its name when the filter is in it: a crash before leaves nothing. For several
+  /// structures in one pool, open the pool yourself. Errors: also those of Pool::open_or_create, such as AlreadyOpen.
+  [[nodiscard]] static Result<InPool<Opened>> open_or_create(const std::string& path, std::string_view name,
+                                                             const FilterOptions& options) requires PoolMedia<M>;
+  /// A pool size, in bytes, that holds such a filter and nothing else.
+  [[nodiscard]] static std::uint64_t pool_bytes(const FilterOptions& options) noexcept {
+    return Pool::bytes_for(std::array{meta_bytes(), table_bytes(options.slots)});
+  }
   /// Creates a filter in its own plain memory, with huge pages where the system provides them. Lost with the process.
   [[nodiscard]] static Result<CuckooFilter> create_volatile(const FilterOptions& options,
                                                             M media = {}) requires std::default_initializable<M>;
@@ -272,17 +282,13 @@ class CuckooFilter {
     std::atomic<std::uint64_t> refusals{0};
     std::atomic<std::uint64_t> reader_persists{0};
   };
-  static constexpr unsigned kShards = 16;
 
   /// Volatile state that does not move with the object.
   struct Shared {
     explicit Shared(std::uint64_t lines) : stripes(kUseStripes ? lines : 1) {}
     detail::Stripes stripes;
-    std::array<Shard, kShards> shards;
+    detail::ItemCount<Shard> counts;
     std::atomic<std::uint64_t> free_log_lines{~0ULL};  // bit i: log line i is idle
-    std::mutex recount;
-    std::atomic<bool> base_known{true};
-    std::atomic<std::int64_t> base{0};  // items when the shards were zero
   };
 
   enum class Placed : std::uint8_t { kNowhere, kHome, kSpilled };
@@ -312,8 +318,7 @@ class CuckooFilter {
   [[nodiscard]] static std::array<std::string, 2> region_names(std::string_view name) {
     return {std::string(name) + ".meta", std::string(name) + ".table"};
   }
-  [[nodiscard]] static bool is_unformatted(const Region& meta) noexcept;
-  [[nodiscard]] static Status clear_way(Pool& pool, std::string_view name);
+  [[nodiscard]] static Result<std::vector<std::string>> left_over(const Pool& pool, std::string_view name);
   [[nodiscard]] static Result<Opened> open_as(Pool& pool, std::string_view name, const FilterOptions* options, M media);
   [[nodiscard]] static std::string wrong_with(const FilterHeader& header);
   [[nodiscard]] static Status check_header(const Region& meta, const Region& table, FilterHeader& header);
@@ -348,7 +353,7 @@ class CuckooFilter {
     return group * kGroupWords * sizeof(Word) / kLineBytes;
   }
   [[nodiscard]] std::uint64_t stripe_of(std::uint64_t group) const noexcept {
-    return shared_->stripes.of_line(line_of(group));
+    return shared_->stripes.of(line_of(group));
   }
   [[nodiscard]] static constexpr Reach reach(std::uint64_t home, std::uint64_t fingerprint) noexcept {
     return kPolicy.primacy ? L::reach(home, fingerprint) : Reach::kOtherGroup;
@@ -359,6 +364,11 @@ class CuckooFilter {
   }
   [[nodiscard]] FilterState& state() const noexcept {
     return *reinterpret_cast<FilterState*>(meta_.at(kFilterStateOffset));
+  }
+  static constexpr detail::CleanPoints kCleanPoints{filter_point::kCloseCount, filter_point::kCloseClean,
+                                                    filter_point::kOpenDirty};
+  [[nodiscard]] detail::CleanWords clean_words() const noexcept {
+    return {state().clean, state().items, clean_mark};
   }
   [[nodiscard]] LogLine& log_line(unsigned i) const noexcept {
     return *reinterpret_cast<LogLine*>(meta_.at(kFilterLogOffset + i * sizeof(LogLine)));
@@ -454,6 +464,7 @@ struct CuckooFilter<kBits, M, kPolicy>::Opened {
   CuckooFilter filter;
   RecoveryReport report;
   bool created = false;  ///< Did open_or_create just create it?
+  [[nodiscard]] CuckooFilter& structure() noexcept { return filter; }
 };
 
 }  // namespace dunnock

@@ -41,6 +41,7 @@
 #include "dunnock/index/kv_store.hpp"
 #include "dunnock/index/manifest.hpp"
 #include "dunnock/index/tensor.hpp"
+#include "dunnock/pmem/header.hpp"
 
 namespace dunnock {
 
@@ -127,8 +128,6 @@ inline constexpr std::size_t kSaveBatchChunks = 4096;
 template <Media M>
 class CheckpointStore {
  public:
-  struct Opened;
-
   /// Creates a store in `pool` under `name` (region "<name>.catalog" and a KvStore "<name>.data"). It exists when this
   /// returns; an error or a crash before that leaves nothing.
   /// Errors: InvalidArgument, AlreadyExists, NoSpace, Io.
@@ -143,6 +142,11 @@ class CheckpointStore {
   /// the others open it. Errors: those of create and open; WrongLayout also when it was created with other options.
   [[nodiscard]] static Result<CheckpointStore> open_or_create(Pool& pool, std::string_view name,
                                                               const CheckpointOptions& options, M media);
+  /// The same in the pool in the file `path`, which is opened with it. If there is no such file, it is made with
+  /// pool_bytes(options) bytes, and gets its name when the store is in it: a crash before leaves nothing. For several
+  /// structures in one pool, open the pool yourself. Errors: also those of Pool::open_or_create, such as AlreadyOpen.
+  [[nodiscard]] static Result<InPool<CheckpointStore>> open_or_create(
+      const std::string& path, std::string_view name, const CheckpointOptions& options) requires PoolMedia<M>;
   /// Can a store be created with these options? Errors: InvalidArgument.
   [[nodiscard]] static Status check_options(const CheckpointOptions& options);
   /// Building a store from parts that the caller has made. For crash harnesses and embedding.
@@ -243,10 +247,10 @@ class CheckpointStore {
     bool references_unsure = false;
   };
 
+  static constexpr HeaderKind kHeaderKind{"checkpoint store", kCatalogMagic, kCatalogFormatVersion};
   CheckpointStore(Region catalog, KvStore<M> data, const CatalogHeader& header, M media);
   [[nodiscard]] static bool is_unformatted(const Region& catalog, std::string_view name) noexcept;
   [[nodiscard]] static Result<std::vector<std::string>> left_over(Pool& pool, std::string_view name);
-  [[nodiscard]] static Status check_agreement(const Region& catalog, const CheckpointOptions& options);
   [[nodiscard]] static Result<CheckpointStore> open_as(Pool& pool, std::string_view name,
                                                        const CheckpointOptions* options, M media);
   [[nodiscard]] static CatalogHeader header_for(const CheckpointOptions& options, std::string_view name);

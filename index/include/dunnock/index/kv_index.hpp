@@ -31,7 +31,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
@@ -44,8 +43,10 @@
 #include "dunnock/index/detail/group_locks.hpp"
 #include "dunnock/index/index_format.hpp"
 #include "dunnock/index/index_points.hpp"
+#include "dunnock/pmem/clean_count.hpp"
 #include "dunnock/pmem/media.hpp"
 #include "dunnock/pmem/media_status.hpp"
+#include "dunnock/pmem/named_regions.hpp"
 #include "dunnock/pmem/pool.hpp"
 #include "dunnock/pmem/region.hpp"
 #include "dunnock/pmem/volatile_region.hpp"
@@ -55,7 +56,8 @@ namespace dunnock {
 struct IndexOptions {
   /// Number of entries to have room for from the start. The index grows beyond that.
   std::uint64_t entries = 0;
-  /// Maximum number of bytes in all segments. 0: as many as the pool has (in plain memory: 64 GiB).
+  /// Maximum number of bytes in all segments. 0: as many as the pool has (in plain memory: 64 GiB; a pool that
+  /// open_or_create(path) makes has KvIndex::pool_bytes).
   std::uint64_t bytes_max = 0;
   /// Groups of 40 entries per segment: a power of two, 2 .. 4096. Larger segments are a little fuller when they split,
   /// and take longer to split.
@@ -157,6 +159,15 @@ class KvIndex {
   /// Errors: those of create and open; WrongLayout also when it was created with other options.
   [[nodiscard]] static Result<Opened> open_or_create(Pool& pool, std::string_view name, const IndexOptions& options,
                                                      M media);
+  /// The same in the pool in the file `path`, which is opened with it. If there is no such file, it is made with
+  /// pool_bytes(options) bytes, and gets its name when the index is in it: a crash before leaves nothing. For several
+  /// structures in one pool, open the pool yourself. Errors: also those of Pool::open_or_create, such as AlreadyOpen.
+  [[nodiscard]] static Result<InPool<Opened>> open_or_create(const std::string& path, std::string_view name,
+                                                             const IndexOptions& options) requires PoolMedia<M>;
+  /// A pool size, in bytes, that holds such an index and nothing else. Where `bytes_max` is 0: kPoolBytesAuto, or four
+  /// times what `entries` need, if that is more.
+  [[nodiscard]] static std::uint64_t pool_bytes(const IndexOptions& options) noexcept;
+  static constexpr std::uint64_t kPoolBytesAuto = 64ULL << 20;
   /// Creates an index in plain memory. Lost with the process.
   [[nodiscard]] static Result<KvIndex> create_volatile(const IndexOptions& options,
                                                        M media = {}) requires std::default_initializable<M>;
@@ -275,16 +286,15 @@ class KvIndex {
     explicit operator bool() const noexcept { return record != nullptr; }
   };
   struct alignas(kLineBytes) Shard {
-    std::atomic<std::int64_t> entries{0};
+    std::atomic<std::int64_t> items{0};
     std::atomic<std::uint64_t> reader_persists{0};
   };
-  static constexpr unsigned kShards = 16;
 
   /// Volatile state that does not move with the object.
   struct Shared {
     Shared(std::uint64_t groups, std::uint64_t all) : locks(groups, all) {}
     detail::GroupLocks locks;
-    std::array<Shard, kShards> shards;
+    detail::ItemCount<Shard> counts;
     std::atomic<const Directory*> directory{nullptr};
     std::atomic<bool> growing{false};  // The lock of what follows, and of directory commits.
     std::vector<std::unique_ptr<Directory>> directories;
@@ -296,9 +306,6 @@ class KvIndex {
     std::atomic<std::uint64_t> splits{0};
     std::atomic<std::uint64_t> split_ns_max{0};
     std::atomic<std::uint64_t> refusals{0};
-    std::mutex recount;
-    std::atomic<bool> base_known{true};
-    std::atomic<std::int64_t> base{0};
   };
   class GrowthLock;
   class Writer;
@@ -311,6 +318,7 @@ class KvIndex {
   }
   [[nodiscard]] static std::string wrong_with(const IndexHeader& header);
   [[nodiscard]] static IndexHeader header_for(const IndexOptions& options);
+  [[nodiscard]] static Status check_segments(const IndexOptions& options);
   [[nodiscard]] static Status check_header(const Region& meta, IndexHeader& header);
   [[nodiscard]] Result<IndexRecovery> recover();
   [[nodiscard]] Status make_first_segments();
@@ -321,13 +329,17 @@ class KvIndex {
   template <Media Other>
   friend class CheckpointStore;
   [[nodiscard]] static IndexOptions bounded(const IndexOptions& options, const Pool& pool) noexcept;
-  [[nodiscard]] static Status check_agreement(const IndexHeader& header, const IndexOptions& options);
   [[nodiscard]] static bool is_unused(const Region& meta);
   [[nodiscard]] static Result<std::vector<std::string>> left_over(Pool& pool, std::string_view name, bool formatted);
   [[nodiscard]] static Result<Opened> open_as(Pool& pool, std::string_view name, const IndexOptions* options, M media);
 
   [[nodiscard]] IndexState& state() const noexcept {
     return *reinterpret_cast<IndexState*>(meta_.at(kIndexStateOffset));
+  }
+  static constexpr detail::CleanPoints kCleanPoints{index_point::kCloseCount, index_point::kCloseClean,
+                                                    index_point::kOpenDirty};
+  [[nodiscard]] detail::CleanWords clean_words() const noexcept {
+    return {state().clean, state().entries, index_clean_mark};
   }
   [[nodiscard]] Word& directory_at(std::uint64_t segment) const noexcept {
     return *reinterpret_cast<Word*>(meta_.at(kIndexDirectoryOffset + segment * sizeof(Word)));
@@ -350,7 +362,7 @@ class KvIndex {
   [[nodiscard]] std::uint64_t lock_of(Segment segment, const Place& place, std::uint64_t group) const noexcept {
     return shared_->locks.of(segment.number(place.segment) * groups_ + group);
   }
-  [[nodiscard]] Shard& shard() const noexcept;
+  [[nodiscard]] Shard& shard() const noexcept { return shared_->counts.of_thread(); }
 
   // Reading.
   [[nodiscard]] IndexKey key_of(const IndexRecord& record) const noexcept {
@@ -401,7 +413,7 @@ class KvIndex {
   [[nodiscard]] IndexValue stored_value(const Slot& slot) const;
   [[nodiscard]] bool holds_value(const Slot& slot, const IndexValue& expected) const;
   [[nodiscard]] bool scrub(Writer& writer, const Place& place, const Site& site);
-  void count(std::int64_t by) const noexcept { shard().entries.fetch_add(by, std::memory_order_relaxed); }
+  void count(std::int64_t by) const noexcept { shard().items.fetch_add(by, std::memory_order_relaxed); }
 
   // Growth.
   struct SplitPlan;
@@ -438,6 +450,7 @@ struct KvIndex<M>::Opened {
   KvIndex index;
   IndexRecovery report;
   bool created = false;  ///< Did open_or_create just create it?
+  [[nodiscard]] KvIndex& structure() noexcept { return index; }
 };
 
 }  // namespace dunnock

@@ -80,6 +80,13 @@ class KvStore {
   /// Errors: those of create and open; WrongLayout also when it was created with other options.
   [[nodiscard]] static Result<Opened> open_or_create(Pool& pool, std::string_view name, const StoreOptions& options,
                                                      M media);
+  /// The same in the pool in the file `path`, which is opened with it. If there is no such file, it is made with
+  /// pool_bytes(options) bytes, and gets its name when the store is in it: a crash before leaves nothing. For several
+  /// structures in one pool, open the pool yourself. Errors: also those of Pool::open_or_create, such as AlreadyOpen.
+  [[nodiscard]] static Result<InPool<Opened>> open_or_create(const std::string& path, std::string_view name,
+                                                             const StoreOptions& options) requires PoolMedia<M>;
+  /// A pool size, in bytes, that holds such a store and nothing else. See KvIndex::pool_bytes.
+  [[nodiscard]] static std::uint64_t pool_bytes(const StoreOptions& options) noexcept;
   /// Can a store be created with these options? Errors: InvalidArgument.
   [[nodiscard]] static Status check_options(const StoreOptions& options);
   /// Makes a store from parts that the caller has made.
@@ -191,6 +198,7 @@ struct KvStore<M>::Opened {
   KvStore store;
   IndexRecovery report;
   bool created = false;  ///< Did open_or_create just create it?
+  [[nodiscard]] KvStore& structure() noexcept { return store; }
 };
 
 }  // namespace dunnock

@@ -120,6 +120,11 @@ class PrefixStore {
   /// Errors: those of create and open; WrongLayout also when its log was created with another capacity or segments.
   [[nodiscard]] static Result<PrefixStore> open_or_create(Pool& pool, std::string_view name,
                                                           const PrefixOptions& options, M media);
+  /// The same in the pool in the file `path`, which is opened with it. If there is no such file, it is made with
+  /// pool_bytes(options) bytes, and gets its name when the store is in it: a crash before leaves nothing. For several
+  /// structures in one pool, open the pool yourself. Errors: also those of Pool::open_or_create, such as AlreadyOpen.
+  [[nodiscard]] static Result<InPool<PrefixStore>> open_or_create(const std::string& path, std::string_view name,
+                                                                  const PrefixOptions& options) requires PoolMedia<M>;
   /// Of a KvStore that the caller has made. For crash harnesses and embedding.
   /// Errors: InvalidArgument (options), NoSpace (memory, as in create).
   [[nodiscard]] static Result<PrefixStore> attach(KvStore<M> data, const PrefixOptions& options);

@@ -34,6 +34,7 @@
 #include "dunnock/index/log_points.hpp"
 #include "dunnock/pmem/media.hpp"
 #include "dunnock/pmem/media_status.hpp"
+#include "dunnock/pmem/named_regions.hpp"
 #include "dunnock/pmem/pool.hpp"
 #include "dunnock/pmem/region.hpp"
 #include "dunnock/pmem/volatile_region.hpp"
@@ -72,7 +73,6 @@ enum class ReadState : std::uint8_t {
 template <Media M>
 class ValueLog {
  public:
-  struct Opened;
   static constexpr std::uint64_t kOverheadBytes = sizeof(RecordHeader);
 
   /// Keeps a segment from being freed or compacted while this lives.
@@ -124,6 +124,15 @@ class ValueLog {
   /// the others open it. Errors: those of create and open; WrongLayout also when it was created with other options.
   [[nodiscard]] static Result<ValueLog> open_or_create(Pool& pool, std::string_view name, const LogOptions& options,
                                                        M media);
+  /// The same in the pool in the file `path`, which is opened with it. If there is no such file, it is made with
+  /// pool_bytes(options) bytes, and gets its name when the log is in it: a crash before leaves nothing. For several
+  /// structures in one pool, open the pool yourself. Errors: also those of Pool::open_or_create, such as AlreadyOpen.
+  [[nodiscard]] static Result<InPool<ValueLog>> open_or_create(const std::string& path, std::string_view name,
+                                                               const LogOptions& options) requires PoolMedia<M>;
+  /// A pool size, in bytes, that holds such a log and nothing else.
+  [[nodiscard]] static std::uint64_t pool_bytes(const LogOptions& options) noexcept {
+    return Pool::bytes_for(std::array{meta_bytes(options), options.capacity_bytes});
+  }
   /// create() and open() on the caller's memory, which must be zeroed (for format) and outlive the log. Segments do not
   /// cross extents.
   [[nodiscard]] static std::uint64_t meta_bytes(const LogOptions& options) noexcept;
@@ -245,7 +254,7 @@ class ValueLog {
   [[nodiscard]] static std::array<std::string, 2> region_names(std::string_view name) {
     return {std::string(name) + ".logmeta", std::string(name) + ".log"};
   }
-  [[nodiscard]] static Status check_agreement(const Region& meta, const LogOptions& options);
+  [[nodiscard]] static Status check_header(const Region& meta, const Region& data, LogHeader& header);
   [[nodiscard]] static bool is_unused(const Region& meta);
   [[nodiscard]] static Result<std::vector<std::string>> left_over(Pool& pool, std::string_view name, bool formatted);
   [[nodiscard]] static Result<ValueLog> open_as(Pool& pool, std::string_view name, const LogOptions* options, M media);

@@ -3,8 +3,8 @@
 //   offset 0   magic      without it the structure does not exist
 //   offset 8   fields     version, parameters, a checksum
 //
-// What it is for: writing a header in the right order, and recognizing memory that was never formatted. What it is not
-// for: judging what a header says, which only its structure can.
+// What it is for: writing a header in the right order, reading it back when it is whole, and recognizing memory that
+// was never formatted. What it is not for: judging a structure's parameters, which only the structure can.
 #pragma once
 
 #include <algorithm>
@@ -12,8 +12,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <string>
+#include <string_view>
 #include <type_traits>
 
+#include "dunnock/base/result.hpp"
 #include "dunnock/pmem/media.hpp"
 #include "dunnock/pmem/region.hpp"
 
@@ -41,6 +44,37 @@ void write_header(const M& media, const HeaderPoints& points, const Region& regi
   media.store(points.magic, words[0], values[0]);
   media.flush(points.magic, words);
   media.fence(points.magic);  // The structure exists.
+}
+
+/// What every header of one kind of structure says.
+struct HeaderKind {
+  std::string_view structure;  ///< For messages, such as "filter".
+  std::uint64_t magic;
+  std::uint32_t format_version;
+
+  /// The error that a region does not hold such a structure.
+  [[nodiscard]] tl::unexpected<Error> refuse(ErrorCode code, const std::string& why) const {
+    return make_error(code, "not this " + std::string(structure) + ": " + why);
+  }
+};
+
+/// Reads the header at the start of a region, which has at least `bytes_min` bytes in one extent. The structure checks
+/// its own fields afterwards. Errors: WrongLayout (the magic word), WrongVersion, Corrupt (sizes, checksum).
+template <class Header>
+[[nodiscard]] Status read_header(const HeaderKind& kind, const Region& region, std::uint64_t bytes_min,
+                                 Header& header) {
+  static_assert(std::is_trivially_copyable_v<Header>);
+  if (region.bytes() < bytes_min || region.extents().size() != 1)
+    return kind.refuse(ErrorCode::kCorrupt, "the region of its header has " + std::to_string(region.bytes()) +
+                                                " bytes in " + std::to_string(region.extents().size()) + " extents");
+  std::memcpy(&header, region.at(0), sizeof header);
+  if (header.magic != kind.magic) return kind.refuse(ErrorCode::kWrongLayout, "the header's magic word is missing");
+  if (header.format_version != kind.format_version)
+    return kind.refuse(ErrorCode::kWrongVersion, "format version " + std::to_string(header.format_version) +
+                                                     ", expected " + std::to_string(kind.format_version));
+  if (header.checksum != checksum_of(header))
+    return kind.refuse(ErrorCode::kCorrupt, "the header's checksum fails");
+  return {};
 }
 
 /// The word stored at an offset.

@@ -96,7 +96,21 @@ class Pool {
   [[nodiscard]] static Result<Pool> open(const std::string& path, const OpenOptions& options = {});
   /// Opens the pool, or creates it if it does not exist; safe when others do the same at once. `options` as for
   /// create(); size and mode are ignored if the pool exists. Errors: those of both.
-  [[nodiscard]] static Result<Pool> open_or_create(const std::string& path, const PoolOptions& options);
+  [[nodiscard]] static Result<Pool> open_or_create(const std::string& path, const PoolOptions& options) {
+    return open_or_create_with(path, options, [](Pool&) { return Status(); });
+  }
+  /// The same, but creates it as create_with does. Errors: those of open and create_with.
+  template <class Make>
+  [[nodiscard]] static Result<Pool> open_or_create_with(const std::string& path, const PoolOptions& options,
+                                                        Make&& make) {
+    for (int tries = 0;; ++tries) {
+      auto opened = open(path, {options.journal_bytes, options.abort_on_error, options.catch_sigbus});
+      if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
+      auto created = create_with(path, options, make);
+      // Somebody else has created it in between; again and again, and it is a link that leads nowhere.
+      if (created || created.error().code != ErrorCode::kAlreadyExists || tries == 100) return created;
+    }
+  }
   /// Opens the pool for reading: any number of readers, but not while a writer has it open. Needs no write permission
   /// and changes nothing: a journal left by a crash is replayed, and recovery's stores are kept, in this process's
   /// memory. Structures are opened with ReadOnlyMedia (with_media() does this) and refuse changes. A creation or

@@ -69,28 +69,17 @@ auto CuckooFilter<kBits, M, kPolicy>::format(Region meta, Region table, const Fi
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 Status CuckooFilter<kBits, M, kPolicy>::check_header(const Region& meta, const Region& table, FilterHeader& header) {
-  const auto wrong = [](ErrorCode code, std::string what) { return make_error(code, "not this filter: " + what); };
-  if (meta.bytes() < meta_bytes() || meta.extents().size() != 1) {
-    return wrong(ErrorCode::kCorrupt, "its meta region has " + std::to_string(meta.bytes()) + " bytes");
-  }
-  std::memcpy(&header, meta.at(0), sizeof header);
-  if (header.magic != kFilterMagic) return wrong(ErrorCode::kWrongLayout, "the header's magic word is missing");
-  if (header.format_version != kFilterFormatVersion) {
-    return wrong(ErrorCode::kWrongVersion, "format version " + std::to_string(header.format_version) + ", expected " +
-                                               std::to_string(kFilterFormatVersion));
-  }
-  if (header.checksum != checksum_of(header)) return wrong(ErrorCode::kCorrupt, "the header's checksum fails");
-  if (header.fingerprint_bits != kBits) {
-    return wrong(ErrorCode::kWrongLayout, "fingerprints of " + std::to_string(header.fingerprint_bits) +
-                                              " bits, expected " + std::to_string(kBits));
-  }
-  if (header.group_words != kGroupWords) {
-    return wrong(ErrorCode::kWrongLayout,
-                 "groups of " + std::to_string(header.group_words) + " words, expected " + std::to_string(kGroupWords));
-  }
-  if (std::string what = wrong_with(header); !what.empty()) return wrong(ErrorCode::kCorrupt, std::move(what));
+  constexpr HeaderKind kKind{"filter", kFilterMagic, kFilterFormatVersion};
+  DUNNOCK_TRY(read_header(kKind, meta, meta_bytes(), header));
+  if (header.fingerprint_bits != kBits)
+    return kKind.refuse(ErrorCode::kWrongLayout, "fingerprints of " + std::to_string(header.fingerprint_bits) +
+                                                     " bits, expected " + std::to_string(kBits));
+  if (header.group_words != kGroupWords)
+    return kKind.refuse(ErrorCode::kWrongLayout, "groups of " + std::to_string(header.group_words) +
+                                                     " words, expected " + std::to_string(kGroupWords));
+  if (std::string what = wrong_with(header); !what.empty()) return kKind.refuse(ErrorCode::kCorrupt, what);
   if (table.bytes() != table_bytes(header.slots))
-    return wrong(ErrorCode::kCorrupt, "its table has " + std::to_string(table.bytes()) + " bytes");
+    return kKind.refuse(ErrorCode::kCorrupt, "its table has " + std::to_string(table.bytes()) + " bytes");
   return {};
 }
 
@@ -143,16 +132,9 @@ Result<RecoveryReport> CuckooFilter<kBits, M, kPolicy>::recover() {
     ++report.kicks_completed;
   }
 
-  const std::uint64_t items = media_.load(state().items);
-  const std::uint64_t clean = media_.load(state().clean);
-  report.clean_shutdown = clean != 0 && clean == clean_mark(items);
-  shared_->base_known.store(report.clean_shutdown, std::memory_order_relaxed);
-  shared_->base.store(report.clean_shutdown ? static_cast<std::int64_t>(items) : 0, std::memory_order_relaxed);
-  if (clean != 0) {
-    media_.store(filter_point::kOpenDirty, state().clean, 0);
-    media_.flush(filter_point::kOpenDirty, &state());
-    media_.fence(filter_point::kOpenDirty);  // From here the count is stale after a crash.
-  }
+  const auto items = detail::take_clean_count(media_, kCleanPoints, clean_words());
+  report.clean_shutdown = items.has_value();
+  shared_->counts.start(items);
   if (media_.load(state().clearing) != 0) {
     rewrite([](std::uint64_t) { return std::uint64_t{0}; });
     report.clear_completed = true;
@@ -160,50 +142,33 @@ Result<RecoveryReport> CuckooFilter<kBits, M, kPolicy>::recover() {
   return report;
 }
 
-/// Did a crash leave this meta region before its header was complete? Happens only in pools of format version 2 and
-/// before.
+/// What a crash has left of a creation in a pool of format version 2 and before.
+/// Errors: AlreadyExists: a filter, or other data, exists.
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
-bool CuckooFilter<kBits, M, kPolicy>::is_unformatted(const Region& meta) noexcept {
-  return meta.bytes() == meta_bytes() && word_of(meta, 0) == 0 && is_blank(meta, sizeof(FilterHeader));
-}
-
-/// Removes what a crash has left of a creation in a pool of an older format. Errors: AlreadyExists: a filter, or other
-/// data, exists.
-template <unsigned kBits, Media M, FilterPolicy kPolicy>
-Status CuckooFilter<kBits, M, kPolicy>::clear_way(Pool& pool, std::string_view name) {
-  std::vector<std::string> left;
-  for (const std::string& region : region_names(name)) {
-    const auto there = pool.open_region(region);
-    if (!there) continue;
-    if (!(region.ends_with(".meta") ? is_unformatted(*there) : is_blank(*there)))
-      return make_error(ErrorCode::kAlreadyExists, "there is a region '" + region + "' in " + pool.path());
-    left.push_back(region);
-  }
-  return left.empty() ? Status() : pool.remove_regions(left);
+Result<std::vector<std::string>> CuckooFilter<kBits, M, kPolicy>::left_over(const Pool& pool, std::string_view name) {
+  return detail::left_over_regions(pool, region_names(name), [](const std::string& region, const Region& there) {
+    if (!region.ends_with(".meta")) return is_blank(there);
+    return there.bytes() == meta_bytes() && word_of(there, 0) == 0 && is_blank(there, sizeof(FilterHeader));
+  });
 }
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 auto CuckooFilter<kBits, M, kPolicy>::create_in(PendingRegions& pending, std::string_view name,
                                                 const FilterOptions& options, M media) -> Result<CuckooFilter> {
   DUNNOCK_TRY(check_options(options));
-  DUNNOCK_TRY(clear_way(pending.pool(), name));
+  DUNNOCK_TRY(const auto left, left_over(pending.pool(), name));
+  DUNNOCK_TRY(pending.pool().remove_regions(left));
   const auto names = region_names(name);
-  std::array<RegionSpec, 2> specs{};
-  for (std::size_t i = 0; i < specs.size(); ++i) specs[i].name = names[i];
-  specs[0].bytes = meta_bytes();
-  specs[1].bytes = table_bytes(options.slots);
-  DUNNOCK_TRY(auto regions, pending.create(specs));
+  DUNNOCK_TRY(auto regions, pending.create(std::array{RegionSpec{names[0], meta_bytes()},
+                                                      RegionSpec{names[1], table_bytes(options.slots)}}));
   return format(regions[0], regions[1], options, std::move(media));
 }
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 auto CuckooFilter<kBits, M, kPolicy>::create(Pool& pool, std::string_view name, const FilterOptions& options, M media)
     -> Result<CuckooFilter> {
-  PendingRegions pending(pool);
-  auto filter = create_in(pending, name, options, std::move(media));
-  if (!filter) return filter;
-  DUNNOCK_TRY(pending.finish(filter->status()));
-  return filter;
+  return detail::create_structure(
+      pool, [&](PendingRegions& pending) { return create_in(pending, name, options, std::move(media)); });
 }
 
 /// `options`, if not null: what the filter must have been created with.
@@ -213,17 +178,13 @@ auto CuckooFilter<kBits, M, kPolicy>::open_as(Pool& pool, std::string_view name,
   const auto names = region_names(name);
   DUNNOCK_TRY(auto meta, pool.open_region(names[0]));
   DUNNOCK_TRY(auto table, pool.open_region(names[1]));
-  if (is_unformatted(meta) && is_blank(table))
-    return make_error(ErrorCode::kNotFound,
-                      "a crash has interrupted the creation of filter '" + std::string(name) + "' in " + pool.path());
+  const std::string about = detail::about("filter", name, pool);
+  if (word_of(meta, 0) == 0 && left_over(pool, name)) return detail::never_finished(about);
   FilterHeader header;
-  if (options != nullptr && check_header(meta, table, header) && header.slots != options->slots)
-    return make_error(ErrorCode::kWrongLayout, "filter '" + std::string(name) + "' in " + pool.path() + " has " +
-                                                   std::to_string(header.slots) + " slots, not " +
-                                                   std::to_string(options->slots));
-  auto opened = attach(meta, table, std::move(media));
-  if (!opened) return opened;
-  DUNNOCK_TRY(opened->filter.status());
+  if (options != nullptr && check_header(meta, table, header))
+    DUNNOCK_TRY(detail::check_agreed(about, std::array{detail::Agreed{"slots", header.slots, options->slots}}));
+  DUNNOCK_TRY(auto opened, attach(meta, table, std::move(media)));
+  DUNNOCK_TRY(opened.filter.status());
   return opened;
 }
 
@@ -236,12 +197,19 @@ template <unsigned kBits, Media M, FilterPolicy kPolicy>
 auto CuckooFilter<kBits, M, kPolicy>::open_or_create(Pool& pool, std::string_view name, const FilterOptions& options,
                                                      M media) -> Result<Opened> {
   DUNNOCK_TRY(check_options(options));
-  PendingRegions pending(pool);
-  auto opened = open_as(pool, name, &options, media);
-  if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
-  DUNNOCK_TRY(auto made, create_in(pending, name, options, std::move(media)));
-  DUNNOCK_TRY(pending.finish(made.status()));
-  return Opened{std::move(made), {.clean_shutdown = true}, true};
+  return detail::open_or_create_structure(
+      pool, [&] { return open_as(pool, name, &options, media); },
+      [&](PendingRegions& pending) { return create_in(pending, name, options, media); });
+}
+
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+auto CuckooFilter<kBits, M, kPolicy>::open_or_create(const std::string& path, std::string_view name,
+                                                     const FilterOptions& options) -> Result<InPool<Opened>>
+requires PoolMedia<M> {
+  DUNNOCK_TRY(check_options(options));
+  return detail::open_or_create_in_file(path, pool_bytes(options), [&](Pool& pool) {
+    return open_or_create(pool, name, options, detail::media_of<M>(pool));
+  });
 }
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
@@ -260,11 +228,7 @@ requires std::default_initializable<M> {
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 void CuckooFilter<kBits, M, kPolicy>::close() {
-  const std::uint64_t items = size();
-  media_.store(filter_point::kCloseCount, state().items, items);
-  media_.store(filter_point::kCloseClean, state().clean, clean_mark(items));
-  media_.flush(filter_point::kCloseClean, &state());
-  media_.fence(filter_point::kCloseClean);  // The count can be trusted.
+  detail::store_clean_count(media_, kCleanPoints, clean_words(), size());
 }
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
@@ -297,7 +261,7 @@ void CuckooFilter<kBits, M, kPolicy>::rewrite(NewWord&& new_word) {
   media_.store(filter_point::kClearBegin, state().clearing, 1);
   media_.flush(filter_point::kClearBegin, &state());
   media_.fence(filter_point::kClearBegin);  // From here a crash clears the table.
-  std::int64_t items = 0;
+  std::uint64_t items = 0;
   for (std::uint64_t group = 0; group < groups_; ++group) {
     Word* words = words_of(group);
     for (unsigned v = 0; v < kGroupWords; ++v) {
@@ -311,9 +275,7 @@ void CuckooFilter<kBits, M, kPolicy>::rewrite(NewWord&& new_word) {
   media_.store(filter_point::kClearEnd, state().clearing, 0);
   media_.flush(filter_point::kClearEnd, &state());
   media_.fence(filter_point::kClearEnd);
-  for (Shard& one : shared_->shards) one.items.store(0, std::memory_order_relaxed);
-  shared_->base.store(items, std::memory_order_relaxed);
-  shared_->base_known.store(true, std::memory_order_release);
+  shared_->counts.start(items);
 }
 
 /// The results of one scan of the table.
@@ -343,31 +305,18 @@ auto CuckooFilter<kBits, M, kPolicy>::census() const -> Census {
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 std::uint64_t CuckooFilter<kBits, M, kPolicy>::size() const {
-  Shared& shared = *shared_;
-  const auto changes = [&shared] {
-    std::int64_t sum = 0;
-    for (const Shard& one : shared.shards) sum += one.items.load(std::memory_order_relaxed);
-    return sum;
-  };
-  if (!shared.base_known.load(std::memory_order_acquire) && media_ok(media_)) {
-    const std::lock_guard lock(shared.recount);
-    if (!shared.base_known.load(std::memory_order_relaxed)) {
-      // Writers wait while the table is counted; the key of one that has just left its stripe is counted in the table
-      // but perhaps not yet in its shard, so this is exact only when no writer is active, as promised.
-      const auto& stripes = shared.stripes;
-      if constexpr (kPolicy.multi_writer) {
-        for (std::uint64_t i = 0; i < stripes.count(); ++i) stripes.template acquire<true>(i, media_);
-      }
-      const auto items = static_cast<std::int64_t>(census().items);
-      shared.base.store(items - changes(), std::memory_order_relaxed);
-      shared.base_known.store(true, std::memory_order_release);
-      if constexpr (kPolicy.multi_writer) {
-        for (std::uint64_t i = 0; i < stripes.count(); ++i) stripes.release(i);
-      }
+  return shared_->counts.items(media_ok(media_), [this](const auto& now) {
+    // Writers wait while the table is counted; the key of one that has just left its stripe is counted in the table
+    // but perhaps not yet in its shard, so this is exact only when no writer is active, as promised.
+    const detail::Stripes& stripes = shared_->stripes;
+    if constexpr (kPolicy.multi_writer) {
+      for (std::uint64_t i = 0; i < stripes.count(); ++i) stripes.template acquire<true>(i, media_);
     }
-  }
-  const std::int64_t items = shared.base.load(std::memory_order_relaxed) + changes();
-  return items < 0 ? 0 : static_cast<std::uint64_t>(items);
+    now(census().items);
+    if constexpr (kPolicy.multi_writer) {
+      for (std::uint64_t i = 0; i < stripes.count(); ++i) stripes.release(i);
+    }
+  });
 }
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
@@ -381,7 +330,7 @@ FilterStats CuckooFilter<kBits, M, kPolicy>::stats() const {
   stats.words_spilled = seen.spilled;
   stats.words_overflowed = seen.overflowed;
   stats.memory_bytes = memory_bytes();
-  for (const Shard& one : shared_->shards) {
+  for (const Shard& one : shared_->counts.shards()) {
     stats.overflows += one.overflows.load(std::memory_order_relaxed);
     stats.kicks += one.kicks.load(std::memory_order_relaxed);
     stats.kick_groups_read += one.kick_groups_read.load(std::memory_order_relaxed);
@@ -431,7 +380,7 @@ CheckReport CuckooFilter<kBits, M, kPolicy>::check() const {
       }
     }
   }
-  if (shared_->base_known.load(std::memory_order_acquire) && size() != report.items) {
+  if (shared_->counts.known() && size() != report.items) {
     violated("size() is " + std::to_string(size()) + " but the table holds " + std::to_string(report.items));
   }
   return report;

@@ -12,21 +12,12 @@ namespace dunnock {
 
 // ----- counts -------------------------------------------------------------------------------------------------------
 
-namespace detail {
-/// A small number that is unique to the thread while there are few threads.
-inline unsigned thread_number() noexcept {
-  static std::atomic<unsigned> next{0};
-  thread_local const unsigned number = next.fetch_add(1, std::memory_order_relaxed);
-  return number;
-}
-}  // namespace detail
-
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 auto CuckooFilter<kBits, M, kPolicy>::shard() const noexcept -> Shard& {
   if constexpr (kPolicy.multi_writer) {
-    return shared_->shards[detail::thread_number() % kShards];
+    return shared_->counts.of_thread();
   } else {
-    return shared_->shards[0];
+    return shared_->counts.only();
   }
 }
 

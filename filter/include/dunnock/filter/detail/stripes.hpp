@@ -11,36 +11,28 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cstdint>
-#include <memory>
+
+#include "dunnock/pmem/marks.hpp"
 
 namespace dunnock::detail {
 
-class Stripes {
+class Stripes : public Marks {
  public:
-  /// 2^18 bytes stay in a second-level cache; two of 64 writers meet on a stripe once in 4,096 operations.
-  static constexpr std::uint64_t kMax = 1ULL << 18;
-
   Stripes() = default;
-  explicit Stripes(std::uint64_t lines)
-      : mask_(std::bit_ceil(std::clamp<std::uint64_t>(lines, 1, kMax)) - 1),
-        marks_(std::make_unique<std::atomic<std::uint8_t>[]>(mask_ + 1)) {}
-
-  [[nodiscard]] std::uint64_t of_line(std::uint64_t line) const noexcept { return line & mask_; }
-  [[nodiscard]] std::uint64_t count() const noexcept { return mask_ + 1; }
+  explicit Stripes(std::uint64_t lines) : Marks(std::clamp<std::uint64_t>(lines, 1, kMax)) {}
 
   [[nodiscard]] bool marked(std::uint64_t stripe) const noexcept {
-    return marks_[stripe].load(std::memory_order_acquire) != 0;
+    return value(stripe).load(std::memory_order_acquire) != 0;
   }
 
   /// Takes the mark if no thread has it.
   template <bool kExclusive>
   [[nodiscard]] bool try_acquire(std::uint64_t stripe) const noexcept {
     if constexpr (kExclusive) {
-      return marks_[stripe].exchange(1, std::memory_order_acquire) == 0;
+      return value(stripe).exchange(1, std::memory_order_acquire) == 0;
     } else {  // There is only one writer, so only readers look.
-      marks_[stripe].store(1, std::memory_order_relaxed);
+      value(stripe).store(1, std::memory_order_relaxed);
       return true;
     }
   }
@@ -50,11 +42,6 @@ class Stripes {
       while (marked(stripe)) media.pause();
     }
   }
-  void release(std::uint64_t stripe) const noexcept { marks_[stripe].store(0, std::memory_order_release); }
-
- private:
-  std::uint64_t mask_ = 0;
-  std::unique_ptr<std::atomic<std::uint8_t>[]> marks_;
 };
 
 /// Holds one or two stripes, taken in ascending order, until it goes out of scope.

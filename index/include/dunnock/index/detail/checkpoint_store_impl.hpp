@@ -139,23 +139,13 @@ auto CheckpointStore<M>::format(Region catalog, KvStore<M> data, const Checkpoin
 
 template <Media M>
 auto CheckpointStore<M>::attach(Region catalog, KvStore<M> data, M media) -> Result<CheckpointStore> {
-  const auto wrong = [](ErrorCode code, std::string what) {
-    return make_error(code, "not this checkpoint store: " + what);
-  };
   CatalogHeader header;
-  if (catalog.bytes() < kCatalogLinesOffset)
-    return wrong(ErrorCode::kCorrupt, "its catalog has " + std::to_string(catalog.bytes()) + " bytes");
-  std::memcpy(&header, catalog.at(0), sizeof header);
-  if (header.magic != kCatalogMagic) return wrong(ErrorCode::kWrongLayout, "the catalog's magic word is missing");
-  if (header.format_version != kCatalogFormatVersion)
-    return wrong(ErrorCode::kWrongVersion, "format version " + std::to_string(header.format_version) + ", expected " +
-                                               std::to_string(kCatalogFormatVersion));
-  if (header.checksum != checksum_of(header)) return wrong(ErrorCode::kCorrupt, "the catalog's checksum fails");
+  DUNNOCK_TRY(read_header(kHeaderKind, catalog, kCatalogLinesOffset, header));
   const std::uint64_t segment_bytes = data.log().value_bytes_max() + ValueLog<M>::kOverheadBytes;
   if (std::string what = wrong_with(header, segment_bytes); !what.empty())
-    return wrong(ErrorCode::kCorrupt, std::move(what));
+    return kHeaderKind.refuse(ErrorCode::kCorrupt, what);
   if ((catalog.bytes() - kCatalogLinesOffset) / kLineBytes < header.lines)
-    return wrong(ErrorCode::kCorrupt, "its lines do not fit its catalog");
+    return kHeaderKind.refuse(ErrorCode::kCorrupt, "its lines do not fit its catalog");
   return CheckpointStore(std::move(catalog), std::move(data), header, std::move(media));
 }
 
@@ -187,21 +177,6 @@ Result<std::vector<std::string>> CheckpointStore<M>::left_over(Pool& pool, std::
   return left;
 }
 
-/// Was the store of this catalog created with these options, if it is one?
-template <Media M>
-Status CheckpointStore<M>::check_agreement(const Region& catalog, const CheckpointOptions& options) {
-  CatalogHeader header;
-  std::memcpy(&header, catalog.at(0), sizeof header);
-  if (header.magic != kCatalogMagic || header.checksum != checksum_of(header)) return {};  // attach() says so.
-  const auto differs = [](const std::string& what, std::uint64_t has, std::uint64_t wanted) {
-    return make_error(ErrorCode::kWrongLayout,
-                      "it was created with " + what + " " + std::to_string(has) + ", not " + std::to_string(wanted));
-  };
-  if (header.chunk_bytes != options.chunk_bytes) return differs("chunk_bytes", header.chunk_bytes, options.chunk_bytes);
-  if (header.lines != options.checkpoints_max) return differs("checkpoints_max", header.lines, options.checkpoints_max);
-  return {};
-}
-
 template <Media M>
 auto CheckpointStore<M>::create_in(PendingRegions& pending, std::string_view name, const CheckpointOptions& options,
                                    M media) -> Result<CheckpointStore> {
@@ -210,10 +185,7 @@ auto CheckpointStore<M>::create_in(PendingRegions& pending, std::string_view nam
   DUNNOCK_TRY(const auto left, left_over(pool, name));
   DUNNOCK_TRY(pool.remove_regions(left));
   const std::string catalog_name = std::string(name) + ".catalog";
-  RegionSpec spec{};
-  spec.name = catalog_name;
-  spec.bytes = catalog_bytes(options);
-  DUNNOCK_TRY(auto regions, pending.create(std::span(&spec, 1)));
+  DUNNOCK_TRY(auto regions, pending.create(std::array{RegionSpec{catalog_name, catalog_bytes(options)}}));
   DUNNOCK_TRY(auto data, KvStore<M>::create_in(pending, std::string(name) + ".data", store_options(options), media));
   return format(regions.front(), std::move(data), options, std::move(media), name);
 }
@@ -221,11 +193,8 @@ auto CheckpointStore<M>::create_in(PendingRegions& pending, std::string_view nam
 template <Media M>
 auto CheckpointStore<M>::create(Pool& pool, std::string_view name, const CheckpointOptions& options, M media)
     -> Result<CheckpointStore> {
-  PendingRegions pending(pool);
-  auto store = create_in(pending, name, options, std::move(media));
-  if (!store) return store;
-  DUNNOCK_TRY(pending.finish(store->status()));
-  return store;
+  return detail::create_structure(
+      pool, [&](PendingRegions& pending) { return create_in(pending, name, options, std::move(media)); });
 }
 
 /// `options`, if not null: what the store must have been created with.
@@ -233,14 +202,16 @@ template <Media M>
 auto CheckpointStore<M>::open_as(Pool& pool, std::string_view name, const CheckpointOptions* options, M media)
     -> Result<CheckpointStore> {
   DUNNOCK_TRY(auto catalog, pool.open_region(std::string(name) + ".catalog"));
-  const auto about = [&] { return "checkpoint store '" + std::string(name) + "' in " + pool.path(); };
-  if (word_of(catalog, 0) == 0 && left_over(pool, name))
-    return make_error(ErrorCode::kNotFound, "a crash has interrupted the creation of " + about());
+  const std::string about = detail::about("checkpoint store", name, pool);
+  if (word_of(catalog, 0) == 0 && left_over(pool, name)) return detail::never_finished(about);
   StoreOptions parts;
   typename KvStore<M>::Agreement agreement;
   if (options != nullptr) {
-    if (Status agrees = check_agreement(catalog, *options); !agrees)
-      return make_error(agrees.error().code, about() + ": " + agrees.error().message);
+    CatalogHeader header;
+    if (read_header(kHeaderKind, catalog, kCatalogLinesOffset, header))
+      DUNNOCK_TRY(detail::check_agreed(
+          about, std::array{detail::Agreed{"chunk_bytes", header.chunk_bytes, options->chunk_bytes},
+                            detail::Agreed{"checkpoints_max", header.lines, options->checkpoints_max}}));
     parts = store_options(*options);
     agreement = {.index = &parts.index, .log = &parts.log};
   }
@@ -257,13 +228,19 @@ template <Media M>
 auto CheckpointStore<M>::open_or_create(Pool& pool, std::string_view name, const CheckpointOptions& options, M media)
     -> Result<CheckpointStore> {
   DUNNOCK_TRY(check_options(options));
-  PendingRegions pending(pool);
-  auto opened = open_as(pool, name, &options, media);
-  if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
-  auto made = create_in(pending, name, options, std::move(media));
-  if (!made) return made;
-  DUNNOCK_TRY(pending.finish(made->status()));
-  return made;
+  return detail::open_or_create_structure(
+      pool, [&] { return open_as(pool, name, &options, media); },
+      [&](PendingRegions& pending) { return create_in(pending, name, options, media); });
+}
+
+template <Media M>
+auto CheckpointStore<M>::open_or_create(const std::string& path, std::string_view name,
+                                        const CheckpointOptions& options) -> Result<InPool<CheckpointStore>>
+requires PoolMedia<M> {
+  DUNNOCK_TRY(check_options(options));
+  return detail::open_or_create_in_file(path, pool_bytes(options), [&](Pool& pool) {
+    return open_or_create(pool, name, options, detail::media_of<M>(pool));
+  });
 }
 
 // ----- the catalog ------------------------------------------------------------------------------------------------

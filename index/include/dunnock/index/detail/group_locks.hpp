@@ -12,48 +12,33 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cstdint>
-#include <memory>
 #include <thread>
+
+#include "dunnock/pmem/marks.hpp"
 
 namespace dunnock::detail {
 
-class GroupLocks {
+class GroupLocks : public Marks {
  public:
-  /// 2^18 bytes stay in a second-level cache.
-  static constexpr std::uint64_t kMax = 1ULL << 18;
-
   /// For at least `groups` (those of one segment must not share) and at most `all` groups.
-  GroupLocks(std::uint64_t groups, std::uint64_t all)
-      : mask_(std::bit_ceil(std::max(groups, std::min(all, kMax))) - 1),
-        states_(std::make_unique<std::atomic<std::uint8_t>[]>(mask_ + 1)) {}
-
-  /// Number of the lock of a group; the groups of one segment have different ones, in their order.
-  [[nodiscard]] std::uint64_t of(std::uint64_t group) const noexcept { return group & mask_; }
-
-  [[nodiscard]] std::uint64_t count() const noexcept { return mask_ + 1; }
+  GroupLocks(std::uint64_t groups, std::uint64_t all) : Marks(std::max(groups, std::min(all, kMax))) {}
 
   [[nodiscard]] bool is_dirty(std::uint64_t lock) const noexcept {
-    return states_[lock].load(std::memory_order_acquire) == 1;
+    return value(lock).load(std::memory_order_acquire) == 1;
   }
-  [[nodiscard]] bool try_acquire(std::uint64_t lock) noexcept {
+  [[nodiscard]] bool try_acquire(std::uint64_t lock) const noexcept {
     std::uint8_t free = 0;
-    return states_[lock].compare_exchange_strong(free, 2, std::memory_order_acquire, std::memory_order_relaxed);
+    return value(lock).compare_exchange_strong(free, 2, std::memory_order_acquire, std::memory_order_relaxed);
   }
   template <class Media>
-  void acquire(std::uint64_t lock, const Media& media) noexcept {
+  void acquire(std::uint64_t lock, const Media& media) const noexcept {
     for (unsigned turns = 1; !try_acquire(lock); ++turns) {
       media.pause();
       if (turns % 64 == 0) std::this_thread::yield();  // A split holds its locks for a millisecond.
     }
   }
-  void dirty(std::uint64_t lock) noexcept { states_[lock].store(1, std::memory_order_relaxed); }
-  void release(std::uint64_t lock) noexcept { states_[lock].store(0, std::memory_order_release); }
-
- private:
-  std::uint64_t mask_;
-  std::unique_ptr<std::atomic<std::uint8_t>[]> states_;
+  void dirty(std::uint64_t lock) const noexcept { value(lock).store(1, std::memory_order_relaxed); }
 };
 
 }  // namespace dunnock::detail

@@ -74,14 +74,22 @@ std::string KvIndex<M>::wrong_with(const IndexHeader& header) {
   return {};
 }
 
+/// Checks what does not depend on bytes_max.
 template <Media M>
-Status KvIndex<M>::check_options(const IndexOptions& options) {
-  const auto refuse = [](std::string why) { return make_error(ErrorCode::kInvalidArgument, std::move(why)); };
+Status KvIndex<M>::check_segments(const IndexOptions& options) {
   IndexHeader header{};
   header.segment_groups = options.segment_groups;
   header.segments_max = header.initial_segments = 1;
   header.directory_depth = directory_depth_for(1);
-  if (std::string wrong = wrong_with(header); !wrong.empty()) return refuse(std::move(wrong));
+  if (std::string wrong = wrong_with(header); !wrong.empty())
+    return make_error(ErrorCode::kInvalidArgument, std::move(wrong));
+  return {};
+}
+
+template <Media M>
+Status KvIndex<M>::check_options(const IndexOptions& options) {
+  const auto refuse = [](std::string why) { return make_error(ErrorCode::kInvalidArgument, std::move(why)); };
+  DUNNOCK_TRY(check_segments(options));
   if (options.bytes_max < segment_bytes(options.segment_groups))
     return refuse("an index needs at least one segment of " + std::to_string(segment_bytes(options.segment_groups)) +
                   " bytes, not " + std::to_string(options.bytes_max));
@@ -155,18 +163,11 @@ Status KvIndex<M>::make_first_segments() {
 
 template <Media M>
 Status KvIndex<M>::check_header(const Region& meta, IndexHeader& header) {
-  const auto wrong = [](ErrorCode code, std::string what) { return make_error(code, "not this index: " + what); };
-  if (meta.bytes() < kIndexDirectoryOffset + kLineBytes || meta.extents().size() != 1)
-    return wrong(ErrorCode::kCorrupt, "its meta region has " + std::to_string(meta.bytes()) + " bytes");
-  std::memcpy(&header, meta.at(0), sizeof header);
-  if (header.magic != kIndexMagic) return wrong(ErrorCode::kWrongLayout, "the header's magic word is missing");
-  if (header.format_version != kIndexFormatVersion)
-    return wrong(ErrorCode::kWrongVersion, "format version " + std::to_string(header.format_version) + ", expected " +
-                                               std::to_string(kIndexFormatVersion));
-  if (header.checksum != checksum_of(header)) return wrong(ErrorCode::kCorrupt, "the header's checksum fails");
-  if (std::string what = wrong_with(header); !what.empty()) return wrong(ErrorCode::kCorrupt, std::move(what));
+  constexpr HeaderKind kKind{"index", kIndexMagic, kIndexFormatVersion};
+  DUNNOCK_TRY(read_header(kKind, meta, kIndexDirectoryOffset + kLineBytes, header));
+  if (std::string what = wrong_with(header); !what.empty()) return kKind.refuse(ErrorCode::kCorrupt, what);
   if (meta.bytes() < kIndexDirectoryOffset + (sizeof(Word) << header.directory_depth))
-    return wrong(ErrorCode::kCorrupt, "its directory does not fit its meta region");
+    return kKind.refuse(ErrorCode::kCorrupt, "its directory does not fit its meta region");
   return {};
 }
 
@@ -241,16 +242,9 @@ Result<IndexRecovery> KvIndex<M>::recover() {
   shared.directory.store(directory.get(), std::memory_order_release);
   shared.directories.push_back(std::move(directory));
 
-  const std::uint64_t entries = media_.load(state().entries);
-  const std::uint64_t clean = media_.load(state().clean);
-  report.clean_shutdown = clean != 0 && clean == index_clean_mark(entries);
-  shared.base_known.store(report.clean_shutdown, std::memory_order_relaxed);
-  shared.base.store(report.clean_shutdown ? static_cast<std::int64_t>(entries) : 0, std::memory_order_relaxed);
-  if (clean != 0) {
-    media_.store(index_point::kOpenDirty, state().clean, 0);
-    media_.flush(index_point::kOpenDirty, &state());
-    media_.fence(index_point::kOpenDirty);  // From here the count is stale after a crash.
-  }
+  const auto entries = detail::take_clean_count(media_, kCleanPoints, clean_words());
+  report.clean_shutdown = entries.has_value();
+  shared.counts.start(entries);
   return report;
 }
 
@@ -336,23 +330,6 @@ IndexOptions KvIndex<M>::bounded(const IndexOptions& options, const Pool& pool) 
   return all;
 }
 
-/// Was an index of this header created with these (bounded) options?
-template <Media M>
-Status KvIndex<M>::check_agreement(const IndexHeader& header, const IndexOptions& options) {
-  const IndexHeader asked = header_for(options);
-  const auto differs = [](const std::string& what, std::uint64_t has, std::uint64_t wanted) {
-    return make_error(ErrorCode::kWrongLayout,
-                      "it was created with " + what + " " + std::to_string(has) + ", not " + std::to_string(wanted));
-  };
-  if (header.segment_groups != asked.segment_groups)
-    return differs("segment_groups", header.segment_groups, asked.segment_groups);
-  if (header.initial_segments != asked.initial_segments)
-    return differs("a number of first segments of", header.initial_segments, asked.initial_segments);
-  if (header.segments_max != asked.segments_max)
-    return differs("a number of segments of at most", header.segments_max, asked.segments_max);
-  return {};
-}
-
 /// Does the meta region, formatted or not, say that nothing was ever put, nor counted?
 template <Media M>
 bool KvIndex<M>::is_unused(const Region& meta) {
@@ -372,22 +349,18 @@ bool KvIndex<M>::is_unused(const Region& meta) {
 /// Errors: AlreadyExists: other data exists.
 template <Media M>
 Result<std::vector<std::string>> KvIndex<M>::left_over(Pool& pool, std::string_view name, bool formatted) {
-  std::vector<std::string> left;
+  const auto is_meta = [name](std::string_view region) { return region.substr(name.size()) == ".meta"; };
+  std::vector<std::string> names;
   for (const RegionInfo& info : pool.regions()) {
-    const std::string_view region = info.name;
-    if (!region.starts_with(name)) continue;
-    const std::string_view end = region.substr(name.size());
-    const bool is_meta = end == ".meta";
+    if (!info.name.starts_with(name)) continue;
+    const std::string_view end = std::string_view(info.name).substr(name.size());
     const bool is_chunk =
         end.size() > 2 && end.starts_with(".s") && end.find_first_not_of("0123456789", 2) == std::string_view::npos;
-    if (!is_meta && !is_chunk) continue;
-    DUNNOCK_TRY(const auto there, pool.open_region(region));
-    const bool nothing = is_meta ? is_unused(there) && (formatted || word_of(there, 0) == 0) : is_blank(there);
-    if (!nothing)
-      return make_error(ErrorCode::kAlreadyExists, "there is a region '" + info.name + "' in " + pool.path());
-    left.push_back(info.name);
+    if (is_meta(info.name) || is_chunk) names.push_back(info.name);
   }
-  return left;
+  return detail::left_over_regions(pool, names, [&](const std::string& region, const Region& there) {
+    return is_meta(region) ? is_unused(there) && (formatted || word_of(there, 0) == 0) : is_blank(there);
+  });
 }
 
 template <Media M>
@@ -408,28 +381,28 @@ auto KvIndex<M>::create_in(PendingRegions& pending, std::string_view name, const
 
 template <Media M>
 auto KvIndex<M>::create(Pool& pool, std::string_view name, const IndexOptions& options, M media) -> Result<KvIndex> {
-  PendingRegions pending(pool);
-  auto index = create_in(pending, name, options, std::move(media));
-  if (!index) return index;
-  DUNNOCK_TRY(pending.finish(index->status()));
-  return index;
+  return detail::create_structure(
+      pool, [&](PendingRegions& pending) { return create_in(pending, name, options, std::move(media)); });
 }
 
 /// `options`, if not null: what the index must have been created with.
 template <Media M>
 auto KvIndex<M>::open_as(Pool& pool, std::string_view name, const IndexOptions* options, M media) -> Result<Opened> {
   DUNNOCK_TRY(auto meta, pool.open_region(std::string(name) + ".meta"));
-  const auto about = [&] { return "index '" + std::string(name) + "' in " + pool.path(); };
-  if (word_of(meta, 0) == 0 && left_over(pool, name, false))
-    return make_error(ErrorCode::kNotFound, "a crash has interrupted the creation of " + about());
+  const std::string about = detail::about("index", name, pool);
+  if (word_of(meta, 0) == 0 && left_over(pool, name, false)) return detail::never_finished(about);
   IndexHeader header;
   if (options != nullptr && check_header(meta, header)) {
-    if (Status agrees = check_agreement(header, bounded(*options, pool)); !agrees)
-      return make_error(agrees.error().code, about() + ": " + agrees.error().message);
+    const IndexHeader asked = header_for(bounded(*options, pool));
+    DUNNOCK_TRY(detail::check_agreed(
+        about, std::array{detail::Agreed{"segment_groups", header.segment_groups, asked.segment_groups},
+                          detail::Agreed{"a number of first segments of", header.initial_segments,
+                                         asked.initial_segments},
+                          detail::Agreed{"a number of segments of at most", header.segments_max,
+                                         asked.segments_max}}));
   }
-  auto opened = attach(meta, memory_of(pool, name), std::move(media));
-  if (!opened) return opened;
-  DUNNOCK_TRY(opened->index.status());
+  DUNNOCK_TRY(auto opened, attach(meta, memory_of(pool, name), std::move(media)));
+  DUNNOCK_TRY(opened.index.status());
   return opened;
 }
 
@@ -442,12 +415,26 @@ template <Media M>
 auto KvIndex<M>::open_or_create(Pool& pool, std::string_view name, const IndexOptions& options, M media)
     -> Result<Opened> {
   DUNNOCK_TRY(check_options(bounded(options, pool)));
-  PendingRegions pending(pool);
-  auto opened = open_as(pool, name, &options, media);
-  if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
-  DUNNOCK_TRY(auto made, create_in(pending, name, options, std::move(media)));
-  DUNNOCK_TRY(pending.finish(made.status()));
-  return Opened{std::move(made), {.clean_shutdown = true}, true};
+  return detail::open_or_create_structure(
+      pool, [&] { return open_as(pool, name, &options, media); },
+      [&](PendingRegions& pending) { return create_in(pending, name, options, media); });
+}
+
+template <Media M>
+std::uint64_t KvIndex<M>::pool_bytes(const IndexOptions& options) noexcept {
+  const std::uint64_t segments = header_for(options).initial_segments;
+  if (options.bytes_max == 0) return std::max(kPoolBytesAuto, 4 * segments * segment_bytes(options.segment_groups));
+  return Pool::bytes_for(std::array{meta_bytes(options), options.bytes_max});
+}
+
+template <Media M>
+auto KvIndex<M>::open_or_create(const std::string& path, std::string_view name, const IndexOptions& options)
+    -> Result<InPool<Opened>>
+requires PoolMedia<M> {
+  DUNNOCK_TRY(check_segments(options));
+  return detail::open_or_create_in_file(path, pool_bytes(options), [&](Pool& pool) {
+    return open_or_create(pool, name, options, detail::media_of<M>(pool));
+  });
 }
 
 template <Media M>
@@ -468,18 +455,7 @@ requires std::default_initializable<M> {
 
 template <Media M>
 void KvIndex<M>::close() {
-  const std::uint64_t entries = size();
-  media_.store(index_point::kCloseCount, state().entries, entries);
-  media_.store(index_point::kCloseClean, state().clean, index_clean_mark(entries));
-  media_.flush(index_point::kCloseClean, &state());
-  media_.fence(index_point::kCloseClean);  // The count can be trusted.
-}
-
-template <Media M>
-auto KvIndex<M>::shard() const noexcept -> Shard& {
-  static std::atomic<unsigned> next{0};
-  static thread_local const unsigned mine = next.fetch_add(1, std::memory_order_relaxed);
-  return shared_->shards[mine % kShards];
+  detail::store_clean_count(media_, kCleanPoints, clean_words(), size());
 }
 
 /// Calls visit(group, word, value, lane, record) for each occupied lane of a segment.
@@ -584,32 +560,21 @@ std::uint64_t KvIndex<M>::for_each(Visit&& visit) const {
 
 template <Media M>
 std::uint64_t KvIndex<M>::size() const {
-  Shared& shared = *shared_;
-  const auto changes = [&shared] {
-    std::int64_t sum = 0;
-    for (const Shard& one : shared.shards) sum += one.entries.load(std::memory_order_relaxed);
-    return sum;
-  };
-  if (!shared.base_known.load(std::memory_order_acquire) && media_ok(media_)) {
-    const std::lock_guard guard(shared.recount);
-    if (!shared.base_known.load(std::memory_order_relaxed)) {
-      // Writers wait while the table is counted.
-      for (std::uint64_t i = 0; i < shared.locks.count(); ++i) shared.locks.acquire(i, media_);
-      std::int64_t entries = 0;
-      for_each_segment([&](Segment segment, std::uint64_t number) {
-        for_each_lane(
-            segment, [&](std::uint64_t group, unsigned, std::uint64_t value, unsigned lane, const IndexRecord& record) {
-              Place place;
-              entries += is_entry(segment, number, group, L::lane(value, lane), record, place) ? 1 : 0;
-            });
-      });
-      shared.base.store(entries - changes(), std::memory_order_relaxed);
-      shared.base_known.store(true, std::memory_order_release);
-      for (std::uint64_t i = 0; i < shared.locks.count(); ++i) shared.locks.release(i);
-    }
-  }
-  const std::int64_t entries = shared.base.load(std::memory_order_relaxed) + changes();
-  return entries < 0 ? 0 : static_cast<std::uint64_t>(entries);
+  return shared_->counts.items(media_ok(media_), [this](const auto& now) {
+    // Writers wait while the table is counted.
+    const detail::GroupLocks& locks = shared_->locks;
+    for (std::uint64_t i = 0; i < locks.count(); ++i) locks.acquire(i, media_);
+    std::uint64_t entries = 0;
+    for_each_segment([&](Segment segment, std::uint64_t number) {
+      for_each_lane(
+          segment, [&](std::uint64_t group, unsigned, std::uint64_t value, unsigned lane, const IndexRecord& record) {
+            Place place;
+            entries += is_entry(segment, number, group, L::lane(value, lane), record, place) ? 1 : 0;
+          });
+    });
+    now(entries);
+    for (std::uint64_t i = 0; i < locks.count(); ++i) locks.release(i);
+  });
 }
 
 template <Media M>
@@ -641,7 +606,8 @@ IndexStats KvIndex<M>::stats() const {
   stats.splits = shared.splits.load(std::memory_order_relaxed);
   stats.split_ns_max = shared.split_ns_max.load(std::memory_order_relaxed);
   stats.refusals = shared.refusals.load(std::memory_order_relaxed);
-  for (const Shard& one : shared.shards) stats.reader_persists += one.reader_persists.load(std::memory_order_relaxed);
+  for (const Shard& one : shared.counts.shards())
+    stats.reader_persists += one.reader_persists.load(std::memory_order_relaxed);
   return stats;
 }
 
@@ -703,7 +669,7 @@ IndexCheck KvIndex<M>::check() const {
                       violated(where(group, v) + " has an entry outside of its bucket, and that does not say so");
                   });
   });
-  if (shared_->base_known.load(std::memory_order_acquire) && size() != report.entries)
+  if (shared_->counts.known() && size() != report.entries)
     violated("size() is " + std::to_string(size()) + " but there are " + std::to_string(report.entries) + " entries");
   return report;
 }

@@ -15,7 +15,7 @@ KvStore<M>::KvStore(KvIndex<M> index, ValueLog<M> log) : index_(std::move(index)
 template <Media M>
 Status KvStore<M>::check_options(const StoreOptions& options) {
   DUNNOCK_TRY(ValueLog<M>::check_options(options.log));
-  if (options.index.bytes_max == 0) return {};  // As many as the pool has.
+  if (options.index.bytes_max == 0) return KvIndex<M>::check_segments(options.index);  // As many as the pool has.
   return KvIndex<M>::check_options(options.index);
 }
 
@@ -45,11 +45,8 @@ auto KvStore<M>::create_in(PendingRegions& pending, std::string_view name, const
 
 template <Media M>
 auto KvStore<M>::create(Pool& pool, std::string_view name, const StoreOptions& options, M media) -> Result<KvStore> {
-  PendingRegions pending(pool);
-  auto store = create_in(pending, name, options, std::move(media));
-  if (!store) return store;
-  DUNNOCK_TRY(pending.finish(store->status()));
-  return store;
+  return detail::create_structure(
+      pool, [&](PendingRegions& pending) { return create_in(pending, name, options, std::move(media)); });
 }
 
 template <Media M>
@@ -68,12 +65,24 @@ template <Media M>
 auto KvStore<M>::open_or_create(Pool& pool, std::string_view name, const StoreOptions& options, M media)
     -> Result<Opened> {
   DUNNOCK_TRY(check_options(options));
-  PendingRegions pending(pool);
-  auto opened = open_as(pool, name, {&options.index, &options.log}, media);
-  if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
-  DUNNOCK_TRY(auto made, create_in(pending, name, options, std::move(media)));
-  DUNNOCK_TRY(pending.finish(made.status()));
-  return Opened{std::move(made), {.clean_shutdown = true}, true};
+  return detail::open_or_create_structure(
+      pool, [&] { return open_as(pool, name, {&options.index, &options.log}, media); },
+      [&](PendingRegions& pending) { return create_in(pending, name, options, media); });
+}
+
+template <Media M>
+std::uint64_t KvStore<M>::pool_bytes(const StoreOptions& options) noexcept {
+  return KvIndex<M>::pool_bytes(options.index) + ValueLog<M>::pool_bytes(options.log);
+}
+
+template <Media M>
+auto KvStore<M>::open_or_create(const std::string& path, std::string_view name, const StoreOptions& options)
+    -> Result<InPool<Opened>>
+requires PoolMedia<M> {
+  DUNNOCK_TRY(check_options(options));
+  return detail::open_or_create_in_file(path, pool_bytes(options), [&](Pool& pool) {
+    return open_or_create(pool, name, options, detail::media_of<M>(pool));
+  });
 }
 
 template <Media M>

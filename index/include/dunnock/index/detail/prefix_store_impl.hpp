@@ -74,11 +74,8 @@ auto PrefixStore<M>::create_in(PendingRegions& pending, std::string_view name, c
 template <Media M>
 auto PrefixStore<M>::create(Pool& pool, std::string_view name, const PrefixOptions& options, M media)
     -> Result<PrefixStore> {
-  PendingRegions pending(pool);
-  auto store = create_in(pending, name, options, std::move(media));
-  if (!store) return store;
-  DUNNOCK_TRY(pending.finish(store->status()));
-  return store;
+  return detail::create_structure(
+      pool, [&](PendingRegions& pending) { return create_in(pending, name, options, std::move(media)); });
 }
 
 template <Media M>
@@ -95,14 +92,23 @@ auto PrefixStore<M>::open_or_create(Pool& pool, std::string_view name, const Pre
   DUNNOCK_TRY(check_options(options));
   const StoreOptions store = store_options(options);
   DUNNOCK_TRY(KvStore<M>::check_options(store));
-  PendingRegions pending(pool);
-  auto opened = KvStore<M>::open_as(pool, name, {.index = nullptr, .log = &store.log}, media);
-  if (opened) return attach(std::move(opened->store), options);
-  if (opened.error().code != ErrorCode::kNotFound) return tl::unexpected(opened.error());
-  auto made = create_in(pending, name, options, std::move(media));
-  if (!made) return made;
-  DUNNOCK_TRY(pending.finish(made->status()));
-  return made;
+  const auto open = [&]() -> Result<PrefixStore> {
+    DUNNOCK_TRY(auto opened, KvStore<M>::open_as(pool, name, {.index = nullptr, .log = &store.log}, media));
+    return attach(std::move(opened.store), options);
+  };
+  return detail::open_or_create_structure(
+      pool, open, [&](PendingRegions& pending) { return create_in(pending, name, options, media); });
+}
+
+template <Media M>
+auto PrefixStore<M>::open_or_create(const std::string& path, std::string_view name, const PrefixOptions& options)
+    -> Result<InPool<PrefixStore>>
+requires PoolMedia<M> {
+  DUNNOCK_TRY(check_options(options));
+  DUNNOCK_TRY(KvStore<M>::check_options(store_options(options)));
+  return detail::open_or_create_in_file(path, pool_bytes(options), [&](Pool& pool) {
+    return open_or_create(pool, name, options, detail::media_of<M>(pool));
+  });
 }
 
 // ----- keys ---------------------------------------------------------------------------------------------------------

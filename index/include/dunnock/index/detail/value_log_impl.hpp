@@ -103,21 +103,20 @@ auto ValueLog<M>::format(Region meta, Region data, const LogOptions& options, M 
 }
 
 template <Media M>
-auto ValueLog<M>::attach(Region meta, Region data, M media) -> Result<ValueLog> {
-  const auto wrong = [](ErrorCode code, std::string what) { return make_error(code, "not this log: " + what); };
-  LogHeader header;
-  if (meta.bytes() < kLogTableOffset || meta.extents().size() != 1)
-    return wrong(ErrorCode::kCorrupt, "its meta region has " + std::to_string(meta.bytes()) + " bytes");
-  std::memcpy(&header, meta.at(0), sizeof header);
-  if (header.magic != kLogMagic) return wrong(ErrorCode::kWrongLayout, "the header's magic word is missing");
-  if (header.format_version != kLogFormatVersion)
-    return wrong(ErrorCode::kWrongVersion, "format version " + std::to_string(header.format_version) + ", expected " +
-                                               std::to_string(kLogFormatVersion));
-  if (header.checksum != checksum_of(header)) return wrong(ErrorCode::kCorrupt, "the header's checksum fails");
-  if (std::string what = wrong_with(header); !what.empty()) return wrong(ErrorCode::kCorrupt, std::move(what));
+Status ValueLog<M>::check_header(const Region& meta, const Region& data, LogHeader& header) {
+  constexpr HeaderKind kKind{"log", kLogMagic, kLogFormatVersion};
+  DUNNOCK_TRY(read_header(kKind, meta, kLogTableOffset, header));
+  if (std::string what = wrong_with(header); !what.empty()) return kKind.refuse(ErrorCode::kCorrupt, what);
   if (data.bytes() / header.segment_bytes < header.segments || data.extent_bytes() % header.segment_bytes != 0 ||
       (meta.bytes() - kLogTableOffset) / sizeof(Word) < header.segments)
-    return wrong(ErrorCode::kCorrupt, "its sizes contradict each other");
+    return kKind.refuse(ErrorCode::kCorrupt, "its sizes contradict each other");
+  return {};
+}
+
+template <Media M>
+auto ValueLog<M>::attach(Region meta, Region data, M media) -> Result<ValueLog> {
+  LogHeader header;
+  DUNNOCK_TRY(check_header(meta, data, header));
   ValueLog log(std::move(meta), std::move(data), header, std::move(media));
   DUNNOCK_TRY(log.recover());
   return log;
@@ -143,23 +142,6 @@ Status ValueLog<M>::recover() {
   return {};
 }
 
-/// Was the log of this meta region created with these options, if it is one?
-template <Media M>
-Status ValueLog<M>::check_agreement(const Region& meta, const LogOptions& options) {
-  LogHeader header;
-  std::memcpy(&header, meta.at(0), sizeof header);
-  if (header.magic != kLogMagic || header.checksum != checksum_of(header)) return {};  // attach() says so.
-  const LogHeader asked = header_for(options);
-  if (header.segment_bytes != asked.segment_bytes)
-    return make_error(ErrorCode::kWrongLayout, "it was created with segments of " +
-                                                   std::to_string(header.segment_bytes) + " bytes, not " +
-                                                   std::to_string(asked.segment_bytes));
-  if (header.segments != asked.segments)
-    return make_error(ErrorCode::kWrongLayout, "it was created with " + std::to_string(header.segments) +
-                                                   " segments, not " + std::to_string(asked.segments));
-  return {};
-}
-
 /// Does the meta region, formatted or not, say that no segment was ever used?
 template <Media M>
 bool ValueLog<M>::is_unused(const Region& meta) {
@@ -174,42 +156,28 @@ bool ValueLog<M>::is_unused(const Region& meta) {
 /// Errors: AlreadyExists: other data exists.
 template <Media M>
 Result<std::vector<std::string>> ValueLog<M>::left_over(Pool& pool, std::string_view name, bool formatted) {
-  const auto names = region_names(name);
-  std::vector<std::string> left;
-  for (const std::string& region : names) {
-    const auto there = pool.open_region(region);
-    if (!there) continue;
-    const bool nothing =
-        region == names[0] ? is_unused(*there) && (formatted || word_of(*there, 0) == 0) : is_blank(*there);
-    if (!nothing) return make_error(ErrorCode::kAlreadyExists, "there is a region '" + region + "' in " + pool.path());
-    left.push_back(region);
-  }
-  return left;
+  return detail::left_over_regions(pool, region_names(name), [&](const std::string& region, const Region& there) {
+    if (!region.ends_with("meta")) return is_blank(there);
+    return is_unused(there) && (formatted || word_of(there, 0) == 0);
+  });
 }
 
 template <Media M>
 auto ValueLog<M>::create_in(PendingRegions& pending, std::string_view name, const LogOptions& options, M media)
     -> Result<ValueLog> {
   DUNNOCK_TRY(check_options(options));
-  Pool& pool = pending.pool();
-  DUNNOCK_TRY(const auto left, left_over(pool, name, false));
-  DUNNOCK_TRY(pool.remove_regions(left));
+  DUNNOCK_TRY(const auto left, left_over(pending.pool(), name, false));
+  DUNNOCK_TRY(pending.pool().remove_regions(left));
   const auto names = region_names(name);
-  std::array<RegionSpec, 2> specs{};
-  for (std::size_t i = 0; i < specs.size(); ++i) specs[i].name = names[i];
-  specs[0].bytes = meta_bytes(options);
-  specs[1].bytes = data_bytes(options);
-  DUNNOCK_TRY(auto regions, pending.create(specs));
+  DUNNOCK_TRY(auto regions, pending.create(std::array{RegionSpec{names[0], meta_bytes(options)},
+                                                      RegionSpec{names[1], data_bytes(options)}}));
   return format(regions[0], regions[1], options, std::move(media));
 }
 
 template <Media M>
 auto ValueLog<M>::create(Pool& pool, std::string_view name, const LogOptions& options, M media) -> Result<ValueLog> {
-  PendingRegions pending(pool);
-  auto log = create_in(pending, name, options, std::move(media));
-  if (!log) return log;
-  DUNNOCK_TRY(pending.finish(log->status()));
-  return log;
+  return detail::create_structure(
+      pool, [&](PendingRegions& pending) { return create_in(pending, name, options, std::move(media)); });
 }
 
 /// `options`, if not null: what the log must have been created with.
@@ -218,12 +186,14 @@ auto ValueLog<M>::open_as(Pool& pool, std::string_view name, const LogOptions* o
   const auto names = region_names(name);
   DUNNOCK_TRY(auto meta, pool.open_region(names[0]));
   DUNNOCK_TRY(auto data, pool.open_region(names[1]));
-  const auto about = [&] { return "log '" + std::string(name) + "' in " + pool.path(); };
-  if (word_of(meta, 0) == 0 && left_over(pool, name, false))
-    return make_error(ErrorCode::kNotFound, "a crash has interrupted the creation of " + about());
-  if (options != nullptr) {
-    if (Status agrees = check_agreement(meta, *options); !agrees)
-      return make_error(agrees.error().code, about() + ": " + agrees.error().message);
+  const std::string about = detail::about("log", name, pool);
+  if (word_of(meta, 0) == 0 && left_over(pool, name, false)) return detail::never_finished(about);
+  LogHeader header;
+  if (options != nullptr && check_header(meta, data, header)) {
+    const LogHeader asked = header_for(*options);
+    DUNNOCK_TRY(detail::check_agreed(
+        about, std::array{detail::Agreed{"segment_bytes", header.segment_bytes, asked.segment_bytes},
+                          detail::Agreed{"a number of segments of", header.segments, asked.segments}}));
   }
   return attach(meta, data, std::move(media));
 }
@@ -237,13 +207,19 @@ template <Media M>
 auto ValueLog<M>::open_or_create(Pool& pool, std::string_view name, const LogOptions& options, M media)
     -> Result<ValueLog> {
   DUNNOCK_TRY(check_options(options));
-  PendingRegions pending(pool);
-  auto opened = open_as(pool, name, &options, media);
-  if (opened || opened.error().code != ErrorCode::kNotFound) return opened;
-  auto made = create_in(pending, name, options, std::move(media));
-  if (!made) return made;
-  DUNNOCK_TRY(pending.finish(made->status()));
-  return made;
+  return detail::open_or_create_structure(
+      pool, [&] { return open_as(pool, name, &options, media); },
+      [&](PendingRegions& pending) { return create_in(pending, name, options, media); });
+}
+
+template <Media M>
+auto ValueLog<M>::open_or_create(const std::string& path, std::string_view name, const LogOptions& options)
+    -> Result<InPool<ValueLog>>
+requires PoolMedia<M> {
+  DUNNOCK_TRY(check_options(options));
+  return detail::open_or_create_in_file(path, pool_bytes(options), [&](Pool& pool) {
+    return open_or_create(pool, name, options, detail::media_of<M>(pool));
+  });
 }
 
 // ----- appending -----------------------------------------------------------------------------------------------------
