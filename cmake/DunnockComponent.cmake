@@ -21,16 +21,13 @@ elseif(DUNNOCK_SANITIZE STREQUAL "thread")
 endif()
 
 # dunnock_component(<layer> DEPENDS <targets>): library dunnock_<layer>, alias dunnock::<layer>, from src/*.cpp and
-# include/dunnock/<layer>/**.hpp. Each public header is verified to compile alone.
+# include/dunnock/<layer>/**.hpp. Each public header is verified to compile alone; *.ipp are only installed.
 function(dunnock_component name)
   cmake_parse_arguments(ARG "" "" "DEPENDS;PRIVATE_DEPENDS" ${ARGN})
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/*.cpp)
   file(GLOB_RECURSE headers CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/include/*.hpp)
   # Parts of a class, included by its header only.
-  list(FILTER headers EXCLUDE REGEX "/detail/(cuckoo_filter_[a-z]+|kv_index_[a-z]+|[a-z_]+_impl)[.]hpp$")
-  file(GLOB_RECURSE parts CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/include/cuckoo_filter_*.hpp
-       ${CMAKE_CURRENT_SOURCE_DIR}/include/kv_index_*.hpp
-       ${CMAKE_CURRENT_SOURCE_DIR}/include/*_impl.hpp)
+  file(GLOB_RECURSE parts CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/include/*.ipp)
   set(target dunnock_${name})
   add_library(${target} STATIC ${sources})
   add_library(dunnock::${name} ALIAS ${target})

@@ -284,8 +284,8 @@ inline void add_options(Tool& tool, const std::string& text) {
 // ----- the rule -----------------------------------------------------------------------------------------------------
 
 /// Endings of sources: a file of ours with one is in the tree. Others are also what programs read and write.
-inline constexpr std::array<std::string_view, 8> kSourceEndings = {".hpp", ".cpp", ".cu", ".cuh",
-                                                                   ".py",  ".sh",  ".md", ".supp"};
+inline constexpr std::array<std::string_view, 9> kSourceEndings = {".hpp", ".ipp", ".cpp", ".cu",  ".cuh",
+                                                                   ".py",  ".sh",  ".md",  ".supp"};
 
 /// Of another project, and written like a test of ours.
 [[nodiscard]] inline bool is_of_others(const std::string& word) { return starts_with_one(word, {"GPT2LMHeadModel."}); }
@@ -420,7 +420,7 @@ inline constexpr std::array<std::string_view, 8> kSourceEndings = {".hpp", ".cpp
       R"re([\w.*<>{},/-]*[\w*>}/]))re");
   static const std::regex kProgram(R"re((?:^|[^\w./-])(\w+_(?:test|fuzz))\b(?!\.|/))re");
   static const std::regex kFile(
-      R"re((?:^|[^\w./*<>{}-])([\w*{][\w*<>{},-]*(?:/[\w.*<>{},-]+)*\.(?:hpp|cpp|cu|cuh|py|sh|md|supp))\b)re");
+      R"re((?:^|[^\w./*<>{}-])([\w*{][\w*<>{},-]*(?:/[\w.*<>{},-]+)*\.(?:hpp|ipp|cpp|cu|cuh|py|sh|md|supp))\b)re");
   static const std::regex kGoogle(R"re(^[A-Z][A-Za-z0-9]*\.[a-z][A-Za-z0-9]*_\w+$)re");
   static const std::regex kCtest(
       R"re(^(?:base|pmem|filter|index|device|kernels|schedule|ranks|gpu|gpu_check|training|train|dunnock|)re"

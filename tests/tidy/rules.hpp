@@ -257,7 +257,7 @@ enum class Strings { kKept, kBlanked };
   const std::string bare_text = without_comments(text, Strings::kBlanked);
   const auto code = lines_of(code_text);
   const auto bare = lines_of(bare_text);
-  const bool header = path.ends_with(".hpp") || path.ends_with(".cuh");
+  const bool header = path.ends_with(".hpp") || path.ends_with(".ipp") || path.ends_with(".cuh");
   const auto layer =
       std::ranges::find_if(kLayers, [&](const Layer& one) { return path.starts_with(std::string(one.folder) + "/"); });
   const bool in_layer = layer != kLayers.end();
@@ -307,7 +307,7 @@ enum class Strings { kKept, kBlanked };
 }
 
 [[nodiscard]] inline bool is_cpp(std::string_view path) {
-  return std::ranges::any_of(std::array<std::string_view, 4>{".hpp", ".cpp", ".cu", ".cuh"},
+  return std::ranges::any_of(std::array<std::string_view, 5>{".hpp", ".ipp", ".cpp", ".cu", ".cuh"},
                              [&](std::string_view ending) { return path.ends_with(ending); });
 }
 
@@ -321,8 +321,8 @@ enum class Strings { kKept, kBlanked };
 
 /// Our own text files under `root`, sorted: not what is built, not what others wrote (data, licenses).
 [[nodiscard]] inline std::vector<std::string> files_of(const std::filesystem::path& root) {
-  constexpr std::array<std::string_view, 10> kEndings = {".hpp", ".cpp", ".cu", ".cuh",  ".cmake",
-                                                         ".in",  ".sh",  ".md", ".json", ".py"};
+  constexpr std::array<std::string_view, 11> kEndings = {".hpp", ".ipp", ".cpp", ".cu",   ".cuh", ".cmake",
+                                                         ".in",  ".sh",  ".md",  ".json", ".py"};
   constexpr std::array<std::string_view, 4> kNames = {"CMakeLists.txt", "run", ".gitignore", ".clang-format"};
   std::vector<std::string> files;
   for (auto at = std::filesystem::recursive_directory_iterator(root); at != std::filesystem::end(at); ++at) {

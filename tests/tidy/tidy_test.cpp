@@ -143,6 +143,7 @@ TEST(Headers, need_pragma_once_and_a_purpose) {
   EXPECT_EQ(check_file(kBase, "// What it is for.\n// #pragma once\n").size(), 1U);
   EXPECT_EQ(check_file(kBase, "#pragma once\n").size(), 1U);
   EXPECT_TRUE(check_file("base/src/a.cpp", "int a;\n").empty());
+  EXPECT_EQ(check_file("base/include/dunnock/base/a.ipp", "#pragma once\n").size(), 1U) << "a part of a header";
 }
 
 TEST(Headers, do_not_open_namespaces_for_others) {

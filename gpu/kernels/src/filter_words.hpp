@@ -17,7 +17,7 @@
 // (counted by tests/gpu/kernels/filter_view_test.cpp; ceiling of random sectors / this number = most lookups a second).
 // Groups of 4 words are therefore what a filter for a GPU should be made with.
 //
-// The order of preference is CuckooFilter's (filter/detail/cuckoo_filter_ops.hpp): home, the group, then moves that
+// The order of preference is CuckooFilter's (filter/detail/cuckoo_filter_ops.ipp): home, the group, then moves that
 // mark no bucket for the first time, then the other group, then kicks, breadth first.
 #pragma once
 

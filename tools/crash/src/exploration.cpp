@@ -64,7 +64,7 @@ class MemoryExploration final : public Exploration {
   [[nodiscard]] std::vector<std::string> bugs() const override { return names_of(bugs_); }
   [[nodiscard]] std::size_t bug(const std::string& name) override {
     if (const std::size_t found = find_bug(bugs_, name); found != kNoBug) return found;
-    // "no flush Spill at cuckoo_filter_ops.hpp:151" is the one of that name, in that line alone.
+    // "no flush Spill at cuckoo_filter_ops.ipp:151" is the one of that name, in that line alone.
     const std::size_t at = name.find(" at ");
     const std::size_t colon = name.rfind(':');
     if (at == std::string::npos || colon == std::string::npos || colon < at) return kNoBug;

@@ -40,12 +40,17 @@
 #include <vector>
 
 #include "dunnock/base/result.hpp"
+#include "dunnock/filter/detail/filter_counts.hpp"
+#include "dunnock/filter/detail/filter_table.hpp"
 #include "dunnock/filter/detail/group_scan.hpp"
+#include "dunnock/filter/detail/kick_log.hpp"
+#include "dunnock/filter/detail/kick_search.hpp"
 #include "dunnock/filter/detail/stripes.hpp"
 #include "dunnock/filter/format.hpp"
 #include "dunnock/filter/hash.hpp"
 #include "dunnock/filter/layout.hpp"
 #include "dunnock/filter/points.hpp"
+#include "dunnock/filter/policy.hpp"
 #include "dunnock/pmem/clean_count.hpp"
 #include "dunnock/pmem/media.hpp"
 #include "dunnock/pmem/media_status.hpp"
@@ -55,15 +60,6 @@
 #include "dunnock/pmem/volatile_region.hpp"
 
 namespace dunnock {
-
-/// What varies at compile time besides the fingerprint width and the media.
-struct FilterPolicy {
-  bool multi_writer = true;  ///< False: one writer at a time (and any number of readers); no locked instructions.
-  bool spill = true;         ///< Spillable buckets.
-  bool lookahead = true;     ///< Lookahead eviction, breadth first; false: a random walk, as in a textbook filter.
-  bool primacy = true;       ///< Bucket primacy. False: every lookup reads both groups.
-  unsigned group_words = 8;  ///< Words in a group, 4 or 8.
-};
 
 struct FilterOptions {
   /// Number of fingerprints to have room for, 1 .. 2^36; rounded up to whole groups. Plan for a load of at most 95 %.
@@ -243,10 +239,10 @@ class CuckooFilter {
 
   /// Number of items. Exact when no writer is active. After a crash the first call counts the table (writers wait).
   [[nodiscard]] std::uint64_t size() const;
-  [[nodiscard]] std::uint64_t slots() const noexcept { return groups_ * kGroupWords * kLanes; }
+  [[nodiscard]] std::uint64_t slots() const noexcept { return table_.slots(); }
   /// size() / slots().
   [[nodiscard]] double load() const { return static_cast<double>(size()) / static_cast<double>(slots()); }
-  [[nodiscard]] std::uint64_t memory_bytes() const noexcept { return table_.bytes() + meta_.bytes(); }
+  [[nodiscard]] std::uint64_t memory_bytes() const noexcept { return table_.region().bytes() + meta_.bytes(); }
   [[nodiscard]] const HashSeed& seed() const noexcept { return hasher_.seed(); }
 
   /// Removes everything. O(table). After a crash in the middle the filter is empty once it is opened again.
@@ -255,7 +251,7 @@ class CuckooFilter {
   /// The words of all buckets, as described in layout.hpp: for a copy elsewhere, such as kernels/filter_view.hpp. Their
   /// values are undefined while any thread writes. (groups x group_words)
   [[nodiscard]] std::span<const std::uint64_t> words() const noexcept {
-    return {reinterpret_cast<const std::uint64_t*>(words_of(0)), groups_ * kGroupWords};
+    return {reinterpret_cast<const std::uint64_t*>(table_.words_of(0)), table_.buckets()};
   }
   /// Fills an empty filter with these words, which come from a filter of the same seed and size (keys under another
   /// seed would not be found again). No other thread may use the filter meanwhile. O(table). Errors: InvalidArgument:
@@ -273,38 +269,18 @@ class CuckooFilter {
   static constexpr unsigned kBatch = 64;  // keys that share a fence: 170 ns of fence are 3 ns per key
   using Guard = detail::StripeGuard<kUseStripes, kPolicy.multi_writer, M>;
 
-  /// Counts of one thread (or of several, when there are more threads than shards).
-  struct alignas(kLineBytes) Shard {
-    std::atomic<std::int64_t> items{0};
-    std::atomic<std::uint64_t> overflows{0};
-    std::atomic<std::uint64_t> kicks{0};
-    std::atomic<std::uint64_t> kick_groups_read{0};
-    std::atomic<std::uint64_t> refusals{0};
-    std::atomic<std::uint64_t> reader_persists{0};
-  };
+  using Table = detail::FilterTable<kBits, kPolicy>;
+  using Search = detail::KickSearch<kBits, M, kPolicy>;
 
   /// Volatile state that does not move with the object.
   struct Shared {
-    explicit Shared(std::uint64_t lines) : stripes(kUseStripes ? lines : 1) {}
+    Shared(std::uint64_t lines, LogLine* log_lines) : stripes(kUseStripes ? lines : 1), log(log_lines) {}
     detail::Stripes stripes;
-    detail::ItemCount<Shard> counts;
-    std::atomic<std::uint64_t> free_log_lines{~0ULL};  // bit i: log line i is idle
+    detail::FilterCounters counters;
+    detail::KickLog log;
   };
 
   enum class Placed : std::uint8_t { kNowhere, kHome, kSpilled };
-
-  /// One step of a kick path: the home fingerprint of a word moves to its other group.
-  struct Move {
-    std::uint64_t source;  // index of the word
-    std::uint64_t target_group;
-    std::uint64_t fingerprint;
-    std::uint32_t parent;  // the step that needs the lane that this one frees; kNoParent: the new key needs it
-  };
-  static constexpr std::uint32_t kNoParent = ~0U;
-  struct UnmarkedMoves {
-    std::array<Move, 4> list;  // Lines fetched at once. Bench: eight are no better.
-    unsigned count = 0;
-  };
 
   CuckooFilter(Region meta, Region table, std::uint64_t groups, const HashSeed& seed, M media);
 
@@ -313,7 +289,7 @@ class CuckooFilter {
   }
   template <class Key>
   [[nodiscard]] Place place_of(Key key) const noexcept {
-    return L::place(hasher_(key), buckets_);
+    return L::place(hasher_(key), table_.buckets());
   }
   [[nodiscard]] static std::array<std::string, 2> region_names(std::string_view name) {
     return {std::string(name) + ".meta", std::string(name) + ".table"};
@@ -326,56 +302,32 @@ class CuckooFilter {
   template <class NewWord>
   void rewrite(NewWord&& new_word);
 
-  [[nodiscard]] Word* words_of(std::uint64_t group) const noexcept {
-    const std::uint64_t offset = group * (kGroupWords * sizeof(Word));
-    if (single_extent_ != nullptr) [[likely]]
-      return reinterpret_cast<Word*>(single_extent_ + offset);
-    return reinterpret_cast<Word*>(table_.at(offset));
-  }
-  [[nodiscard]] Word& word_at(std::uint64_t index) const noexcept {
-    if (single_extent_ != nullptr) [[likely]]
-      return reinterpret_cast<Word*>(single_extent_)[index];
-    return words_of(index / kGroupWords)[index % kGroupWords];
-  }
-  /// The first word of the group that a word belongs to: groups are aligned to their size.
-  [[nodiscard]] static const Word* first_of_group(const Word* word) noexcept {
-    constexpr std::uintptr_t kInGroup = kGroupWords * sizeof(Word) - 1;
-    return reinterpret_cast<const Word*>(reinterpret_cast<std::uintptr_t>(word) & ~kInGroup);
-  }
-  [[nodiscard]] static constexpr std::uint64_t group_of(const Place& place) noexcept {
-    return place.bucket / kGroupWords;
-  }
-  [[nodiscard]] std::uint64_t other_group_of(const Place& place) const noexcept {
-    return L::other_group(group_of(place), place.fingerprint, groups_);
-  }
-  /// Number of the line of a group: groups of half a line share one.
-  [[nodiscard]] static constexpr std::uint64_t line_of(std::uint64_t group) noexcept {
-    return group * kGroupWords * sizeof(Word) / kLineBytes;
-  }
   [[nodiscard]] std::uint64_t stripe_of(std::uint64_t group) const noexcept {
-    return shared_->stripes.of(line_of(group));
+    return shared_->stripes.of(Table::line_of(group));
   }
-  [[nodiscard]] static constexpr Reach reach(std::uint64_t home, std::uint64_t fingerprint) noexcept {
-    return kPolicy.primacy ? L::reach(home, fingerprint) : Reach::kOtherGroup;
-  }
-  /// `value` with a level that lets the fingerprint be in the other group.
-  [[nodiscard]] static constexpr std::uint64_t overflowed(std::uint64_t value, std::uint64_t fingerprint) noexcept {
-    return L::level(value) >= L::far_level(fingerprint) ? value : L::with_level(value, L::far_level(fingerprint));
+  [[nodiscard]] Reach reach_of(const Place& place) const noexcept {
+    return Table::reach(media_.load(table_.word_at(place.bucket)), place.fingerprint);
   }
   [[nodiscard]] FilterState& state() const noexcept {
     return *reinterpret_cast<FilterState*>(meta_.at(kFilterStateOffset));
   }
   static constexpr detail::CleanPoints kCleanPoints{filter_point::kCloseCount, filter_point::kCloseClean,
                                                     filter_point::kOpenDirty};
-  [[nodiscard]] detail::CleanWords clean_words() const noexcept {
-    return {state().clean, state().items, clean_mark};
+  [[nodiscard]] detail::CleanWords clean_words() const noexcept { return {state().clean, state().items, clean_mark}; }
+  /// Where a foreign fingerprint goes: -1 or a word of the group. Starting at another word for every fingerprint
+  /// spreads them evenly.
+  [[nodiscard]] int roomiest(const Word* group, std::uint64_t fingerprint) const {
+    return detail::roomiest<kBits, kGroupWords>(media_, group, fingerprint % kGroupWords);
   }
-  [[nodiscard]] LogLine& log_line(unsigned i) const noexcept {
-    return *reinterpret_cast<LogLine*>(meta_.at(kFilterLogOffset + i * sizeof(LogLine)));
+  [[nodiscard]] Search search() const noexcept { return {table_, media_}; }
+  /// The counts of this thread, and adding to one of them.
+  [[nodiscard]] detail::FilterCounts& counts() const noexcept {
+    return kPolicy.multi_writer ? shared_->counters.of_thread() : shared_->counters.only();
   }
-  [[nodiscard]] Shard& shard() const noexcept;
   template <class T>
-  void count(std::atomic<T>& counter, T by) const noexcept;
+  static void add(std::atomic<T>& count, T by) noexcept {
+    detail::add<kPolicy.multi_writer>(count, by);
+  }
 
   bool insert_place(const Place& place);
   bool insert_in_group(const Place& place);
@@ -393,25 +345,10 @@ class CuckooFilter {
   void place_in_other(Word& target, std::uint64_t fingerprint, Flushes&& flushes) const;
   template <class Flushes>
   [[nodiscard]] Placed spill(const Place& place, std::uint64_t home, Flushes&& flushes) const;
-  /// Where a foreign fingerprint goes: -1 or a word of the group. Starting at another word for every fingerprint
-  /// spreads them evenly.
-  [[nodiscard]] int roomiest(const Word* group, std::uint64_t fingerprint) const {
-    return detail::roomiest<kBits, kGroupWords>(media_, group, fingerprint % kGroupWords);
-  }
-  [[nodiscard]] UnmarkedMoves unmarked_moves(const Place& place) const;
   bool make_room_unmarked(const Place& place);
   bool make_room(const Place& place, std::uint64_t other);
-  [[nodiscard]] bool find_path(const Place& place, std::uint64_t other, std::vector<Move>& path) const;
-  [[nodiscard]] bool find_path_randomly(const Place& place, std::uint64_t other, std::vector<Move>& path) const;
-  bool apply(const Move& move);
-  [[nodiscard]] LogLine* try_take_log_line() noexcept;
-  template <Point kArm>
-  void arm(LogLine& log, std::uint64_t source, std::uint64_t source_after, std::uint64_t target,
-           std::uint64_t target_after) const;
-  template <Point kRetire>
-  void retire(LogLine& log) const;
-  void give_back(const LogLine& log) noexcept;
-  void logged_move(std::uint64_t source, std::uint64_t source_after, std::uint64_t target, std::uint64_t target_after);
+  [[nodiscard]] bool find_path(const Place& place, std::uint64_t other, std::vector<detail::KickMove>& path) const;
+  bool apply(const detail::KickMove& move);
 
   bool contains_place(const Place& place) const;
   bool in_other(const Place& place, std::uint64_t other, std::uint64_t pattern) const;
@@ -442,18 +379,20 @@ class CuckooFilter {
 
   class HeldStripes;
   class Wave;
+  struct Later;
   template <class Key>
   class Batches;
+  template <class Key>
+  [[nodiscard]] unsigned insert_together(Batches<Key>& batches, std::span<const Place> places, unsigned n,
+                                         Later& later);
+  [[nodiscard]] unsigned insert_in_wave(std::span<const Place> places, Later& later);
   struct Census;
   [[nodiscard]] Census census() const;
 
   [[no_unique_address]] M media_;
   KeyHasher hasher_;
-  std::uint64_t groups_;
-  std::uint64_t buckets_;     // groups_ * kGroupWords
-  std::byte* single_extent_;  // the table when it is one extent, else null
+  Table table_;
   Region meta_;
-  Region table_;
   std::unique_ptr<Shared> shared_;
   std::optional<VolatileRegion> owned_meta_;  // create_volatile only
   std::optional<VolatileRegion> owned_table_;
@@ -469,6 +408,6 @@ struct CuckooFilter<kBits, M, kPolicy>::Opened {
 
 }  // namespace dunnock
 
-#include "dunnock/filter/detail/cuckoo_filter_bulk.hpp"  // IWYU pragma: export
-#include "dunnock/filter/detail/cuckoo_filter_life.hpp"  // IWYU pragma: export
-#include "dunnock/filter/detail/cuckoo_filter_ops.hpp"   // IWYU pragma: export
+#include "dunnock/filter/detail/cuckoo_filter_bulk.ipp"  // IWYU pragma: export
+#include "dunnock/filter/detail/cuckoo_filter_life.ipp"  // IWYU pragma: export
+#include "dunnock/filter/detail/cuckoo_filter_ops.ipp"   // IWYU pragma: export

@@ -126,7 +126,7 @@ class CheckpointSaver {
 
 }  // namespace dunnock
 
-#include "dunnock/index/detail/checkpoint_saver_impl.hpp"  // IWYU pragma: export
+#include "dunnock/index/detail/checkpoint_saver.ipp"  // IWYU pragma: export
 #include "dunnock/index/detail/standard_media.hpp"
 
 namespace dunnock {

@@ -31,13 +31,14 @@
 #include <string>
 #include <string_view>
 #include <thread>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "dunnock/base/result.hpp"
 #include "dunnock/index/checkpoint_format.hpp"
 #include "dunnock/index/checkpoint_points.hpp"
+#include "dunnock/index/detail/catalog.hpp"
+#include "dunnock/index/detail/chunk_references.hpp"
 #include "dunnock/index/kv_store.hpp"
 #include "dunnock/index/manifest.hpp"
 #include "dunnock/index/tensor.hpp"
@@ -79,7 +80,7 @@ struct RestoreReport {
   double seconds = 0;
 };
 
-inline constexpr std::uint64_t kLatestVersion = ~0ULL;
+inline constexpr std::uint64_t kLatestVersion = detail::kNewestVersion;
 
 /// A checkpoint, or what is known of one that can't be read.
 struct CheckpointInfo {
@@ -229,9 +230,6 @@ class CheckpointStore {
   [[nodiscard]] std::uint32_t chunk_bytes() const noexcept { return chunk_bytes_; }
 
  private:
-  struct KeyHash {
-    std::size_t operator()(const IndexKey& key) const noexcept { return key.low ^ key.high * 0x9e3779b97f4a7c15ULL; }
-  };
   /// Volatile state that does not move with the object.
   struct Save;
   struct Shared {
@@ -242,28 +240,17 @@ class CheckpointStore {
     std::set<std::uint64_t> lines_taken;
     std::uint64_t saves = 0;
     std::vector<std::pair<CatalogFields, Manifest>> removed;  // their space is still to be freed
-    // How often manifests name a chunk; counted when first needed.
-    std::optional<std::unordered_map<IndexKey, std::uint32_t, KeyHash>> references;
-    bool references_unsure = false;
+    detail::ChunkReferences references;
   };
 
-  static constexpr HeaderKind kHeaderKind{"checkpoint store", kCatalogMagic, kCatalogFormatVersion};
   CheckpointStore(Region catalog, KvStore<M> data, const CatalogHeader& header, M media);
-  [[nodiscard]] static bool is_unformatted(const Region& catalog, std::string_view name) noexcept;
   [[nodiscard]] static Result<std::vector<std::string>> left_over(Pool& pool, std::string_view name);
   [[nodiscard]] static Result<CheckpointStore> open_as(Pool& pool, std::string_view name,
                                                        const CheckpointOptions* options, M media);
   [[nodiscard]] static CatalogHeader header_for(const CheckpointOptions& options, std::string_view name);
   [[nodiscard]] static std::string wrong_with(const CatalogHeader& header, std::uint64_t segment_bytes);
 
-  [[nodiscard]] CatalogLine& line_at(std::uint64_t line) const noexcept {
-    return *reinterpret_cast<CatalogLine*>(catalog_.at(kCatalogLinesOffset + line * kLineBytes));
-  }
-  [[nodiscard]] CatalogPlace place_of(std::uint64_t line) const noexcept { return {id_, line}; }
-  [[nodiscard]] std::optional<CatalogFields> read_line(std::uint64_t line, bool* damaged = nullptr) const noexcept;
-  void clear_line(std::uint64_t line);
   [[nodiscard]] Result<Manifest> read_manifest(const CatalogFields& fields) const;
-  [[nodiscard]] std::optional<std::uint64_t> find_line(std::string_view name, std::uint64_t version) const;
   [[nodiscard]] Result<Manifest> manifest_of(std::string_view name, std::uint64_t version) const;
   struct Entry {
     CheckpointInfo info;
@@ -271,7 +258,6 @@ class CheckpointStore {
   };
   [[nodiscard]] std::vector<Entry> entries(std::optional<std::uint64_t> name_hash) const;
   [[nodiscard]] static std::vector<CheckpointInfo> sorted(std::vector<Entry> entries);
-  [[nodiscard]] std::uint64_t count_damaged() const;
   [[nodiscard]] tl::unexpected<Error> no_such(std::string_view name, std::uint64_t version) const;
 
   [[nodiscard]] static Status check_tensors(std::span<const TensorSource> tensors);
@@ -282,26 +268,26 @@ class CheckpointStore {
   [[nodiscard]] bool write_left(Save& save);
   void finish(Save& save, typename Save::Batch& batch);
   [[nodiscard]] bool write_manifest(Save& save, CatalogFields& fields);
-  void publish(std::uint64_t line, const CatalogFields& fields);
   [[nodiscard]] std::uint64_t pieces_of(std::uint64_t manifest_bytes) const noexcept;
   [[nodiscard]] std::uint64_t piece_bytes() const noexcept { return data_.log().value_bytes_max() / 2; }
   [[nodiscard]] Status restore_chunk(const ManifestTensor& from, const TensorSink& to, std::uint64_t chunk) const;
   void count_references();
   void give_back_removed();
-  void note_references(const Manifest& manifest);
 
   [[no_unique_address]] M media_;
   std::uint32_t chunk_bytes_;
-  std::uint64_t lines_;
-  std::uint64_t id_;
-  Region catalog_;
+  detail::Catalog<M> catalog_;
   KvStore<M> data_;
   std::unique_ptr<Shared> shared_ = std::make_unique<Shared>();
 };
 
 }  // namespace dunnock
 
-#include "dunnock/index/detail/checkpoint_store_impl.hpp"  // IWYU pragma: export
+#include "dunnock/index/detail/checkpoint_life.ipp"     // IWYU pragma: export
+#include "dunnock/index/detail/checkpoint_list.ipp"     // IWYU pragma: export
+#include "dunnock/index/detail/checkpoint_restore.ipp"  // IWYU pragma: export
+#include "dunnock/index/detail/checkpoint_save.ipp"     // IWYU pragma: export
+#include "dunnock/index/detail/checkpoint_space.ipp"    // IWYU pragma: export
 #include "dunnock/index/detail/standard_media.hpp"
 
 namespace dunnock {

@@ -455,6 +455,6 @@ struct KvIndex<M>::Opened {
 
 }  // namespace dunnock
 
-#include "dunnock/index/detail/kv_index_growth.hpp"  // IWYU pragma: export
-#include "dunnock/index/detail/kv_index_life.hpp"    // IWYU pragma: export
-#include "dunnock/index/detail/kv_index_ops.hpp"     // IWYU pragma: export
+#include "dunnock/index/detail/kv_index_growth.ipp"  // IWYU pragma: export
+#include "dunnock/index/detail/kv_index_life.ipp"    // IWYU pragma: export
+#include "dunnock/index/detail/kv_index_ops.ipp"     // IWYU pragma: export

@@ -203,4 +203,4 @@ struct KvStore<M>::Opened {
 
 }  // namespace dunnock
 
-#include "dunnock/index/detail/kv_store_impl.hpp"  // IWYU pragma: export
+#include "dunnock/index/detail/kv_store.ipp"  // IWYU pragma: export

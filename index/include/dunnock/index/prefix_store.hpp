@@ -33,6 +33,7 @@
 
 #include "dunnock/base/result.hpp"
 #include "dunnock/filter/cuckoo_filter.hpp"
+#include "dunnock/index/detail/key_hash.hpp"
 #include "dunnock/index/detail/media_mutex.hpp"
 #include "dunnock/index/kv_store.hpp"
 #include "dunnock/index/prefix_points.hpp"
@@ -182,9 +183,6 @@ class PrefixStore {
   };
   static_assert(sizeof(BlockHeader) == 32 && std::is_trivially_copyable_v<BlockHeader>);
 
-  struct KeyHash {
-    std::size_t operator()(const IndexKey& key) const noexcept { return key.low ^ key.high * 0x9e3779b97f4a7c15ULL; }
-  };
   struct Node {
     IndexKey parent;
     std::uint64_t depth = 0;
@@ -206,9 +204,9 @@ class PrefixStore {
     explicit Shared(const M& media) : mutex(media) {}
     Mutex mutex;  // of everything below except the counts
     bool tree_known = false;
-    std::unordered_map<IndexKey, Node, KeyHash> nodes;
+    std::unordered_map<IndexKey, Node, detail::KeyHash> nodes;
     std::set<Leaf> leaves;  // of nodes without children that are not leaving
-    std::unordered_map<IndexKey, std::uint32_t, KeyHash> pins;
+    std::unordered_map<IndexKey, std::uint32_t, detail::KeyHash> pins;
     std::uint64_t clock = 1;
     std::uint64_t bytes = 0;
     std::optional<CuckooFilter<12, DramMedia>> offered, offered_before;  // keys, for Admission::kSecondTime
@@ -267,7 +265,7 @@ class PrefixStore<M>::Match {
 
 }  // namespace dunnock
 
-#include "dunnock/index/detail/prefix_store_impl.hpp"  // IWYU pragma: export
+#include "dunnock/index/detail/prefix_store.ipp"  // IWYU pragma: export
 #include "dunnock/index/detail/standard_media.hpp"
 
 namespace dunnock {

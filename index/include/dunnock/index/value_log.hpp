@@ -289,4 +289,4 @@ class ValueLog {
 
 }  // namespace dunnock
 
-#include "dunnock/index/detail/value_log_impl.hpp"  // IWYU pragma: export
+#include "dunnock/index/detail/value_log.ipp"  // IWYU pragma: export

@@ -24,7 +24,7 @@
 namespace dunnock::detail {
 
 /// A small number that is unique to the thread while there are few threads.
-inline unsigned thread_number() noexcept {
+[[gnu::always_inline]] inline unsigned thread_number() noexcept {
   static std::atomic<unsigned> next{0};
   thread_local const unsigned number = next.fetch_add(1, std::memory_order_relaxed);
   return number;

@@ -72,8 +72,7 @@ template <class Header>
   if (header.format_version != kind.format_version)
     return kind.refuse(ErrorCode::kWrongVersion, "format version " + std::to_string(header.format_version) +
                                                      ", expected " + std::to_string(kind.format_version));
-  if (header.checksum != checksum_of(header))
-    return kind.refuse(ErrorCode::kCorrupt, "the header's checksum fails");
+  if (header.checksum != checksum_of(header)) return kind.refuse(ErrorCode::kCorrupt, "the header's checksum fails");
   return {};
 }
 

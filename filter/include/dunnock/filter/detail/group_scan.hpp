@@ -143,7 +143,7 @@ template <unsigned kBits>
 }
 
 template <unsigned kBits, unsigned kGroupWords>
-[[nodiscard]] inline int roomiest_vector(const Word* group, unsigned start) noexcept {
+[[nodiscard, gnu::always_inline]] inline int roomiest_vector(const Word* group, unsigned start) noexcept {
   RoomMasks masks = room_masks<kBits>(load_words(group));
   if constexpr (kGroupWords == 8) {
     const RoomMasks high = room_masks<kBits>(load_words(group + 4));
@@ -157,7 +157,7 @@ template <unsigned kBits, unsigned kGroupWords>
 #endif
 
 template <unsigned kBits, unsigned kGroupWords, class M>
-[[nodiscard]] inline int roomiest(const M& media, const Word* group, unsigned start) noexcept {
+[[nodiscard, gnu::always_inline]] inline int roomiest(const M& media, const Word* group, unsigned start) noexcept {
 #if DUNNOCK_VECTOR_SCAN
   if constexpr (VectorLoadable<M>) return roomiest_vector<kBits, kGroupWords>(group, start);
 #endif

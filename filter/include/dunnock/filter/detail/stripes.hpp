@@ -59,7 +59,7 @@ class StripeGuard {
   }
   StripeGuard(const StripeGuard&) = delete;
   StripeGuard& operator=(const StripeGuard&) = delete;
-  ~StripeGuard() {
+  [[gnu::always_inline]] ~StripeGuard() {
     if constexpr (kActive) {
       if (high_ != low_) stripes_.release(high_);
       stripes_.release(low_);

@@ -5,7 +5,6 @@
 #include <cstring>
 #include <utility>
 
-#include "dunnock/index/checkpoint_saver.hpp"
 #include "dunnock/index/detail/run_on_threads.hpp"
 #include "dunnock/pmem/start_thread.hpp"
 
@@ -87,8 +86,7 @@ CheckpointSaver<M>::CheckpointSaver(CheckpointStore<M>& store, const SaverOption
     : store_(store), options_(options), shared_(std::make_shared<Shared>()) {
   save_thread_ = detail::start_thread([this] { save_all(); });
   // Copies are for a thread that saves them meanwhile. (It looks at the options once there is a save.)
-  if (save_thread_ && options_.staging_bytes != 0)
-    capture_thread_ = detail::start_thread([this] { capture_all(); });
+  if (save_thread_ && options_.staging_bytes != 0) capture_thread_ = detail::start_thread([this] { capture_all(); });
   if (!capture_thread_) options_.staging_bytes = 0;
 }
 

@@ -5,8 +5,6 @@
 #include <optional>
 #include <thread>
 
-#include "dunnock/index/kv_store.hpp"
-
 namespace dunnock {
 
 template <Media M>

@@ -7,8 +7,6 @@
 #include <tbb/blocked_range.h>
 #include <tbb/parallel_for.h>
 
-#include "dunnock/filter/cuckoo_filter.hpp"
-
 namespace dunnock {
 
 /// The stripes of one batch, held until its fence. Never waits for a stripe, so it can't deadlock with other batches.
@@ -91,7 +89,7 @@ class CuckooFilter<kBits, M, kPolicy>::Wave {
   Wave& operator=(const Wave&) = delete;
   ~Wave() {
     for (unsigned i = 0; i < plan_count_; ++i) {
-      if (plans_[i].log != nullptr) filter_.give_back(*plans_[i].log);
+      if (plans_[i].log != nullptr) filter_.shared_->log.release(*plans_[i].log);
     }
     if constexpr (kUseStripes) {
       for (unsigned i = 0; i < claimed_; ++i) filter_.shared_->stripes.release(filter_.stripe_of(groups_[i]));
@@ -100,21 +98,22 @@ class CuckooFilter<kBits, M, kPolicy>::Wave {
 
   /// False: not in this wave. Stores nothing yet.
   [[nodiscard]] bool add(const Place& place) {
-    const std::uint64_t group = group_of(place);
+    const std::uint64_t group = Table::group_of(place);
     if (plan_count_ == plans_.size() || !claim(group)) return false;
-    const std::uint64_t home = filter_.media_.load(filter_.word_at(place.bucket));
-    if (L::empty_lanes(home) != 0 || filter_.roomiest(filter_.words_of(group), 0) >= 0) return false;  // Room again.
-    const UnmarkedMoves moves = filter_.unmarked_moves(place);
+    const std::uint64_t home = filter_.media_.load(filter_.table_.word_at(place.bucket));
+    if (L::empty_lanes(home) != 0) return false;  // Room again.
+    if (filter_.roomiest(filter_.table_.words_of(group), 0) >= 0) return false;
+    const detail::UnmarkedMoves moves = filter_.search().unmarked_moves(place);
     for (unsigned i = 0; i < moves.count; ++i) {
       if (plan_kick(place, moves.list[i])) return true;
     }
-    const std::uint64_t other = filter_.other_group_of(place);
+    const std::uint64_t other = filter_.table_.other_group_of(place);
     if (const int v = room_in(other, place.fingerprint); v >= 0) {
       plans_[plan_count_++] = {place, {}, other * kGroupWords + static_cast<unsigned>(v), nullptr};
       return true;
     }
     // One step of the single-key search, if it starts in this group.
-    std::vector<Move> path;
+    std::vector<detail::KickMove> path;
     return filter_.find_path(place, other, path) && path.size() == 1 && path[0].source / kGroupWords == group &&
            plan_kick(place, path[0]);
   }
@@ -127,41 +126,41 @@ class CuckooFilter<kBits, M, kPolicy>::Wave {
     for (Plan& plan : plans()) marks += mark(plan) ? 1 : 0;
     if (marks != 0) media.fence(filter_point::kBulkMarkFence);
     for (Plan& plan : plans()) {
-      plan.target_after = L::add_foreign(media.load(filter_.word_at(plan.target)),
+      plan.target_after = L::add_foreign(media.load(filter_.table_.word_at(plan.target)),
                                          plan.log != nullptr ? plan.move.fingerprint : plan.place.fingerprint);
       if (plan.log == nullptr) continue;
       plan.source_after = source_after(plan);
-      filter_.template arm<filter_point::kBulkLogArm>(*plan.log, plan.move.source, plan.source_after, plan.target,
-                                                      plan.target_after);
+      detail::KickLog::arm<filter_point::kBulkLogArm>(
+          media, *plan.log, {plan.move.source, plan.source_after, plan.target, plan.target_after});
       ++kicks;
     }
     if (kicks != 0) media.fence(filter_point::kBulkArmFence);  // From here a crash completes the kicks.
     for (const Plan& plan : plans()) {
       const bool kick = plan.log != nullptr;
-      Word& target = filter_.word_at(plan.target);
+      Word& target = filter_.table_.word_at(plan.target);
       media.store(kick ? filter_point::kKickCopy : filter_point::kOverflow, target, plan.target_after);
       media.flush(kick ? filter_point::kKickCopy : filter_point::kOverflow, &target);
       if (!kick) continue;
-      Word& source = filter_.word_at(plan.move.source);
+      Word& source = filter_.table_.word_at(plan.move.source);
       media.store(filter_point::kKickRemove, source, plan.source_after);
       media.flush(filter_point::kKickRemove, &source);
     }
     if (plan_count_ != 0) media.fence(filter_point::kBulkMoveFence);
     for (const Plan& plan : plans()) {
-      if (plan.log != nullptr) filter_.template retire<filter_point::kBulkLogRetire>(*plan.log);
+      if (plan.log != nullptr) detail::KickLog::retire<filter_point::kBulkLogRetire>(media, *plan.log);
     }
     if (kicks != 0) media.fence(filter_point::kBulkRetireFence);  // No crash replays them over later changes.
-    filter_.count(filter_.shard().kicks, std::uint64_t{kicks});
-    filter_.count(filter_.shard().overflows, std::uint64_t{plan_count_ - kicks});
+    filter_.add(filter_.counts().kicks, std::uint64_t{kicks});
+    filter_.add(filter_.counts().overflows, std::uint64_t{plan_count_ - kicks});
   }
 
  private:
   static constexpr unsigned kKeysMax = 32;
   struct Plan {
     Place place;
-    Move move;             // if log is set
-    std::uint64_t target;  // the word that receives the moved fingerprint, or the key itself
-    LogLine* log;          // null: the key overflows
+    detail::KickMove move;  // if log is set
+    std::uint64_t target;   // the word that receives the moved fingerprint, or the key itself
+    LogLine* log;           // null: the key overflows
     std::uint64_t target_after = 0;
     std::uint64_t source_after = 0;
   };
@@ -172,7 +171,7 @@ class CuckooFilter<kBits, M, kPolicy>::Wave {
   [[nodiscard]] bool claim(std::uint64_t group) noexcept {
     if (claimed_ == groups_.size()) return false;
     for (unsigned i = 0; i < claimed_; ++i) {
-      if (line_of(groups_[i]) == line_of(group)) return false;
+      if (Table::line_of(groups_[i]) == Table::line_of(group)) return false;
     }
     if constexpr (kUseStripes) {
       if (!filter_.shared_->stripes.template try_acquire<kPolicy.multi_writer>(filter_.stripe_of(group))) return false;
@@ -182,12 +181,12 @@ class CuckooFilter<kBits, M, kPolicy>::Wave {
   }
   /// Claims a group that has room for a foreign fingerprint; the word that takes it, or -1.
   [[nodiscard]] int room_in(std::uint64_t group, std::uint64_t fingerprint) noexcept {
-    if (filter_.roomiest(filter_.words_of(group), fingerprint) < 0 || !claim(group)) return -1;
-    return filter_.roomiest(filter_.words_of(group), fingerprint);
+    if (filter_.roomiest(filter_.table_.words_of(group), fingerprint) < 0 || !claim(group)) return -1;
+    return filter_.roomiest(filter_.table_.words_of(group), fingerprint);
   }
-  [[nodiscard]] bool plan_kick(const Place& place, const Move& move) noexcept {
+  [[nodiscard]] bool plan_kick(const Place& place, const detail::KickMove& move) noexcept {
     const int v = room_in(move.target_group, move.fingerprint);
-    LogLine* log = v < 0 ? nullptr : filter_.try_take_log_line();
+    LogLine* log = v < 0 ? nullptr : filter_.shared_->log.try_take(filter_.media_);
     if (log == nullptr) return false;
     plans_[plan_count_++] = {place, move, move.target_group * kGroupWords + static_cast<unsigned>(v), log};
     return true;
@@ -195,10 +194,10 @@ class CuckooFilter<kBits, M, kPolicy>::Wave {
   /// Raises the level of the key's own bucket if necessary: stores and flushes it.
   bool mark(const Plan& plan) const {
     const M& media = filter_.media_;
-    Word& home = filter_.word_at(plan.place.bucket);
+    Word& home = filter_.table_.word_at(plan.place.bucket);
     const std::uint64_t value = media.load(home);
     if (plan.log == nullptr && !L::is_far(value, plan.place.fingerprint)) {
-      media.store(filter_point::kOverflowMark, home, overflowed(value, plan.place.fingerprint));
+      media.store(filter_point::kOverflowMark, home, Table::overflowed(value, plan.place.fingerprint));
       media.flush(filter_point::kOverflowMark, &home);
       return true;
     }
@@ -211,9 +210,9 @@ class CuckooFilter<kBits, M, kPolicy>::Wave {
   }
   /// The word that a fingerprint leaves, with the new key in its place.
   [[nodiscard]] std::uint64_t source_after(const Plan& plan) const {
-    const std::uint64_t value = filter_.media_.load(filter_.word_at(plan.move.source));
+    const std::uint64_t value = filter_.media_.load(filter_.table_.word_at(plan.move.source));
     const unsigned lane = L::lane_of(L::match_home(value, L::pattern(plan.move.fingerprint)));
-    const std::uint64_t left = overflowed(L::remove_home(value, lane), plan.move.fingerprint);
+    const std::uint64_t left = Table::overflowed(L::remove_home(value, lane), plan.move.fingerprint);
     return plan.move.source == plan.place.bucket ? L::add_home(left, plan.place.fingerprint)
                                                  : L::add_foreign(left, plan.place.fingerprint);
   }
@@ -253,7 +252,7 @@ class CuckooFilter<kBits, M, kPolicy>::Batches {
   void prepare(std::size_t key, unsigned i) noexcept {
     Place& place = places_[key / kBatch % 2][i];
     place = filter_.place_of(keys_[key]);
-    __builtin_prefetch(&filter_.word_at(place.bucket), kForWriting ? 1 : 0);
+    __builtin_prefetch(&filter_.table_.word_at(place.bucket), kForWriting ? 1 : 0);
   }
 
   const CuckooFilter& filter_;
@@ -261,6 +260,78 @@ class CuckooFilter<kBits, M, kPolicy>::Batches {
   std::size_t start_ = 0;  // of the batch after the current one
   std::array<std::array<Place, kBatch>, 2> places_;
 };
+
+/// The keys of a batch that its first pass has left, by their numbers in the batch.
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+struct CuckooFilter<kBits, M, kPolicy>::Later {
+  unsigned count = 0;
+  std::array<unsigned, kBatch> keys;
+  void add(unsigned key) noexcept { keys[count++] = key; }
+};
+
+/// Inserts the keys of a batch that need nothing but their own group, or room in the other one of a bucket that is
+/// marked already, with one fence. Returns how many; the others are in `later`.
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+template <class Key>
+[[gnu::always_inline]] inline unsigned CuckooFilter<kBits, M, kPolicy>::insert_together(Batches<Key>& batches,
+                                                                                        std::span<const Place> places,
+                                                                                        unsigned n, Later& later) {
+  std::array<unsigned, kBatch> beyond;  // keys whose own group is full
+  unsigned beyond_count = 0;
+  unsigned done = 0;
+  unsigned overflows = 0;
+  {
+    HeldStripes held(shared_->stripes);
+    DeferredFlushes flushes;
+    for (unsigned i = 0; i < n; ++i) {
+      batches.template ahead<true>(i);
+      if (!held.try_take(stripe_of(Table::group_of(places[i])))) {
+        later.add(i);
+      } else if (place_in_group(places[i], flushes) == Placed::kNowhere) {
+        beyond[beyond_count++] = i;
+        __builtin_prefetch(table_.words_of(table_.other_group_of(places[i])), 1);
+      } else {
+        ++done;
+      }
+    }
+    for (unsigned b = 0; b < beyond_count; ++b) {
+      const Place& place = places[beyond[b]];
+      const std::uint64_t other = table_.other_group_of(place);
+      Word* target = table_.words_of(other);
+      // A bucket that overflows for the first time must be marked durably first, so it can't share the fence.
+      const bool marked = reach_of(place) == Reach::kOtherGroup;
+      const bool ready = marked && held.try_take(stripe_of(other));
+      const int v = ready ? roomiest(target, place.fingerprint) : -1;
+      if (v < 0) {
+        later.add(beyond[b]);
+        continue;
+      }
+      place_in_other(target[v], place.fingerprint, flushes);
+      ++done;
+      ++overflows;
+    }
+    flushes.flush_and_fence(media_);
+  }
+  add(counts().items, static_cast<std::int64_t>(done));
+  if (overflows != 0) add(counts().overflows, static_cast<std::uint64_t>(overflows));
+  return done;
+}
+
+/// Inserts those of the keys that can share marks and kicks, with four fences for all; they leave `later`. Returns how
+/// many. Not inlined: few batches need it, and their callers are larger with it than the compiler lets them grow.
+template <unsigned kBits, Media M, FilterPolicy kPolicy>
+[[gnu::noinline]] unsigned CuckooFilter<kBits, M, kPolicy>::insert_in_wave(std::span<const Place> places,
+                                                                           Later& later) {
+  const unsigned before = later.count;
+  Wave wave(*this);
+  later.count = 0;
+  for (unsigned k = 0; k < before; ++k) {
+    if (!wave.add(places[later.keys[k]])) later.add(later.keys[k]);
+  }
+  wave.commit();
+  add(counts().items, static_cast<std::int64_t>(before - later.count));
+  return before - later.count;
+}
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 template <class Key>
@@ -271,70 +342,22 @@ std::size_t CuckooFilter<kBits, M, kPolicy>::insert_many(std::span<const Key> ke
   }
   std::size_t total = 0;
   Batches<Key> batches(*this, keys);
-  std::array<unsigned, kBatch> beyond;  // keys whose own group is full
-  std::array<unsigned, kBatch> later;   // keys that are handled one by one
   for (std::size_t start = 0; start < keys.size(); start += kBatch) {
     const auto n = static_cast<unsigned>(std::min<std::size_t>(kBatch, keys.size() - start));
     const std::span<const Place> places = batches.template next<true>(start);
-    unsigned beyond_count = 0;
-    unsigned later_count = 0;
-    unsigned done = 0;
-    unsigned overflows = 0;
-    {
-      HeldStripes held(shared_->stripes);
-      DeferredFlushes flushes;
-      for (unsigned i = 0; i < n; ++i) {
-        batches.template ahead<true>(i);
-        if (!held.try_take(stripe_of(group_of(places[i])))) {
-          later[later_count++] = i;
-        } else if (place_in_group(places[i], flushes) == Placed::kNowhere) {
-          beyond[beyond_count++] = i;
-          __builtin_prefetch(words_of(other_group_of(places[i])), 1);
-        } else {
-          ++done;
-        }
-      }
-      for (unsigned b = 0; b < beyond_count; ++b) {
-        const Place& place = places[beyond[b]];
-        const std::uint64_t other = other_group_of(place);
-        Word* target = words_of(other);
-        // A bucket that overflows for the first time must be marked durably first, so it can't share the fence.
-        const bool marked = reach(media_.load(word_at(place.bucket)), place.fingerprint) == Reach::kOtherGroup;
-        const bool ready = marked && held.try_take(stripe_of(other));
-        const int v = ready ? roomiest(target, place.fingerprint) : -1;
-        if (v < 0) {
-          later[later_count++] = beyond[b];
-          continue;
-        }
-        place_in_other(target[v], place.fingerprint, flushes);
-        ++done;
-        ++overflows;
-      }
-      flushes.flush_and_fence(media_);
-    }
-    count(shard().items, static_cast<std::int64_t>(done));
-    if (overflows != 0) count(shard().overflows, static_cast<std::uint64_t>(overflows));
+    Later later;
+    unsigned done = insert_together(batches, places, n, later);
     if (inserted != nullptr) std::fill_n(inserted + start, n, std::uint8_t{1});
     if constexpr (kPolicy.primacy && kPolicy.lookahead) {  // Fetch what will be read.
-      for (unsigned k = 0; k < later_count; ++k) (void)unmarked_moves(places[later[k]]);
+      for (unsigned k = 0; k < later.count; ++k) (void)search().unmarked_moves(places[later.keys[k]]);
     }
     if constexpr (kDurable && kPolicy.primacy && kPolicy.lookahead && kPolicy.spill) {
-      if (later_count > 1) {
-        Wave wave(*this);
-        unsigned rest = 0;
-        for (unsigned k = 0; k < later_count; ++k) {
-          if (!wave.add(places[later[k]])) later[rest++] = later[k];
-        }
-        wave.commit();
-        count(shard().items, static_cast<std::int64_t>(later_count - rest));
-        done += later_count - rest;
-        later_count = rest;
-      }
+      if (later.count > 1) done += insert_in_wave(places, later);
     }
-    for (unsigned k = 0; k < later_count; ++k) {
-      const bool placed = insert_place(places[later[k]]);
+    for (unsigned k = 0; k < later.count; ++k) {  // One by one.
+      const bool placed = insert_place(places[later.keys[k]]);
       done += placed ? 1 : 0;
-      if (inserted != nullptr && !placed) inserted[start + later[k]] = 0;
+      if (inserted != nullptr && !placed) inserted[start + later.keys[k]] = 0;
     }
     if (!media_ok(media_)) [[unlikely]] {  // Nothing of this batch is acknowledged, nor of those that follow.
       if (inserted != nullptr) std::fill(inserted + start, inserted + keys.size(), std::uint8_t{0});
@@ -359,8 +382,8 @@ std::size_t CuckooFilter<kBits, M, kPolicy>::contains_many(std::span<const Key> 
     unsigned beyond_count = 0;
     for (unsigned i = 0; i < n; ++i) {
       batches.template ahead<false>(i);
-      const Word* group = words_of(group_of(places[i]));
-      const Word& home = word_at(places[i].bucket);
+      const Word* group = table_.words_of(Table::group_of(places[i]));
+      const Word& home = table_.word_at(places[i].bucket);
       const std::uint64_t pattern = L::pattern(places[i].fingerprint);
       // As in contains_place: home, foreign lanes, level, in this order.
       const std::uint64_t value = media_.load(home);
@@ -368,7 +391,7 @@ std::size_t CuckooFilter<kBits, M, kPolicy>::contains_many(std::span<const Key> 
       bool hit_foreign = false;
       if constexpr (kPolicy.spill) hit_foreign = detail::any_foreign<kBits, kGroupWords>(media_, group, pattern);
       const std::uint64_t again = is_taken(media_, filter_point::kBulkLevelAgain) ? media_.load(home) : value;
-      const Reach far = reach(again, places[i].fingerprint);
+      const Reach far = Table::reach(again, places[i].fingerprint);
       hit |= hit_foreign & (far != Reach::kHome);
       verdict[i] = hit ? 1 : 0;
       beyond[beyond_count] = i;
@@ -376,27 +399,27 @@ std::size_t CuckooFilter<kBits, M, kPolicy>::contains_many(std::span<const Key> 
     }
     for (unsigned b = 0; b < beyond_count; ++b) {
       const Place& place = places[beyond[b]];
-      others[b] = other_group_of(place);
-      __builtin_prefetch(words_of(others[b]));
+      others[b] = table_.other_group_of(place);
+      __builtin_prefetch(table_.words_of(others[b]));
     }
     if constexpr (kReadersPersist) {
       bool dirty = false;
       for (unsigned i = 0; i < n; ++i) {
-        if (!is_taken(media_, filter_point::kBulkStripe) || !shared_->stripes.marked(stripe_of(group_of(places[i]))))
-            [[likely]]
+        if (!is_taken(media_, filter_point::kBulkStripe) ||
+            !shared_->stripes.marked(stripe_of(Table::group_of(places[i])))) [[likely]]
           continue;
-        media_.flush(filter_point::kReaderPersist, &word_at(places[i].bucket));
+        media_.flush(filter_point::kReaderPersist, &table_.word_at(places[i].bucket));
         dirty = true;
       }
       if (dirty) {
         media_.fence(filter_point::kReaderPersist);
-        shard().reader_persists.fetch_add(1, std::memory_order_relaxed);
+        counts().reader_persists.fetch_add(1, std::memory_order_relaxed);
       }
     }
     for (unsigned b = 0; b < beyond_count; ++b) {
       const Place& place = places[beyond[b]];
       const bool found_there = in_other(place, others[b], L::pattern(place.fingerprint));
-      verdict[beyond[b]] = answer(group_of(place), others[b], found_there) ? 1 : 0;
+      verdict[beyond[b]] = answer(Table::group_of(place), others[b], found_there) ? 1 : 0;
     }
     if (!media_ok(media_)) [[unlikely]]
       std::fill_n(verdict, n, std::uint8_t{1});
@@ -425,17 +448,17 @@ std::size_t CuckooFilter<kBits, M, kPolicy>::erase_many(std::span<const Key> key
       DeferredFlushes flushes;
       for (unsigned i = 0; i < n; ++i) {
         batches.template ahead<true>(i);
-        if (held.try_take(stripe_of(group_of(places[i]))) &&
+        if (held.try_take(stripe_of(Table::group_of(places[i]))) &&
             erase_home(places[i], L::pattern(places[i].fingerprint), flushes)) {
           ++done;
           continue;
         }
         later[later_count++] = i;
-        __builtin_prefetch(words_of(other_group_of(places[i])), 1);
+        __builtin_prefetch(table_.words_of(table_.other_group_of(places[i])), 1);
       }
       flushes.flush_and_fence(media_);
     }
-    count(shard().items, -static_cast<std::int64_t>(done));
+    add(counts().items, -static_cast<std::int64_t>(done));
     if (erased != nullptr) std::fill_n(erased + start, n, std::uint8_t{1});
     for (unsigned k = 0; k < later_count; ++k) {
       const bool gone = erase_place(places[later[k]]);

@@ -5,7 +5,6 @@
 #include <cstring>
 #include <tuple>
 
-#include "dunnock/filter/cuckoo_filter.hpp"
 #include "dunnock/pmem/header.hpp"
 
 namespace dunnock {
@@ -15,12 +14,10 @@ CuckooFilter<kBits, M, kPolicy>::CuckooFilter(Region meta, Region table, std::ui
                                               M media)
     : media_(std::move(media)),
       hasher_(seed),
-      groups_(groups),
-      buckets_(groups * kGroupWords),
-      single_extent_(table.extents().size() == 1 ? table.extents().front() : nullptr),
+      table_(std::move(table), groups),
       meta_(std::move(meta)),
-      table_(std::move(table)),
-      shared_(std::make_unique<Shared>(table_.bytes() / kLineBytes)) {}
+      shared_(std::make_unique<Shared>(table_.region().bytes() / kLineBytes,
+                                       reinterpret_cast<LogLine*>(meta_.at(kFilterLogOffset)))) {}
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 Status CuckooFilter<kBits, M, kPolicy>::check_options(const FilterOptions& options) {
@@ -100,41 +97,13 @@ auto CuckooFilter<kBits, M, kPolicy>::attach(Region meta, Region table, M media)
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 Result<RecoveryReport> CuckooFilter<kBits, M, kPolicy>::recover() {
   RecoveryReport report;
-  const std::uint64_t words = groups_ * kGroupWords;
-
   // Look before touching anything, so that a damaged pool is left as it is.
-  for (unsigned i = 0; i < kLogLines; ++i) {
-    const LogLine& log = log_line(i);
-    const std::uint64_t armed = media_.load(log.armed);
-    if (armed == 0) continue;
-    const std::uint64_t target = media_.load(log.target);
-    const std::uint64_t source = media_.load(log.source);
-    if (armed != log_mark(target, media_.load(log.target_after), source, media_.load(log.source_after)) ||
-        target >= words || source >= words || target == source) {
-      return make_error(ErrorCode::kCorrupt, "kick record " + std::to_string(i) + " of the filter is damaged");
-    }
-  }
+  DUNNOCK_TRY(shared_->log.check(media_, table_.buckets()));
   if (media_.load(state().clearing) > 1) return make_error(ErrorCode::kCorrupt, "the filter's state is damaged");
-
-  for (unsigned i = 0; i < kLogLines; ++i) {
-    LogLine& log = log_line(i);
-    if (media_.load(log.armed) == 0) continue;
-    Word& target = word_at(media_.load(log.target));
-    Word& source = word_at(media_.load(log.source));
-    media_.store(filter_point::kRecoverCopy, target, media_.load(log.target_after));
-    media_.flush(filter_point::kRecoverCopy, &target);
-    media_.store(filter_point::kRecoverRemove, source, media_.load(log.source_after));
-    media_.flush(filter_point::kRecoverRemove, &source);
-    media_.fence(filter_point::kRecoverFence);  // The move is durable by itself.
-    media_.store(filter_point::kRecoverRetire, log.armed, 0);
-    media_.flush(filter_point::kRecoverRetire, &log);
-    media_.fence(filter_point::kRecoverRetire);
-    ++report.kicks_completed;
-  }
-
+  report.kicks_completed = shared_->log.replay(media_, table_);
   const auto items = detail::take_clean_count(media_, kCleanPoints, clean_words());
   report.clean_shutdown = items.has_value();
-  shared_->counts.start(items);
+  shared_->counters.start(items);
   if (media_.load(state().clearing) != 0) {
     rewrite([](std::uint64_t) { return std::uint64_t{0}; });
     report.clear_completed = true;
@@ -241,9 +210,9 @@ void CuckooFilter<kBits, M, kPolicy>::clear() {
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 Status CuckooFilter<kBits, M, kPolicy>::assign_words(std::span<const std::uint64_t> words) {
   if constexpr (kIsReadOnly<M>) return make_error(ErrorCode::kReadOnly, "the pool is open for reading only");
-  if (words.size() != groups_ * kGroupWords)
+  if (words.size() != table_.buckets())
     return make_error(ErrorCode::kInvalidArgument, std::to_string(words.size()) + " words do not make a filter of " +
-                                                       std::to_string(groups_ * kGroupWords));
+                                                       std::to_string(table_.buckets()));
   if (size() != 0)
     return make_error(ErrorCode::kInvalidArgument, "the filter is not empty: a crash would lose what it holds");
   for (std::size_t i = 0; i < words.size(); ++i) {
@@ -262,8 +231,8 @@ void CuckooFilter<kBits, M, kPolicy>::rewrite(NewWord&& new_word) {
   media_.flush(filter_point::kClearBegin, &state());
   media_.fence(filter_point::kClearBegin);  // From here a crash clears the table.
   std::uint64_t items = 0;
-  for (std::uint64_t group = 0; group < groups_; ++group) {
-    Word* words = words_of(group);
+  for (std::uint64_t group = 0; group < table_.groups(); ++group) {
+    Word* words = table_.words_of(group);
     for (unsigned v = 0; v < kGroupWords; ++v) {
       const std::uint64_t value = new_word(group * kGroupWords + v);
       items += L::occupied(value);
@@ -275,7 +244,7 @@ void CuckooFilter<kBits, M, kPolicy>::rewrite(NewWord&& new_word) {
   media_.store(filter_point::kClearEnd, state().clearing, 0);
   media_.flush(filter_point::kClearEnd, &state());
   media_.fence(filter_point::kClearEnd);
-  shared_->counts.start(items);
+  shared_->counters.start(items);
 }
 
 /// The results of one scan of the table.
@@ -290,8 +259,8 @@ struct CuckooFilter<kBits, M, kPolicy>::Census {
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 auto CuckooFilter<kBits, M, kPolicy>::census() const -> Census {
   Census census;
-  for (std::uint64_t group = 0; group < groups_; ++group) {
-    const Word* words = words_of(group);
+  for (std::uint64_t group = 0; group < table_.groups(); ++group) {
+    const Word* words = table_.words_of(group);
     for (unsigned v = 0; v < kGroupWords; ++v) {
       const std::uint64_t value = media_.load(words[v]);
       census.items += L::occupied(value);
@@ -305,7 +274,7 @@ auto CuckooFilter<kBits, M, kPolicy>::census() const -> Census {
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 std::uint64_t CuckooFilter<kBits, M, kPolicy>::size() const {
-  return shared_->counts.items(media_ok(media_), [this](const auto& now) {
+  return shared_->counters.items(media_ok(media_), [this](const auto& now) {
     // Writers wait while the table is counted; the key of one that has just left its stripe is counted in the table
     // but perhaps not yet in its shard, so this is exact only when no writer is active, as promised.
     const detail::Stripes& stripes = shared_->stripes;
@@ -326,11 +295,11 @@ FilterStats CuckooFilter<kBits, M, kPolicy>::stats() const {
   stats.slots = slots();
   stats.items = seen.items;
   stats.foreign_items = seen.foreign;
-  stats.words = groups_ * kGroupWords;
+  stats.words = table_.buckets();
   stats.words_spilled = seen.spilled;
   stats.words_overflowed = seen.overflowed;
   stats.memory_bytes = memory_bytes();
-  for (const Shard& one : shared_->counts.shards()) {
+  for (const detail::FilterCounts& one : shared_->counters.shards()) {
     stats.overflows += one.overflows.load(std::memory_order_relaxed);
     stats.kicks += one.kicks.load(std::memory_order_relaxed);
     stats.kick_groups_read += one.kick_groups_read.load(std::memory_order_relaxed);
@@ -347,22 +316,21 @@ CheckReport CuckooFilter<kBits, M, kPolicy>::check() const {
     if (report.violations.size() < 100) report.violations.push_back(std::move(what));
   };
   FilterHeader header;
-  if (Status valid = check_header(meta_, table_, header); !valid) violated(valid.error().message);
+  if (Status valid = check_header(meta_, table_.region(), header); !valid) violated(valid.error().message);
   if (media_.load(state().clearing) != 0) violated("a clear() is in flight");
-  for (unsigned i = 0; i < kLogLines; ++i) {
-    if (media_.load(log_line(i).armed) != 0) violated("kick record " + std::to_string(i) + " is in flight");
-  }
+  shared_->log.for_each_armed(media_,
+                              [&](unsigned i) { violated("kick record " + std::to_string(i) + " is in flight"); });
 
   // Does any bucket of the group say that a fingerprint may be that far?
   const auto admits = [this](std::uint64_t group, std::uint64_t fingerprint, Reach wanted) {
-    const Word* words = words_of(group);
+    const Word* words = table_.words_of(group);
     for (unsigned v = 0; v < kGroupWords; ++v) {
-      if (reach(media_.load(words[v]), fingerprint) >= wanted) return true;
+      if (Table::reach(media_.load(words[v]), fingerprint) >= wanted) return true;
     }
     return false;
   };
-  for (std::uint64_t group = 0; group < groups_; ++group) {
-    const Word* words = words_of(group);
+  for (std::uint64_t group = 0; group < table_.groups(); ++group) {
+    const Word* words = table_.words_of(group);
     for (unsigned v = 0; v < kGroupWords; ++v) {
       const std::uint64_t value = media_.load(words[v]);
       const auto where = [&] { return "word " + std::to_string(group * kGroupWords + v); };
@@ -374,13 +342,13 @@ CheckReport CuckooFilter<kBits, M, kPolicy>::check() const {
         const std::uint64_t fingerprint = L::lane(value, i);
         if (fingerprint == 0) continue;
         const bool own = kPolicy.spill && admits(group, fingerprint, Reach::kGroup);
-        if (!own && !admits(L::other_group(group, fingerprint, groups_), fingerprint, Reach::kOtherGroup)) {
+        if (!own && !admits(table_.other_group(group, fingerprint), fingerprint, Reach::kOtherGroup)) {
           violated(where() + " holds a foreign fingerprint that no bucket admits to");
         }
       }
     }
   }
-  if (shared_->counts.known() && size() != report.items) {
+  if (shared_->counters.known() && size() != report.items) {
     violated("size() is " + std::to_string(size()) + " but the table holds " + std::to_string(report.items));
   }
   return report;

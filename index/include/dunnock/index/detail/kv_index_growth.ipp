@@ -8,8 +8,6 @@
 //   6  free in the old segment what has moved; unlock              no flush: after a crash the keys' hashes show it
 #pragma once
 
-#include "dunnock/index/kv_index.hpp"
-
 #include <chrono>
 
 namespace dunnock {

@@ -6,8 +6,6 @@
 
 #include "dunnock/base/check.hpp"
 #include "dunnock/index/prefix_hash.hpp"
-#include "dunnock/index/prefix_store.hpp"
-
 namespace dunnock {
 
 // ----- life ---------------------------------------------------------------------------------------------------------
@@ -351,7 +349,7 @@ void PrefixStore<M>::quarantine(const IndexKey& key) const {
   Shared& shared = *shared_;
   std::unique_lock<Mutex> lock(shared.mutex);
   know_tree();
-  std::unordered_map<IndexKey, std::vector<IndexKey>, KeyHash> children;
+  std::unordered_map<IndexKey, std::vector<IndexKey>, detail::KeyHash> children;
   for (const auto& [child, node] : shared.nodes) {
     if (node.depth != 0) children[node.parent].push_back(child);
   }

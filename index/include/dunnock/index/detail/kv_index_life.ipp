@@ -1,8 +1,6 @@
 // Part of KvIndex: making, opening, closing, counting, checking.
 #pragma once
 
-#include "dunnock/index/kv_index.hpp"
-
 #include <algorithm>
 #include <bit>
 #include <chrono>

@@ -1,8 +1,6 @@
 // Part of KvIndex: get, put, erase, one by one and in bulk.
 #pragma once
 
-#include "dunnock/index/kv_index.hpp"
-
 #include <algorithm>
 #include <array>
 

@@ -7,7 +7,6 @@
 #include <string>
 #include <thread>
 
-#include "dunnock/index/value_log.hpp"
 #include "dunnock/pmem/header.hpp"
 
 namespace dunnock {
