@@ -1,7 +1,6 @@
 // In the place of the CUDA backend, in a build without it.
 #include "driver.hpp"
 #include "dunnock/base/check.hpp"
-#include "filter_words.hpp"
 
 namespace dunnock::device::detail {
 
