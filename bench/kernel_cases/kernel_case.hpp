@@ -1,5 +1,5 @@
 // KernelCase: a kernel and a shape, to be measured and to be compared with its twin, on any device. One list serves
-// dunnock-bench kernels and dunnock-gpu-check, so it needs dunnock::gpu and nothing else.
+// dunnock-bench kernels and dunnock-gpu-check, so it needs dunnock::kernels and nothing else.
 //
 //   for (const KernelCase& one : norm_cases()) {
 //     KernelValues values(stream, seed);        // buffers of the case, the same values on each device
