@@ -36,6 +36,20 @@ TEST(Schedules, are_known_by_name_and_an_unknown_one_is_refused_with_all_names) 
   EXPECT_EQ(names.size(), 18U);
 }
 
+TEST(Schedules, are_found_by_name_and_say_what_the_runtime_has_to_know_of_them) {
+  EXPECT_EQ(find_schedule("1b1f"), nullptr);
+  Step step = equal_step(8);
+  for (Layer& layer : step.layers)
+    layer.forward.demand = layer.output_gradient.demand = layer.weight_gradient.demand = 0.3;
+  for (const ScheduleName& one : schedule_names()) {
+    EXPECT_EQ(find_schedule(one.name), &one);
+    EXPECT_EQ(one.wants_measured_costs, one.lanes_compute > 1) << one.name << " places operations beside each other";
+    if (one.family != Family::kOneDevice) continue;
+    const Plan plan = plan_or_fail(one.name, step, {.iterations = 3});
+    EXPECT_EQ(plan.schedule.lanes.size(), one.lanes_compute) << one.name;
+  }
+}
+
 TEST(Schedules, refuse_options_that_say_nothing) {
   const auto code = [](const PlanOptions& options) {
     const auto plan = make_plan("gpipe", equal_step(4), options);

@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "dunnock/training/schedules.hpp"
+#include "pipeline_orders.hpp"
 
 namespace dunnock::training {
 
@@ -14,21 +15,23 @@ enum class OneDevice { kConventional, kMultiStream };
 enum class DataParallel { kNoOverlap, kOverlap, kPriority, kReverseFirstK };
 [[nodiscard]] Result<Plan> plan_data_parallel(DataParallel kind, const Step& step, const PlanOptions& options);
 
-enum class Pipeline {
-  kGpipe,
-  kOneForwardOneBackward,
-  kInterleaved,
-  kModulo,
-  kGpipeFastForwarding,
-  kGpipeFastForwardingModulo,
-  kFastForwarding,
-  kFastForwardingModulo,
-  kZbH1,
-  kZbH2,
-  kZbV,
-  kAutomatic,
+/// Where chunk c lies, of `devices`: blocks, one per device; c % devices; or c on the way there, and
+/// 2 devices - 1 - c on the way back.
+enum class Deal { kBlocks, kRoundRobin, kThereAndBack };
+
+/// For chunks_per_device: as many as each device has layers.
+inline constexpr unsigned kOnePerLayer = 0;
+
+/// A row of the table in schedules.cpp: what differs between pipelines, apart from the order.
+struct PipelineSchedule {
+  std::string_view name;
+  std::string_view what;
+  Deal deal = Deal::kBlocks;
+  unsigned chunks_per_device = 1;  ///< PlanOptions::chunks is preferred where chunks are dealt in turn.
+  bool splits = true;              ///< See Pipe.
+  Draw draw = nullptr;
 };
-[[nodiscard]] Result<Plan> plan_pipeline(Pipeline kind, const Step& step, const PlanOptions& options);
+[[nodiscard]] Result<Plan> plan_pipeline(const PipelineSchedule& of, const Step& step, const PlanOptions& options);
 
 /// Of several plans, the one with the shortest iteration; plans that are refused do not count, unless all are. The
 /// first of equals.

@@ -1,10 +1,10 @@
-// Pipelines: which layers lie where, who computes what in which order (pipeline_orders.hpp), and the graph of it all.
+// Pipelines: which layers lie where, which device computes what in which order (pipeline_orders.hpp), and the graph of
+// it all.
 //
-// Conventional schedules send a gradient upstream behind both gradients of the stage; the others behind dO. In the
+// Conventional schedules send a gradient upstream after both gradients of the stage; the others after dO. In the
 // graph that is one more wait, so all schedules with the same chunks are schedules of one graph.
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
@@ -38,8 +38,6 @@ struct Stages {
   std::vector<unsigned> begins;
 };
 
-enum class Deal { kBlocks, kRoundRobin, kThereAndBack };
-
 unsigned device_of(Deal deal, unsigned chunk, unsigned devices) {
   switch (deal) {
     case Deal::kBlocks:
@@ -49,13 +47,14 @@ unsigned device_of(Deal deal, unsigned chunk, unsigned devices) {
   return 0;
 }
 
-Stages stages_of(const Step& step, const PlanOptions& options, Deal deal, unsigned chunks) {
+Stages stages_of(const PipelineSchedule& of, const Step& step, const PlanOptions& options, unsigned chunks) {
   Stages stages;
   stages.pipe.devices = options.devices;
   stages.pipe.micro_batches = options.micro_batches;
+  stages.pipe.splits = of.splits;
   stages.begins = balanced_parts(step, chunks);
   for (unsigned c = 0; c < chunks; ++c) {
-    Chunk chunk{.device = device_of(deal, c, options.devices)};
+    Chunk chunk{.device = device_of(of.deal, c, options.devices)};
     ChunkSums sums{.name = std::to_string(c + 1)};
     const std::size_t end = c + 1 < chunks ? stages.begins[c + 1] : step.layers.size();
     for (std::size_t i = stages.begins[c]; i < end; ++i) {
@@ -94,8 +93,7 @@ Stages stages_of(const Step& step, const PlanOptions& options, Deal deal, unsign
 /// The graph, and the slots as the devices' orders come to pass.
 class Maker {
  public:
-  Maker(const Stages& stages, const PlanOptions& options, bool splits)
-      : stages_(stages), options_(options), splits_(splits) {
+  Maker(const Stages& stages, const PlanOptions& options) : stages_(stages), options_(options) {
     const unsigned chunks = static_cast<unsigned>(stages.pipe.chunks.size());
     for (unsigned d = 0; d < options.devices; ++d) {
       const std::string name = named("device ", std::to_string(d));
@@ -292,7 +290,7 @@ class Maker {
     OpId id = schedule::kNoOp;
     std::vector<OpId> waits;
     if (action.move == Move::kForward) id = activations_[t][action.chunk][action.micro_batch];
-    if (action.move == (splits_ ? Move::kBackward : Move::kWeights))
+    if (action.move == (stages_.pipe.splits ? Move::kBackward : Move::kWeights))
       id = gradients_[t][action.chunk][action.micro_batch];
     if (id != schedule::kNoOp) {
       // In conventional schedules, a gradient is sent after the W of its stage.
@@ -319,7 +317,6 @@ class Maker {
 
   const Stages& stages_;
   const PlanOptions& options_;
-  bool splits_;
   Plan plan_;
   std::vector<unsigned> lanes_of_;  // [device]: the first of its lanes.
   std::vector<ValueId> weights_;
@@ -333,148 +330,44 @@ class Maker {
   std::vector<double> lane_free_us_;
 };
 
-/// What hand-made schedules allow: F in flight on each chunk, and F without their W on each device.
-Rules zb_rules(const Pipe& pipe, bool twice) {
-  const unsigned p = pipe.devices;
-  Rules rules;
-  for (unsigned d = 0; d < p; ++d) rules.in_flight_max.push_back(twice ? 2 * (p - d) - 1 : p - d);
-  rules.unfinished_max.assign(p, twice ? 2 * p - 1 : p);
-  rules.alternates = !twice;
-  return rules;
+/// What the device with the largest weights has left for what forwards keep.
+std::uint64_t kept_bytes_max(const Stages& stages, std::uint64_t memory_limit_bytes) {
+  std::vector<std::uint64_t> fixed(stages.pipe.devices);
+  for (unsigned c = 0; c < stages.pipe.chunks.size(); ++c) {
+    const ChunkSums& sums = stages.sums[c];
+    // What arrives, leaves, and is passed on; twice, for one is there while the next arrives.
+    const std::uint64_t passing = 2 * (sums.output_bytes + (c > 0 ? stages.sums[c - 1].output_bytes : 0));
+    fixed[stages.pipe.chunks[c].device] += sums.weight_bytes + sums.gradient_bytes + passing;
+  }
+  const std::uint64_t largest = *std::ranges::max_element(fixed);
+  return memory_limit_bytes - std::min(memory_limit_bytes, largest);
 }
 
-Rules zb_v_rules(const Pipe& pipe) {
-  const unsigned p = pipe.devices;
-  Rules rules;
-  rules.in_flight_max.resize(2 * std::size_t{p});
-  for (unsigned d = 0; d < p; ++d) {
-    rules.in_flight_max[d] = 2 * p - 1 - d;
-    rules.in_flight_max[2 * p - 1 - d] = d + 1;
-  }
-  rules.unfinished_max.assign(p, 2 * p);
-  return rules;
-}
-
-struct Found {
-  Orders orders;
-  bool splits = true;
-  std::string choice;
-};
-
-/// The memory-bounded automatic scheduler: list scheduling with the true costs under the limit, with several bounds for
-/// what is in flight and several degrees of patience for the next B, beside the hand-made orders; the shortest span of
-/// a device wins (after the heuristic of Zero Bubble Pipeline Parallelism, ICLR 2024, which also tries all its
-/// switches).
-std::optional<Found> automatic(const Pipe& pipe, std::uint64_t kept_bytes_max) {
-  const unsigned p = pipe.devices;
-  std::optional<Found> best;
-  double best_us = 0;
-  const auto offer = [&](std::optional<Orders> orders, const std::string& choice) {
-    if (!orders) return;
-    const auto run = run_orders(pipe, *orders, true);
-    if (!run || (best && run->span_us >= best_us)) return;
-    best = Found{std::move(*orders), true, choice};
-    best_us = run->span_us;
-  };
-  for (const bool twice : {false, true}) {
-    Rules hand = zb_rules(pipe, twice);
-    hand.kept_bytes_max = kept_bytes_max;
-    offer(list_schedule(pipe.with_unit_costs(), hand), twice ? "ZB-H2's order" : "ZB-H1's order");
-  }
-  for (unsigned more = 0; more <= p; ++more) {
-    for (const double gap_share : {0.0, 0.5, 1.0}) {
-      Rules rules;
-      rules.kept_bytes_max = kept_bytes_max;
-      rules.gap_share = gap_share;
-      for (unsigned d = 0; d < p; ++d) {
-        // From 1F1B's warm-up to twice it; the last: as many as memory holds.
-        const double in_flight = (p - d) * (1.0 + static_cast<double>(more) / p);
-        rules.in_flight_max.push_back(more == p ? kNoMaximum : static_cast<unsigned>(std::lround(in_flight)));
-      }
-      offer(list_schedule(pipe, rules), "warm-up + " + std::to_string(more) + "/" + std::to_string(p) + ", patience " +
-                                            std::to_string(gap_share).substr(0, 3));
-    }
-  }
-  return best;
+/// Runs of layers per device; 0: there are fewer layers than devices.
+unsigned chunks_per_device(const PipelineSchedule& of, const Step& step, const PlanOptions& options) {
+  if (of.deal == Deal::kRoundRobin && options.chunks != 0) return options.chunks;
+  const auto layers = static_cast<unsigned>(step.layers.size());
+  return of.chunks_per_device == kOnePerLayer ? layers / options.devices : of.chunks_per_device;
 }
 
 }  // namespace
 
-Result<Plan> plan_pipeline(Pipeline kind, const Step& step, const PlanOptions& options) {
-  const auto layers = static_cast<unsigned>(step.layers.size());
-  const unsigned p = options.devices;
-  Deal deal = Deal::kBlocks;
-  unsigned a_device = 1;
-  switch (kind) {
-    case Pipeline::kInterleaved:
-      deal = Deal::kRoundRobin;
-      a_device = options.chunks == 0 ? 2 : options.chunks;
-      break;
-    case Pipeline::kModulo:
-    case Pipeline::kGpipeFastForwardingModulo:
-    case Pipeline::kFastForwardingModulo:
-      deal = Deal::kRoundRobin;
-      a_device = options.chunks == 0 ? layers / p : options.chunks;
-      break;
-    case Pipeline::kZbV:
-      deal = Deal::kThereAndBack;
-      a_device = 2;
-      break;
-    default: break;
+Result<Plan> plan_pipeline(const PipelineSchedule& of, const Step& step, const PlanOptions& options) {
+  const unsigned per_device = chunks_per_device(of, step, options);
+  if (std::uint64_t{options.devices} * std::max(1U, per_device) > step.layers.size()) {
+    return make_error(ErrorCode::kInvalidArgument, std::to_string(step.layers.size()) + " layers cannot be dealt to " +
+                                                       std::to_string(options.devices) + " devices, " +
+                                                       std::to_string(std::max(1U, per_device)) + " or more for each");
   }
-  if (std::uint64_t{p} * std::max(1U, a_device) > layers) {
-    return make_error(ErrorCode::kInvalidArgument, std::to_string(layers) + " layers cannot be dealt to " +
-                                                       std::to_string(p) + " devices, " +
-                                                       std::to_string(std::max(1U, a_device)) + " or more for each");
-  }
-  const Stages stages = stages_of(step, options, deal, p * a_device);
-  const Pipe& pipe = stages.pipe;
-  const Pipe unit = pipe.with_unit_costs();
-  // What is left for what forwards keep, on the device with the largest weights.
-  std::vector<std::uint64_t> fixed(p);
-  for (unsigned c = 0; c < pipe.chunks.size(); ++c) {
-    const ChunkSums& sums = stages.sums[c];
-    // What arrives, leaves, and is passed on; twice, for one is there while the next arrives.
-    const std::uint64_t passing = 2 * (sums.output_bytes + (c > 0 ? stages.sums[c - 1].output_bytes : 0));
-    fixed[pipe.chunks[c].device] += sums.weight_bytes + sums.gradient_bytes + passing;
-  }
-  const std::uint64_t largest = *std::ranges::max_element(fixed);
-  const std::uint64_t kept_bytes_max = options.memory_limit_bytes - std::min(options.memory_limit_bytes, largest);
-
-  std::optional<Found> found;
-  const auto listed = [&](const Pipe& drawn_for, Rules rules, bool splits) {
-    rules.splits = splits;
-    if (auto orders = list_schedule(drawn_for, rules)) found = Found{std::move(*orders), splits, {}};
-  };
-  switch (kind) {
-    case Pipeline::kGpipe: found = Found{gpipe_orders(pipe), false, {}}; break;
-    case Pipeline::kOneForwardOneBackward: found = Found{one_forward_one_backward_orders(pipe), false, {}}; break;
-    case Pipeline::kInterleaved: found = Found{interleaved_orders(pipe), false, {}}; break;
-    case Pipeline::kModulo: listed(pipe, {.forwards_first = true}, false); break;
-    case Pipeline::kGpipeFastForwarding:
-    case Pipeline::kGpipeFastForwardingModulo: listed(pipe, {.forwards_first = true}, true); break;
-    case Pipeline::kFastForwarding:
-    case Pipeline::kFastForwardingModulo: listed(pipe, {.kept_bytes_max = kept_bytes_max}, true); break;
-    case Pipeline::kZbH1: listed(unit, zb_rules(pipe, false), true); break;
-    case Pipeline::kZbH2: listed(unit, zb_rules(pipe, true), true); break;
-    case Pipeline::kZbV: {
-      Orders drawn = zb_v_orders(pipe);
-      // With fewer micro-batches than it is drawn for it may deadlock: then schedule by the same bounds, greedily.
-      if (run_orders(pipe, drawn, true)) {
-        found = Found{std::move(drawn), true, {}};
-      } else {
-        listed(unit, zb_v_rules(pipe), true);
-      }
-      break;
-    }
-    case Pipeline::kAutomatic: found = automatic(pipe, kept_bytes_max); break;
-  }
-  if (!found) {
+  Stages stages = stages_of(of, step, options, options.devices * per_device);
+  stages.pipe.kept_bytes_max = kept_bytes_max(stages, options.memory_limit_bytes);
+  const std::optional<Drawn> drawn = of.draw(stages.pipe);
+  if (!drawn) {
     return make_error(ErrorCode::kNoSpace, "what forward passes keep does not fit into " +
                                                std::to_string(options.memory_limit_bytes) + " bytes a device");
   }
-  Plan plan = Maker(stages, options, found->splits).follow(found->orders);
-  plan.choice = found->choice;
+  Plan plan = Maker(stages, options).follow(drawn->orders);
+  plan.choice = drawn->choice;
   return plan;
 }
 

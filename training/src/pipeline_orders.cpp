@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
+#include <string>
 #include <tuple>
 #include <utility>
 
@@ -13,9 +15,8 @@ constexpr double kNever = std::numeric_limits<double>::infinity();
 /// When what a chunk needs of a micro-batch is there, as far as it is known.
 class Arrivals {
  public:
-  explicit Arrivals(const Pipe& pipe, bool splits)
+  explicit Arrivals(const Pipe& pipe)
       : pipe_(pipe),
-        splits_(splits),
         forward_us_(pipe.chunks.size(), std::vector<double>(pipe.micro_batches, kNever)),
         backward_us_(forward_us_),
         weights_us_(forward_us_),
@@ -48,8 +49,8 @@ class Arrivals {
         return pipe_.chunks[chunk + 1].device;
       case Move::kBackward:
         weights_us_[chunk][micro_batch] = end_us;
-        return splits_ ? send_gradient(action, end_us) : here.device;
-      case Move::kWeights: return splits_ ? here.device : send_gradient(action, end_us);
+        return pipe_.splits ? send_gradient(action, end_us) : here.device;
+      case Move::kWeights: return pipe_.splits ? here.device : send_gradient(action, end_us);
     }
     return here.device;
   }
@@ -63,7 +64,6 @@ class Arrivals {
   }
 
   const Pipe& pipe_;
-  bool splits_;
   std::vector<std::vector<double>> forward_us_;   // [chunk][micro-batch]: its input is there.
   std::vector<std::vector<double>> backward_us_;  // The gradient of its output is there.
   std::vector<std::vector<double>> weights_us_;   // Its B is done.
@@ -76,7 +76,7 @@ class Lister {
   Lister(const Pipe& pipe, const Rules& rules)
       : pipe_(pipe),
         rules_(rules),
-        arrivals_(pipe, rules.splits),
+        arrivals_(pipe),
         devices_(pipe.devices),
         done_(pipe.chunks.size()),
         orders_(pipe.devices) {
@@ -131,7 +131,7 @@ class Lister {
   }
 
   [[nodiscard]] bool may_weights(const Device& device, unsigned chunk) const {
-    if (!rules_.splits) return false;
+    if (!pipe_.splits) return false;
     if (!rules_.alternates || done_[chunk].of(Move::kForward) == pipe_.micro_batches) return true;
     return device.unfinished >= rules_.unfinished_max[pipe_.chunks[chunk].device];
   }
@@ -201,7 +201,7 @@ class Lister {
         break;
       case Move::kBackward:
         device.kept_bytes -= chunk.kept_bytes - chunk.kept_for_weights_bytes;
-        if (!rules_.splits) device.bound = Action{Move::kWeights, action.chunk, action.micro_batch};
+        if (!pipe_.splits) device.bound = Action{Move::kWeights, action.chunk, action.micro_batch};
         break;
       case Move::kWeights:
         --device.unfinished;
@@ -238,8 +238,8 @@ Pipe Pipe::with_unit_costs() const {
 
 std::optional<Orders> list_schedule(const Pipe& pipe, const Rules& rules) { return Lister(pipe, rules).run(); }
 
-std::optional<Run> run_orders(const Pipe& pipe, const Orders& orders, bool splits) {
-  Arrivals arrivals(pipe, splits);
+std::optional<Run> run_orders(const Pipe& pipe, const Orders& orders) {
+  Arrivals arrivals(pipe);
   std::vector<std::size_t> next(pipe.devices);
   std::vector<double> free_us(pipe.devices);
   std::vector<double> first_us(pipe.devices, kNever);
@@ -270,7 +270,7 @@ std::optional<Run> run_orders(const Pipe& pipe, const Orders& orders, bool split
   return run;
 }
 
-Orders gpipe_orders(const Pipe& pipe) {
+std::optional<Drawn> gpipe_orders(const Pipe& pipe) {
   Orders orders(pipe.devices);
   for (unsigned chunk = 0; chunk < pipe.chunks.size(); ++chunk) {
     auto& order = orders[pipe.chunks[chunk].device];
@@ -283,7 +283,7 @@ Orders gpipe_orders(const Pipe& pipe) {
       order.push_back({Move::kWeights, chunk, j});
     }
   }
-  return orders;
+  return Drawn{std::move(orders)};
 }
 
 namespace {
@@ -304,7 +304,7 @@ std::vector<Action> one_and_one(const std::vector<Action>& forwards, const std::
 
 }  // namespace
 
-Orders one_forward_one_backward_orders(const Pipe& pipe) {
+std::optional<Drawn> one_forward_one_backward_orders(const Pipe& pipe) {
   Orders orders;
   for (unsigned d = 0; d < pipe.devices; ++d) {
     std::vector<Action> forwards;
@@ -315,10 +315,10 @@ Orders one_forward_one_backward_orders(const Pipe& pipe) {
     }
     orders.push_back(one_and_one(forwards, backwards, pipe.devices - 1 - d));
   }
-  return orders;
+  return Drawn{std::move(orders)};
 }
 
-Orders interleaved_orders(const Pipe& pipe) {
+std::optional<Drawn> interleaved_orders(const Pipe& pipe) {
   const unsigned p = pipe.devices;
   const auto v = static_cast<unsigned>(pipe.chunks.size()) / p;
   // Groups of micro-batches go through all chunks together: as many as there are devices, or a few more.
@@ -344,8 +344,41 @@ Orders interleaved_orders(const Pipe& pipe) {
       orders.push_back(one_and_one(forwards, backwards, warm_up));
     }
     // With all forwards first there is no deadlock, so this ends.
-    if (run_orders(pipe, orders, false)) return orders;
+    if (run_orders(pipe, orders)) return Drawn{std::move(orders)};
   }
+}
+
+namespace {
+
+std::optional<Drawn> listed(const Pipe& pipe, const Rules& rules) {
+  auto orders = list_schedule(pipe, rules);
+  if (!orders) return std::nullopt;
+  return Drawn{std::move(*orders)};
+}
+
+Rules zb_rules(const Pipe& pipe, bool twice) {
+  const unsigned p = pipe.devices;
+  Rules rules;
+  for (unsigned d = 0; d < p; ++d) rules.in_flight_max.push_back(twice ? 2 * (p - d) - 1 : p - d);
+  rules.unfinished_max.assign(p, twice ? 2 * p - 1 : p);
+  rules.alternates = !twice;
+  return rules;
+}
+
+}  // namespace
+
+std::optional<Drawn> forwards_first_orders(const Pipe& pipe) { return listed(pipe, {.forwards_first = true}); }
+
+std::optional<Drawn> fast_forwarding_orders(const Pipe& pipe) {
+  return listed(pipe, {.kept_bytes_max = pipe.kept_bytes_max});
+}
+
+std::optional<Drawn> zb_h1_orders(const Pipe& pipe) {
+  return listed(pipe.with_unit_costs(), zb_rules(pipe, false));
+}
+
+std::optional<Drawn> zb_h2_orders(const Pipe& pipe) {
+  return listed(pipe.with_unit_costs(), zb_rules(pipe, true));
 }
 
 namespace {
@@ -365,6 +398,14 @@ class TwoChunks {
     backward(which);
     weights(which);
   }
+  /// What is left of the gradients: B of the upper chunk before those of the lower, and W last.
+  void finish() {
+    while (done(Move::kBackward, kUp) < micro_batches_) backward(kUp);
+    while (done(Move::kBackward, kDown) < micro_batches_) both_gradients(kDown);
+    for (const std::size_t which : {kUp, kDown}) {
+      while (done(Move::kWeights, which) < micro_batches_) weights(which);
+    }
+  }
   [[nodiscard]] unsigned done(Move move, std::size_t which) const {
     return done_[which][static_cast<std::size_t>(move)];
   }
@@ -381,9 +422,24 @@ class TwoChunks {
   std::vector<Action> order_;
 };
 
+/// The drawn orders; with fewer micro-batches than they are drawn for they may deadlock. Then it is scheduled by the
+/// same bounds, greedily: `ahead` more F in flight on the chunk where micro-batches begin than ZB-V has.
+std::optional<Drawn> there_and_back(const Pipe& pipe, Orders orders, unsigned ahead) {
+  if (run_orders(pipe, orders)) return Drawn{std::move(orders)};
+  const unsigned p = pipe.devices;
+  Rules rules;
+  rules.in_flight_max.resize(2 * std::size_t{p});
+  for (unsigned d = 0; d < p; ++d) {
+    rules.in_flight_max[d] = 2 * p - 1 - d + ahead;
+    rules.in_flight_max[2 * p - 1 - d] = d + 1;
+  }
+  rules.unfinished_max.assign(p, 2 * p + ahead);
+  return listed(pipe.with_unit_costs(), rules);
+}
+
 }  // namespace
 
-Orders zb_v_orders(const Pipe& pipe) {
+std::optional<Drawn> zb_v_orders(const Pipe& pipe) {
   // With all costs 1, the first micro-batch comes to device d at d, comes back up at 2 p - 1 - d, and its gradient
   // passes at 2 p + d and at 4 p - 1 - d. Each stretch until the next of these is filled with what there is to do.
   constexpr auto kDown = TwoChunks::kDown;
@@ -413,14 +469,44 @@ Orders zb_v_orders(const Pipe& pipe) {
       moves.backward(kUp);
     }
     for (unsigned n = 0; n < p - d; ++n) moves.both_gradients(kDown);
-    // What is left: weights, and with few micro-batches backward passes that had no partner above.
-    while (moves.done(Move::kBackward, kUp) < m) moves.backward(kUp);
-    while (moves.done(Move::kBackward, kDown) < m) moves.both_gradients(kDown);
-    while (moves.done(Move::kWeights, kUp) < m) moves.weights(kUp);
-    while (moves.done(Move::kWeights, kDown) < m) moves.weights(kDown);
+    // Weights, and with few micro-batches backward passes that had no partner above.
+    moves.finish();
     orders.push_back(moves.take());
   }
-  return orders;
+  return there_and_back(pipe, std::move(orders), 0);
+}
+
+std::optional<Drawn> automatic_orders(const Pipe& pipe) {
+  const unsigned p = pipe.devices;
+  std::optional<Drawn> best;
+  double best_us = 0;
+  const auto offer = [&](std::optional<Orders> orders, const std::string& choice) {
+    if (!orders) return;
+    const auto run = run_orders(pipe, *orders);
+    if (!run || (best && run->span_us >= best_us)) return;
+    best = Drawn{std::move(*orders), choice};
+    best_us = run->span_us;
+  };
+  for (const bool twice : {false, true}) {
+    Rules hand = zb_rules(pipe, twice);
+    hand.kept_bytes_max = pipe.kept_bytes_max;
+    offer(list_schedule(pipe.with_unit_costs(), hand), twice ? "ZB-H2's order" : "ZB-H1's order");
+  }
+  for (unsigned more = 0; more <= p; ++more) {
+    for (const double gap_share : {0.0, 0.5, 1.0}) {
+      Rules rules;
+      rules.kept_bytes_max = pipe.kept_bytes_max;
+      rules.gap_share = gap_share;
+      for (unsigned d = 0; d < p; ++d) {
+        // From 1F1B's warm-up to twice it; the last: as many as memory holds.
+        const double in_flight = (p - d) * (1.0 + static_cast<double>(more) / p);
+        rules.in_flight_max.push_back(more == p ? kNoMaximum : static_cast<unsigned>(std::lround(in_flight)));
+      }
+      offer(list_schedule(pipe, rules), "warm-up + " + std::to_string(more) + "/" + std::to_string(p) + ", patience " +
+                                            std::to_string(gap_share).substr(0, 3));
+    }
+  }
+  return best;
 }
 
 }  // namespace dunnock::training

@@ -1,10 +1,11 @@
 // What each device of a pipeline computes, in order. Chunks are runs of layers, 0 to chunks - 1; F goes up through
-// them, B (dO) comes down, and W (dW) of a chunk may come any time behind its B.
+// them, B (dO) comes down, and W (dW) of a chunk may come any time after its B.
 #pragma once
 
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <string>
 #include <vector>
 
 namespace dunnock::training {
@@ -38,7 +39,11 @@ struct Chunk {
 struct Pipe {
   unsigned devices = 1;
   unsigned micro_batches = 1;
-  std::vector<Chunk> chunks;
+  /// W is apart from B, and the gradient leaves after B. Without: W follows its B, and the gradient leaves after W.
+  bool splits = true;
+  /// What F may leave on a device, at most. Orders drawn by hand do not look at it.
+  std::uint64_t kept_bytes_max = std::numeric_limits<std::uint64_t>::max();
+  std::vector<Chunk> chunks{};
   /// The same with F = B = W and sends in no time: what the hand-made schedules are drawn for. A chunk costs 1.
   [[nodiscard]] Pipe with_unit_costs() const;
 };
@@ -47,9 +52,8 @@ inline constexpr unsigned kNoMaximum = std::numeric_limits<unsigned>::max();
 
 /// How list_schedule() chooses.
 struct Rules {
-  bool splits = true;                     // W apart from B. Without: W follows its B, and the gradient leaves behind W.
-  bool forwards_first = false;            // No B before all F of the device.
-  std::vector<unsigned> in_flight_max{};  // [chunk]: F without their B.
+  bool forwards_first = false;             // No B before all F of the device.
+  std::vector<unsigned> in_flight_max{};   // [chunk]: F without their B.
   std::vector<unsigned> unfinished_max{};  // [device]: F without their W, all chunks.
   /// One F, one B, in turn, once in_flight_max F are there; and no W while F are left, unless unfinished_max asks for
   /// it.
@@ -72,14 +76,36 @@ struct Run {
   double makespan_us = 0;
   double span_us = 0;
 };
-[[nodiscard]] std::optional<Run> run_orders(const Pipe& pipe, const Orders& orders, bool splits);
+[[nodiscard]] std::optional<Run> run_orders(const Pipe& pipe, const Orders& orders);
 
-[[nodiscard]] Orders gpipe_orders(const Pipe& pipe);
-[[nodiscard]] Orders one_forward_one_backward_orders(const Pipe& pipe);
+/// What a schedule decides: the orders, and what it chose ("ZB-H2's order") if it searched.
+struct Drawn {
+  Orders orders;
+  std::string choice{};
+};
+
+// A function per schedule; those that differ only in where the chunks lie, or in whether W is apart, share one. None:
+// what F keep does not fit `kept_bytes_max`.
+
+using Draw = std::optional<Drawn> (*)(const Pipe&);
+
+[[nodiscard]] std::optional<Drawn> gpipe_orders(const Pipe& pipe);
+[[nodiscard]] std::optional<Drawn> one_forward_one_backward_orders(const Pipe& pipe);
 /// Chunks dealt to devices in turn. If the micro-batches are not a multiple of the devices, warm-up forwards are added
 /// until there is no deadlock.
-[[nodiscard]] Orders interleaved_orders(const Pipe& pipe);
+[[nodiscard]] std::optional<Drawn> interleaved_orders(const Pipe& pipe);
+/// By list_schedule(), all F of a device before its first B.
+[[nodiscard]] std::optional<Drawn> forwards_first_orders(const Pipe& pipe);
+/// By list_schedule(), with as many micro-batches in flight as `kept_bytes_max` allows.
+[[nodiscard]] std::optional<Drawn> fast_forwarding_orders(const Pipe& pipe);
+[[nodiscard]] std::optional<Drawn> zb_h1_orders(const Pipe& pipe);
+[[nodiscard]] std::optional<Drawn> zb_h2_orders(const Pipe& pipe);
 /// ZB-V: chunk c and chunk 2 devices - 1 - c on device c.
-[[nodiscard]] Orders zb_v_orders(const Pipe& pipe);
+[[nodiscard]] std::optional<Drawn> zb_v_orders(const Pipe& pipe);
+/// The memory-bounded automatic scheduler: list scheduling with the true costs under `kept_bytes_max`, with several
+/// bounds for what is in flight and several degrees of patience for the next B, and the orders of ZB-H1 and ZB-H2. The
+/// shortest span of a device wins. (After the heuristic of Zero Bubble Pipeline Parallelism, ICLR 2024, which also
+/// tries all its switches.)
+[[nodiscard]] std::optional<Drawn> automatic_orders(const Pipe& pipe);
 
 }  // namespace dunnock::training

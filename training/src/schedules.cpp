@@ -11,63 +11,95 @@
 namespace dunnock::training {
 namespace {
 
-using MakePlan = Result<Plan> (*)(const Step&, const PlanOptions&);
-
-template <OneDevice kKind>
-Result<Plan> one_device(const Step& step, const PlanOptions& options) {
-  return plan_one_device(kKind, step, options);
-}
-template <DataParallel kKind>
-Result<Plan> data_parallel(const Step& step, const PlanOptions& options) {
-  return plan_data_parallel(kKind, step, options);
-}
-template <Pipeline kKind>
-Result<Plan> pipeline(const Step& step, const PlanOptions& options) {
-  return plan_pipeline(kKind, step, options);
-}
-
 struct Known {
   ScheduleName name;
-  MakePlan make;
+  std::function<Result<Plan>(const Step&, const PlanOptions&)> make;
 };
+
+Known one_device(const ScheduleName& name, OneDevice kind) {
+  return {name, [kind](const Step& step, const PlanOptions& options) { return plan_one_device(kind, step, options); }};
+}
+Known data_parallel(const ScheduleName& name, DataParallel kind) {
+  return {name,
+          [kind](const Step& step, const PlanOptions& options) { return plan_data_parallel(kind, step, options); }};
+}
+Known pipeline(const PipelineSchedule& of) {
+  return {{of.name, Family::kPipeline, of.what},
+          [of](const Step& step, const PlanOptions& options) { return plan_pipeline(of, step, options); }};
+}
 
 constexpr Family kOne = Family::kOneDevice;
 constexpr Family kData = Family::kDataParallel;
-constexpr Family kPipe = Family::kPipeline;
 
 const std::vector<Known>& known() {
   static const std::vector<Known> all = {
-      {{"conventional", kOne, "one lane: each layer's dO and then its dW"}, one_device<OneDevice::kConventional>},
-      {{"multi-stream", kOne, "dW beside regions of the dO chain and of the next forward (out-of-order backprop 2022)"},
-       one_device<OneDevice::kMultiStream>},
-      {{"no-overlap", kData, "all gradients are summed behind the backward pass"},
-       data_parallel<DataParallel::kNoOverlap>},
-      {{"overlap", kData, "buckets are summed during the backward pass; the next forward waits for all"},
-       data_parallel<DataParallel::kOverlap>},
-      {{"priority", kData, "slices, first layers first; each layer's forward waits for its own (ByteScheduler 2019)"},
-       data_parallel<DataParallel::kPriority>},
-      {{"reverse-first-k", kData, "priority, and the first k layers' dW in reverse order (out-of-order backprop 2022)"},
-       data_parallel<DataParallel::kReverseFirstK>},
-      {{"gpipe", kPipe, "all forwards, then all backwards (GPipe 2019)"}, pipeline<Pipeline::kGpipe>},
-      {{"1f1b", kPipe, "one forward, one backward (PipeDream-flush, DAPPLE 2021)"},
-       pipeline<Pipeline::kOneForwardOneBackward>},
-      {{"interleaved-1f1b", kPipe, "1F1B on several chunks a device (Megatron-LM 2021)"},
-       pipeline<Pipeline::kInterleaved>},
-      {{"modulo", kPipe, "GPipe's order, layers dealt to devices in turn (out-of-order backprop 2022)"},
-       pipeline<Pipeline::kModulo>},
-      {{"gpipe-fast-forwarding", kPipe, "GPipe's order, dO before dW (out-of-order backprop 2022)"},
-       pipeline<Pipeline::kGpipeFastForwarding>},
-      {{"gpipe-fast-forwarding-modulo", kPipe, "GPipe's order, dO before dW, layers dealt in turn"},
-       pipeline<Pipeline::kGpipeFastForwardingModulo>},
-      {{"fast-forwarding", kPipe, "dO as soon as its gradient is there, before forwards; dW when nothing else is"},
-       pipeline<Pipeline::kFastForwarding>},
-      {{"fast-forwarding-modulo", kPipe, "the same, layers dealt in turn"}, pipeline<Pipeline::kFastForwardingModulo>},
-      {{"zb-h1", kPipe, "1F1B's memory, dW fill the bubbles (zero bubble, 2024)"}, pipeline<Pipeline::kZbH1>},
-      {{"zb-h2", kPipe, "no bubble for up to twice 1F1B's memory (zero bubble, 2024)"}, pipeline<Pipeline::kZbH2>},
-      {{"zb-v", kPipe, "no bubble in 1F1B's memory: two chunks a device, there and back (2024)"},
-       pipeline<Pipeline::kZbV>},
-      {{"zb-auto", kPipe, "searched with the true costs under the memory limit (zero bubble, 2024)"},
-       pipeline<Pipeline::kAutomatic>},
+      one_device({"conventional", kOne, "one lane: each layer's dO and then its dW"}, OneDevice::kConventional),
+      one_device({.name = "multi-stream",
+                  .family = kOne,
+                  .what = "dW beside regions of the dO chain and of the next forward (out-of-order backprop 2022)",
+                  .lanes_compute = 2,
+                  .wants_measured_costs = true},
+                 OneDevice::kMultiStream),
+      data_parallel({"no-overlap", kData, "all gradients are summed after the backward pass"},
+                    DataParallel::kNoOverlap),
+      data_parallel({"overlap", kData, "buckets are summed during the backward pass; the next forward waits for all"},
+                    DataParallel::kOverlap),
+      data_parallel(
+          {"priority", kData, "slices, first layers first; each layer's forward waits for its own (ByteScheduler 2019)"},
+          DataParallel::kPriority),
+      data_parallel({"reverse-first-k", kData,
+                     "priority, and the first k layers' dW in reverse order (out-of-order backprop 2022)"},
+                    DataParallel::kReverseFirstK),
+      pipeline({.name = "gpipe",
+                .what = "all forwards, then all backwards (GPipe 2019)",
+                .splits = false,
+                .draw = gpipe_orders}),
+      pipeline({.name = "1f1b",
+                .what = "one forward, one backward (PipeDream-flush, DAPPLE 2021)",
+                .splits = false,
+                .draw = one_forward_one_backward_orders}),
+      pipeline({.name = "interleaved-1f1b",
+                .what = "1F1B on several chunks per device (Megatron-LM 2021)",
+                .deal = Deal::kRoundRobin,
+                .chunks_per_device = 2,
+                .splits = false,
+                .draw = interleaved_orders}),
+      pipeline({.name = "modulo",
+                .what = "GPipe's order, layers dealt to devices in turn (out-of-order backprop 2022)",
+                .deal = Deal::kRoundRobin,
+                .chunks_per_device = kOnePerLayer,
+                .splits = false,
+                .draw = forwards_first_orders}),
+      pipeline({.name = "gpipe-fast-forwarding",
+                .what = "GPipe's order, dO before dW (out-of-order backprop 2022)",
+                .draw = forwards_first_orders}),
+      pipeline({.name = "gpipe-fast-forwarding-modulo",
+                .what = "GPipe's order, dO before dW, layers dealt in turn",
+                .deal = Deal::kRoundRobin,
+                .chunks_per_device = kOnePerLayer,
+                .draw = forwards_first_orders}),
+      pipeline({.name = "fast-forwarding",
+                .what = "dO as soon as its gradient is there, before forwards; dW when nothing else is",
+                .draw = fast_forwarding_orders}),
+      pipeline({.name = "fast-forwarding-modulo",
+                .what = "the same, layers dealt in turn",
+                .deal = Deal::kRoundRobin,
+                .chunks_per_device = kOnePerLayer,
+                .draw = fast_forwarding_orders}),
+      pipeline({.name = "zb-h1",
+                .what = "1F1B's memory, dW fill the bubbles (zero bubble, 2024)",
+                .draw = zb_h1_orders}),
+      pipeline({.name = "zb-h2",
+                .what = "no bubble for up to twice 1F1B's memory (zero bubble, 2024)",
+                .draw = zb_h2_orders}),
+      pipeline({.name = "zb-v",
+                .what = "no bubble in 1F1B's memory: two chunks per device, there and back (2024)",
+                .deal = Deal::kThereAndBack,
+                .chunks_per_device = 2,
+                .draw = zb_v_orders}),
+      pipeline({.name = "zb-auto",
+                .what = "searched with the true costs under the memory limit (zero bubble, 2024)",
+                .draw = automatic_orders}),
   };
   return all;
 }
@@ -102,6 +134,11 @@ const std::vector<ScheduleName>& schedule_names() {
     return some;
   }();
   return names;
+}
+
+const ScheduleName* find_schedule(std::string_view name) {
+  const auto one = std::ranges::find(schedule_names(), name, &ScheduleName::name);
+  return one == schedule_names().end() ? nullptr : &*one;
 }
 
 Result<Plan> make_plan(std::string_view name, const Step& step, const PlanOptions& options) {

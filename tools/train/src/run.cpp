@@ -429,9 +429,9 @@ class Runner {
                     to_string(config_.model.dtype), run.schedule,
                     trainer_->plan().choice.empty() ? "" : " (" + trainer_->plan().choice + ")"));
     if (ranks == 1) {
-      // Of all threads that compute; multi-stream has two lanes of them.
-      DUNNOCK_TRY(auto peak,
-                  measured_peak(device, config_.model.dtype, run.threads * (run.schedule == "multi-stream" ? 2 : 1)));
+      // Of all threads that compute, in all lanes. The trainer exists, so the schedule does.
+      const unsigned lanes = training::find_schedule(run.schedule)->lanes_compute;
+      DUNNOCK_TRY(auto peak, measured_peak(device, config_.model.dtype, run.threads * lanes));
       peak_ = peak;
     }
     if (!options_.weights.empty()) {

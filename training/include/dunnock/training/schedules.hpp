@@ -31,16 +31,22 @@ struct ScheduleName {
   std::string_view name;
   Family family;
   std::string_view what;  ///< A one-line description, with the source.
+  /// Lanes of one device that compute at the same time, and so share its processors.
+  unsigned lanes_compute = 1;
+  /// The schedule places operations by how long each takes, so estimates are not enough where costs can be measured.
+  bool wants_measured_costs = false;
 };
 
 /// All schedules that make_plan() knows, by family.
 [[nodiscard]] const std::vector<ScheduleName>& schedule_names();
+/// The one of that name; null: none has it.
+[[nodiscard]] const ScheduleName* find_schedule(std::string_view name);
 
 struct PlanOptions {
   unsigned devices = 1;        ///< Stages of a pipeline, ranks of a data-parallel step; 1 for one device.
   unsigned micro_batches = 1;  ///< For pipelines; other families take the step's costs as those of a whole batch.
-  /// Runs of layers per device, for schedules that have several (not ZB-V, which has two). 0: the schedule's default:
-  /// 2 if it is interleaved, and as many as there are layers for modulo allocation.
+  /// Runs of layers per device, for schedules that have several (not those that go there and back, which have
+  /// two). 0: the schedule's default: 2 if it is interleaved, and as many as there are layers for modulo allocation.
   unsigned chunks = 0;
   unsigned iterations = 1;     ///< Consecutive steps. The steady state of data-parallel steps needs 3.
   unsigned data_parallel = 1;  ///< Devices that hold each stage of a pipeline (hybrid).
