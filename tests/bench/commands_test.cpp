@@ -193,7 +193,7 @@ TEST_F(Commands, the_simulator_predicts_and_measures_every_schedule) {
   for (const char* const schedule :
        {"conventional", "multi-stream", "no-overlap", "overlap", "priority", "reverse-first-k", "gpipe", "1f1b",
         "interleaved-1f1b", "modulo", "gpipe-fast-forwarding", "gpipe-fast-forwarding-modulo", "fast-forwarding",
-        "fast-forwarding-modulo", "zb-h1", "zb-h2", "zb-v", "zb-auto"}) {
+        "fast-forwarding-modulo", "zb-h1", "zb-h2", "zb-v", "dualpipe-v", "zb-auto"}) {
     for (const char* const what : {"predicted", "measured", "error"})
       EXPECT_TRUE(rows.contains({what, schedule})) << what << ", " << schedule;
   }

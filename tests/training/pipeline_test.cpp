@@ -64,7 +64,48 @@ TEST(Pipeline, zero_bubble_schedules_idle_as_published) {
     EXPECT_NEAR(bubble_us("zb-h1", size, 1, 1, 1), size.devices - 1.0, 1e-6);
     EXPECT_NEAR(bubble_us("zb-h2", size, 1, 1, 1), 0, 1e-6);
     EXPECT_NEAR(bubble_us("zb-v", size, 1, 1, 1, 2), 0, 1e-6);
+    // Published: (p - 1)(F + 2 B - W) of a chunk where F and B do not overlap; gradients that leave before W halve it.
+    EXPECT_NEAR(bubble_us("dualpipe-v", size, 1, 1, 1, 2), (size.devices - 1) / 2.0, 1e-6);
     EXPECT_NEAR(bubble_us("zb-auto", size, 1, 1, 1), 0, 1e-6);
+  }
+}
+
+/// What a device computes, in order: "F0 B3 W3 ...", with the numbers of its chunks.
+std::string order_of(const Plan& plan, unsigned device) {
+  std::string order;
+  for (const schedule::Slot& slot : plan.schedule.slots) {
+    const OpTag& tag = plan.tags[slot.op];
+    if (tag.device != device || plan.graph.op(slot.op).kind == schedule::OpKind::kCommunication) continue;
+    if (tag.part == Part::kUpdate) continue;
+    order += tag.part == Part::kForward ? "F" : tag.part == Part::kOutputGradient ? "B" : "W";
+    order += std::to_string(tag.chunk) + " ";
+  }
+  return order;
+}
+
+TEST(Pipeline, dualpipe_v_has_the_published_order) {
+  const Plan two = plan_or_fail("dualpipe-v", equal_step(4), {.devices = 2, .micro_batches = 4});
+  EXPECT_EQ(two.chunk_devices, (std::vector<unsigned>{0, 1, 1, 0}));
+  EXPECT_EQ(order_of(two, 0), "F0 F0 F0 F3 B3 W3 F3 F0 B3 W3 F3 B0 W0 B3 W3 F3 B0 W0 B3 W3 B0 W0 B0 W0 ");
+  EXPECT_EQ(order_of(two, 1), "F1 F2 F1 F2 F1 B2 W2 F2 B1 W1 F1 B2 W2 F2 B1 W1 B2 W2 B1 W1 B2 B1 W2 W1 ");
+}
+
+TEST(Pipeline, dualpipe_v_pairs_a_forward_of_one_chunk_with_the_gradients_of_the_other) {
+  for (const Size& size : kSizes) {
+    const unsigned p = size.devices;
+    const PlanOptions options{.devices = p, .micro_batches = size.micro_batches};
+    const Plan plan = plan_or_fail("dualpipe-v", equal_step(2 * p), options);
+    for (unsigned d = 0; d < p; ++d) {
+      const std::string order = order_of(plan, d);
+      const std::string down = std::to_string(d) + " ";
+      const std::string up = std::to_string(2 * p - 1 - d) + " ";
+      unsigned pairs = 0;
+      for (const std::string& pair : {"F" + down + "B" + up + "W" + up, "F" + up + "B" + down + "W" + down}) {
+        for (auto at = order.find(pair); at != std::string::npos; at = order.find(pair, at + 1)) ++pairs;
+      }
+      // The main stretch has two per turn; the next, in which no micro-batch comes in, has one.
+      EXPECT_GE(pairs, 2 * (size.micro_batches - 2 * p + d + 1) + (p - 1 - d)) << "device " << d << " of " << p;
+    }
   }
 }
 
@@ -76,7 +117,8 @@ TEST(Pipeline, fast_forwarding_takes_dW_out_of_gpipes_way) {
 
 TEST(Pipeline, steady_iterations_follow_each_other_as_the_span_says) {
   for (const std::string_view name :
-       {"gpipe", "1f1b", "interleaved-1f1b", "fast-forwarding-modulo", "zb-h1", "zb-h2", "zb-v"}) {
+       {"gpipe", "1f1b", "interleaved-1f1b", "fast-forwarding-modulo", "zb-h1", "zb-h2", "zb-v",
+        "dualpipe-v"}) {
     const Step step = equal_step(16, 0.25, 0.25, 0.25);
     const auto once = figures(name, step, {.devices = 4, .micro_batches = 8, .chunks = 2});
     const auto often = figures(name, step, {.devices = 4, .micro_batches = 8, .chunks = 2, .iterations = 4});
@@ -98,6 +140,7 @@ TEST(Pipeline, keeps_what_it_says_in_memory) {
     EXPECT_EQ(test::largest(peaks("zb-h2")), 100 * (2 * p - 1)) << "not quite twice";
     EXPECT_EQ(test::largest(peaks("zb-v")), test::largest(one));
     EXPECT_EQ(peaks("zb-v"), std::vector<std::uint64_t>(p, 100 * p)) << "the same on all devices";
+    EXPECT_EQ(peaks("dualpipe-v"), std::vector<std::uint64_t>(p, 100 * p + 50)) << "a chunk more, on all devices";
   }
 }
 
@@ -210,6 +253,11 @@ TEST(Pipeline, is_refused_with_the_reason) {
   EXPECT_EQ(make_plan("1f1b", step, {.devices = 7}).error().code, ErrorCode::kInvalidArgument);
   EXPECT_EQ(make_plan("zb-v", step, {.devices = 4}).error().message,
             "6 layers cannot be dealt to 4 devices, 2 or more for each");
+  EXPECT_EQ(make_plan("dualpipe-v", step, {.devices = 4}).error().message,
+            "6 layers cannot be dealt to 4 devices, 2 or more for each");
+  const PlanOptions tight{.devices = 3, .micro_batches = 6, .memory_limit_bytes = 699};
+  EXPECT_EQ(make_plan("dualpipe-v", step, tight).error().code, ErrorCode::kNoSpace) << "7 chunks of 100 bytes";
+  EXPECT_TRUE(make_plan("dualpipe-v", step, {.devices = 3, .micro_batches = 6, .memory_limit_bytes = 700}));
   const PlanOptions small{.devices = 3, .micro_batches = 6, .memory_limit_bytes = 599};
   EXPECT_EQ(make_plan("1f1b", step, small).error().code, ErrorCode::kNoSpace) << "3 micro-batches of 200 bytes";
   EXPECT_TRUE(make_plan("1f1b", step, {.devices = 3, .micro_batches = 6, .memory_limit_bytes = 600}));

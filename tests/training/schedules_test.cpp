@@ -33,7 +33,7 @@ TEST(Schedules, are_known_by_name_and_an_unknown_one_is_refused_with_all_names) 
     EXPECT_EQ(plan.schedule.name, one.name);
     EXPECT_EQ(plan.family, one.family);
   }
-  EXPECT_EQ(names.size(), 18U);
+  EXPECT_EQ(names.size(), 19U);
 }
 
 TEST(Schedules, are_found_by_name_and_say_what_the_runtime_has_to_know_of_them) {

@@ -398,6 +398,13 @@ class TwoChunks {
     backward(which);
     weights(which);
   }
+  /// W of the earliest B that has none yet, of either chunk.
+  void oldest_weights() {
+    const auto owed = std::ranges::find_if(order_, [this](const Action& action) {
+      return action.move == Move::kBackward && action.micro_batch >= done(Move::kWeights, which_of(action.chunk));
+    });
+    if (owed != order_.end()) weights(which_of(owed->chunk));
+  }
   /// What is left of the gradients: B of the upper chunk before those of the lower, and W last.
   void finish() {
     while (done(Move::kBackward, kUp) < micro_batches_) backward(kUp);
@@ -412,6 +419,7 @@ class TwoChunks {
   [[nodiscard]] std::vector<Action> take() { return std::move(order_); }
 
  private:
+  [[nodiscard]] std::size_t which_of(unsigned chunk) const { return chunk == chunks_[kDown] ? kDown : kUp; }
   void move(Move move, std::size_t which, unsigned below) {
     unsigned& done = done_[which][static_cast<std::size_t>(move)];
     if (done < below) order_.push_back({move, chunks_[which], done++});
@@ -474,6 +482,56 @@ std::optional<Drawn> zb_v_orders(const Pipe& pipe) {
     orders.push_back(moves.take());
   }
   return there_and_back(pipe, std::move(orders), 0);
+}
+
+std::optional<Drawn> dual_pipe_v_orders(const Pipe& pipe) {
+  // Drawn for 2 p micro-batches or more. The pipeline fills (the first three stretches), is steady, and drains (the
+  // last four); the further a device is from the ends of the model, the shorter are those that wait for others. We
+  // differ from the published order in one thing: a gradient leaves after its B even where W follows at once.
+  constexpr auto kDown = TwoChunks::kDown;
+  constexpr auto kUp = TwoChunks::kUp;
+  const unsigned p = pipe.devices;
+  const unsigned m = pipe.micro_batches;
+  Orders orders;
+  for (unsigned d = 0; d < p; ++d) {
+    const unsigned near = d + 1;     // Stages from the first device to this one.
+    const unsigned far = p - 1 - d;  // Stages from here to the turn.
+    TwoChunks moves(d, 2 * p - 1 - d, m);
+    for (unsigned n = 0; n < 2 * far; ++n) moves.forward(kDown);
+    for (unsigned n = 0; n < near; ++n) {
+      moves.forward(kDown);
+      moves.forward(kUp);
+    }
+    for (unsigned n = 0; n < far; ++n) {
+      moves.both_gradients(kUp);
+      moves.forward(kUp);
+    }
+    while (moves.done(Move::kForward, kDown) < m) {
+      moves.forward(kDown);
+      moves.both_gradients(kUp);
+      moves.forward(kUp);
+      moves.both_gradients(kDown);
+    }
+    for (unsigned n = 0; n < far; ++n) {
+      moves.both_gradients(kUp);
+      moves.forward(kUp);
+      moves.both_gradients(kDown);
+    }
+    // Of the last B before the end, the second half leave their W for the gaps.
+    for (unsigned n = 0; n < 2 * near; ++n) {
+      const auto which = n % 2 == 0 ? kUp : kDown;
+      moves.backward(which);
+      if (n < near) moves.weights(which);
+    }
+    for (unsigned n = 0; n < far; ++n) {
+      moves.oldest_weights();
+      moves.backward(kDown);
+    }
+    for (unsigned n = 0; n < near; ++n) moves.oldest_weights();
+    moves.finish();
+    orders.push_back(moves.take());
+  }
+  return there_and_back(pipe, std::move(orders), 1);
 }
 
 std::optional<Drawn> automatic_orders(const Pipe& pipe) {
