@@ -54,7 +54,8 @@ Result<Step> choose_costs(const Place& place, device::Stream& main) {
     costs.clips = clips;
     return costs;
   }
-  if (options.measures_costs || (alone && options.schedule == "multi-stream")) {
+  const ScheduleName* const schedule = find_schedule(options.schedule);
+  if (options.measures_costs || (alone && schedule != nullptr && schedule->wants_measured_costs)) {
     DUNNOCK_TRY(auto measured, profile_step(main.device(), options.model, options.type, options.rows, options.optimizer,
                                             {.threads = options.threads, .pairs = alone}));
     DUNNOCK_TRY(share_costs(measured, place.ranks, main));
@@ -202,16 +203,16 @@ class TrainerOf final : public Trainer {
   /// Lanes side by side share the processors.
   void share_threads() {
     TrainerOptions& options = place_.options;
-    const bool shares = options.threads == 0 && options.schedule == "multi-stream";
-    if (shares && main_.device().backend() == device::Backend::kCpu)
-      options.threads = std::max(1U, main_.device().info().processors / 2);
+    const ScheduleName* const schedule = find_schedule(options.schedule);
+    if (options.threads != 0 || schedule == nullptr || schedule->lanes_compute == 1) return;
+    if (main_.device().backend() == device::Backend::kCpu)
+      options.threads = std::max(1U, main_.device().info().processors / schedule->lanes_compute);
   }
 
   Status find_family() {
     const std::string& schedule = place_.options.schedule;
-    const auto& names = schedule_names();
-    const auto name = std::ranges::find(names, schedule, &ScheduleName::name);
-    if (name != names.end()) place_.family = name->family;  // Otherwise make_plan() reports it.
+    // make_plan() reports a schedule that is not known.
+    if (const ScheduleName* const known = find_schedule(schedule)) place_.family = known->family;
     if (!place_.is_pipeline() && place_.stages() > 1)
       return invalid("schedule '" + schedule + "' is not for pipelines");
     if (place_.family == Family::kOneDevice && place_.data_ranks() > 1)

@@ -8,9 +8,13 @@
 #pragma once
 
 #include <algorithm>
+#include <map>
 #include <span>
+#include <string>
+#include <utility>
 #include <vector>
 
+#include "dunnock/base/check.hpp"
 #include "dunnock/kernels/elementwise.hpp"
 #include "dunnock/kernels/optimizer.hpp"
 #include "dunnock/kernels/reduce.hpp"
@@ -97,18 +101,8 @@ class Updater {
     const device::Span<const float> factor =
         place_.clips() ? factors_.span().subspan(iteration, 1) : device::Span<float>();
     for (unsigned l = begin; l < end; ++l) {
-      if (tables_[l].tensors.size() == 0 || !trains(l, iteration)) continue;
-      const kernels::OptimizerTable<float> table{tables_[l].tensors.span(), tables_[l].chunks};
-      if (place_.options.optimizer.kind == OptimizerKind::kAdamw) {
-        kernels::run(
-            kernels::AdamwFromDevice<float>{
-                .table = table, .step = adamw_steps_.span().subspan(iteration, 1), .factor = factor},
-            stream);
-      } else {
-        kernels::run(
-            kernels::SgdFromDevice<float>{
-                .table = table, .step = sgd_steps_.span().subspan(iteration, 1), .factor = factor},
-            stream);
+      for (const Table& table : tables_[l]) {
+        if (trains(table.trains_with, iteration)) step(table, iteration, factor, stream);
       }
     }
   }
@@ -119,11 +113,27 @@ class Updater {
   }
 
  private:
-  /// The tensors of a layer, which are updated by one launch.
+  /// Tensors of a layer, which are updated by one launch.
   struct Table {
     device::Buffer<kernels::OptimizerTensor<float>> tensors;
     std::size_t chunks = 0;
+    unsigned trains_with = 0;  // The layer whose policy they follow.
   };
+
+  void step(const Table& table, unsigned iteration, device::Span<const float> factor, device::Stream& stream) {
+    const kernels::OptimizerTable<float> all{table.tensors.span(), table.chunks};
+    if (place_.options.optimizer.kind == OptimizerKind::kAdamw) {
+      kernels::run(
+          kernels::AdamwFromDevice<float>{
+              .table = all, .step = adamw_steps_.span().subspan(iteration, 1), .factor = factor},
+          stream);
+    } else {
+      kernels::run(
+          kernels::SgdFromDevice<float>{
+              .table = all, .step = sgd_steps_.span().subspan(iteration, 1), .factor = factor},
+          stream);
+    }
+  }
 
   /// Makes the tables, and collects the tensors that count in the norm.
   Status make_tables(std::vector<kernels::ReduceTensor<float>>& counted, device::Stream& main) {
@@ -131,7 +141,8 @@ class Updater {
     tables_.resize(network_.layers());
     std::size_t largest_tie = 0;
     for (unsigned l = 0; l < network_.layers(); ++l) {
-      std::vector<kernels::OptimizerTensor<float>> table;
+      // By the layer that they train with: a copy of another stage's tensor follows the layer that owns it.
+      std::map<unsigned, std::vector<kernels::OptimizerTensor<float>>> tables;
       const auto [first, last] = parameters.of_layer(l);
       for (std::size_t i = first; i < last; ++i) {
         const auto& tensor = parameters.tensors()[i];
@@ -144,17 +155,31 @@ class Updater {
                                               .size = tensor.size,
                                               .decay = tensor.spec.decays ? place_.options.optimizer.weight_decay : 0};
         if constexpr (!std::is_same_v<T, float>) entry.copy = parameters.weight(i).device_data();
-        table.push_back(entry);
+        tables[tensor.spec.tied ? owner_of(tensor.spec.name) : l].push_back(entry);
         // A tensor that is tied to another stage's counts there.
         if (!tensor.spec.tied) counted.push_back({parameters.gradient(i).device_data(), tensor.size});
       }
-      tables_[l].chunks = kernels::lay_out<float>(std::span(table));
-      if (table.empty()) continue;
-      DUNNOCK_TRY(make_buffer(tables_[l].tensors, table.size(), main));
-      device::upload(tables_[l].tensors.span(), table, main);
-      DUNNOCK_TRY(main.synchronize());  // `table` must outlive the copy from it.
+      for (auto& [layer, table] : tables) {
+        Table made{.tensors = {}, .chunks = kernels::lay_out<float>(std::span(table)), .trains_with = layer};
+        DUNNOCK_TRY(make_buffer(made.tensors, table.size(), main));
+        device::upload(made.tensors.span(), table, main);
+        tables_[l].push_back(std::move(made));
+      }
+      DUNNOCK_TRY(main.synchronize());  // `tables` must outlive the copies from them.
     }
     return largest_tie > 0 ? make_buffer(other_end_, largest_tie, main) : Status();
+  }
+
+  /// The layer that owns a tensor, which may be another stage's.
+  [[nodiscard]] unsigned owner_of(const std::string& name) const {
+    unsigned owner = network_.layers();
+    for (unsigned l = network_.layers(); l-- > 0;) {
+      for (const model::ParameterSpec& spec : network_.layer(l).parameters()) {
+        if (!spec.tied && spec.name == name) owner = l;
+      }
+    }
+    DUNNOCK_CHECK(owner < network_.layers(), "a tie has an owner");
+    return owner;
   }
 
   /// The gradients of tied tensors become the sum of both ends', on both.
@@ -186,7 +211,7 @@ class Updater {
   const Place& place_;
   model::Network<T>& network_;
   std::uint64_t steps_done_ = 0;                    // Before the window that runs.
-  std::vector<Table> tables_;                       // [layer]
+  std::vector<std::vector<Table>> tables_;          // [layer]
   std::vector<kernels::AdamwStep> adamw_settings_;  // [iteration]; copied when their turn comes
   std::vector<kernels::SgdStep> sgd_settings_;
   device::Buffer<kernels::AdamwStep> adamw_steps_;  // (window), as what follows
