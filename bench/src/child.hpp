@@ -1,4 +1,4 @@
-// Children that are killed, for what a crash leaves to whoever opens a pool next.
+// Children that are killed, for what a crash leaves to the next process that opens the pool.
 #pragma once
 
 #include <signal.h>

@@ -103,7 +103,7 @@ using Draw = std::optional<Drawn> (*)(const Pipe&);
 /// ZB-V: chunk c and chunk 2 devices - 1 - c on device c.
 [[nodiscard]] std::optional<Drawn> zb_v_orders(const Pipe& pipe);
 /// DualPipeV: chunks as ZB-V has them. F of one chunk of a device is followed by B and W of its other chunk, so that
-/// transfers of either can hide behind the computation of the other.
+/// transfers of either can overlap the computation of the other.
 [[nodiscard]] std::optional<Drawn> dual_pipe_v_orders(const Pipe& pipe);
 /// The memory-bounded automatic scheduler: list scheduling with the true costs under `kept_bytes_max`, with several
 /// bounds for what is in flight and several degrees of patience for the next B, and the orders of ZB-H1 and ZB-H2. The

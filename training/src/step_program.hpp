@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -24,6 +25,21 @@ struct UpdateHooks {
   std::function<Status()> before_next_update;
   std::function<Status()> gate;
 };
+
+/// `wait`, called by the first of several callers; the others wait for its answer.
+[[nodiscard]] inline std::function<Status()> called_once(std::function<Status()> wait) {
+  struct Once {
+    std::once_flag flag;
+    std::function<Status()> wait;
+    Status answer;
+  };
+  auto once = std::make_shared<Once>();
+  once->wait = std::move(wait);
+  return [once] {
+    std::call_once(once->flag, [&once] { once->answer = once->wait(); });
+    return once->answer;
+  };
+}
 
 /// What the operations of a step work on.
 template <class T>

@@ -62,6 +62,22 @@ void add_text(std::string& svg, double x, double y, std::string_view text, std::
   svg.append(">").append(escaped(text)).append("</text>\n");
 }
 
+/// What the colors of these parts mean, in a line.
+void add_legend(std::string& svg, std::vector<Part> parts) {
+  double x = 4;
+  std::string_view last;
+  std::ranges::sort(parts);
+  for (const Part part : parts) {
+    const Look& look = look_of(part);
+    if (look.what == last) continue;
+    last = look.what;
+    svg += "<rect class=\"" + std::string(look.name) + "\" x=\"" + number(x) +
+           "\" y=\"22\" width=\"12\" height=\"12\"/>\n";
+    add_text(svg, x + 16, 32, look.what);
+    x += 30 + 7.0 * static_cast<double>(look.what.size());
+  }
+}
+
 }  // namespace
 
 std::string to_svg(const Plan& plan, const schedule::Timeline& timeline, const SvgOptions& options) {
@@ -102,18 +118,7 @@ std::string to_svg(const Plan& plan, const schedule::Timeline& timeline, const S
       "rect{stroke:#fff;stroke-width:.6}.c{stroke:#555}text{fill:#222}.n{font-size:9px;text-anchor:middle}"
       ".t{font-weight:bold}</style>\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n";
   add_text(svg, 4, 14, (options.title.empty() ? plan.name : options.title) + " (simulated)", "t");
-  double x = 4;
-  std::string_view last;
-  std::ranges::sort(parts);
-  for (const Part part : parts) {
-    const Look& look = look_of(part);
-    if (look.what == last) continue;
-    last = look.what;
-    svg += "<rect class=\"" + std::string(look.name) + "\" x=\"" + number(x) +
-           "\" y=\"22\" width=\"12\" height=\"12\"/>\n";
-    add_text(svg, x + 16, 32, look.what);
-    x += 30 + 7.0 * static_cast<double>(look.what.size());
-  }
+  add_legend(svg, std::move(parts));
   for (std::size_t lane = 0; lane < used.size(); ++lane) {
     if (used[lane]) add_text(svg, 4, y[lane] + kRow - 5, plan.schedule.lanes[lane].name);
   }

@@ -4,7 +4,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <utility>
 
 #include "dunnock/kernels/cross_entropy.hpp"
@@ -150,18 +149,7 @@ class TrainerOf final : public Trainer {
   unsigned data_rank() const override { return place_.data_rank(); }
 
   void before_next_update(std::function<Status()> wait) override {
-    // Each update asks for it, on any lane; the first calls it, and the others wait for its answer.
-    struct Once {
-      std::once_flag flag;
-      std::function<Status()> wait;
-      Status answer;
-    };
-    auto once = std::make_shared<Once>();
-    once->wait = std::move(wait);
-    hooks_.before_next_update = [once] {
-      std::call_once(once->flag, [&once] { once->answer = once->wait(); });
-      return once->answer;
-    };
+    hooks_.before_next_update = called_once(std::move(wait));  // Each update asks for it, on any lane.
   }
 
   Status hold_updates(std::function<Status()> gate) override {

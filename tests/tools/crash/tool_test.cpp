@@ -119,7 +119,7 @@ TEST(CrashTool, notices_in_the_life_of_a_pool_when_syncs_do_nothing) {
     EXPECT_NE(output.find("folder, fdatasync, msync or durable write"), std::string::npos) << output;
     EXPECT_NE(output.find("opening after a crash"), std::string::npos) << output;
   }
-  // A name that is one, of syncs that there are none of.
+  // A known name, of a sync that this structure does not have.
   EXPECT_EQ(exit_code("life --images 10 --drop 'folder while a fence'"), 1);
 }
 

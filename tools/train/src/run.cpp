@@ -366,7 +366,7 @@ class Runner {
   }
   void event_at(std::string_view name, std::uint64_t step, const std::string& more) {
     if (!events_) return;
-    // Whoever watches may be gone, or the disk full: training continues.
+    // The terminal may be gone, or the disk full: training continues.
     const std::string line = fmt::format("{{\"event\": \"{}\", \"step\": {}{}}}\n", name, step, more);
     const std::lock_guard lock(events_mutex_);
     if (!file_system().write(events_.get(), line.data(), line.size())) events_error_ = errno;

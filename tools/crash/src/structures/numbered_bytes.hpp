@@ -1,4 +1,4 @@
-// Bytes that follow from a number, so that whoever reads them knows whether they are right.
+// Bytes that follow from a number, so that a reader can tell whether they are right.
 #pragma once
 
 #include <cstddef>
