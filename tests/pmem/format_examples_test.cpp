@@ -18,6 +18,7 @@
 #include "dunnock/index/checkpoint_format.hpp"
 #include "dunnock/index/kv_store.hpp"
 #include "dunnock/index/log_format.hpp"
+#include "dunnock/index/prefix_store.hpp"
 #include "dunnock/pmem/pool.hpp"
 #include "journal.hpp"
 
@@ -147,6 +148,36 @@ TEST_F(FormatExamples, of_a_catalog_line) {
   expect_in_document();
 }
 
+TEST_F(FormatExamples, of_two_prefix_blocks) {
+  auto store = PrefixStore<ProcessMedia>::create(
+      *pool_, "p", {.capacity_bytes = 65536, .segment_bytes = 4096, .blocks_max = 16, .seed = HashSeed::from(1)}, {});
+  ASSERT_TRUE(store) << store.error().message;
+  const IndexKey root = store->root({.model_digest = {7, 8}, .dtype = "bf16", .layout = "tokens, heads", .tenant = ""});
+  const std::array<std::uint32_t, 4> tokens = {10, 11, 12, 13};
+  const auto keys = PrefixStore<ProcessMedia>::keys_of(root, tokens, 2);
+  constexpr std::array<std::string_view, 2> kBytes = {"block 10", "block 12"};
+  for (std::size_t block = 0; block < keys.size(); ++block)
+    ASSERT_EQ(store->put(keys, block, std::as_bytes(std::span(kBytes[block]))), PutBlock::kStored);
+
+  const Region log = region("p.log");
+  constexpr std::array kWhat = {"key of the block",
+                                "",
+                                "length 40 and checksum of the payload",
+                                "mark",
+                                "the payload: key of the block before",
+                                "",
+                                "depth",
+                                "age",
+                                "the bytes of the block"};
+  for (std::uint64_t block = 0; block < keys.size(); ++block) {
+    const std::uint64_t begin = block * ValueLog<ProcessMedia>::record_bytes(40);
+    for (std::uint64_t at = 0; at < 72; at += 8)
+      line(fmt::format("p.log + {:#07x}   {:016x}   {}", begin + at, word(log, begin + at), kWhat[at / 8]));
+  }
+  while (text_.find(" \n") != std::string::npos) text_.erase(text_.find(" \n"), 1);
+  expect_in_document();
+}
+
 TEST_F(FormatExamples, of_a_group_of_the_journal) {
   const std::string path = path_ + ".journal";
   UniqueFd file(::open(path.c_str(), O_CREAT | O_TRUNC | O_RDWR | O_CLOEXEC, 0600));
@@ -167,9 +198,18 @@ TEST_F(FormatExamples, of_a_group_of_the_journal) {
                                  for (std::uint64_t i = 0; i < kLineBytes / 8; ++i) words[i] = 0x100 + i;
                                }),
             0);
-  constexpr std::array kWhat = {
-      "id", "number of the group", "lines", "revokes", "checksum", "oldest group that is needed", "", "",
-      "revoke: offset", "bytes", "line: offset in the pool", "its eight words"};
+  constexpr std::array kWhat = {"id",
+                                "number of the group",
+                                "lines",
+                                "revokes",
+                                "checksum",
+                                "oldest group that is needed",
+                                "",
+                                "",
+                                "revoke: offset",
+                                "bytes",
+                                "line: offset in the pool",
+                                "its eight words"};
   std::array<std::uint64_t, 19> words{};
   ASSERT_EQ(::pread(file.get(), words.data(), sizeof words, 2 * detail::kJournalBlock), ssize_t{sizeof words});
   for (std::size_t i = 0; i < words.size(); ++i) {

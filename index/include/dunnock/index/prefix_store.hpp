@@ -177,7 +177,7 @@ class PrefixStore {
  private:
   /// Precedes the bytes of a block.
   struct BlockHeader {
-    IndexKey parent;      // root for the first block
+    IndexKey parent;      // zero for the first block
     std::uint64_t depth;  // 0 for the first block
     std::uint64_t age;    // grows with every put: the order of use after a restart
   };
