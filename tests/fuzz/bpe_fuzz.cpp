@@ -10,6 +10,8 @@
 
 namespace {
 
+using namespace dunnock;
+
 using data::Bpe;
 
 void require(bool sound) {

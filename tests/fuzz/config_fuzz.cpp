@@ -10,7 +10,7 @@
 #include "dunnock/training/schedules.hpp"
 
 // One name of each family, so that neither the schedules nor the device layer need be built here.
-const std::vector<training::ScheduleName>& training::schedule_names() {
+const std::vector<dunnock::training::ScheduleName>& dunnock::training::schedule_names() {
   static const std::vector<ScheduleName> names = {{"conventional", Family::kOneDevice, ""},
                                                   {"overlap", Family::kDataParallel, ""},
                                                   {"gpipe", Family::kPipeline, ""}};

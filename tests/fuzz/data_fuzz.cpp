@@ -18,19 +18,19 @@
 
 namespace {
 
-using namespace dunnock::training;
+using namespace dunnock;
 
 void require(bool sound) {
   if (!sound) std::abort();
 }
 
 void idx(std::span<const std::byte> bytes) {
-  const auto array = parse_idx(bytes, 1 << 20);
+  const auto array = data::parse_idx(bytes, 1 << 20);
   if (!array) return;
   std::uint64_t expected = bytes_of(array->type);
   for (const std::uint32_t length : array->shape) expected *= length;
   require(array->data.size() == expected);
-  const auto again = parse_idx(encode_idx(*array));
+  const auto again = data::parse_idx(encode_idx(*array));
   require(again && *again == *array);
 }
 

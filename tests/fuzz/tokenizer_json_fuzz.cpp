@@ -11,6 +11,8 @@
 
 namespace {
 
+using namespace dunnock;
+
 using data::Bpe;
 
 void require(bool sound) {
