@@ -181,14 +181,22 @@ class Damager {
   }
 
   void damage_pages() {
+    damage("zeroed first page", 1, [&](unsigned) {
+      overwrite(0, std::string(4096, '\0'));
+      return std::string("page 0");
+    });
+    if (!system_.damages_whole_pages) {
+      damage("zeroed page", options_.rounds, [&](unsigned) {
+        const std::uint64_t page = random_() % (size_ / 4096);
+        overwrite(page * 4096, std::string(4096, '\0'));
+        return "page " + std::to_string(page);
+      });
+      return;
+    }
     damage("zeroed page in use", options_.rounds, [&](unsigned) {
       const std::uint64_t page = page_in_use();
       overwrite(page * 4096, std::string(4096, '\0'));
       return "page " + std::to_string(page);
-    });
-    damage("zeroed first page", 1, [&](unsigned) {
-      overwrite(0, std::string(4096, '\0'));
-      return std::string("page 0");
     });
     damage("page written to another place", options_.rounds, [&](unsigned) {
       const std::uint64_t from = page_in_use(), to = page_in_use();

@@ -38,6 +38,9 @@ struct DamageSystem {
   std::vector<std::uint64_t> magics;  ///< Of its headers, to be damaged in particular.
   std::vector<DamagedArea> areas{};
   std::vector<Refusal> refusals{};
+  /// Whether pages in use are zeroed and misplaced; else pages anywhere are zeroed. Not for structures without
+  /// checksums over what they hold.
+  bool damages_whole_pages = true;
 };
 [[nodiscard]] std::vector<CorruptCase> run_damage(const CorruptOptions& options, const DamageSystem& system);
 
