@@ -17,12 +17,6 @@ namespace dunnock::tidy {
 /// By file: the files that it includes, of the layers.
 using Includes = std::map<std::string, std::set<std::string>>;
 
-[[nodiscard]] inline const Layer* layer_of(const std::string& path) {
-  const auto* const layer =
-      std::ranges::find_if(kLayers, [&](const Layer& one) { return path.starts_with(std::string(one.folder) + "/"); });
-  return layer == kLayers.end() ? nullptr : layer;
-}
-
 /// The file of a layer that `#include "name"` in `from` means; empty: none.
 [[nodiscard]] inline std::string included_file(const std::set<std::string>& files, const std::string& from,
                                                const std::string& name) {

@@ -46,9 +46,6 @@ struct Finding {
 struct Layer {
   std::string_view folder;
   std::array<std::string_view, 11> sees;
-
-  /// The name in include paths: "kernels" for gpu/kernels.
-  [[nodiscard]] constexpr std::string_view name() const { return folder.substr(folder.find('/') + 1); }
 };
 inline constexpr std::array kLayers = {
     Layer{"base", {"base"}},
@@ -230,7 +227,6 @@ enum class Strings { kKept, kBlanked };
   return findings;
 }
 
-/// Rules for C++: of layers, headers, printing, exceptions and persistence.
 /// Does the line call it otherwise than as a member of an object?
 [[nodiscard]] inline bool calls_directly(std::string_view line, std::string_view word) {
   for (std::size_t at = line.find(word); at != std::string_view::npos; at = line.find(word, at + 1)) {
@@ -251,6 +247,14 @@ enum class Strings { kKept, kBlanked };
   return !name.empty() && std::isupper(static_cast<unsigned char>(name.front())) != 0;
 }
 
+/// The layer that the file belongs to; null: none.
+[[nodiscard]] inline const Layer* layer_of(const std::string& path) {
+  const auto* const layer =
+      std::ranges::find_if(kLayers, [&](const Layer& one) { return path.starts_with(std::string(one.folder) + "/"); });
+  return layer == kLayers.end() ? nullptr : layer;
+}
+
+/// Rules for C++: of layers, headers, printing, exceptions and persistence.
 [[nodiscard]] inline std::vector<Finding> check_cpp(const std::string& path, std::string_view text) {
   std::vector<Finding> findings;
   const std::string code_text = without_comments(text, Strings::kKept);
@@ -258,10 +262,9 @@ enum class Strings { kKept, kBlanked };
   const auto code = lines_of(code_text);
   const auto bare = lines_of(bare_text);
   const bool header = path.ends_with(".hpp") || path.ends_with(".ipp") || path.ends_with(".cuh");
-  const auto layer =
-      std::ranges::find_if(kLayers, [&](const Layer& one) { return path.starts_with(std::string(one.folder) + "/"); });
-  const bool in_layer = layer != kLayers.end();
-  const std::string folder(in_layer ? std::string(layer->folder) : path.substr(0, path.find('/')));
+  const Layer* const layer = layer_of(path);
+  const bool in_layer = layer != nullptr;
+  const std::string folder = in_layer ? std::string(layer->folder) : path.substr(0, path.find('/'));
   if (!in_layer && std::ranges::find(kFoldersThatSeeAll, folder) == kFoldersThatSeeAll.end()) {
     findings.push_back({path, 1, "no layer is known for this folder: add it to tests/tidy/rules.hpp"});
   }

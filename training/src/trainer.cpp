@@ -142,7 +142,11 @@ class TrainerOf final : public Trainer {
   std::vector<model::StateTensor> state() const override { return training_state().held(); }
   std::vector<model::StateTensor> whole_state() const override { return training_state().whole(); }
   Result<std::vector<std::vector<float>>> gather() override { return training_state().gather(main_); }
-  Status load(std::span<const std::vector<float>> whole) override { return training_state().load(whole, main_); }
+  Status load(std::span<const std::vector<float>> whole) override {
+    DUNNOCK_TRY(training_state().upload(whole, main_));
+    network_.parameters().refresh_weights(main_);
+    return main_.synchronize();
+  }
 
   const TrainerOptions& options() const override { return place_.options; }
   device::Device device() const override { return main_.device(); }
@@ -179,9 +183,7 @@ class TrainerOf final : public Trainer {
   }
 
  private:
-  [[nodiscard]] TrainingState<T> training_state() const {
-    return {place_, const_cast<model::Network<T>&>(network_)};  // State is handed out to be read and loaded.
-  }
+  [[nodiscard]] TrainingState<T> training_state() const { return {place_, network_}; }
   [[nodiscard]] StepParts<T> parts() { return {place_, network_, inputs_, updater_, hooks_}; }
   /// The program of a whole window.
   [[nodiscard]] const StepProgram& whole() const { return *programs_.at(place_.window()); }

@@ -33,7 +33,7 @@ class TrainingState {
  public:
   using What = model::StateTensor::What;
 
-  TrainingState(const Place& place, model::Network<T>& network) : place_(place), network_(network) {}
+  TrainingState(const Place& place, const model::Network<T>& network) : place_(place), network_(network) {}
 
   /// What this rank holds, in place.
   [[nodiscard]] std::vector<model::StateTensor> held() const {
@@ -94,8 +94,9 @@ class TrainingState {
     return values;
   }
 
-  /// See Trainer::load(). All sizes are checked before the first copy.
-  [[nodiscard]] Status load(std::span<const std::vector<float>> whole_values, device::Stream& main) {
+  /// Copies what this rank holds from the whole state; `whole_values` must outlive the copies. All sizes are checked
+  /// before the first one. Errors: InvalidArgument.
+  [[nodiscard]] Status upload(std::span<const std::vector<float>> whole_values, device::Stream& main) const {
     const std::vector<model::StateTensor> names = whole();
     if (whole_values.size() != names.size()) return invalid("the state has another number of tensors");
     const std::vector<model::StateTensor> mine = held();
@@ -108,8 +109,7 @@ class TrainingState {
       const model::StateTensor* here = find(mine, names[i]);
       if (here != nullptr && !whole_values[i].empty()) device::upload(here->values, whole_values[i], main);
     }
-    network_.parameters().refresh_weights(main);
-    return main.synchronize();
+    return {};
   }
 
  private:
@@ -147,7 +147,7 @@ class TrainingState {
   }
 
   const Place& place_;
-  model::Network<T>& network_;
+  const model::Network<T>& network_;
 };
 
 }  // namespace dunnock::training

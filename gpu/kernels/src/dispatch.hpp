@@ -1,10 +1,9 @@
 // How a kernel gets to its form.
 //
-//   run(call, stream)             checks shapes; on a CUDA stream runs CUDA's form, else issues the CPU's work
-//   detail::cuda::run(...)        src/cuda/<family>.cu
-//   detail::emulated::run(...)    the same file once more, compiled for the host by the tests
-//   (tests/gpu/kernels/emulator) reference::run(...)           the twin that is written to be read; what the others are
-//   compared with
+//   run(call, stream)      checks shapes; on a CUDA stream runs CUDA's form, else issues the CPU's work
+//   detail::cuda::run      src/cuda/<family>.cu
+//   detail::emulated::run  the same file once more, compiled for the host by the tests (tests/gpu/kernels/emulator)
+//   reference::run         the twin that is written to be read; what the others are compared with
 #pragma once
 
 #include "dunnock/device/bf16.hpp"

@@ -27,7 +27,7 @@ void matmul_finish(const MatmulFinish<C>& finish, const MatmulShape& shape, devi
 
 /// The sums of a matrix's columns: as stored, or of its transpose, whose rows are stored.
 template <class T, class C>
-struct ColumnSums {
+struct StoredColumnSums {
   const T* from = nullptr;
   std::size_t rows = 0;
   std::size_t columns = 0;
@@ -39,6 +39,6 @@ struct ColumnSums {
 [[nodiscard]] std::size_t column_sums_workspace_bytes(std::size_t columns) noexcept;
 /// In the same order in each run. `workspace`: column_sums_workspace_bytes().
 template <class T, class C>
-void column_sums(const ColumnSums<T, C>& what, float* workspace, device::Stream& stream);
+void column_sums(const StoredColumnSums<T, C>& what, float* workspace, device::Stream& stream);
 
 }  // namespace dunnock::kernels::detail::DUNNOCK_KERNELS

@@ -496,7 +496,7 @@ class Behind : public test::OnEachRunner {
         } else {
           auto space =
               put(std::vector<float>(detail::emulated::column_sums_workspace_bytes(shape.columns) / sizeof(float)), on);
-          const detail::emulated::ColumnSums<T, C> what{
+          const detail::emulated::StoredColumnSums<T, C> what{
               there.span().device_data(), inner, shape.columns, shape.ldb, transposed, sums.span().device_data(),
               epilogue.adds_sums};
           detail::emulated::column_sums(what, space.span().device_data(), on);

@@ -50,6 +50,17 @@ void check_workspace(ConvolutionPass pass, const ConvolutionShape& shape, device
                 "the workspace is aligned to 256");
 }
 
+/// Depthwise convolutions, and those that cuDNN has no plan for, are our own kernels'.
+template <class Call>
+bool ran_by_cudnn([[maybe_unused]] const Call& call, [[maybe_unused]] device::Stream& stream) {
+#if DUNNOCK_HAS_CUDNN
+  return stream.device().backend() == device::Backend::kCuda && !call.shape.depthwise() && call.shape.batch != 0 &&
+         detail::cudnn::ran(call, stream);
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 template <class T>
@@ -78,12 +89,7 @@ void run(const Convolution<T>& call, device::Stream& stream) {
   check_sizes(call.shape.y_size(), call.y);
   if (call.shape.batch == 0) return;
   check_workspace<T>(ConvolutionPass::kForward, call.shape, call.workspace, stream);
-#if DUNNOCK_HAS_CUDNN
-  if (stream.device().backend() == device::Backend::kCuda && !call.shape.depthwise() &&
-      detail::cudnn::ran(call, stream))
-    return;
-#endif
-  if (ran_on_cuda(call, stream)) return;
+  if (ran_by_cudnn(call, stream) || ran_on_cuda(call, stream)) return;
   ConvolutionData<T> data;
   data.x = call.x.device_data();
   data.weight = call.weight.device_data();
@@ -102,12 +108,7 @@ void run(const ConvolutionInputGradient<T>& call, device::Stream& stream) {
   check_sizes(call.shape.x_size(), call.dx);
   if (call.shape.batch == 0) return;
   check_workspace<T>(ConvolutionPass::kInputGradient, call.shape, call.workspace, stream);
-#if DUNNOCK_HAS_CUDNN
-  if (stream.device().backend() == device::Backend::kCuda && !call.shape.depthwise() &&
-      detail::cudnn::ran(call, stream))
-    return;
-#endif
-  if (ran_on_cuda(call, stream)) return;
+  if (ran_by_cudnn(call, stream) || ran_on_cuda(call, stream)) return;
   ConvolutionData<T> data;
   data.dy = call.dy.device_data();
   data.weight = call.weight.device_data();
@@ -125,12 +126,7 @@ void run(const ConvolutionWeightGradient<T>& call, device::Stream& stream) {
   check_optional(call.shape.out_channels, call.dbias);
   if (call.shape.batch == 0 && call.adds) return;
   check_workspace<T>(ConvolutionPass::kWeightGradient, call.shape, call.workspace, stream);
-#if DUNNOCK_HAS_CUDNN
-  if (stream.device().backend() == device::Backend::kCuda && !call.shape.depthwise() && call.shape.batch != 0 &&
-      detail::cudnn::ran(call, stream))
-    return;
-#endif
-  if (ran_on_cuda(call, stream)) return;
+  if (ran_by_cudnn(call, stream) || ran_on_cuda(call, stream)) return;
   ConvolutionData<T> data;
   data.dy = call.dy.device_data();
   data.x = call.x.device_data();

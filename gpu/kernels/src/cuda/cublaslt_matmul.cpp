@@ -323,11 +323,12 @@ void run(const Matmul<T, C>& given, device::Stream& stream) {
   bool made_b_sums = false;
   if (s.count * s.rows * s.columns > 0) make_with_epilogue(call, made_sums, made_b_sums, stream);
   if (!e.b_sums.empty() && !made_b_sums)
-    column_sums(ColumnSums<T, C>{call.b, s.inner, s.columns, s.ldb, s.transpose_b, e.b_sums.device_data(), e.adds_sums},
-                space, stream);
+    column_sums(
+        StoredColumnSums<T, C>{call.b, s.inner, s.columns, s.ldb, s.transpose_b, e.b_sums.device_data(), e.adds_sums},
+        space, stream);
   if (!e.sums.empty() && !made_sums)
-    column_sums(ColumnSums<C, C>{call.c, s.rows, s.columns, s.ldc, false, e.sums.device_data(), e.adds_sums}, space,
-                stream);
+    column_sums(StoredColumnSums<C, C>{call.c, s.rows, s.columns, s.ldc, false, e.sums.device_data(), e.adds_sums},
+                space, stream);
 }
 
 DUNNOCK_INSTANTIATE_KERNEL_2(Matmul, float, float);

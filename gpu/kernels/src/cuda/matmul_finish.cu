@@ -167,7 +167,7 @@ void matmul_finish(const MatmulFinish<C>& finish, const MatmulShape& s, device::
 std::size_t column_sums_workspace_bytes(std::size_t columns) noexcept { return kSlicesMax * columns * sizeof(float); }
 
 template <class T, class C>
-void column_sums(const ColumnSums<T, C>& what, float* workspace, device::Stream& stream) {
+void column_sums(const StoredColumnSums<T, C>& what, float* workspace, device::Stream& stream) {
   if (what.columns == 0) return;
   if (what.transposed) {
     launch("sums of rows", line_sums_kernel<T, C>, {dim3(blocks_for(what.columns, kBlock / kWarp)), dim3(kBlock)},
@@ -186,9 +186,9 @@ void column_sums(const ColumnSums<T, C>& what, float* workspace, device::Stream&
 
 template void matmul_finish<float>(const MatmulFinish<float>&, const MatmulShape&, device::Stream&);
 template void matmul_finish<device::Bf16>(const MatmulFinish<device::Bf16>&, const MatmulShape&, device::Stream&);
-template void column_sums<float, float>(const ColumnSums<float, float>&, float*, device::Stream&);
-template void column_sums<device::Bf16, device::Bf16>(const ColumnSums<device::Bf16, device::Bf16>&, float*,
+template void column_sums<float, float>(const StoredColumnSums<float, float>&, float*, device::Stream&);
+template void column_sums<device::Bf16, device::Bf16>(const StoredColumnSums<device::Bf16, device::Bf16>&, float*,
                                                       device::Stream&);
-template void column_sums<device::Bf16, float>(const ColumnSums<device::Bf16, float>&, float*, device::Stream&);
+template void column_sums<device::Bf16, float>(const StoredColumnSums<device::Bf16, float>&, float*, device::Stream&);
 
 }  // namespace dunnock::kernels::detail::DUNNOCK_KERNELS
