@@ -260,6 +260,26 @@ TEST(Filter, of_12_bits_reaches_97_percent_and_keeps_its_false_positive_rate) {
   EXPECT_TRUE(filter.check().ok());
 }
 
+TEST(Filter, has_the_levels_and_false_positives_that_its_header_derives) {
+  auto filter = std::move(*CuckooFilter<12, DramMedia>::create_volatile({1 << 20, HashSeed::from(test::seed())}));
+  std::uint64_t key = 0;
+  for (; key < filter.slots() * 95 / 100; ++key) ASSERT_TRUE(filter.insert(key));
+  const FilterStats stats = filter.stats();
+  const auto words = static_cast<double>(stats.words);
+  const double spilled = static_cast<double>(stats.words_spilled) / words;
+  const double overflowed = static_cast<double>(stats.words_overflowed) / words;
+  const double foreign = static_cast<double>(stats.foreign_items) / words * 8;
+  EXPECT_NEAR(spilled, 0.46, 0.02);
+  EXPECT_NEAR(overflowed, 0.15, 0.02);
+  EXPECT_NEAR(foreign, 8.1, 0.3) << "per group";
+  // A word of level 2 sends lookups of even fingerprints to the other group, one of level 3 all: between a half and 1.
+  const double derived = (4.75 + spilled * foreign * 7 / 8 + overflowed * 0.75 * foreign) / 4095;
+  constexpr int kKeys = 4000000;
+  int found = 0;
+  for (std::uint64_t absent = 0; absent < kKeys; ++absent) found += filter.contains((1ULL << 50) + absent) ? 1 : 0;
+  EXPECT_NEAR(static_cast<double>(found) / kKeys, derived, 0.0004);
+}
+
 TEST(Filter, does_what_it_does_in_memory_of_many_extents) {
   using F = CuckooFilter<12, DirectMedia>;
   constexpr std::uint64_t kSlots = 50000;

@@ -249,12 +249,18 @@ TEST(KvIndex, segments_are_seven_tenths_full_when_they_split) {
   RecordProperty("fill", std::to_string(fill / kTrials));
 }
 
-TEST(KvIndex, false_positives_of_the_filter_in_it_are_rare) {
-  Index index = make({.entries = 1 << 17, .segment_groups = 256, .seed = HashSeed::from(3)});
-  for (std::uint64_t n = 0; n < 1 << 17; ++n) index.put(key_of(n), IndexValue::of(n));
-  unsigned positives = 0;
-  for (std::uint64_t n = 0; n < 100000; ++n) positives += index.may_contain(key_of((1 << 20) + n)) ? 1 : 0;
-  EXPECT_LT(positives, 2000u);
+TEST(KvIndex, has_the_false_matches_that_its_header_derives) {
+  Index index = make({.entries = 1000, .bytes_max = 1 << 30, .seed = HashSeed::from(test::seed())});
+  constexpr int kAsked = 500000;
+  std::uint64_t entries = 0;
+  for (const std::uint64_t goal : {20000, 60000, 200000, 500000}) {
+    for (; entries < goal; ++entries) (void)index.put(key_of(entries), IndexValue::of(entries));
+    ASSERT_EQ(index.size(), goal);
+    int found = 0;
+    for (std::uint64_t n = 0; n < kAsked; ++n) found += index.may_contain(key_of((1 << 30) + n)) ? 1 : 0;
+    EXPECT_GT(found, kAsked / 1000) << entries;
+    EXPECT_LT(found, kAsked * 3 / 1000) << entries;
+  }
 }
 
 class KvIndexFile : public ::testing::Test {
