@@ -13,7 +13,7 @@ KvStore<M>::KvStore(KvIndex<M> index, ValueLog<M> log) : index_(std::move(index)
 template <Media M>
 Status KvStore<M>::check_options(const StoreOptions& options) {
   DUNNOCK_TRY(ValueLog<M>::check_options(options.log));
-  if (options.index.bytes_max == 0) return KvIndex<M>::check_segments(options.index);  // As many as the pool has.
+  if (options.index.bytes_max == 0) return detail::check_index_segments(options.index);  // As many as the pool has.
   return KvIndex<M>::check_options(options.index);
 }
 
@@ -24,7 +24,7 @@ template <Media M>
 Result<std::vector<std::string>> KvStore<M>::left_over(Pool& pool, std::string_view name, bool formatted) {
   auto left = ValueLog<M>::left_over(pool, name, true);
   if (!left) return left;
-  const auto of_index = KvIndex<M>::left_over(pool, name, formatted);
+  const auto of_index = detail::left_over_index(pool, name, formatted);
   if (!of_index) return of_index;
   left->insert(left->end(), of_index->begin(), of_index->end());
   return left;
