@@ -17,6 +17,7 @@
 #include <thread>
 
 #include "dunnock/base/output_file.hpp"
+#include "known_histories.hpp"
 #include "shrink.hpp"
 
 namespace dunnock::crash {
@@ -103,6 +104,8 @@ struct Totals {
 /// planted bug may make the structure stop the process.
 struct Search {
   std::uint64_t images = 0, histories = 0;
+  std::uint64_t seed = 0;  // of the last history
+  bool was_known = false;  // that history was known to catch it
   char what[400] = {};
   std::size_t step_count = 0;
   /// Of the code without a bug. Names of files are literals of this program, which its children share.
@@ -118,14 +121,31 @@ struct Search {
   }
 };
 
-void search(const Exploration& way, const Settings& settings, std::size_t bug, Search& result) {
-  for (std::uint64_t seed = settings.seed; result.images < settings.budget; ++seed) {
+/// One search: with a planted bug, or with kNoBug.
+struct Quest {
+  std::size_t bug = Exploration::kNoBug;
+  std::uint64_t budget = 0;          // images
+  std::vector<std::uint64_t> known;  // seeds of the histories to try first
+};
+
+void search(const Exploration& way, const Settings& settings, const Quest& quest, Search& result) {
+  const auto is_over = [&](std::uint64_t seed) {
     const auto subject = way.subject(seed);
     ++result.histories;
-    const Explored explored = way.explore(*subject, everything(*subject), seed, bug);
+    result.seed = seed;
+    const Explored explored = way.explore(*subject, everything(*subject), seed, quest.bug);
     result.images += explored.images + 1;
     for (const auto& step : explored.steps) result.note(step);
-    if (explored.violation) return result.say(*explored.violation);
+    if (explored.violation) result.say(*explored.violation);
+    return explored.violation.has_value();
+  };
+  result.was_known = true;
+  for (const std::uint64_t seed : quest.known) {
+    if (is_over(seed)) return;
+  }
+  result.was_known = false;
+  for (std::uint64_t seed = settings.seed; result.images < quest.budget; ++seed) {
+    if (is_over(seed)) return;
   }
 }
 
@@ -136,7 +156,7 @@ struct Searcher {
   int words = -1;
 };
 
-Searcher start_search(const Exploration& way, const Settings& settings, std::size_t place, std::size_t bug,
+Searcher start_search(const Exploration& way, const Settings& settings, std::size_t place, const Quest& quest,
                       Search& result) {
   int ends[2];
   if (pipe(ends) != 0) return {-1, place, -1};
@@ -145,7 +165,7 @@ Searcher start_search(const Exploration& way, const Settings& settings, std::siz
     dup2(ends[1], STDERR_FILENO);
     const rlimit none{0, 0};
     setrlimit(RLIMIT_CORE, &none);
-    search(way, settings, bug, result);
+    search(way, settings, quest, result);
     _exit(0);
   }
   close(ends[1]);
@@ -170,8 +190,7 @@ void finish_search(const Searcher& searcher, int status, Search& result) {
 /// Searches for each of the bugs in a process of its own, the last ones of the list first.
 class Searches {
  public:
-  Searches(const Exploration& way, const Settings& settings, const std::vector<std::size_t>& bugs)
-      : count_(bugs.size()) {
+  Searches(const Exploration& way, const Settings& settings, const std::vector<Quest>& quests) : count_(quests.size()) {
     void* shared =
         mmap(nullptr, count_ * sizeof(Search) + 1, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shared == MAP_FAILED) return;
@@ -183,7 +202,7 @@ class Searches {
       if (next < count_ && running.size() < settings.jobs) {
         const std::size_t place = count_ - 1 - next++;
         progress.say(std::to_string(next) + " of " + std::to_string(count_));
-        running.push_back(start_search(way, settings, place, bugs[place], results_[place]));
+        running.push_back(start_search(way, settings, place, quests[place], results_[place]));
         if (running.back().process > 0) continue;
         return;
       }
@@ -354,57 +373,116 @@ int list_bugs(const Settings& settings) {
   return kFine;
 }
 
+namespace {
+
+/// What `mutants` has found so far.
+class Planting {
+ public:
+  Planting(const Settings& settings, const Exploration& way, KnownHistories& known)
+      : settings_(settings), way_(way), known_(known), report_(report_of("mutants", settings)) {
+    report_["budget"] = settings.budget;
+  }
+
+  /// Searches for the bugs from `first` on, and with `with_original` explores the code without any, which takes
+  /// longest.
+  [[nodiscard]] bool plant(std::size_t first, bool with_original) {
+    const std::vector<std::string> names = way_.bugs();
+    std::vector<Quest> quests;
+    for (std::size_t i = first; i < names.size(); ++i) {
+      if (names[i].find(settings_.bug) != std::string::npos)
+        quests.push_back({i, settings_.budget, known_.of(settings_, names[i])});
+    }
+    if (with_original) quests.push_back({Exploration::kNoBug, settings_.original, known_.all_of(settings_)});
+    const Searches searches(way_, settings_, quests);
+    if (!searches.done()) return false;
+    for (std::size_t i = 0; i < quests.size(); ++i) {
+      if (quests[i].bug == Exploration::kNoBug)
+        original_ = searches[i];
+      else
+        tell(names[quests[i].bug], searches[i]);
+    }
+    return true;
+  }
+
+  [[nodiscard]] const Search& original() const { return original_; }
+  [[nodiscard]] std::size_t planted() const { return planted_; }
+  [[nodiscard]] std::size_t caught() const { return caught_; }
+  [[nodiscard]] std::size_t known() const { return by_known_; }
+  [[nodiscard]] Json& report() { return report_; }
+  /// Writes which history has caught which bug. A search for all bugs replaces what was known.
+  [[nodiscard]] Status learn() {
+    if (settings_.bug.empty()) known_.forget(settings_);
+    for (const auto& [name, seed] : learned_) known_.learn(settings_, name, seed);
+    return known_.write(settings_.known);
+  }
+
+ private:
+  void tell(const std::string& name, const Search& result) {
+    const std::string what = result.what;
+    const bool found = !what.empty();
+    ++planted_;
+    caught_ += found ? 1 : 0;
+    by_known_ += found && result.was_known ? 1 : 0;
+    if (found) learned_.emplace_back(name, result.seed);
+    std::printf("%-8s %-52s %9llu images  %s\n", found ? "caught" : "MISSED", name.c_str(), number(result.images),
+                what.c_str());
+    report_["mutants"].push_back({{"name", name},
+                                  {"caught", found},
+                                  {"images", result.images},
+                                  {"histories", result.histories},
+                                  {"seed", result.seed},
+                                  {"what", what}});
+  }
+
+  const Settings& settings_;
+  const Exploration& way_;
+  KnownHistories& known_;
+  Json report_;
+  Search original_;
+  std::vector<std::pair<std::string, std::uint64_t>> learned_;
+  std::size_t planted_ = 0, caught_ = 0, by_known_ = 0;
+};
+
+}  // namespace
+
 int plant_bugs(const Settings& settings) {
   const auto way = make_exploration(settings);
   const auto start = Clock::now();
-  Json report = report_of("mutants", settings);
-  report["budget"] = settings.budget;
-  std::size_t planted = 0, caught = 0;
-  const auto tell = [&](const std::string& name, const Search& result) {
-    const std::string what = result.what;
-    const bool found = !what.empty();
-    ++planted;
-    caught += found ? 1 : 0;
-    std::printf("%-8s %-52s %9llu images  %s\n", found ? "caught" : "MISSED", name.c_str(), number(result.images),
-                what.c_str());
-    report["mutants"].push_back({{"name", name},
-                                 {"caught", found},
-                                 {"images", result.images},
-                                 {"histories", result.histories},
-                                 {"what", what}});
-  };
-  const std::vector<std::string> names = way->bugs();
-  std::vector<std::size_t> bugs;
-  for (std::size_t i = 0; i < names.size(); ++i) {
-    if (names[i].find(settings.bug) != std::string::npos) bugs.push_back(i);
+  KnownHistories known;
+  if (!settings.known.empty()) {
+    auto read = KnownHistories::read(settings.known, settings.learn);
+    if (!read) {
+      std::fprintf(stderr, "%s\n", read.error().message.c_str());
+      return kEnvironment;
+    }
+    known = std::move(*read);
   }
-  bugs.push_back(Exploration::kNoBug);  // The code without a bug, which takes longest.
-  const Searches searches(*way, settings, bugs);
-  if (!searches.done()) return kEnvironment;
-  bugs.pop_back();
-  const Search& original = searches[bugs.size()];
-  for (std::size_t i = 0; i < bugs.size(); ++i) tell(names[bugs[i]], searches[i]);
-
+  Planting planting(settings, *way, known);
+  if (!planting.plant(0, true)) return kEnvironment;
+  const Search& original = planting.original();
+  const std::size_t bugs_of_steps = planting.planted();
   const std::vector<std::string> alone =
       settings.bug.empty() ? way->untried(original.all_steps()) : std::vector<std::string>();
+  const std::size_t first_of_lines = way->bugs().size();
   way->add_bugs_of_lines(original.all_steps());
-  const std::vector<std::string> more_names = way->bugs();
-  std::vector<std::size_t> bugs_of_lines;
-  for (std::size_t i = names.size(); i < more_names.size(); ++i) {
-    if (more_names[i].find(settings.bug) != std::string::npos) bugs_of_lines.push_back(i);
+  if (!planting.plant(first_of_lines, false)) return kEnvironment;
+  if (settings.learn) {
+    if (Status written = planting.learn(); !written) {
+      std::fprintf(stderr, "%s\n", written.error().message.c_str());
+      return kEnvironment;
+    }
   }
-  const Searches line_searches(*way, settings, bugs_of_lines);
-  if (!line_searches.done()) return kEnvironment;
-  for (std::size_t i = 0; i < bugs_of_lines.size(); ++i) tell(more_names[bugs_of_lines[i]], line_searches[i]);
 
+  const std::size_t planted = planting.planted(), caught = planting.caught();
+  Json& report = planting.report();
   const std::string what = original.what;
   for (const std::string& test : way->left_to_tests()) std::printf("left to  %s\n", test.c_str());
   for (const std::string& step : alone) std::printf("UNTRIED  %s: no planted bug leaves it out\n", step.c_str());
   std::printf(
-      "%zu of %zu planted bugs caught (%zu of them in one line of several that share a step); the code without "
-      "any: %llu images, %s; %.0f s\n",
-      caught, planted, bugs_of_lines.size(), number(original.images), what.empty() ? "no violation" : what.c_str(),
-      seconds_since(start));
+      "%zu of %zu planted bugs caught (%zu of them in one line of several that share a step, %zu by the history that "
+      "was known to catch it); the code without any: %llu images, %s; %.0f s\n",
+      caught, planted, planted - bugs_of_steps, planting.known(), number(original.images),
+      what.empty() ? "no violation" : what.c_str(), seconds_since(start));
   report["seconds"] = seconds_since(start);
   report["planted"] = planted;
   report["caught"] = caught;
