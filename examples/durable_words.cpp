@@ -342,7 +342,7 @@ int run_demo(const DemoOptions& options, const Keys& keys, MediaOf media_of) {
   }  // The child opens the pool itself: a pool is open in one process at a time.
 
   int ends[2];
-  if (!open_pipe(ends)) return refuse_system("no pipe");
+  if (!open_pipe(ends)) return refuse_system("can't create a pipe");
   std::fflush(stdout);
   const pid_t child = fork();
   if (child < 0) return refuse_system("can't start a process");
@@ -355,7 +355,7 @@ int run_demo(const DemoOptions& options, const Keys& keys, MediaOf media_of) {
   const Outcome outcome = read_and_kill(child, ends[0], groups_of(views), kill_at);
   close(ends[0]);
   if (!outcome.killed) {
-    fmt::print(stderr, "the child ended by itself after {} of {} groups\n", outcome.groups, groups_of(views));
+    fmt::print(stderr, "the child exited by itself after {} of {} groups\n", outcome.groups, groups_of(views));
     return kBroken;
   }
   fmt::print("killed while {} threads were inserting: {} of {} groups acknowledged, {:.0f} keys/s until then\n",
@@ -438,7 +438,7 @@ int run(int argc, char** argv) {
   }
   std::error_code ignored;
   if (std::filesystem::exists(options.path, ignored)) {
-    fmt::print(stderr, "{} exists and may be of value: name another file\n", options.path);
+    fmt::print(stderr, "{} exists and may be of value: give another file\n", options.path);
     return kUsage;
   }
   const int status = demo(options);

@@ -29,7 +29,7 @@ printf 'tiny' | "$value_store" "$folder/values.pool" put small
 [ "$("$value_store" "$folder/values.pool" get small)" = tiny ]
 "$value_store" "$folder/values.pool" erase small
 if "$value_store" "$folder/values.pool" get small 2> "$folder/error"; then echo "an erased value"; exit 1; fi
-says "$folder/error" 'no such key'
+says "$folder/error" 'the key does not exist'
 "$value_store" "$folder/values.pool" stats | grep -q '^1 values'
 
 # One run that is left alone, and one that is killed again and again: the same weights.

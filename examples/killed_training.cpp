@@ -92,7 +92,7 @@ class Training {
     arguments.push_back(nullptr);
     begun_ = Clock::now();
     child_ = fork();
-    if (child_ < 0) give_up("no process can be made");
+    if (child_ < 0) give_up("can't start a process");
     if (child_ == 0) {
       execv(arguments[0], arguments.data());
       fmt::print(stderr, "dunnock-demo: {} can't be started\n", options_.train);
@@ -223,7 +223,7 @@ int run(int argc, char** argv) {
     if (!fs::is_empty(options.folder)) give_up(options.folder + " is not empty");
   } else {
     std::string made = (fs::temp_directory_path() / "dunnock-demo-XXXXXX").string();
-    if (mkdtemp(made.data()) == nullptr) give_up("no folder can be made in " + made);
+    if (mkdtemp(made.data()) == nullptr) give_up("can't create a directory in " + made);
     options.folder = made;
   }
   std::mt19937_64 random(options.seed);
@@ -278,7 +278,7 @@ int run(int argc, char** argv) {
   fmt::print("   opened in {:.1f} ms; {:.1f} MiB each, every byte compared with its checksum in {:.1f} ms: sound\n",
              found.open_seconds * 1e3, mebibytes(found.bytes), found.verify_seconds * 1e3);
 
-  fmt::print("\n4. The run goes on behind step {}\n", newest);
+  fmt::print("\n4. The run continues after step {}\n", newest);
   std::fflush(stdout);
   const auto again = Clock::now();
   killed.start(true);

@@ -40,7 +40,7 @@ int get(const Store& store, const dunnock::IndexKey& key) {
     return 1;
   }
   if (!value) {
-    fmt::print(stderr, "no such key\n");
+    fmt::print(stderr, "the key does not exist\n");
     return 1;
   }
   std::fwrite(value.bytes().data(), 1, value.bytes().size(), stdout);  // They stay while `value` lives.
@@ -49,7 +49,7 @@ int get(const Store& store, const dunnock::IndexKey& key) {
 
 int erase(Store& store, const dunnock::IndexKey& key) {
   if (store.erase(key)) return 0;
-  fmt::print(stderr, "no such key\n");
+  fmt::print(stderr, "the key does not exist\n");
   return 1;
 }
 

@@ -196,7 +196,7 @@ PathParts split_path(const std::string& path) {
 
 Result<UniqueFd> open_folder(const std::string& folder) {
   UniqueFd fd(uninterrupted([&] { return ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
-  if (!fd) return system_error("can't open the folder " + folder, errno);
+  if (!fd) return system_error("can't open the directory " + folder, errno);
   return fd;
 }
 
@@ -205,9 +205,9 @@ Result<NewFile> create_new_file(const std::string& start, mode_t mode) {
     std::string path = start + std::to_string(::getpid()) + "-" + std::to_string(n);
     UniqueFd file(file_system().open(AT_FDCWD, path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, mode));
     if (file) return NewFile{std::move(file), std::move(path)};
-    if (errno != EEXIST) return system_error("can't make a file " + path, errno);
+    if (errno != EEXIST) return system_error("can't create " + path, errno);
   }
-  return system_error("can't make a file " + start + "...", EEXIST);
+  return system_error("can't create a file with a name that begins with " + start, EEXIST);
 }
 
 int sync_folder(int directory) noexcept {

@@ -15,7 +15,7 @@ namespace dunnock {
 namespace {
 
 std::string_view kind_of(mode_t mode) {
-  if (S_ISDIR(mode)) return "a folder";
+  if (S_ISDIR(mode)) return "a directory";
   if (S_ISFIFO(mode)) return "a FIFO";
   return S_ISSOCK(mode) ? "a socket" : "a device";
 }
@@ -30,7 +30,7 @@ Result<UniqueFd> open_to_read(const std::string& path, std::uint64_t& bytes) {
   if (fstat(file.get(), &info) != 0) return system_error("can't open " + path, errno);
   if (!S_ISREG(info.st_mode))
     return make_error(ErrorCode::kInvalidArgument,
-                      path + " is " + std::string(kind_of(info.st_mode)) + ", not an ordinary file");
+                      path + " is " + std::string(kind_of(info.st_mode)) + ", not a regular file");
   bytes = static_cast<std::uint64_t>(info.st_size);
   return file;
 }
@@ -56,8 +56,7 @@ Result<std::string> read_file(const std::string& path) {
   } catch (const std::bad_alloc&) {
   } catch (const std::length_error&) {
   }
-  return make_error(ErrorCode::kNoSpace,
-                    path + " has " + std::to_string(bytes) + " bytes, more than there is memory for");
+  return make_error(ErrorCode::kNoSpace, path + " has " + std::to_string(bytes) + " bytes, which do not fit in memory");
 }
 
 Result<InputFile> InputFile::open(const std::string& path) {
@@ -77,7 +76,7 @@ Status InputFile::read(std::uint64_t at, std::span<std::byte> to) const {
         pread(file_.get(), to.data(), std::min<std::size_t>(to.size(), 1U << 30), static_cast<off_t>(at));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return system_error("can't read " + path_, errno);
-    if (got == 0) return make_error(ErrorCode::kCorrupt, path_ + " has become shorter since it was opened");
+    if (got == 0) return make_error(ErrorCode::kCorrupt, path_ + " was truncated while it was open");
     to = to.subspan(static_cast<std::size_t>(got));
     at += static_cast<std::uint64_t>(got);
   }

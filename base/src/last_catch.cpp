@@ -10,13 +10,13 @@ std::string words_of_exception() {
   try {
     std::rethrow_exception(std::current_exception());
   } catch (const std::bad_alloc&) {
-    return "there is not enough memory for this";
+    return "out of memory";
   } catch (const std::length_error&) {
-    return "this is larger than any memory";
+    return "a size exceeds the address space";
   } catch (const std::exception& error) {
-    return std::string("an error that nobody expected: ") + error.what();
+    return std::string("unexpected error: ") + error.what();
   } catch (...) {
-    return "an error that nobody expected, and that has no words";
+    return "unexpected error of an unknown type";
   }
 }
 

@@ -66,14 +66,14 @@ Result<UniqueFd> open_in_place(const std::string& path, int flags) {
     if (error != ENXIO || ::stat(path.c_str(), &there) != 0 || !S_ISFIFO(there.st_mode))
       return system_error("can't write " + path, error);
     if (std::chrono::steady_clock::now() >= until)
-      return make_error(ErrorCode::kIo, "can't write " + path + ": nobody reads this FIFO");
+      return make_error(ErrorCode::kIo, "can't write " + path + ": no process reads from this FIFO");
     std::this_thread::sleep_for(kBetween);
   }
 }
 
 Result<OutputFile> OutputFile::create(const std::string& path) {
   const auto cannot = [&path](int error) { return system_error("can't write " + path, error); };
-  if (path.empty()) return make_error(ErrorCode::kInvalidArgument, "a file to be written needs a name");
+  if (path.empty()) return make_error(ErrorCode::kInvalidArgument, "the path of the file to write is empty");
   struct stat there {};
   const bool exists = ::stat(path.c_str(), &there) == 0;
   if (!exists && errno != ENOENT) return cannot(errno);
@@ -88,7 +88,7 @@ Result<OutputFile> OutputFile::create(const std::string& path) {
     struct stat opened {};
     if (::fstat(output.descriptor_, &opened) != 0) return cannot(errno);
     if (S_ISREG(opened.st_mode) != ordinary)
-      return make_error(ErrorCode::kIo, "can't write " + path + ": it has just been replaced");
+      return make_error(ErrorCode::kIo, "can't write " + path + ": it was replaced while it was being opened");
     output.stream_ = ::lseek(output.descriptor_, 0, SEEK_CUR) < 0;
     return output;
   }
@@ -133,7 +133,8 @@ Status OutputFile::append(std::span<const std::byte> bytes) {
 Status OutputFile::write_at(std::uint64_t offset_bytes, std::span<const std::byte> bytes) {
   if (stream_) {
     if (offset_bytes != appended_bytes_)
-      return make_error(ErrorCode::kInvalidArgument, "can't write " + path_ + ": it takes bytes in their order only");
+      return make_error(ErrorCode::kInvalidArgument,
+                        "can't write " + path_ + ": it can only be written from beginning to end");
     if (!file_system().write(descriptor_, bytes.data(), bytes.size()))
       return system_error("can't write " + path_, errno);
     appended_bytes_ += bytes.size();

@@ -112,14 +112,14 @@ Status check_paths(std::span<const NamedPath> paths) {
 
 Status check_output(const std::string& path, OutputKind kind, std::uint64_t bytes) {
   if (path.empty() || path.ends_with('/'))
-    return make_error(ErrorCode::kInvalidArgument, "'" + path + "' can't be written: it names no file");
+    return make_error(ErrorCode::kInvalidArgument, "'" + path + "' can't be written: the path names no file");
   const auto there = look_at(path);
   if (there) {
     if (S_ISDIR(there->st_mode))
-      return make_error(ErrorCode::kInvalidArgument, path + " can't be written: it is a folder");
+      return make_error(ErrorCode::kInvalidArgument, path + " can't be written: it is a directory");
     if (kind == OutputKind::kReplaced && !S_ISREG(there->st_mode))
       return make_error(ErrorCode::kInvalidArgument,
-                        path + " can't be written: it is not an ordinary file, and would be replaced by one");
+                        path + " can't be written: it is not a regular file, but would be replaced by one");
     if (S_ISFIFO(there->st_mode)) {
       // It may have no reader yet, which is no mistake. One that it has would meet the end of what is written when this
       // look closed the FIFO again, so it is not opened.
@@ -146,7 +146,7 @@ Status check_output(const std::string& path, OutputKind kind, std::uint64_t byte
     const std::uint64_t left = std::uint64_t{disk.f_bavail} * disk.f_frsize;
     if (left < bytes)
       return make_error(ErrorCode::kNoSpace, path + " can't be written: it needs " + std::to_string(bytes) +
-                                                 " bytes, and the disk has " + std::to_string(left) + " left");
+                                                 " bytes, but the disk has only " + std::to_string(left) + " left");
   }
   return {};
 }

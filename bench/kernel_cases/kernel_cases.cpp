@@ -36,7 +36,7 @@ std::string compare_with_twin(const KernelCase& one, device::Device device, std:
     KernelValues values(*stream, seed);
     const KernelCase::Run run = one.prepare(values);
     if (values.failed()) {
-      why = "no room for its buffers";
+      why = "its buffers can't be allocated";
       return {};
     }
     run(*stream, form);

@@ -316,7 +316,7 @@ class Comparison {
     if (!restored) fail(restored.error().message);
     // The second time its memory is there, as it is for the other.
     const auto again = store_.restore("model", kLatestVersion, back.sinks(), threads);
-    if (!again || back.bytes != model_.bytes) fail("what was restored is not what was saved");
+    if (!again || back.bytes != model_.bytes) fail("the restored tensors differ from the saved ones");
     add_rate("restore", threads, "dunnock", again->seconds * 1e9);
     add_rate("restore", threads, "plain read + checksum", ns_of([&] { read_and_checksum(back, plain_, threads); }));
   }

@@ -331,7 +331,7 @@ int collectives_command(const Options& options) {
     mallopt(M_TRIM_THRESHOLD, 1 << 30);
     auto all = Communicator::mpi();
     if (!all) fail(all.error().message);
-    if (all->size() < 2) fail("one rank has nobody to tell: mpirun -n 2 or more");
+    if (all->size() < 2) fail("collectives need at least 2 ranks: start with mpirun -n 2 or more");
     // Not a barrier of what is measured where that is MPI's: each system is left and entered at rest.
     Rank rank(*all, [&] {
 #if DUNNOCK_HAVE_MPI

@@ -207,7 +207,7 @@ class InMemory {
             found += get_all(std::span(keys).subspan(from, to - from), thread);
           });
         });
-        if (found != (there ? keys.size() : 0)) fail(system + " finds " + std::to_string(found) + " keys");
+        if (found != (there ? keys.size() : 0)) fail(system + " found only " + std::to_string(found) + " keys");
         report_.add(there ? "get, hit" : "get, miss", setting(threads), system, "ns",
                     ns / static_cast<double>(keys.size()));
       };
@@ -310,7 +310,7 @@ void reopen(const Options& options, Report& report) {
   };
   // All children first: a process that has peers open must not fork.
   const auto kill_while = [&](const auto& work) {
-    if (!kill_in_the_middle(work)) fail("a child that was to be killed has ended before");
+    if (!kill_in_the_middle(work)) fail("the child exited before it could be killed");
   };
   kill_while([&](const auto& report_ready) {
     Pool pool = make_pool(scratch.at("pool"), all + 4000000, 16, 0);
@@ -330,14 +330,16 @@ void reopen(const Options& options, Report& report) {
                                                               auto pool = Pool::open(scratch.at("pool"));
                                                               if (!pool) fail(pool.error().message);
                                                               OurIndex<DirectMedia> ours(*pool, all, {});
-                                                              if (ours.get_all({&some, 1}) != 1) fail("a key is lost");
+                                                              if (ours.get_all({&some, 1}) != 1)
+                                                                fail("a key is lost after the kill");
                                                               // What follows is not part of opening.
                                                             }) / 1e6);
   for (const std::string& name : options.peers) {
     std::unique_ptr<Peer> peer;
     report.add("reopen after kill", setting, name, "ms", ns_of([&] {
                                                            peer = open_peer(name, scratch.at(name), true);
-                                                           if (peer->get_all({&some, 1}, 0) != 1) fail("a key is lost");
+                                                           if (peer->get_all({&some, 1}, 0) != 1)
+                                                             fail("a key is lost after the kill");
                                                          }) / 1e6);
   }
 }

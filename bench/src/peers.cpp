@@ -28,7 +28,7 @@ namespace {
 
 [[maybe_unused]] void require(bool fine, const std::string& what) {
   if (fine) return;
-  std::fprintf(stderr, "a peer fails: %s\n", what.c_str());
+  std::fprintf(stderr, "a peer failed: %s\n", what.c_str());
   std::exit(3);
 }
 

@@ -37,7 +37,7 @@ Trace read_trace(const std::string& path) {
   for (std::string line; std::getline(file, line);) {
     const auto request = nlohmann::json::parse(line, nullptr, false);
     if (request.is_discarded() || !request.contains("hash_ids") || !request["hash_ids"].is_array())
-      fail(path + " line " + std::to_string(trace.size() + 1) + ": not a request with hash_ids");
+      fail(path + " line " + std::to_string(trace.size() + 1) + " is not a request with hash_ids");
     trace.push_back(request["hash_ids"].get<std::vector<std::uint64_t>>());
   }
   return trace;
@@ -147,7 +147,7 @@ void play_and_die(const Options& options, const std::string& path, const Trace& 
     (void)play(*store, store->root(domain), trace, 0, trace.size() / 2, options.block_bytes, nullptr);
     die();
   });
-  if (!was_killed) fail("the process to be killed has failed");
+  if (!was_killed) fail("the process failed before it could be killed");
 }
 
 /// What all rounds play.
@@ -166,7 +166,7 @@ struct Play {
         trace(options.trace.empty() ? make_trace(options.seed) : read_trace(options.trace)),
         half(trace.size() / 2),
         last(std::min<std::size_t>(trace.size(), half + options.after)) {
-    if (trace.size() < 2) fail("a trace needs two requests");
+    if (trace.size() < 2) fail("a trace needs at least two requests");
     for (std::size_t at = 0; at < half; ++at) stored.insert(trace[at].begin(), trace[at].end());
     auto distinct = stored;
     for (std::size_t at = half; at < trace.size(); ++at) distinct.insert(trace[at].begin(), trace[at].end());

@@ -488,7 +488,7 @@ int simulator_command(const Options& options) {
   if (is_mpi) {
     auto all = Communicator::mpi();
     if (!all) fail(all.error().message);
-    if (all->size() != kRanks) fail("two ranks are measured: mpirun -n 2");
+    if (all->size() != kRanks) fail("the measurement needs 2 ranks: start with mpirun -n 2");
     auto sums = all->split(0, all->rank());
     if (!sums) fail(sums.error().message);
     first = all->rank() == 0;

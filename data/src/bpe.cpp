@@ -103,12 +103,12 @@ class VocabularyReader : public nlohmann::json_sax<Json> {
     return true;
   }
   bool number_unsigned(number_unsigned_t number) override {
-    if (!open_) return wrong("it is not an object");
+    if (!open_) return other();
     entries_.emplace_back(key_, number);
     return true;
   }
   bool start_object(std::size_t /*elements*/) override {
-    if (open_) return wrong("'" + key_ + "' has no number");
+    if (open_) return other();
     open_ = true;
     return true;
   }
@@ -122,14 +122,16 @@ class VocabularyReader : public nlohmann::json_sax<Json> {
   bool start_array(std::size_t /*elements*/) override { return other(); }
   bool end_array() override { return other(); }
   bool parse_error(std::size_t at, const std::string& /*token*/, const Json::exception& /*why*/) override {
-    return wrong("it is not JSON, from byte " + std::to_string(at) + " on");
+    return wrong("it is not valid JSON: the first error is at byte " + std::to_string(at));
   }
 
   [[nodiscard]] const std::string& what_is_wrong() const { return wrong_; }
   [[nodiscard]] std::vector<std::pair<std::string, std::uint64_t>>& entries() { return entries_; }
 
  private:
-  bool other() { return wrong(open_ ? "'" + key_ + "' has no number" : "it is not an object"); }
+  bool other() {
+    return wrong(open_ ? "the number of '" + key_ + "' is not a whole number of 0 or more" : "it is not a JSON object");
+  }
   bool wrong(std::string what) {
     wrong_ = std::move(what);
     return false;
@@ -147,15 +149,15 @@ Result<std::size_t> vocabulary_size(const std::vector<std::pair<std::string, std
   std::uint64_t size = 0;
   for (const auto& [text, number] : entries) {
     if (number >= limit)
-      return corrupt("not a vocabulary: '" + text + "' is token " + std::to_string(number) + ", and there are " +
-                     std::to_string(entries.size()));
+      return corrupt("not a vocabulary: '" + text + "' is token " + std::to_string(number) +
+                     ", but the number of tokens is " + std::to_string(entries.size()));
     size = std::max(size, number + 1);
   }
   return static_cast<std::size_t>(size);
 }
 
 Result<std::vector<std::string>> read_vocabulary(std::string_view json) {
-  if (json.find('\0') != std::string_view::npos) return corrupt("not a vocabulary: it has a NUL byte");
+  if (json.find('\0') != std::string_view::npos) return corrupt("not a vocabulary: it contains a NUL byte");
   VocabularyReader reader;
   if (!Json::sax_parse(json.begin(), json.end(), &reader))
     return corrupt("not a vocabulary: " + reader.what_is_wrong());
@@ -163,10 +165,11 @@ Result<std::vector<std::string>> read_vocabulary(std::string_view json) {
   DUNNOCK_TRY(const auto size, vocabulary_size(entries));
   std::vector<std::string> bytes(size);
   for (const auto& [text, number] : entries) {
-    if (!bytes[number].empty()) return corrupt("not a vocabulary: two tokens are number " + std::to_string(number));
+    if (!bytes[number].empty())
+      return corrupt("not a vocabulary: two tokens have the number " + std::to_string(number));
     auto decoded = from_visible(text);
     if (!decoded || decoded->empty())
-      return corrupt("not a vocabulary: the token " + std::to_string(number) + " stands for no bytes");
+      return corrupt("not a vocabulary: token " + std::to_string(number) + " stands for no bytes");
     bytes[number] = std::move(*decoded);
   }
   return bytes;
@@ -188,7 +191,7 @@ Result<Bpe> Bpe::of_vocabulary(std::vector<std::string> bytes) {
   }
   for (unsigned byte = 0; byte < 256; ++byte) {
     const auto token = bpe.token_of(std::string(1, static_cast<char>(byte)));
-    if (!token) return corrupt("not a vocabulary: no token for the byte " + std::to_string(byte));
+    if (!token) return corrupt("not a vocabulary: byte " + std::to_string(byte) + " has no token");
     bpe.byte_tokens_[byte] = *token;
   }
   return bpe;
@@ -223,7 +226,7 @@ Status Bpe::add_merges(std::string_view text) {
                         : Result<Merge>(corrupt("is not two words with a space between them"));
     if (!pair && may_be_comment) continue;
     if (!pair) return wrong(pair.error().message);
-    if (!seen.emplace(pair_key(pair->left, pair->right), number).second) return wrong("is there twice");
+    if (!seen.emplace(pair_key(pair->left, pair->right), number).second) return wrong("occurs twice");
     merges_.push_back(*pair);
   }
   index_merges();
@@ -235,9 +238,9 @@ Result<Bpe::Merge> Bpe::pair_of(std::string_view left, std::string_view right) c
   const auto left_bytes = from_visible(left), right_bytes = from_visible(right);
   if (!left_bytes || !right_bytes) return corrupt("has a character that stands for no byte");
   const auto left_token = token_of(*left_bytes), right_token = token_of(*right_bytes);
-  if (!left_token || !right_token) return corrupt("merges what is no token");
+  if (!left_token || !right_token) return corrupt("merges a part that is not a token");
   const auto merged = token_of(*left_bytes + *right_bytes);
-  if (!merged) return corrupt("makes what is no token");
+  if (!merged) return corrupt("makes a word that is not a token");
   return Merge{*left_token, *right_token, *merged};
 }
 
@@ -281,7 +284,7 @@ Status Bpe::save(const Paths& paths) const {
 }
 
 std::string_view Bpe::bytes_of(std::int32_t token) const {
-  DUNNOCK_CHECK(token >= 0 && token < vocabulary(), "a token is one of the vocabulary");
+  DUNNOCK_CHECK(token >= 0 && token < vocabulary(), "the token is in the vocabulary");
   return bytes_[static_cast<std::size_t>(token)];
 }
 
@@ -298,8 +301,9 @@ Result<std::string> Bpe::decode(std::span<const std::int32_t> tokens) const {
   std::string text;
   for (const std::int32_t token : tokens) {
     if (token < 0 || token >= vocabulary())
-      return make_error(ErrorCode::kInvalidArgument,
-                        "the token " + std::to_string(token) + " of a vocabulary of " + std::to_string(vocabulary()));
+      return make_error(ErrorCode::kInvalidArgument, "token " + std::to_string(token) +
+                                                         " is out of range: the vocabulary has " +
+                                                         std::to_string(vocabulary()) + " tokens");
     text += bytes_[static_cast<std::size_t>(token)];
   }
   return text;
@@ -582,7 +586,7 @@ class Bpe::JsonReader {
   explicit JsonReader(const Json& file) : file_(file) {}
 
   Result<Bpe> read() {
-    if (!file_.is_object()) return corrupt("it is not an object");
+    if (!file_.is_object()) return corrupt("it is not a JSON object");
     constexpr std::string_view kMembers[] = {"version",       "truncation",     "padding", "added_tokens", "normalizer",
                                              "pre_tokenizer", "post_processor", "decoder", "model"};
     DUNNOCK_TRY(only(file_, kMembers, ""));
@@ -716,14 +720,14 @@ class Bpe::JsonReader {
     if (!vocabulary.is_object()) return corrupt("\"model.vocab\" is not an object of tokens");
     std::vector<std::pair<std::string, std::uint64_t>> entries;
     for (const auto& [text, number] : vocabulary.items()) {
-      if (!number.is_number_unsigned()) return corrupt("\"model.vocab\" gives '" + text + "' no number");
+      if (!number.is_number_unsigned()) return corrupt("\"model.vocab\" has no number for '" + text + "'");
       entries.emplace_back(text, number.get<std::uint64_t>());
     }
     DUNNOCK_TRY(const auto size, vocabulary_size(entries));
     std::vector<std::string> bytes(size);
     std::vector<bool> taken(size);
     for (const auto& [text, number] : entries) {
-      if (taken[number]) return corrupt("two tokens are number " + std::to_string(number));
+      if (taken[number]) return corrupt("two tokens have the number " + std::to_string(number));
       taken[number] = true;
       in_model_.emplace(text, static_cast<std::int32_t>(number));
       auto decoded = from_visible(text);
@@ -762,11 +766,11 @@ class Bpe::JsonReader {
         left = one[0].get<std::string>();
         right = one[1].get<std::string>();
       } else {
-        return wrong("is no pair");
+        return wrong("is not a pair");
       }
       const auto pair = bpe_.pair_of(left, right);
       if (!pair) return wrong(pair.error().message);
-      if (!seen.emplace(pair_key(pair->left, pair->right), rank).second) return wrong("is there twice");
+      if (!seen.emplace(pair_key(pair->left, pair->right), rank).second) return wrong("occurs twice");
       bpe_.merges_.push_back(*pair);
       made_last[static_cast<std::size_t>(pair->merged)] = static_cast<std::int64_t>(rank);
     }
@@ -799,10 +803,10 @@ class Bpe::JsonReader {
       const auto in_model = in_model_.find(added.text);
       const std::uint64_t number = in_model != in_model_.end() ? static_cast<std::uint64_t>(in_model->second) : next++;
       if (id != number)
-        return corrupt(words + " is number " + id.dump() + ", and others that read the file make it number " +
+        return corrupt(words + " has the number " + id.dump() + ", but other readers of the file give it the number " +
                        std::to_string(number));
       added.token = static_cast<std::int32_t>(number);
-      if (!seen.emplace(added.text, added.token).second) return corrupt(words + " is there twice");
+      if (!seen.emplace(added.text, added.token).second) return corrupt(words + " occurs twice");
       const auto whole_words = flag(one, "single_word", false, "added_tokens.");
       const auto before = flag(one, "lstrip", false, "added_tokens.");
       const auto behind = flag(one, "rstrip", false, "added_tokens.");
@@ -820,8 +824,7 @@ class Bpe::JsonReader {
       if (in_model == in_model_.end() && !bytes.empty())
         return corrupt(words + " has the number of another token, " + std::to_string(number));
       if (in_model != in_model_.end() && !bytes.empty() && bytes != added.text)
-        return corrupt(words + " has the number of a token of the model that stands for other bytes, " +
-                       std::to_string(number));
+        return corrupt(words + " has the number of a token of the model with other bytes, " + std::to_string(number));
       bytes = added.text;
       (*normalized ? bpe_.added_normalized_ : bpe_.added_).add(std::move(added));
     }
@@ -833,13 +836,13 @@ class Bpe::JsonReader {
           return make_error(
               ErrorCode::kUnsupported,
               "the added token " + Json(added.text).dump(-1, ' ', true) +
-                  " has white space at an end, and another has lstrip or rstrip, which is not supported together");
+                  " begins or ends with white space while another has lstrip or rstrip, which is not supported");
         }
       }
     }
     for (const auto& [text, number] : foreign_) {
       if (!seen.contains(text))
-        return corrupt("the token " + std::to_string(number) + " stands for no bytes, and is no added one");
+        return corrupt("token " + std::to_string(number) + " stands for no bytes and is not an added token");
     }
     return {};
   }
@@ -976,8 +979,8 @@ std::vector<Word> words_of(std::string_view text, const std::array<std::int32_t,
 Result<Bpe> Bpe::train(std::string_view text, const TrainOptions& options) {
   const std::size_t special = options.end_of_text ? 1 : 0;
   if (options.vocabulary < 256 + special || options.vocabulary > std::size_t{1} << 31)
-    return make_error(ErrorCode::kInvalidArgument, "a vocabulary of " + std::to_string(options.vocabulary) +
-                                                       " tokens; it has " + std::to_string(256 + special) + " to 2^31");
+    return make_error(ErrorCode::kInvalidArgument, "a vocabulary needs " + std::to_string(256 + special) +
+                                                       " to 2^31 tokens, not " + std::to_string(options.vocabulary));
   std::vector<std::string> bytes;
   for (const std::uint8_t byte : kByteOrder) bytes.emplace_back(1, static_cast<char>(byte));
   auto bpe = of_vocabulary(std::move(bytes));

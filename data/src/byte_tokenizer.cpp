@@ -15,7 +15,8 @@ Result<std::string> ByteTokenizer::decode(std::span<const std::int32_t> tokens) 
   text.reserve(tokens.size());
   for (const std::int32_t token : tokens) {
     if (token < 0 || token >= kVocabulary)
-      return make_error(ErrorCode::kInvalidArgument, "the token " + std::to_string(token) + " is no byte");
+      return make_error(ErrorCode::kInvalidArgument,
+                        "token " + std::to_string(token) + " is out of range: a byte is 0 to 255");
     text.push_back(static_cast<char>(token));
   }
   return text;

@@ -45,7 +45,7 @@ class Source {
       rest_ = rest_.subspan(count);
       return count;
     }
-    if (!ready_) return make_error(ErrorCode::kNoSpace, "no memory to uncompress with");
+    if (!ready_) return make_error(ErrorCode::kNoSpace, "can't allocate memory for decompression");
     std::size_t done = 0;
     while (done < to.size() && !ended_) {
       constexpr std::size_t kStep = 1U << 30;  // zlib counts in 32 bits.
@@ -67,12 +67,12 @@ class Source {
           ended_ = true;
         } else if (!is_gzip(rest_)) {
           return corrupt(std::to_string(rest_.size()) +
-                         " bytes follow the compressed data that are neither compressed data nor padding with zeros");
+                         " bytes after the compressed data are neither compressed data nor zero padding");
         } else if (inflateReset(&stream_) != Z_OK) {
-          return corrupt("the compressed data can't be read on");
+          return corrupt("the compressed data can't be read any further");
         }
       } else if (answer == Z_BUF_ERROR && rest_.empty()) {
-        return corrupt("the compressed data is cut off");
+        return corrupt("the compressed data is truncated");
       } else if (answer != Z_OK) {
         return corrupt(std::string("the compressed data is damaged") +
                        (stream_.msg != nullptr ? std::string(" (") + stream_.msg + ")" : ""));
@@ -118,7 +118,7 @@ Result<IdxArray> parse_idx(std::span<const std::byte> file, std::uint64_t bytes_
   array.type = static_cast<IdxType>(head[2]);
   const std::size_t element_bytes = bytes_of(array.type);
   if (element_bytes == 0)
-    return corrupt("elements of the unknown type " + std::to_string(std::to_integer<int>(head[2])));
+    return corrupt("its elements have the unknown type " + std::to_string(std::to_integer<int>(head[2])));
   const auto dimensions = std::to_integer<std::size_t>(head[3]);
   if (dimensions == 0) return corrupt("it has no dimensions");
 
@@ -126,15 +126,15 @@ Result<IdxArray> parse_idx(std::span<const std::byte> file, std::uint64_t bytes_
   for (std::size_t i = 0; i < dimensions; ++i) {
     std::array<std::byte, 4> length{};
     DUNNOCK_TRY(const auto length_bytes, source.read(length));
-    if (length_bytes != length.size()) return corrupt("its header is cut off");
+    if (length_bytes != length.size()) return corrupt("its header is truncated");
     std::uint32_t value = 0;
     for (const std::byte byte : length) value = value << 8 | std::to_integer<std::uint32_t>(byte);
     array.shape.push_back(value);
     if (__builtin_mul_overflow(expected, value, &expected)) return corrupt("its shape is too large for any file");
   }
   if (expected > bytes_max)
-    return make_error(ErrorCode::kNoSpace, "an IDX file of " + std::to_string(expected) + " bytes; no more than " +
-                                               std::to_string(bytes_max) + " are wanted");
+    return make_error(ErrorCode::kNoSpace, "the IDX file has " + std::to_string(expected) + " bytes; the limit is " +
+                                               std::to_string(bytes_max));
 
   // Grown as data comes: a header is no reason to take memory.
   constexpr std::uint64_t kFirst = 1U << 20;
@@ -143,13 +143,12 @@ Result<IdxArray> parse_idx(std::span<const std::byte> file, std::uint64_t bytes_
     array.data.resize(std::min<std::uint64_t>(expected, std::max<std::uint64_t>(kFirst, 2 * had)));
     DUNNOCK_TRY(const auto got, source.read(std::span(array.data).subspan(had)));
     if (got < array.data.size() - had)
-      return corrupt("its header promises " + std::to_string(expected) + " bytes, but " + std::to_string(had + got) +
-                     " are there");
+      return corrupt("its header says " + std::to_string(expected) + " bytes, but it has " + std::to_string(had + got));
   }
   std::byte more{};
   const auto beyond = source.read({&more, 1});  // Of compressed data it also compares the checksum.
   DUNNOCK_TRY(beyond);
-  if (*beyond != 0) return corrupt("bytes follow the " + std::to_string(expected) + " that its header promises");
+  if (*beyond != 0) return corrupt("it has more than the " + std::to_string(expected) + " bytes that its header says");
   to_other_byte_order(array.type, array.data);
   return array;
 }
@@ -191,7 +190,7 @@ std::string_view name_of(IdxType type) {
     case IdxType::kF32: return "f32";
     case IdxType::kF64: return "f64";
   }
-  return "no known type";
+  return "an unknown type";
 }
 
 /// "i32 [60000, 8]"
@@ -202,11 +201,11 @@ std::string described(const IdxArray& array) {
 }
 
 Status check_images(const IdxArray& images) {
-  if (images.type != IdxType::kU8) return refuse("images are arrays of bytes, and this is " + described(images));
+  if (images.type != IdxType::kU8) return refuse("images must be arrays of bytes, not " + described(images));
   if (images.shape.size() != 3 && images.shape.size() != 4)
-    return refuse("images have 3 or 4 dimensions, and this is " + described(images));
+    return refuse("images need 3 or 4 dimensions, not " + described(images));
   for (std::size_t i = 1; i < images.shape.size(); ++i) {
-    if (images.shape[i] == 0) return refuse("images without pixels: " + described(images));
+    if (images.shape[i] == 0) return refuse("images need pixels, not " + described(images));
   }
   return {};
 }
@@ -221,8 +220,9 @@ Result<std::vector<std::byte>> classes_of(const IdxArray& labels, unsigned class
   for (std::size_t i = 0; i < count; ++i) {
     const auto label = static_cast<std::int64_t>(values[i * columns]);
     if (label < 0 || label >= static_cast<std::int64_t>(classes))
-      return make_error(ErrorCode::kCorrupt, "label " + std::to_string(i) + " is " + std::to_string(label) + ", of " +
-                                                 std::to_string(classes) + " classes");
+      return make_error(ErrorCode::kCorrupt, "label " + std::to_string(i) + " is " + std::to_string(label) +
+                                                 ", which is out of range: the number of classes is " +
+                                                 std::to_string(classes));
     found[i] = static_cast<std::byte>(label);
   }
   return found;
@@ -231,13 +231,14 @@ Result<std::vector<std::byte>> classes_of(const IdxArray& labels, unsigned class
 }  // namespace
 
 Result<IdxArray> labels_from(const IdxArray& array, unsigned classes) {
-  if (classes == 0 || classes > 256) return refuse("there are 1 to 256 classes");
+  if (classes == 0 || classes > 256)
+    return refuse("the number of classes must be 1 to 256, not " + std::to_string(classes));
   // QMNIST's (Yadav, Bottou 2019): the class, and seven numbers about who wrote it and where it stands.
   constexpr std::uint32_t kQmnistColumns = 8;
   const bool rows = array.shape.size() == 1 || (array.shape.size() == 2 && array.shape[1] == 1);
   const bool qmnist = array.shape.size() == 2 && array.shape[1] == kQmnistColumns && array.type == IdxType::kI32;
   if (!rows && !qmnist)
-    return refuse("labels are a row of whole numbers, or QMNIST's i32 [count, 8], and this is " + described(array));
+    return refuse("labels must be a row of whole numbers or QMNIST's i32 [count, 8], not " + described(array));
   Result<std::vector<std::byte>> found = std::vector<std::byte>();
   switch (array.type) {
     case IdxType::kU8: found = classes_of<std::uint8_t>(array, classes); break;
@@ -245,7 +246,7 @@ Result<IdxArray> labels_from(const IdxArray& array, unsigned classes) {
     case IdxType::kI16: found = classes_of<std::int16_t>(array, classes); break;
     case IdxType::kI32: found = classes_of<std::int32_t>(array, classes); break;
     case IdxType::kF32:
-    case IdxType::kF64: return refuse("labels are whole numbers, and this is " + described(array));
+    case IdxType::kF64: return refuse("labels must be whole numbers, not " + described(array));
   }
   DUNNOCK_TRY(found);
   return IdxArray{IdxType::kU8, {array.shape[0]}, std::move(*found)};
@@ -272,7 +273,8 @@ Result<ImageSet> ImageSet::create(IdxArray images, IdxArray labels, unsigned cla
   DUNNOCK_TRY(auto bytes, labels_from(labels, classes));
   labels = std::move(bytes);
   if (images.shape[0] != labels.shape[0])
-    return refuse(std::to_string(images.shape[0]) + " images, but " + std::to_string(labels.shape[0]) + " labels");
+    return refuse("there are " + std::to_string(images.shape[0]) + " images but " + std::to_string(labels.shape[0]) +
+                  " labels");
   ImageSet set;
   set.channels_ = images.shape.size() == 4 ? images.shape[1] : 1;
   set.height_ = images.shape[images.shape.size() - 2];

@@ -14,7 +14,7 @@ namespace dunnock::data {
 namespace {
 
 tl::unexpected<Error> corrupt(const std::string& what) {
-  return make_error(ErrorCode::kCorrupt, "not a tokenizer of llama2.c: " + what);
+  return make_error(ErrorCode::kCorrupt, "not a llama2.c tokenizer: " + what);
 }
 
 std::string name_of_byte(unsigned byte) {
@@ -40,11 +40,11 @@ Result<Llama2cTokenizer> Llama2cTokenizer::parse(std::span<const std::byte> file
     };
     Token token;
     std::int32_t bytes = 0;
-    if (!take(token.score) || !take(bytes)) return wrong("is cut off");
-    if (std::isnan(token.score)) return wrong("has no score");
+    if (!take(token.score) || !take(bytes)) return wrong("is truncated");
+    if (std::isnan(token.score)) return wrong("has the score NaN");
     if (bytes <= 0 || static_cast<std::uint32_t>(bytes) > longest)
-      return wrong("has " + std::to_string(bytes) + " bytes; the longest would have " + std::to_string(longest));
-    if (file.size() < static_cast<std::size_t>(bytes)) return wrong("is cut off");
+      return wrong("has " + std::to_string(bytes) + " bytes; its length must be 1 to " + std::to_string(longest));
+    if (file.size() < static_cast<std::size_t>(bytes)) return wrong("is truncated");
     token.text.assign(reinterpret_cast<const char*>(file.data()), static_cast<std::size_t>(bytes));
     file = file.subspan(static_cast<std::size_t>(bytes));
     // Not those before: text that spells a control token, or "<0x41>", is text.
@@ -68,7 +68,7 @@ Result<Llama2cTokenizer> Llama2cTokenizer::load(const std::string& path) {
 }
 
 std::string_view Llama2cTokenizer::text_of(std::int32_t token) const {
-  DUNNOCK_CHECK(token >= 0 && token < vocabulary(), "a token is one of the vocabulary");
+  DUNNOCK_CHECK(token >= 0 && token < vocabulary(), "the token is in the vocabulary");
   return tokens_[static_cast<std::size_t>(token)].text;
 }
 
@@ -158,8 +158,9 @@ Result<std::string> Llama2cTokenizer::decode(std::span<const std::int32_t> token
   std::int32_t before = 0;
   for (const std::int32_t token : tokens) {
     if (token < 0 || token >= vocabulary())
-      return make_error(ErrorCode::kInvalidArgument,
-                        "the token " + std::to_string(token) + " of a vocabulary of " + std::to_string(vocabulary()));
+      return make_error(ErrorCode::kInvalidArgument, "token " + std::to_string(token) +
+                                                         " is out of range: the vocabulary has " +
+                                                         std::to_string(vocabulary()) + " tokens");
     const bool space_in_front = before == kBegin && token == kFirstByte + ' ' && !token_of(" ");
     if (space_in_front) {
       // As below, of a vocabulary that spells the space by its byte.

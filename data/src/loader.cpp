@@ -66,24 +66,26 @@ struct BatchPlan {
 constexpr std::uint64_t kBatchMax = std::uint64_t{1} << 31;
 
 Status check_common(std::uint64_t batch, const Shard& shard, unsigned buffers) {
-  if (batch == 0 || batch > kBatchMax) return refuse("a batch has 1 to 2^31 rows");
+  if (batch == 0 || batch > kBatchMax) return refuse("a batch needs 1 to 2^31 rows, not " + std::to_string(batch));
   if (shard.ranks == 0 || shard.rank >= shard.ranks)
-    return refuse("rank " + std::to_string(shard.rank) + " of " + std::to_string(shard.ranks));
+    return refuse("rank " + std::to_string(shard.rank) + " is out of range: the number of ranks is " +
+                  std::to_string(shard.ranks));
   if (shard.ranks > batch)
-    return refuse("a batch of " + std::to_string(batch) + " rows for " + std::to_string(shard.ranks) + " ranks");
-  if (buffers < 2 || buffers > 1024) return refuse("a loader has 2 to 1024 buffers");
+    return refuse("a batch of " + std::to_string(batch) + " rows can't be divided among " +
+                  std::to_string(shard.ranks) + " ranks");
+  if (buffers < 2 || buffers > 1024) return refuse("a loader needs 2 to 1024 buffers, not " + std::to_string(buffers));
   return {};
 }
 
 Result<std::uint64_t> first_number(const BatchPlan& plan, const LoaderPosition* start) {
   if (start == nullptr) return std::uint64_t{0};
   if (start->setup != plan.setup && start->setup != plan.setup_without_checksum)
-    return refuse("the position is one of other data, another order, seed or batch");
+    return refuse("the position belongs to other data or to another order, seed or batch size");
   std::uint64_t number = 0;
   if (start->batch >= plan.batches || __builtin_mul_overflow(start->epoch, plan.batches, &number) ||
       __builtin_add_overflow(number, start->batch, &number))
-    return refuse("the position is not one of this loader's: batch " + std::to_string(start->batch) + " of " +
-                  std::to_string(plan.batches));
+    return refuse("the position is out of range: epoch " + std::to_string(start->epoch) + ", batch " +
+                  std::to_string(start->batch) + " of " + std::to_string(plan.batches));
   return number;
 }
 
@@ -154,13 +156,15 @@ Result<PixelTable> pixel_table(const ImageLoaderOptions& options, std::size_t ch
     return values.size() == 1 || values.size() == channels;
   };
   if (!fits(options.mean) || !fits(options.deviation))
-    return refuse("mean and deviation are one number, or one for each of " + std::to_string(channels) + " channels");
+    return refuse("mean and deviation need 1 value or one for each of " + std::to_string(channels) + " channels, not " +
+                  std::to_string(options.mean.size()) + " and " + std::to_string(options.deviation.size()));
   PixelTable table(channels);
   for (std::size_t channel = 0; channel < channels; ++channel) {
     const float mean = options.mean[options.mean.size() == 1 ? 0 : channel];
     const float deviation = options.deviation[options.deviation.size() == 1 ? 0 : channel];
-    if (!(mean >= -1e6F && mean <= 1e6F)) return refuse("a mean that is no number of this kind");
-    if (!(deviation > 0 && deviation <= 1e6F)) return refuse("a deviation is greater than 0");
+    if (!(mean >= -1e6F && mean <= 1e6F)) return refuse("the mean must be -1e6 to 1e6, not " + std::to_string(mean));
+    if (!(deviation > 0 && deviation <= 1e6F))
+      return refuse("the deviation must be above 0 and at most 1e6, not " + std::to_string(deviation));
     for (unsigned pixel = 0; pixel < 256; ++pixel)
       table[channel][pixel] = (static_cast<float>(pixel) / 255.0F - mean) / deviation;
   }
@@ -205,10 +209,11 @@ struct TokenLoader::State {
 Result<TokenLoader> TokenLoader::create(const TokenFile& file, TokenRange range, const TokenLoaderOptions& options,
                                         device::Device device, const LoaderPosition* start) {
   DUNNOCK_TRY(check_common(options.batch, options.shard, options.buffers));
-  if (options.tokens == 0 || options.tokens > kBatchMax) return refuse("a row has 1 to 2^31 tokens");
+  if (options.tokens == 0 || options.tokens > kBatchMax)
+    return refuse("a row needs 1 to 2^31 tokens, not " + std::to_string(options.tokens));
   if (range.first > file.count() || range.count > file.count() - range.first)
     return refuse("tokens " + std::to_string(range.first) + " to " + std::to_string(range.first + range.count) +
-                  " of a file of " + std::to_string(file.count()));
+                  " are out of range: the file has " + std::to_string(file.count()));
   const Windows windows{range, options.tokens, options.order, options.seed};
   BatchPlan plan{
       .items = windows.items(), .batch = options.batch, .setup_without_checksum = {}, .shard = options.shard};
@@ -293,9 +298,9 @@ struct ImageLoader::State {
 
 Result<ImageLoader> ImageLoader::create(std::shared_ptr<const ImageSet> images, const ImageLoaderOptions& options,
                                         device::Device device, const LoaderPosition* start) {
-  DUNNOCK_CHECK(images != nullptr, "a loader of images has images");
+  DUNNOCK_CHECK(images != nullptr, "a loader of images needs images");
   DUNNOCK_TRY(check_common(options.batch, options.shard, options.buffers));
-  if (options.order == Order::kAnywhere) return refuse("images come in sequence or shuffled");
+  if (options.order == Order::kAnywhere) return refuse("the order of images must be sequential or shuffled");
   auto table = pixel_table(options, images->channels());
   DUNNOCK_TRY(table);
   BatchPlan plan{

@@ -38,7 +38,7 @@ class Prefetch {
     std::unique_lock lock(mutex_);
     if (taken_ == slots_.size())
       return make_error(ErrorCode::kInvalidArgument,
-                        "all " + std::to_string(slots_.size()) + " batches of the loader are held; let one go first");
+                        "all " + std::to_string(slots_.size()) + " batches of the loader are held; release one first");
     changed_.wait(lock, [this] { return !ready_.empty() || error_.has_value(); });
     if (ready_.empty()) return tl::unexpected(*error_);
     const std::size_t slot = ready_.front();

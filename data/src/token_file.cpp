@@ -46,8 +46,8 @@ tl::unexpected<Error> corrupt(const std::string& what) {
 Status check_size(std::uint64_t bytes, const Place& place) {
   const std::uint64_t there = bytes - place.begin_bytes;
   if (place.count > there / place.width_bytes || place.count * place.width_bytes != there)
-    return corrupt("its header promises " + std::to_string(place.count) + " tokens of " +
-                   std::to_string(place.width_bytes) + " bytes, but " + std::to_string(there) + " bytes are there");
+    return corrupt("its header says " + std::to_string(place.count) + " tokens of " +
+                   std::to_string(place.width_bytes) + " bytes, but " + std::to_string(there) + " bytes follow it");
   return {};
 }
 
@@ -55,15 +55,16 @@ Result<Place> place_dunnock(std::span<const std::byte> bytes) {
   TokenFileHeader header;
   if (bytes.size() < sizeof header) return corrupt("it has no header");
   std::memcpy(&header, bytes.data(), sizeof header);
-  if (header.magic == 0) return corrupt("it was never finished");
-  if (header.magic != TokenFileHeader::kMagic) return corrupt("it begins with something else");
+  if (header.magic == 0) return corrupt("it was not written completely");
+  if (header.magic != TokenFileHeader::kMagic) return corrupt("its magic word is missing");
   if (header.version != TokenFileHeader::kVersion)
-    return make_error(ErrorCode::kWrongVersion, "a token file of version " + std::to_string(header.version) +
+    return make_error(ErrorCode::kWrongVersion, "the token file has version " + std::to_string(header.version) +
                                                     "; this build reads " + std::to_string(TokenFileHeader::kVersion));
   if (header.checksum != checksum_of(header)) return corrupt("its header is damaged");
-  if (header.width_bytes != 2 && header.width_bytes != 4) return corrupt("tokens have 2 or 4 bytes");
+  if (header.width_bytes != 2 && header.width_bytes != 4)
+    return corrupt("a token needs 2 or 4 bytes, not " + std::to_string(header.width_bytes));
   if (header.vocabulary == 0 || header.vocabulary > TokenFile::kVocabularyMax)
-    return corrupt("a vocabulary of " + std::to_string(header.vocabulary));
+    return corrupt("its vocabulary needs 1 to 2^31 tokens, not " + std::to_string(header.vocabulary));
   const Place place{sizeof header, header.count, header.vocabulary, header.tokens_checksum, header.width_bytes};
   DUNNOCK_TRY(check_size(bytes.size(), place));
   return place;
@@ -74,13 +75,13 @@ Result<Place> place_llm_c(std::span<const std::byte> bytes, std::uint64_t vocabu
   struct {
     std::uint32_t magic, version, count;
   } header{};
-  if (bytes.size() < kHeaderBytes) return corrupt("it has no header of llm.c");
+  if (bytes.size() < kHeaderBytes) return corrupt("it has no llm.c header");
   std::memcpy(&header, bytes.data(), sizeof header);
   unsigned width = 0;
   if (header.magic == 20240520 && header.version == 1) width = 2;
   if (header.magic == 20240801 && header.version == 7) width = 4;
   if (width == 0)
-    return corrupt("a header of llm.c begins with 20240520, 1 or with 20240801, 7, and not with " +
+    return corrupt("an llm.c header begins with 20240520, 1 or with 20240801, 7, not with " +
                    std::to_string(header.magic) + ", " + std::to_string(header.version));
   const Place place{kHeaderBytes, header.count, vocabulary, 0, width};
   DUNNOCK_TRY(check_size(bytes.size(), place));
@@ -91,11 +92,14 @@ Result<Place> place_of(std::span<const std::byte> bytes, const TokenFile::Option
   using Format = TokenFile::Format;
   if (options.format == Format::kDunnock) return place_dunnock(bytes);
   if (options.vocabulary == 0 || options.vocabulary > TokenFile::kVocabularyMax)
-    return make_error(ErrorCode::kInvalidArgument, "a token file of this format needs a vocabulary, of at most 2^31");
+    return make_error(ErrorCode::kInvalidArgument,
+                      "a token file of this format needs a vocabulary of 1 to 2^31 tokens, not " +
+                          std::to_string(options.vocabulary));
   if (options.format == Format::kLlmC) return place_llm_c(bytes, options.vocabulary);
   const unsigned width = options.format == Format::kRaw16 ? 2 : 4;
   if (bytes.size() % width != 0)
-    return corrupt(std::to_string(bytes.size()) + " bytes are no whole number of tokens of " + std::to_string(width));
+    return corrupt(std::to_string(bytes.size()) + " bytes are not a whole number of tokens of " +
+                   std::to_string(width) + " bytes");
   return Place{0, bytes.size() / width, options.vocabulary, 0, width};
 }
 
@@ -129,7 +133,7 @@ Result<Scan> scan_tokens(const InputFile& file, const Place& place) {
   std::vector<std::uint32_t> memory(kBlockBytes / sizeof(std::uint32_t));
   const std::span<std::byte> block = std::as_writable_bytes(std::span(memory));
   const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(), XXH3_freeState);
-  if (state == nullptr) return make_error(ErrorCode::kNoSpace, "no memory to look at the tokens with");
+  if (state == nullptr) return make_error(ErrorCode::kNoSpace, "can't allocate memory for checking the tokens");
   XXH3_64bits_reset(state.get());
   Scan scan;
   const std::uint64_t bytes = place.count * place.width_bytes;
@@ -151,7 +155,7 @@ Result<Scan> scan_tokens(const InputFile& file, const Place& place) {
 }  // namespace
 
 TokenSplit split_tokens(std::uint64_t count, double validation_share) {
-  DUNNOCK_CHECK(validation_share >= 0 && validation_share <= 1, "a share is one of the whole");
+  DUNNOCK_CHECK(validation_share >= 0 && validation_share <= 1, "a share is from 0 to 1");
   const auto validation = std::min(count, static_cast<std::uint64_t>(static_cast<double>(count) * validation_share));
   return {{0, count - validation}, {count - validation, validation}};
 }
@@ -166,12 +170,12 @@ Result<TokenFile> TokenFile::open(const std::string& path, const Options& option
     const auto scan = scan_tokens(mapped, *place);
     DUNNOCK_TRY(scan);
     if (options.format == Format::kDunnock && scan->checksum != place->checksum)
-      return make_error(ErrorCode::kCorrupt,
-                        path + ": not a token file: its tokens are damaged: their checksum is another");
+      return make_error(ErrorCode::kCorrupt, path + ": its tokens are damaged: they fail their checksum");
     if (scan->wrong)
       return make_error(ErrorCode::kCorrupt, path + ": token number " + std::to_string(scan->wrong->position) + " is " +
-                                                 std::to_string(scan->wrong->token) + ", of a vocabulary of " +
-                                                 std::to_string(place->vocabulary));
+                                                 std::to_string(scan->wrong->token) +
+                                                 ", which is out of range: the vocabulary has " +
+                                                 std::to_string(place->vocabulary) + " tokens");
     file.checksum_ = scan->checksum;
     if (place->count > 0) file.largest_ = scan->largest;
   }
@@ -187,15 +191,15 @@ Result<TokenFile> TokenFile::open(const std::string& path, const Options& option
 const std::string& TokenFile::path() const noexcept { return file_->path(); }
 
 Status TokenFile::copy(std::uint64_t first, std::span<std::int32_t> to) const {
-  DUNNOCK_CHECK(first <= count_, "tokens are read from the file");
-  DUNNOCK_CHECK(to.size() <= count_ - first, "tokens are read from the file");
-  if (!file_->still_whole()) return make_error(ErrorCode::kCorrupt, path() + " has become shorter since it was opened");
+  DUNNOCK_CHECK(first <= count_, "the range of tokens is within the file");
+  DUNNOCK_CHECK(to.size() <= count_ - first, "the range of tokens is within the file");
+  if (!file_->still_whole()) return make_error(ErrorCode::kCorrupt, path() + " was truncated while it was open");
   const std::byte* from = tokens_ + first * width_bytes_;
   const std::uint32_t largest = width_bytes_ == 2 ? widen<std::uint16_t>(from, to) : widen<std::uint32_t>(from, to);
   if (!to.empty() && largest >= vocabulary_)
-    return make_error(ErrorCode::kCorrupt, path() + ": the token " + std::to_string(largest) + " among those from " +
-                                               std::to_string(first) + " on, of a vocabulary of " +
-                                               std::to_string(vocabulary_));
+    return make_error(ErrorCode::kCorrupt, path() + ": token " + std::to_string(largest) + " at or after position " +
+                                               std::to_string(first) + " is out of range: the vocabulary has " +
+                                               std::to_string(vocabulary_) + " tokens");
   return {};
 }
 
@@ -224,9 +228,9 @@ class TokenSink {
       return token < 0 || static_cast<std::uint64_t>(token) >= header_.vocabulary;
     });
     if (wrong != tokens.end())
-      return make_error(ErrorCode::kInvalidArgument, path_ + ": the token " + std::to_string(*wrong) +
-                                                         " is not of a vocabulary of " +
-                                                         std::to_string(header_.vocabulary));
+      return make_error(ErrorCode::kInvalidArgument, path_ + ": token " + std::to_string(*wrong) +
+                                                         " is out of range: the vocabulary has " +
+                                                         std::to_string(header_.vocabulary) + " tokens");
     for (auto rest = tokens; !rest.empty();) {
       const std::size_t count = std::min(rest.size(), (kBufferBytes - used_) / header_.width_bytes);
       narrow(rest.first(count), buffer_.data() + used_);
@@ -290,7 +294,8 @@ TokenFileWriter::~TokenFileWriter() = default;
 
 Result<TokenFileWriter> TokenFileWriter::create(const std::string& path, std::uint64_t vocabulary) {
   if (vocabulary == 0 || vocabulary > TokenFile::kVocabularyMax)
-    return make_error(ErrorCode::kInvalidArgument, "a vocabulary has 1 to 2^31 tokens");
+    return make_error(ErrorCode::kInvalidArgument,
+                      "a vocabulary needs 1 to 2^31 tokens, not " + std::to_string(vocabulary));
   DUNNOCK_TRY(auto file, OutputFile::create(path));
   return TokenFileWriter(std::make_unique<detail::TokenSink>(std::move(file), path, vocabulary));
 }

@@ -34,14 +34,14 @@ Result<SafetensorsFile> SafetensorsFile::open(const std::string& path) {
   SafetensorsFile file(descriptor, 0, {});  // Closes it from here on.
   struct stat info {};
   if (fstat(descriptor, &info) != 0) return system_error("can't open " + path, errno);
-  if (!S_ISREG(info.st_mode)) return make_error(ErrorCode::kInvalidArgument, path + " is not an ordinary file");
+  if (!S_ISREG(info.st_mode)) return make_error(ErrorCode::kInvalidArgument, path + " is not a regular file");
   const auto corrupt = [&path](const std::string& what) { return make_error(ErrorCode::kCorrupt, path + ": " + what); };
   const auto size = static_cast<std::uint64_t>(info.st_size);
   std::uint64_t length = 0;
   if (size < sizeof length || !read_all(descriptor, 0, std::as_writable_bytes(std::span(&length, 1))))
     return corrupt("not a safetensors file: it has no header");
   if (length > kSafetensorsHeaderBytesMax || length > size - sizeof length)
-    return corrupt("not a safetensors file, or cut off: its header would have " + std::to_string(length) + " bytes");
+    return corrupt("not a safetensors file, or truncated: its header would have " + std::to_string(length) + " bytes");
   std::vector<std::byte> json(length);
   if (!read_all(descriptor, sizeof length, json)) return system_error("can't read " + path, errno);
   auto header = parse_safetensors_header(json, size - sizeof length - length);

@@ -134,10 +134,10 @@ std::vector<std::byte> encode(const Manifest& manifest) {
 
 Result<Manifest> decode_manifest(std::span<const std::byte> bytes) {
   const auto corrupt = [](const char* what) {
-    return make_error(ErrorCode::kCorrupt, std::string("a manifest ") + what);
+    return make_error(ErrorCode::kCorrupt, std::string("the manifest ") + what);
   };
   constexpr std::size_t kSum = sizeof(std::uint64_t);
-  if (bytes.size() < 2 * kSum) return corrupt("is cut off");
+  if (bytes.size() < 2 * kSum) return corrupt("is truncated");
   std::uint64_t sum;
   std::memcpy(&sum, bytes.data() + bytes.size() - kSum, kSum);
   bytes = bytes.first(bytes.size() - kSum);
@@ -145,11 +145,11 @@ Result<Manifest> decode_manifest(std::span<const std::byte> bytes) {
   Reader reader(bytes);
   if (reader.number<std::uint64_t>() != kMagic) return corrupt("lacks its magic word");
   if (const auto version = reader.number<std::uint32_t>(); version != kVersion)
-    return make_error(ErrorCode::kWrongVersion, "a manifest of format version " + std::to_string(version) +
+    return make_error(ErrorCode::kWrongVersion, "the manifest has format version " + std::to_string(version) +
                                                     ", expected " + std::to_string(kVersion));
   Manifest manifest;
   manifest.chunk_bytes = reader.number<std::uint32_t>();
-  if (manifest.chunk_bytes == 0) return corrupt("has chunks of no bytes");
+  if (manifest.chunk_bytes == 0) return corrupt("has chunks of 0 bytes");
   manifest.name = reader.text();
   manifest.version = reader.number<std::uint64_t>();
   manifest.created_seconds = reader.number<std::uint64_t>();
@@ -161,8 +161,8 @@ Result<Manifest> decode_manifest(std::span<const std::byte> bytes) {
     std::string key = reader.text();
     manifest.notes.emplace_back(std::move(key), reader.text());
   }
-  if (!reader.ok()) return corrupt("contradicts itself");
-  if (reader.left() != 0) return corrupt("has bytes too many");
+  if (!reader.ok()) return corrupt("contains an invalid length or dtype");
+  if (reader.left() != 0) return corrupt("has extra bytes at its end");
   return manifest;
 }
 

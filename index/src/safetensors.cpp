@@ -77,9 +77,9 @@ Result<SafetensorsEntry> parse_entry(const std::string& name, const Json& json) 
   entry.begin_bytes = (*offsets)[0].get<std::uint64_t>();
   const auto end = (*offsets)[1].get<std::uint64_t>();
   const auto bytes = entry.spec.bytes();
-  if (!bytes) return wrong("is too large, or does not fill whole bytes");
+  if (!bytes) return wrong("is too large or does not fill whole bytes");
   if (end < entry.begin_bytes || end - entry.begin_bytes != *bytes)
-    return wrong("has offsets that do not fit its shape");
+    return wrong("has offsets that do not match its shape");
   return entry;
 }
 
@@ -89,14 +89,14 @@ Result<SafetensorsHeader> parse_safetensors_header(std::span<const std::byte> js
   if (json.size() > kSafetensorsHeaderBytesMax) return corrupt("it has more than 100 MB");
   if (json.empty() || json[0] != std::byte{'{'}) return corrupt("it does not begin with {");
   // The parser would take it for the end, and what follows it would be nobody's.
-  if (std::find(json.begin(), json.end(), std::byte{0}) != json.end()) return corrupt("there is a zero byte in it");
+  if (std::find(json.begin(), json.end(), std::byte{0}) != json.end()) return corrupt("it contains a NUL byte");
   Watch watch;
   const auto* text = reinterpret_cast<const char*>(json.data());
   const Json parsed = Json::parse(
       text, text + json.size(),
       [&watch](int depth, Json::parse_event_t event, Json& value) { return watch(depth, event, value); }, false);
   if (watch.too_deep()) return corrupt("it is nested too deeply");
-  if (parsed.is_discarded() || !parsed.is_object()) return corrupt("it is not JSON");
+  if (parsed.is_discarded() || !parsed.is_object()) return corrupt("it is not a valid JSON object");
   if (!watch.twice().empty()) return corrupt("the name '" + printable(watch.twice()) + "' occurs twice");
 
   SafetensorsHeader header;
@@ -121,9 +121,9 @@ Result<SafetensorsHeader> parse_safetensors_header(std::span<const std::byte> js
   std::uint64_t at = 0;
   for (const SafetensorsEntry& entry : header.tensors) {
     if (entry.begin_bytes != at)
-      return corrupt("tensor '" + printable(entry.spec.name) + "' does not begin where the one before it ends");
+      return corrupt("tensor '" + printable(entry.spec.name) + "' does not begin where the previous tensor ends");
     at += entry.spec.bytes().value_or(0);
-    if (at > data_bytes) return corrupt("tensor '" + printable(entry.spec.name) + "' ends beyond the file");
+    if (at > data_bytes) return corrupt("tensor '" + printable(entry.spec.name) + "' ends after the end of the file");
   }
   if (at != data_bytes) return corrupt(std::to_string(data_bytes - at) + " bytes follow the last tensor");
   return header;
@@ -141,7 +141,7 @@ Result<std::string> safetensors_header(std::span<const TensorSpec> tensors,
   std::set<std::string_view> names;
   for (const TensorSpec& spec : tensors) {
     const auto bytes = spec.bytes();
-    if (!bytes) return refuse("tensor '" + printable(spec.name) + "' is too large, or does not fill whole bytes");
+    if (!bytes) return refuse("tensor '" + printable(spec.name) + "' is too large or does not fill whole bytes");
     if (at > ~0ULL / 2 - *bytes) return refuse("the tensors are too large for one file");
     if (!countable(spec.shape)) return refuse("tensor '" + printable(spec.name) + "' has a shape that is too large");
     if (spec.name == kNotes || !names.insert(spec.name).second)
@@ -153,7 +153,7 @@ Result<std::string> safetensors_header(std::span<const TensorSpec> tensors,
   try {
     text = json.dump();
   } catch (const nlohmann::json::type_error&) {
-    return refuse("a name is not UTF-8");
+    return refuse("a name or a note is not valid UTF-8");
   }
   text.append((8 - text.size() % 8) % 8, ' ');
   if (text.size() > kSafetensorsHeaderBytesMax) return refuse("the header would have more than 100 MB");

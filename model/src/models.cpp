@@ -22,67 +22,72 @@ std::string listed(const std::vector<std::size_t>& sizes) {
 }
 
 Status check_image(const ImageShape& image) {
-  return image.size() == 0 ? invalid("an image has a height, a width and channels") : Status();
+  return image.size() == 0 ? invalid("an image needs a height, a width and channels above 0") : Status();
 }
 
 Status check_sizes(const MlpOptions& model) {
-  if (model.inputs == 0) return invalid("an MLP has inputs");
-  if (any_zero(model.hidden)) return invalid("hidden layers of an MLP have values");
-  return model.classes == 0 ? invalid("an MLP has classes") : Status();
+  if (model.inputs == 0) return invalid("an MLP needs at least one input");
+  if (any_zero(model.hidden)) return invalid("each hidden layer of an MLP needs at least one value");
+  return model.classes == 0 ? invalid("an MLP needs at least one class") : Status();
 }
 
 Status check_sizes(const CnnOptions& model) {
   DUNNOCK_TRY(check_image(model.image));
   std::size_t height = model.image.height;
   std::size_t width = model.image.width;
-  if (model.stages.empty()) return invalid("a CNN has stages");
+  if (model.stages.empty()) return invalid("a CNN needs at least one stage");
   for (const std::vector<std::size_t>& stage : model.stages) {
-    if (stage.empty()) return invalid("a CNN's stage has convolutions");
-    if (any_zero(stage)) return invalid("a CNN's convolutions have channels");
+    if (stage.empty()) return invalid("each stage of a CNN needs at least one convolution");
+    if (any_zero(stage)) return invalid("each convolution of a CNN needs at least one channel");
     height /= 2;
     width /= 2;
   }
-  if (height == 0 || width == 0) return invalid("a CNN has no more stages than halve its images to 1 x 1");
-  if (any_zero(model.hidden)) return invalid("a CNN's hidden layers have values");
-  return model.classes == 0 ? invalid("a CNN has classes") : Status();
+  if (height == 0 || width == 0)
+    return invalid("a CNN's " + std::to_string(model.stages.size()) +
+                   " stages are too many: each halves the image, which must stay at least 1 x 1");
+  if (any_zero(model.hidden)) return invalid("each hidden layer of a CNN needs at least one value");
+  return model.classes == 0 ? invalid("a CNN needs at least one class") : Status();
 }
 
 Status check_blocks(std::string_view kind, const std::vector<std::size_t>& blocks) {
-  if (blocks.empty() || any_zero(blocks)) return invalid("a " + std::string(kind) + "'s stages have blocks");
+  if (blocks.empty() || any_zero(blocks))
+    return invalid("a " + std::string(kind) + " needs stages of at least one block each");
   return {};
 }
 
 Status check_sizes(const ResNetOptions& model) {
   DUNNOCK_TRY(check_image(model.image));
   DUNNOCK_TRY(check_blocks("ResNet", model.blocks));
-  if (model.width == 0) return invalid("a ResNet has a width");
-  return model.classes == 0 ? invalid("a ResNet has classes") : Status();
+  if (model.width == 0) return invalid("a ResNet needs a width above 0");
+  return model.classes == 0 ? invalid("a ResNet needs at least one class") : Status();
 }
 
 Status check_sizes(const DenseNetOptions& model) {
   DUNNOCK_TRY(check_image(model.image));
   DUNNOCK_TRY(check_blocks("DenseNet", model.blocks));
   if (model.growth == 0 || model.stem_width == 0 || model.bottleneck == 0)
-    return invalid("a DenseNet has a growth, a stem's width and a bottleneck");
+    return invalid("a DenseNet needs a growth, a stem width and a bottleneck above 0");
   std::size_t smallest = std::min(model.image.height, model.image.width);
   if (model.large_stem) smallest = ((smallest + 1) / 2 + 1) / 2;
   for (std::size_t i = 1; i < model.blocks.size(); ++i) smallest /= 2;
-  if (smallest == 0) return invalid("a DenseNet has no more blocks than halve its images to 1 x 1");
-  return model.classes == 0 ? invalid("a DenseNet has classes") : Status();
+  if (smallest == 0)
+    return invalid("a DenseNet's " + std::to_string(model.blocks.size()) +
+                   " blocks are too many: each but the first halves the image, which must stay at least 1 x 1");
+  return model.classes == 0 ? invalid("a DenseNet needs at least one class") : Status();
 }
 
 Status check_sizes(const GptOptions& model) {
   if (model.vocabulary == 0 || model.context == 0 || model.layers == 0)
-    return invalid("a GPT has a vocabulary, a context and layers");
+    return invalid("a GPT needs a vocabulary, a context and layers above 0");
   if (model.heads == 0 || model.width == 0 || model.mlp_ratio == 0)
-    return invalid("a GPT has heads, a width and an mlp_ratio");
+    return invalid("a GPT needs heads, a width and an mlp_ratio above 0");
   if (model.width % model.heads != 0)
-    return invalid("a GPT's width (" + std::to_string(model.width) + ") is a multiple of its heads (" +
+    return invalid("a GPT's width (" + std::to_string(model.width) + ") must be a multiple of its heads (" +
                    std::to_string(model.heads) + ")");
   const std::size_t head_dim = model.width / model.heads;
-  if (head_dim > 256) return invalid("a GPT's heads have at most 256 values, not " + std::to_string(head_dim));
+  if (head_dim > 256) return invalid("a GPT's head can have at most 256 values, not " + std::to_string(head_dim));
   if (model.positions == Positions::kRotary && head_dim % 2 != 0)
-    return invalid("heads with rotary positions have an even number of values, not " + std::to_string(head_dim));
+    return invalid("a head with rotary positions needs an even number of values, not " + std::to_string(head_dim));
   return {};
 }
 

@@ -19,16 +19,16 @@ template <class T>
 Result<Network<T>> Network<T>::create(const ModelOptions& model, const NetworkOptions& options,
                                       device::Stream& stream) {
   DUNNOCK_TRY(check(model));
-  if (options.slots == 0) return make_error(ErrorCode::kInvalidArgument, "a network needs a slot");
-  if (options.rows == 0) return make_error(ErrorCode::kInvalidArgument, "a micro-batch has rows");
+  if (options.slots == 0) return make_error(ErrorCode::kInvalidArgument, "a network needs at least one slot");
+  if (options.rows == 0) return make_error(ErrorCode::kInvalidArgument, "a micro-batch needs at least one row");
   Network network;
   network.model_ = model;
   network.layers_ = layers_of<T>(model);
   const std::size_t layers = network.layers_.size();
   network.held_ = options.held.empty() ? std::vector<bool>(layers, true) : options.held;
   if (network.held_.size() != layers) {
-    return make_error(ErrorCode::kInvalidArgument, "the model has " + std::to_string(layers) + " layers, not " +
-                                                       std::to_string(options.held.size()));
+    return make_error(ErrorCode::kInvalidArgument, "the model has " + std::to_string(layers) +
+                                                       " layers, but held has " + std::to_string(options.held.size()));
   }
   network.slots_ = options.slots;
   network.rows_ = options.rows;
@@ -83,7 +83,7 @@ LayerValues<T> Network<T>::values(unsigned layer, const NetworkRun<T>& run) cons
   LayerValues<T> values;
   const std::size_t rows = run.batch.rows;
   DUNNOCK_CHECK(held_[layer], "a rank runs the layers that it holds");
-  DUNNOCK_CHECK(rows <= rows_, "a micro-batch has no more rows than was said");
+  DUNNOCK_CHECK(rows <= rows_, "a micro-batch has at most the rows given to create()");
   if (layer == 0) {
     values.x = run.batch.images;
   } else {

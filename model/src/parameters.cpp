@@ -95,7 +95,8 @@ Result<Parameters<T>> Parameters<T>::create(const std::vector<LayerSpecs>& layer
       Tensor tensor{.spec = spec, .layer = layer, .size = spec.size()};
       if (spec.tied) {
         const auto owner = owners.find(spec.name);
-        if (owner == owners.end()) return invalid("parameter '" + spec.name + "' is tied to none before it");
+        if (owner == owners.end())
+          return invalid("parameter '" + spec.name + "' is tied to a parameter that does not precede it");
         if (layers[layer].held) {
           if (owner->second.second) {
             tensor.owner = owner->second.first;
@@ -108,7 +109,7 @@ Result<Parameters<T>> Parameters<T>::create(const std::vector<LayerSpecs>& layer
         }
       } else {
         if (!owners.emplace(spec.name, std::pair(made.tensors_.size(), layers[layer].held)).second)
-          return invalid("there are two parameters '" + spec.name + "'");
+          return invalid("parameter '" + spec.name + "' occurs twice");
         blocks_of.emplace(spec.name, block);
         block += (spec.size() + 3) / 4;
       }
@@ -125,7 +126,7 @@ Result<Parameters<T>> Parameters<T>::create(const std::vector<LayerSpecs>& layer
       made.tensors_.push_back(std::move(tensor));
     }
     for (const StateSpec& spec : layers[layer].states) {
-      if (!state_names.insert(spec.name).second) return invalid("there are two states '" + spec.name + "'");
+      if (!state_names.insert(spec.name).second) return invalid("state '" + spec.name + "' occurs twice");
       if (!layers[layer].held) continue;
       made.states_.push_back({spec, layer, state_values});
       state_values += aligned_values(spec.size);

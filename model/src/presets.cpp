@@ -20,7 +20,7 @@ Result<GptOptions> gpt_preset(std::string_view name) {
     }
     known += (known.empty() ? "" : ", ") + std::string(preset.name);
   }
-  return make_error(ErrorCode::kNotFound, "there is no model '" + std::string(name) + "'; there are " + known);
+  return make_error(ErrorCode::kNotFound, "unknown model '" + std::string(name) + "': expected one of " + known);
 }
 
 }  // namespace dunnock::model

@@ -22,19 +22,19 @@ double uniform(const kernels::PhiloxBlock& block) {
 
 Sampler::Sampler(const SamplingOptions& options) : options_(options) {
   DUNNOCK_CHECK(std::isfinite(options.temperature), "a temperature is finite");
-  DUNNOCK_CHECK(options.temperature >= 0, "a temperature is not below 0");
+  DUNNOCK_CHECK(options.temperature >= 0, "a temperature is not negative");
 }
 
 Result<std::int32_t> Sampler::token(std::span<const float> logits, std::uint64_t position) {
-  DUNNOCK_CHECK(!logits.empty(), "a token is chosen of at least one");
+  DUNNOCK_CHECK(!logits.empty(), "there is at least one logit");
   for (std::size_t i = 0; i < logits.size(); ++i) {
     if (std::isnan(logits[i]) || logits[i] == std::numeric_limits<float>::infinity()) {
       return make_error(ErrorCode::kCorrupt,
-                        "logit " + std::to_string(i) + " is " + (std::isnan(logits[i]) ? "no number" : "infinite"));
+                        "logit " + std::to_string(i) + " is " + (std::isnan(logits[i]) ? "NaN" : "Inf"));
     }
   }
   const auto largest = std::ranges::max_element(logits);  // The first of equals.
-  if (std::isinf(*largest)) return make_error(ErrorCode::kCorrupt, "all logits are -infinity");
+  if (std::isinf(*largest)) return make_error(ErrorCode::kCorrupt, "all logits are -Inf");
   if (options_.temperature == 0) return static_cast<std::int32_t>(largest - logits.begin());
 
   candidates_.resize(logits.size());

@@ -90,7 +90,7 @@ class Problems {
   [[nodiscard]] bool any() const { return !what_.empty(); }
   [[nodiscard]] tl::unexpected<Error> error() const {
     if (what_.size() == 1) return make_error(code_, path_ + " " + what_.front() + " (" + model_ + ")");
-    std::string text = path_ + " does not fit the " + model_ + ", for " + std::to_string(what_.size()) + " reasons:";
+    std::string text = path_ + " does not match the " + model_ + ", for " + std::to_string(what_.size()) + " reasons:";
     for (const std::string& one : what_) text += "\n  it " + one;
     return make_error(code_, text);
   }
@@ -123,22 +123,22 @@ struct FileTensor {
 Result<std::map<std::string, std::string>> read_index(const std::string& path) {
   DUNNOCK_TRY(const auto text, read_file(path));
   const auto wrong = [&path](const std::string& what) {
-    return make_error(ErrorCode::kCorrupt, path + " is no index of safetensors files: " + what);
+    return make_error(ErrorCode::kCorrupt, path + " is not an index of safetensors files: " + what);
   };
   const auto json = dunnock::parse_json(text);
   if (!json) return wrong(json.error().message);
-  if (!json->is_object()) return wrong("it is not an object");
+  if (!json->is_object()) return wrong("it is not a JSON object");
   const auto map = json->find("weight_map");
   if (map == json->end() || !map->is_object() || map->empty())
-    return wrong("it has no \"weight_map\" of tensors to files");
+    return wrong("it has no \"weight_map\" from tensors to files");
   std::map<std::string, std::string> files;
   for (const auto& [tensor, file] : map->items()) {
     const std::string name = "tensor '" + printable(tensor) + "'";
-    if (!file.is_string()) return wrong(name + " is in no file");
+    if (!file.is_string()) return wrong(name + " has no file name");
     const auto& place = file.get_ref<const std::string&>();
     if (place.empty() || place.find('/') != std::string::npos || place == "." || place == ".." ||
         place.find('\0') != std::string::npos)
-      return wrong(name + " is in '" + printable(place) + "', which is no file beside the index");
+      return wrong(name + " is in '" + printable(place) + "', which is not a file in the directory of the index");
     files[tensor] = place;
   }
   return files;
@@ -175,11 +175,12 @@ Result<Files> open_files(const std::string& path) {
     const bool has_one = std::filesystem::exists(one, unseen);
     const bool has_index = std::filesystem::exists(index, unseen);
     if (has_one && has_index)
-      return make_error(ErrorCode::kInvalidArgument,
-                        path + " has model.safetensors and model.safetensors.index.json: name one of the two");
+      return make_error(
+          ErrorCode::kInvalidArgument,
+          path + " has model.safetensors and model.safetensors.index.json: give the path of one of the two");
     if (!has_one && !has_index)
       return make_error(ErrorCode::kNotFound,
-                        path + " is a folder without model.safetensors or model.safetensors.index.json");
+                        path + " is a directory without model.safetensors or model.safetensors.index.json");
     return open_files(has_one ? one : index);
   }
   if (path.ends_with(".json")) return open_indexed(path);
@@ -213,7 +214,7 @@ std::map<std::string, FileTensor> tensors_of(const Files& files, Problems& probl
   }
   for (const auto& [tensor, file] : missing)
     problems.add(ErrorCode::kInvalidArgument,
-                 "says that '" + printable(tensor) + "' is in " + printable(file) + ", and there it is not");
+                 "says that '" + printable(tensor) + "' is in " + printable(file) + ", which does not contain it");
   return tensors;
 }
 
@@ -238,16 +239,16 @@ void check_tensor(const FileTensor& tensor, const std::vector<std::size_t>& want
   const TensorSpec& spec = tensor.entry->spec;
   const std::vector<std::uint64_t> shape(wanted.begin(), wanted.end());
   if (spec.shape != shape) {
-    std::string what = "has " + tensor.words() + " of the shape " + shape_words(spec.shape) + ", and the model's is " +
+    std::string what = "has " + tensor.words() + " of the shape " + shape_words(spec.shape) + ", but the model's is " +
                        shape_words(shape);
     const bool table = shape.size() == 2 && spec.shape.size() == 2 && shape[1] == spec.shape[1] &&
                        (plain_name(spec.name) == kTable || plain_name(spec.name) == kHead);
-    if (table) what += ": model.vocabulary=" + std::to_string(spec.shape[0]) + " fits it";
+    if (table) what += ": model.vocabulary=" + std::to_string(spec.shape[0]) + " matches it";
     problems.add(ErrorCode::kInvalidArgument, what);
   }
   if (spec.dtype != Dtype::kF32 && spec.dtype != Dtype::kF16 && spec.dtype != Dtype::kBF16)
     problems.add(ErrorCode::kUnsupported, "has " + tensor.words() + " of the type " + std::string(name_of(spec.dtype)) +
-                                              ", and weights are F32, F16 or BF16");
+                                              ", but weights must be F32, F16 or BF16");
 }
 
 void check_numbers(const FileTensor& tensor, std::span<const float> values, Problems& problems) {
@@ -261,7 +262,7 @@ void check_numbers(const FileTensor& tensor, std::span<const float> values, Prob
                                : *first > 0       ? "Inf"
                                                   : "-Inf") +
                    " at " + place_words(index, tensor.entry->spec.shape) +
-                   (count > 1 ? ", the first of " + std::to_string(count) + " values that are no numbers" : ""));
+                   (count > 1 ? ", the first of " + std::to_string(count) + " values that are not finite" : ""));
 }
 
 /// This model's head is its table. A file whose head is another one is another model's.
@@ -270,7 +271,7 @@ void check_tied(const FileTensor& table, std::span<const float> rows, const File
   for (std::size_t i = 0; i < rows.size(); ++i) {
     // Values that are not finite have been reported before.
     if (rows[i] == head_rows[i] || !std::isfinite(rows[i]) || !std::isfinite(head_rows[i])) continue;
-    problems.add(ErrorCode::kInvalidArgument, "has an untied head, and the model's head is its table: " + head.words() +
+    problems.add(ErrorCode::kInvalidArgument, "has an untied head, but the model's head is its table: " + head.words() +
                                                   " and " + table.words() + " differ, first at " +
                                                   place_words(i, table.entry->spec.shape));
     return;
@@ -358,7 +359,7 @@ Result<ReadWeights> read_weights(const ModelOptions& model, std::span<const Stat
       loaded.left_out.push_back(tensor.entry->spec.name);
     } else {
       problems.add(ErrorCode::kInvalidArgument,
-                   "has a tensor " + tensor.words() + ", and the model has none of this name");
+                   "has a tensor " + tensor.words() + ", but the model has no tensor of this name");
     }
   }
   if (problems.any()) return problems.error();

@@ -29,7 +29,7 @@ Result<MediaKind> media_kind(std::string_view name) {
     if (name == to_string(kind)) return kind;
   }
   return make_error(ErrorCode::kInvalidArgument,
-                    "no media '" + std::string(name) + "'; there are dram, process, file, direct, eadr");
+                    "unknown media '" + std::string(name) + "': expected dram, process, file, direct or eadr");
 }
 
 namespace {

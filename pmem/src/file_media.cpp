@@ -147,14 +147,14 @@ struct FileSync::State {
       while (ok()) cpu_pause();  // Another thread is making the mapping private.
       return;
     }
-    DUNNOCK_CHECK(!options.abort_on_error, "the disk refuses a write, and the pool was opened to end the process then");
+    DUNNOCK_CHECK(!options.abort_on_error, "a write to the disk failed, and the pool was opened with abort_on_error");
     if (options.freeze) {
       options.freeze();
     } else if (options.file >= 0) {
       constexpr int kFlags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
       const bool frozen = mmap(base, bytes, PROT_READ | PROT_WRITE, kFlags, options.file, 0) != MAP_FAILED ||
                           mmap(base, bytes, PROT_READ | PROT_WRITE, kFlags | MAP_ANONYMOUS, -1, 0) != MAP_FAILED;
-      DUNNOCK_CHECK(frozen, "after an error of the disk the pool's mapping must not be shared any longer");
+      DUNNOCK_CHECK(frozen, "after a disk error the pool's mapping can't be made private");
     }
     failed.store(failing.load(std::memory_order_relaxed), std::memory_order_release);
   }
@@ -375,7 +375,7 @@ Status FileSync::close() {
 
 void FileSync::note(const void* address) noexcept {
   const auto offset = static_cast<std::uint64_t>(static_cast<const std::byte*>(address) - state_->base);
-  DUNNOCK_CHECK(offset < state_->bytes, "a flushed address lies in the pool");
+  DUNNOCK_CHECK(offset < state_->bytes, "a flushed address is in the pool");
   if (!ok()) return;
   const std::uint64_t line = offset / kLineBytes * kLineBytes;
   std::vector<std::uint64_t>& lines = state_->noted().lines;
@@ -386,8 +386,8 @@ void FileSync::write(void* to, const void* from, std::size_t bytes) noexcept {
   if (bytes == 0) return;
   State& s = *state_;
   const auto offset = static_cast<std::uint64_t>(static_cast<std::byte*>(to) - s.base);
-  DUNNOCK_CHECK(offset < s.bytes, "what is written lies in the pool");
-  DUNNOCK_CHECK(bytes <= s.bytes - offset, "what is written lies in the pool");
+  DUNNOCK_CHECK(offset < s.bytes, "what is written is within the pool");
+  DUNNOCK_CHECK(bytes <= s.bytes - offset, "what is written is within the pool");
   if (bytes >= s.options.long_write && s.options.file >= 0 && ok()) {
     // Through the page cache, which the mapping shows: without a page fault for each page that was written back.
     if (file_system().pwrite(s.options.file, from, bytes, offset)) {

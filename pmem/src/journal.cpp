@@ -261,13 +261,13 @@ Half read_half(std::span<const std::byte> bytes, std::uint64_t id) {
 /// Which groups a replay needs: of `older` and then of `newer`, which is made the half with the youngest group.
 /// Errors: Corrupt.
 Status find_needed(Half& older, Half& newer, bool side_journal) {
-  const auto damaged = [] { return make_error(ErrorCode::kCorrupt, "a group of it is damaged"); };
+  const auto damaged = [] { return make_error(ErrorCode::kCorrupt, "one of its groups is damaged"); };
   if (side_journal) {
     if (older.first > newer.first) std::swap(older, newer);
     // Younger groups than the last in order would be acknowledged ones after damage.
     if (std::max(older.youngest, newer.youngest) > newer.last) return damaged();
     if (older.first != 0 && newer.first != older.last + 1)
-      return make_error(ErrorCode::kCorrupt, "groups of it are missing");
+      return make_error(ErrorCode::kCorrupt, "some of its groups are missing");
     return {};
   }
   if (older.youngest > newer.youngest) std::swap(older, newer);
@@ -283,7 +283,7 @@ Status find_needed(Half& older, Half& newer, bool side_journal) {
     return {};
   }
   if (older.first == 0 || older.first > newer.oldest || older.last + 1 != newer.first)
-    return make_error(ErrorCode::kCorrupt, "groups of it are missing");
+    return make_error(ErrorCode::kCorrupt, "some of its groups are missing");
   return {};
 }
 
@@ -313,7 +313,7 @@ bool begin_journal(const Journal::Options& options, std::uint64_t half_bytes, bo
 }  // namespace
 
 Result<std::unique_ptr<Journal>> Journal::create(Options options) {
-  DUNNOCK_CHECK(options.extent.bytes >= kJournalBytesLeast, "a journal has room for some groups");
+  DUNNOCK_CHECK(options.extent.bytes >= kJournalBytesLeast, "a journal has room for a few groups");
   const std::uint64_t half_bytes = (options.extent.bytes - kJournalBlock) / 2 / kJournalBlock * kJournalBlock;
   errno = 0;
   bool syncing = false;
@@ -328,14 +328,14 @@ Result<std::unique_ptr<Journal>> Journal::create(Options options) {
 Status replay_journal(std::span<const std::byte> journal, std::uint64_t id, std::uint64_t pool_bytes,
                       JournalExtent extent, const std::function<void(std::uint64_t, const std::uint64_t*)>& apply) {
   JournalHead head;
-  if (journal.size() < kJournalBlock) return make_error(ErrorCode::kCorrupt, "it is too short");
+  if (journal.size() < kJournalBlock) return make_error(ErrorCode::kCorrupt, "it is truncated");
   std::memcpy(&head, journal.data(), sizeof head);
   const bool side_journal = head.magic == kSideJournalMagic;
   if ((head.magic != kJournalMagic && !side_journal) || head.checksum != checksum_of(head))
     return make_error(ErrorCode::kCorrupt, "its head is damaged");
   if (head.id != id) return make_error(ErrorCode::kCorrupt, "it belongs to another pool");
   if (head.half_bytes % kJournalBlock != 0 || (journal.size() - kJournalBlock) / 2 < head.half_bytes)
-    return make_error(ErrorCode::kCorrupt, "it is too short");
+    return make_error(ErrorCode::kCorrupt, "it is truncated");
   std::array<Half, 2> halves;
   for (std::size_t i = 0; i < 2; ++i)
     halves[i] = read_half(journal.subspan(kJournalBlock + i * head.half_bytes, head.half_bytes), id);
@@ -354,9 +354,9 @@ Status replay_journal(std::span<const std::byte> journal, std::uint64_t id, std:
         std::uint64_t offset = 0;
         std::memcpy(&offset, at, sizeof offset);
         if (offset % kLineBytes != 0 || offset >= pool_bytes || pool_bytes - offset < kLineBytes)
-          return make_error(ErrorCode::kCorrupt, "a line of it is outside of the pool");
+          return make_error(ErrorCode::kCorrupt, "one of its lines is outside the pool");
         if (offset >= extent.offset && offset - extent.offset < extent.bytes)
-          return make_error(ErrorCode::kCorrupt, "a line of it is inside of itself");
+          return make_error(ErrorCode::kCorrupt, "one of its lines is inside the journal itself");
         lines[offset] = at + sizeof offset;
       }
     }

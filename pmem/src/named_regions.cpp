@@ -24,14 +24,14 @@ Result<std::vector<std::string>> left_over_regions(
     if (!there && there.error().code == ErrorCode::kNotFound) continue;
     DUNNOCK_TRY(there);
     if (!holds_nothing(name, *there))
-      return make_error(ErrorCode::kAlreadyExists, "there is a region '" + name + "' in " + pool.path());
+      return make_error(ErrorCode::kAlreadyExists, "region '" + name + "' already exists in " + pool.path());
     left.push_back(name);
   }
   return left;
 }
 
 tl::unexpected<Error> never_finished(const std::string& about) {
-  return make_error(ErrorCode::kNotFound, "a crash has interrupted the creation of " + about);
+  return make_error(ErrorCode::kNotFound, "the creation of " + about + " was interrupted by a crash");
 }
 
 }  // namespace dunnock::detail

@@ -42,11 +42,12 @@ std::uint64_t checksum_of(const CatalogEntry& entry) noexcept {
 Status check_journal_bytes(std::uint64_t journal_bytes, std::uint64_t pool_bytes = 0) {
   if (journal_bytes != kJournalBytesAuto && pool_bytes != 0 && journal_bytes > pool_bytes / 2)
     return make_error(ErrorCode::kInvalidArgument, "a journal of " + std::to_string(journal_bytes) +
-                                                       " bytes takes more than half of a pool of " +
+                                                       " bytes takes more than half of the pool, which has " +
                                                        std::to_string(pool_bytes));
   if (journal_bytes == 0 || journal_bytes >= detail::kJournalBytesMin) return {};
-  return make_error(ErrorCode::kInvalidArgument, "a journal has at least " + std::to_string(detail::kJournalBytesMin) +
-                                                     " bytes, or 0 for none, not " + std::to_string(journal_bytes));
+  return make_error(ErrorCode::kInvalidArgument, "a journal needs 0 bytes (no journal) or at least " +
+                                                     std::to_string(detail::kJournalBytesMin) + ", not " +
+                                                     std::to_string(journal_bytes));
 }
 
 std::uint64_t journal_bytes_for(std::uint64_t pool_bytes) noexcept {
@@ -69,10 +70,9 @@ Status check_libpmemobj(const detail::PoolFile& file, const void* base) {
   if (fstatfs(file.fd(), &info) == 0 && (info.f_type == TMPFS_MAGIC || info.f_type == RAMFS_MAGIC))
     return {};  // A file in memory survives no power failure anyway.
   if (!is_taken_for_pmem(base, file.bytes()) || detail::is_dax(file.fd())) return {};
-  return make_error(ErrorCode::kUnsupported,
-                    file.path() +
-                        " is an ordinary file, and PMDK takes it for persistent memory: is "
-                        "PMEM_IS_PMEM_FORCE set? Unset it; else nothing here survives a power failure");
+  return make_error(ErrorCode::kUnsupported, file.path() +
+                                                 " is a regular file, but PMDK treats it as persistent memory: unset "
+                                                 "PMEM_IS_PMEM_FORCE, or nothing here survives a power failure");
 }
 
 /// A pool's file that is open for the time of a call: the child of a fork meanwhile does not keep it locked.
@@ -164,16 +164,15 @@ struct Pool::Impl {
 
   [[nodiscard]] Status status() const {
     if (!file) return closed_with;
-    if (fork.is_child())
-      return make_error(ErrorCode::kIo, path + " was opened by the process that this one is a child of");
+    if (fork.is_child()) return make_error(ErrorCode::kIo, path + " was opened by a parent process");
     if (sync->ok()) return {};
     return make_error(ErrorCode::kIo, path + " has failed (" + std::strerror(sync->error()) +
-                                          "): nothing was acknowledged since; close it and open it again");
+                                          "): nothing has been acknowledged since; close it and open it again");
   }
 
   /// Errors: that the pool has failed, or can't be written at all.
   [[nodiscard]] Status writable() {
-    if (is_read_only) return make_error(ErrorCode::kReadOnly, path + " is open for reading only");
+    if (is_read_only) return make_error(ErrorCode::kReadOnly, path + " is open read-only");
     if (file && !fork.is_child()) (void)has_its_size();
     return status();
   }
@@ -250,8 +249,8 @@ struct Pool::Impl {
     if (seen == mark) return {};
     return make_error(ErrorCode::kUnsupported,
                       path +
-                          " is mapped as a private copy, which no store leaves: is copy_on_write set in "
-                          "PMEMOBJ_CONF? Unset it");
+                          " is mapped as a private copy, so no store reaches the file: unset copy_on_write in "
+                          "PMEMOBJ_CONF");
   }
 
   /// Errors: Corrupt.
@@ -358,13 +357,13 @@ Status Pool::publish() { return impl_->file->publish(); }
 
 Result<Pool> Pool::create_unnamed(const std::string& path, const PoolOptions& options) {
   if (options.bytes < PMEMOBJ_MIN_POOL) {
-    return make_error(ErrorCode::kInvalidArgument, "a pool has at least " + std::to_string(PMEMOBJ_MIN_POOL) +
+    return make_error(ErrorCode::kInvalidArgument, "a pool needs at least " + std::to_string(PMEMOBJ_MIN_POOL) +
                                                        " bytes, not " + std::to_string(options.bytes));
   }
   DUNNOCK_TRY(check_journal_bytes(options.journal_bytes, options.bytes));
   if ((options.mode & 0600) != 0600 || (options.mode & ~0777U) != 0)
     return make_error(ErrorCode::kInvalidArgument,
-                      "a pool's mode lets its owner read and write, and has no bits but 0777");
+                      "the pool's mode must let its owner read and write, and must have no bits outside 0777");
   const auto forks_kept_out = detail::PoolGuard::keep_forks_out();
   DUNNOCK_TRY(auto file, detail::PoolFile::create(path, options.bytes / 4096 * 4096, options.mode));
   auto impl = std::make_unique<Impl>(std::move(file));
@@ -374,7 +373,8 @@ Result<Pool> Pool::create_unnamed(const std::string& path, const PoolOptions& op
   DUNNOCK_TRY(check_libpmemobj(*impl->file, impl->handle));
   const PMEMoid oid = pmemobj_root(impl->handle, sizeof(PoolRoot));
   if (OID_IS_NULL(oid)) return system_error("can't create the root of " + path, errno);
-  DUNNOCK_CHECK(oid.off / 512 == (oid.off + sizeof(detail::PoolHead) - 1) / 512, "the root's head lies in one sector");
+  DUNNOCK_CHECK(oid.off / 512 == (oid.off + sizeof(detail::PoolHead) - 1) / 512,
+                "the root's head is within one sector");
   auto* root = static_cast<PoolRoot*>(pmemobj_direct(oid));
   root->head.format_version = detail::kPoolFormatVersion;
   root->head.entries = detail::kCatalogEntries;
@@ -406,7 +406,7 @@ Result<Pool> Pool::open(const std::string& path, const OpenOptions& options) {
   }
   // Its name must survive a power failure, too: the process that gave it may have died before that.
   if (auto folder = open_folder(split_path(path).folder); folder && sync_folder(folder->get()) != 0)
-    return system_error("can't sync the folder of " + path, errno);
+    return system_error("can't sync the directory of " + path, errno);
   auto impl = std::make_unique<Impl>(std::move(file));
   impl->handle = pmemobj_open(impl->file->self().c_str(), detail::kPoolLayout);
   if (impl->handle == nullptr) {
@@ -427,15 +427,15 @@ Result<Pool> Pool::open(const std::string& path, const OpenOptions& options) {
   impl->base = reinterpret_cast<std::byte*>(impl->handle);
   DUNNOCK_TRY(check_libpmemobj(*impl->file, impl->handle));
   if (pmemobj_root_size(impl->handle) != sizeof(PoolRoot)) {
-    return make_error(ErrorCode::kNotADunnockPool, path + " is a libpmemobj pool, but its root is not ours");
+    return make_error(ErrorCode::kNotADunnockPool, path + " is a libpmemobj pool, but its root is not dunnock's");
   }
   const PMEMoid oid = pmemobj_root(impl->handle, sizeof(PoolRoot));
   if (OID_IS_NULL(oid) || oid.off > impl->bytes || impl->bytes - oid.off < sizeof(PoolRoot)) {
-    return make_error(ErrorCode::kCorrupt, "the root of " + path + " is outside of the file");
+    return make_error(ErrorCode::kCorrupt, "the root of " + path + " is outside the file");
   }
   if (!found || oid.off != found->root_offset) {
     return make_error(ErrorCode::kNotADunnockPool,
-                      path + " was never finished or is not ours: the root's magic word is missing");
+                      path + " was not created completely or is not a dunnock pool: the root's magic word is missing");
   }
   DUNNOCK_TRY(impl->check_mapping(oid.off));
   auto* root = static_cast<PoolRoot*>(pmemobj_direct(oid));
@@ -457,7 +457,7 @@ Result<Pool> Pool::Impl::open_to_read(const std::string& path, bool beside_write
   const std::optional<detail::FoundHead> found = file.read_head();
   if (!found)
     return make_error(ErrorCode::kNotADunnockPool,
-                      path + " was never finished or is not ours: the root's magic word is missing");
+                      path + " was not created completely or is not a dunnock pool: the root's magic word is missing");
   DUNNOCK_TRY(file.check_head(*found));
   auto impl = std::make_unique<Impl>(std::move(file));
   impl->mapped = MappedFile(impl->file->fd(), impl->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE);
@@ -488,7 +488,8 @@ Status Pool::copy(const std::string& from, const std::string& to) {
               GuardedFile::of([&] { return detail::PoolFile::open(from, detail::PoolAccess::kRead); }));
   const detail::PoolFile& file = opened->file();
   const std::optional<detail::FoundHead> found = file.read_head();
-  if (!found) return make_error(ErrorCode::kNotADunnockPool, from + " was never finished or is not ours");
+  if (!found)
+    return make_error(ErrorCode::kNotADunnockPool, from + " was not created completely or is not a dunnock pool");
   DUNNOCK_TRY(file.check_head(*found));
   // In version 2 a crashed pool is not one file.
   if (found->head.format_version == detail::kSideJournalVersion && found->head.sealed == 0 && found->head.journal != 0)
@@ -571,20 +572,23 @@ Result<std::vector<CatalogEntry*>> Pool::Impl::choose_entries(std::span<const Re
   for (const RegionSpec& spec : specs) {
     if (spec.name.empty() || spec.name.size() >= detail::kNameBytes || spec.name.find('\0') != std::string_view::npos) {
       return make_error(ErrorCode::kInvalidArgument,
-                        "a region's name has 1 to 47 bytes: '" + std::string(spec.name) + "'");
+                        "a region's name needs 1 to 47 bytes without a NUL, not '" + std::string(spec.name) + "'");
     }
     if (spec.bytes == 0 || spec.extent_bytes < detail::kRegionAlignment ||
         (spec.extent_bytes & (spec.extent_bytes - 1)) != 0) {
       return make_error(ErrorCode::kInvalidArgument,
-                        "region '" + std::string(spec.name) + "' needs bytes and extents of a power of two from 4096");
+                        "region '" + std::string(spec.name) + "' has " + std::to_string(spec.bytes) +
+                            " bytes in extents of " + std::to_string(spec.extent_bytes) +
+                            ": it needs at least 1 byte, and extents of a power of two from 4096");
     }
     if (extents_of(spec.bytes, spec.extent_bytes) > detail::kExtentsMax) {
-      return make_error(ErrorCode::kInvalidArgument,
-                        "region '" + std::string(spec.name) + "' needs more than 128 extents");
+      return make_error(ErrorCode::kInvalidArgument, "region '" + std::string(spec.name) + "' needs " +
+                                                         std::to_string(extents_of(spec.bytes, spec.extent_bytes)) +
+                                                         " extents; at most 128 are allowed");
     }
     const auto same_name = [&spec](const RegionSpec& other) { return other.name == spec.name; };
     if (find(spec.name, true) != nullptr || std::count_if(specs.begin(), specs.end(), same_name) != 1) {
-      return make_error(ErrorCode::kAlreadyExists, "there is a region '" + std::string(spec.name) + "' in " + path);
+      return make_error(ErrorCode::kAlreadyExists, "region '" + std::string(spec.name) + "' already exists in " + path);
     }
     const auto free_entry = std::find_if(root->catalog.begin(), root->catalog.end(), [&](CatalogEntry& entry) {
       return entry.state == detail::kFree && std::find(entries.begin(), entries.end(), &entry) == entries.end();
@@ -676,7 +680,7 @@ Result<Region> Pool::open_region(std::string_view name) const {
   const std::lock_guard guard(impl_->catalog_mutex);
   const CatalogEntry* entry = impl_->find(name);
   if (entry == nullptr) {
-    return make_error(ErrorCode::kNotFound, "no region '" + std::string(name) + "' in " + impl_->path);
+    return make_error(ErrorCode::kNotFound, impl_->path + " has no region '" + std::string(name) + "'");
   }
   if (!impl_->sound(*entry)) {
     return make_error(ErrorCode::kCorrupt, "region '" + std::string(name) + "' of " + impl_->path + " is damaged");
@@ -694,7 +698,7 @@ Status Pool::remove_regions(std::span<const std::string> names) {
   std::vector<CatalogEntry*> entries;
   for (const std::string& name : names) {
     CatalogEntry* entry = impl_->find(name);
-    if (entry == nullptr) return make_error(ErrorCode::kNotFound, "no region '" + name + "' in " + impl_->path);
+    if (entry == nullptr) return make_error(ErrorCode::kNotFound, impl_->path + " has no region '" + name + "'");
     if (std::find(entries.begin(), entries.end(), entry) == entries.end()) entries.push_back(entry);
   }
   return impl_->free_regions(entries);
@@ -744,7 +748,7 @@ Status PendingRegions::finish(const Status& formatted) {
     if (!actions.empty() && pmemobj_publish(impl.handle, actions.data(), actions.size()) != 0) {
       const int error = errno;
       pmemobj_cancel(impl.handle, actions.data(), actions.size());
-      return system_error("can't give new regions of " + impl.path + " their names", error);
+      return system_error("can't name the new regions of " + impl.path + "", error);
     }
     if (!impl.sync->check_disk()) return impl.status();
   }

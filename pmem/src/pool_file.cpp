@@ -38,7 +38,7 @@ bool is_open_by_libpmemobj(int fd, int kind) noexcept {
 }
 
 tl::unexpected<Error> already_open(const std::string& path) {
-  return make_error(ErrorCode::kAlreadyOpen, "the pool " + path + " is open already, here or in another process");
+  return make_error(ErrorCode::kAlreadyOpen, "the pool " + path + " is already open in this process or in another one");
 }
 
 /// XXH3 of the first `length` bytes of a file. False: it can't be read.
@@ -151,13 +151,14 @@ Result<PoolFile> PoolFile::open(const std::string& path, PoolAccess access) {
   // Not to be stopped by a named pipe.
   UniqueFd fd(::open(path.c_str(), (write ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK));
   if (!fd) {
-    if (errno == EISDIR || errno == ENXIO) return make_error(ErrorCode::kNotADunnockPool, path + " is not a file");
+    if (errno == EISDIR || errno == ENXIO)
+      return make_error(ErrorCode::kNotADunnockPool, path + " is not a regular file");
     return system_error("can't open " + path + (write ? " for writing" : ""), errno);
   }
   struct stat info {};
   if (fstat(fd.get(), &info) != 0) return system_error("can't open " + path, errno);
   if (!S_ISREG(info.st_mode) && !S_ISCHR(info.st_mode))
-    return make_error(ErrorCode::kNotADunnockPool, path + " is not a file");
+    return make_error(ErrorCode::kNotADunnockPool, path + " is not a regular file");
   PoolFile file(std::move(fd), path);
   DUNNOCK_TRY(file.lock(access));
   // What was read before the lock was held says nothing.
@@ -168,9 +169,10 @@ Result<PoolFile> PoolFile::open(const std::string& path, PoolAccess access) {
   char signature[sizeof kSignature] = {};
   if (!read_exactly(file.fd(), signature, sizeof signature, 0) ||
       std::memcmp(signature, kSignature, sizeof signature) != 0)
-    return make_error(ErrorCode::kNotADunnockPool, path + " does not start like a libpmemobj pool");
+    return make_error(ErrorCode::kNotADunnockPool, path + " does not begin like a libpmemobj pool");
   if (S_ISREG(info.st_mode) && file.bytes_ < PMEMOBJ_MIN_POOL)
-    return make_error(ErrorCode::kNotADunnockPool, path + " is shorter than any pool: it was truncated");
+    return make_error(ErrorCode::kNotADunnockPool,
+                      path + " was truncated to " + std::to_string(file.bytes_) + " bytes, fewer than any pool has");
   return file;
 }
 
@@ -249,7 +251,7 @@ Status PoolFile::remove(const std::string& path) {
   if (!fd) {
     if (errno != EACCES && errno != EROFS) {
       return errno == ELOOP || errno == EISDIR || errno == ENXIO
-                 ? Status(make_error(ErrorCode::kNotADunnockPool, path + " is not a file"))
+                 ? Status(make_error(ErrorCode::kNotADunnockPool, path + " is not a regular file"))
                  : Status(refuse(errno));
     }
     fd = UniqueFd(openat(folder.get(), name.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW));
@@ -261,12 +263,12 @@ Status PoolFile::remove(const std::string& path) {
   if (fstat(file.fd(), &info) != 0) return refuse(errno);
   if (!S_ISREG(info.st_mode) || !read_exactly(file.fd(), signature, sizeof signature, 0) ||
       std::memcmp(signature, kSignature, sizeof signature) != 0)
-    return make_error(ErrorCode::kNotADunnockPool, path + " does not start like a libpmemobj pool");
+    return make_error(ErrorCode::kNotADunnockPool, path + " does not begin like a libpmemobj pool");
   // A description for reading can't hold a writer's lock; a reader's keeps writers away as well.
   const bool may_write = (fcntl(file.fd(), F_GETFL) & O_ACCMODE) == O_RDWR;
   DUNNOCK_TRY(file.lock(may_write ? PoolAccess::kWrite : PoolAccess::kRead));
   if (!is_named(folder.get(), name, file.fd()))
-    return make_error(ErrorCode::kNotFound, path + " was removed or replaced in the meantime");
+    return make_error(ErrorCode::kNotFound, path + " was removed or replaced while it was being opened");
   const std::optional<FoundHead> found = file.read_head();
   if (file_system().unlink(folder.get(), name.c_str()) != 0) return refuse(errno);
   if (found) remove_side_journal(folder.get(), name, found->head);
@@ -298,8 +300,7 @@ Status PoolFile::check_head(const FoundHead& found) const {
     std::uint64_t seal = 0;
     if (!hash_file(fd(), found.root_offset, seal)) return system_error("can't read " + path_, errno != 0 ? errno : EIO);
     if (found.head.sealed != 1 || seal != found.head.seal)
-      return make_error(ErrorCode::kCorrupt,
-                        path_ + " was closed cleanly but is not as it was closed: its head is damaged");
+      return make_error(ErrorCode::kCorrupt, path_ + " was closed cleanly but has changed since: its head is damaged");
   }
   return {};
 }
@@ -315,7 +316,7 @@ Status PoolFile::fill_holes() const {
     off_t data = lseek(fd(), hole, SEEK_DATA);
     if (data < 0 || data > end) data = end;
     if (file_system().allocate(fd(), static_cast<std::uint64_t>(hole), static_cast<std::uint64_t>(data - hole)) != 0)
-      return system_error(path_ + " has holes, as a sparse copy leaves them, and they can't be filled", errno);
+      return system_error(path_ + " has holes, as in a sparse copy, and they can't be filled", errno);
     at = data;
   }
   return {};
@@ -332,7 +333,7 @@ Status PoolFile::replay(const FoundHead& found,
     if (!journal || fstat(journal.get(), &info) != 0) {
       if (errno != ENOENT) return system_error("can't read " + from, errno);
       return make_error(ErrorCode::kCorrupt, path_ + " was not closed, and its journal " + from +
-                                                 " is missing: what was fenced last is there");
+                                                 " is missing: it holds what was fenced last");
     }
     const MappedFile bytes(journal.get(), static_cast<std::uint64_t>(info.st_size), PROT_READ, MAP_PRIVATE);
     if (!bytes && info.st_size != 0) return system_error("can't map " + from, errno);
@@ -345,7 +346,7 @@ Status PoolFile::replay(const FoundHead& found,
   const JournalExtent extent = journal_extent(fd(), head, bytes_);
   if (extent.bytes == 0) return make_error(ErrorCode::kCorrupt, path_ + " was not closed, and its journal is damaged");
   const std::unique_ptr<std::byte[]> bytes(new (std::nothrow) std::byte[extent.bytes]);
-  if (!bytes) return make_error(ErrorCode::kNoSpace, "no memory for the journal of " + path_);
+  if (!bytes) return make_error(ErrorCode::kNoSpace, "can't allocate memory for the journal of " + path_);
   for (std::uint64_t at = 0; at < extent.bytes;) {
     const ssize_t got = pread(fd(), bytes.get() + at, extent.bytes - at, static_cast<off_t>(extent.offset + at));
     if (got < 0 && errno == EINTR) continue;
@@ -395,7 +396,7 @@ Status PoolFile::recover(const FoundHead& found) const {
 }
 
 Status PoolFile::seal() const {
-  const auto refuse = [this](int error) { return system_error("can't seal " + path_, error); };
+  const auto refuse = [this](int error) { return system_error("can't mark as closed " + path_, error); };
   FileSystem& files = file_system();
   // First what libpmemobj has written last: it does not say whether its own syncs have succeeded.
   if (files.fdatasync(fd()) != 0) return refuse(errno);

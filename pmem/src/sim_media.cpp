@@ -65,8 +65,8 @@ thread_local SimMemory::Fibers* SimMemory::Fibers::running = nullptr;
 
 SimMemory::SimMemory(std::size_t bytes)
     : memory_(static_cast<std::byte*>(std::aligned_alloc(kLineBytes, bytes))), bytes_(bytes) {
-  DUNNOCK_CHECK(memory_ != nullptr, "there is memory");
-  DUNNOCK_CHECK(bytes % kLineBytes == 0, "whole lines");
+  DUNNOCK_CHECK(memory_ != nullptr, "the memory is not null");
+  DUNNOCK_CHECK(bytes % kLineBytes == 0, "the memory is a whole number of lines");
   std::memset(memory_, 0, bytes);
 }
 
@@ -81,7 +81,7 @@ void SimMemory::start() {
 
 std::uint32_t SimMemory::word_of(const void* address) const noexcept {
   const auto offset = reinterpret_cast<std::uintptr_t>(address) - reinterpret_cast<std::uintptr_t>(memory_);
-  DUNNOCK_CHECK(offset < bytes_, "the address lies in the simulated memory");
+  DUNNOCK_CHECK(offset < bytes_, "the address is in the simulated memory");
   return static_cast<std::uint32_t>(offset / sizeof(Word));
 }
 

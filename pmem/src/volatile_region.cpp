@@ -16,7 +16,7 @@ Result<VolatileRegion> VolatileRegion::create(std::uint64_t bytes) {
   const std::uint64_t mapped = rounded + kHugePageBytes;
   void* raw = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (raw == MAP_FAILED) {
-    return make_error(ErrorCode::kNoSpace, "no memory for " + std::to_string(bytes) + " bytes");
+    return make_error(ErrorCode::kNoSpace, "can't allocate " + std::to_string(bytes) + " bytes of memory");
   }
   // Cut off what is not aligned.
   auto* start = static_cast<std::byte*>(raw);

@@ -198,7 +198,8 @@ TEST_F(OutputFiles, write_through_devices_and_pipes) {
   ASSERT_EQ(::mkfifo(at("pipe").c_str(), 0600), 0);
   const auto unread = OutputFile::create(at("pipe"));
   ASSERT_FALSE(unread);
-  EXPECT_NE(unread.error().message.find("nobody reads this FIFO"), std::string::npos) << unread.error().message;
+  EXPECT_NE(unread.error().message.find("no process reads from this FIFO"), std::string::npos)
+      << unread.error().message;
   std::string got;
   std::thread reader([&] { got = read(at("pipe")); });
   auto output = OutputFile::create(at("pipe"));

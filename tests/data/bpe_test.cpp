@@ -262,38 +262,38 @@ TEST(Bpe, refuses_files_that_are_not_sound_and_says_why) {
   const Files good = files_of({"ab"}, {{"a", "b"}});
   EXPECT_TRUE(says(good, nullptr));
   const auto vocabulary = [&](std::string text) { return Files{std::move(text), good.merges}; };
-  EXPECT_TRUE(says(vocabulary(""), "not JSON"));
-  EXPECT_TRUE(says(vocabulary("{\"a\": 0"), "not JSON"));
-  EXPECT_TRUE(says(vocabulary("{\"a\": 0} x"), "not JSON"));
-  EXPECT_TRUE(says(vocabulary("[1]"), "not an object"));
-  EXPECT_TRUE(says(vocabulary("7"), "not an object"));
-  EXPECT_TRUE(says(vocabulary("{\"a\": -1}"), "'a' has no number"));
-  EXPECT_TRUE(says(vocabulary("{\"a\": 0.5}"), "'a' has no number"));
-  EXPECT_TRUE(says(vocabulary("{\"a\": \"0\"}"), "'a' has no number"));
-  EXPECT_TRUE(says(vocabulary("{\"a\": {\"b\": 0}}"), "'a' has no number"));
-  EXPECT_TRUE(says(vocabulary("{\"a\": [0]}"), "'a' has no number"));
-  EXPECT_TRUE(says(vocabulary("{\"a\": null}"), "'a' has no number"));
-  EXPECT_TRUE(says(vocabulary("{\"a\": true}"), "'a' has no number"));
-  EXPECT_TRUE(says(vocabulary("{\"a\": 1048576}"), "'a' is token 1048576, and there are 1"));
+  EXPECT_TRUE(says(vocabulary(""), "not valid JSON"));
+  EXPECT_TRUE(says(vocabulary("{\"a\": 0"), "not valid JSON"));
+  EXPECT_TRUE(says(vocabulary("{\"a\": 0} x"), "not valid JSON"));
+  EXPECT_TRUE(says(vocabulary("[1]"), "not a JSON object"));
+  EXPECT_TRUE(says(vocabulary("7"), "not a JSON object"));
+  EXPECT_TRUE(says(vocabulary("{\"a\": -1}"), "the number of 'a' is not a whole number of 0 or more"));
+  EXPECT_TRUE(says(vocabulary("{\"a\": 0.5}"), "the number of 'a' is not a whole number of 0 or more"));
+  EXPECT_TRUE(says(vocabulary("{\"a\": \"0\"}"), "the number of 'a' is not a whole number of 0 or more"));
+  EXPECT_TRUE(says(vocabulary("{\"a\": {\"b\": 0}}"), "the number of 'a' is not a whole number of 0 or more"));
+  EXPECT_TRUE(says(vocabulary("{\"a\": [0]}"), "the number of 'a' is not a whole number of 0 or more"));
+  EXPECT_TRUE(says(vocabulary("{\"a\": null}"), "the number of 'a' is not a whole number of 0 or more"));
+  EXPECT_TRUE(says(vocabulary("{\"a\": true}"), "the number of 'a' is not a whole number of 0 or more"));
+  EXPECT_TRUE(says(vocabulary("{\"a\": 1048576}"), "'a' is token 1048576, but the number of tokens is 1"));
   EXPECT_TRUE(says(vocabulary("{\"a\": 18446744073709551615}"), "'a' is token 18446744073709551615"));
   EXPECT_TRUE(says(vocabulary(std::string("{}\0", 3)), "NUL"));
-  EXPECT_TRUE(says(vocabulary("{\"a\": 0, \"b\": 0}"), "two tokens are number 0"));
+  EXPECT_TRUE(says(vocabulary("{\"a\": 0, \"b\": 0}"), "two tokens have the number 0"));
   EXPECT_TRUE(says(vocabulary("{\"a\": 0, \"a\": 1}"), "'a' occurs twice"));
   EXPECT_TRUE(says(vocabulary("{\"\": 0}"), "no bytes"));
   EXPECT_TRUE(says(vocabulary("{\" \": 0}"), "no bytes"));
   EXPECT_TRUE(says(vocabulary("{\"\u4e2d\": 0}"), "no bytes"));
-  EXPECT_TRUE(says(vocabulary("{\"a\": 0}"), "no token for the byte 0"));
+  EXPECT_TRUE(says(vocabulary("{\"a\": 0}"), "byte 0 has no token"));
   const auto merges = [&](std::string text) { return Files{good.vocabulary, std::move(text)}; };
   EXPECT_TRUE(says(merges(""), nullptr));
   EXPECT_TRUE(says(merges("a b"), nullptr));
-  EXPECT_TRUE(says(merges("a b\n \n"), "line 2 merges what is no token"));
-  EXPECT_TRUE(says(merges("a b\n#a b\n"), "line 2 merges what is no token"));
+  EXPECT_TRUE(says(merges("a b\n \n"), "line 2 merges a part that is not a token"));
+  EXPECT_TRUE(says(merges("a b\n#a b\n"), "line 2 merges a part that is not a token"));
   EXPECT_TRUE(says(merges("ab\n"), "line 1 is not two words"));
   EXPECT_TRUE(says(merges("a b c\n"), "two words"));
   EXPECT_TRUE(says(merges("a b\r\r\n"), "stands for no byte"));
-  EXPECT_TRUE(says(merges("ac b\n"), "merges what is no token"));
-  EXPECT_TRUE(says(merges("b a\n"), "makes what is no token"));
-  EXPECT_TRUE(says(merges("#version: 0.2\na b\na b\n"), "line 3 is there twice"));
+  EXPECT_TRUE(says(merges("ac b\n"), "merges a part that is not a token"));
+  EXPECT_TRUE(says(merges("b a\n"), "makes a word that is not a token"));
+  EXPECT_TRUE(says(merges("#version: 0.2\na b\na b\n"), "line 3 occurs twice"));
 }
 
 TEST(Bpe, reads_merges_that_other_programs_and_systems_have_written) {
@@ -453,7 +453,7 @@ TEST(TokenizerJson, refuses_by_name_what_it_does_not_do) {
   names("\"model\"", [](Json& j) { j.erase("model"); });
   names("single_word", [](Json& j) { j["added_tokens"][0]["single_word"] = true; });
   names("added_tokens.new", [](Json& j) { j["added_tokens"][0]["new"] = true; });
-  names("white space at an end", [](Json& j) {
+  names("begins or ends with white space", [](Json& j) {
     j["added_tokens"][0]["content"] = " <e>";
     j["added_tokens"][0]["rstrip"] = true;
   });
@@ -482,33 +482,33 @@ TEST(TokenizerJson, refuses_what_is_damaged_or_contradicts_itself) {
     change(json);
     says(json.dump(), word);
   };
-  says("", "not JSON");
-  says("[]", "not an object");
+  says("", "not valid JSON");
+  says("[]", "not a JSON object");
   says("{\"model\": {}, \"model\": {}}", "'model' occurs twice");
   says(small_tokenizer().dump() + std::string(1, '\0'), "NUL");
-  says(std::string(1000, '[') + std::string(1000, ']'), "64 deep");
+  says(std::string(1000, '[') + std::string(1000, ']'), "64 levels deep");
   changed("vocab", [](Json& j) { j["model"].erase("vocab"); });
   changed("merges", [](Json& j) { j["model"]["merges"] = "a b"; });
-  changed("'a' no number", [](Json& j) { j["model"]["vocab"]["a"] = -1; });
-  changed("two tokens are number 0", [](Json& j) { j["model"]["vocab"]["a"] = 0; });
-  changed("no token for the byte 97", [](Json& j) { j["model"]["vocab"].erase("a"); });
+  changed("has no number for 'a'", [](Json& j) { j["model"]["vocab"]["a"] = -1; });
+  changed("two tokens have the number 0", [](Json& j) { j["model"]["vocab"]["a"] = 0; });
+  changed("byte 97 has no token", [](Json& j) { j["model"]["vocab"].erase("a"); });
   changed("is token 99999999", [](Json& j) { j["model"]["vocab"]["zz"] = 99999999; });
   changed("stands for no bytes", [](Json& j) {
     j["model"]["vocab"]["\u4e2d"] = 300;
     j["added_tokens"][0]["id"] = 259;
   });
-  changed("merge 2 makes what is no token", [](Json& j) { j["model"]["merges"].push_back("b a"); });
-  changed("merge 2 is there twice", [](Json& j) { j["model"]["merges"].push_back("a b"); });
+  changed("merge 2 makes a word that is not a token", [](Json& j) { j["model"]["merges"].push_back("b a"); });
+  changed("merge 2 occurs twice", [](Json& j) { j["model"]["merges"].push_back("a b"); });
   changed("merge 2 is not two words", [](Json& j) { j["model"]["merges"].push_back("a b c"); });
-  changed("merge 2 is no pair", [](Json& j) { j["model"]["merges"].push_back({"a", "b", "c"}); });
-  changed("others that read the file make it number 258", [](Json& j) { j["added_tokens"][0]["id"] = 300; });
-  changed("is there twice", [](Json& j) {
+  changed("merge 2 is not a pair", [](Json& j) { j["model"]["merges"].push_back({"a", "b", "c"}); });
+  changed("other readers of the file give it the number 258", [](Json& j) { j["added_tokens"][0]["id"] = 300; });
+  changed("occurs twice", [](Json& j) {
     j["added_tokens"].push_back(j["added_tokens"][0]);
     j["added_tokens"][1]["id"] = 259;
   });
   changed("no content", [](Json& j) { j["added_tokens"][0]["content"] = ""; });
   changed("no number", [](Json& j) { j["added_tokens"][0]["id"] = "258"; });
-  changed("stands for other bytes", [](Json& j) {
+  changed("with other bytes", [](Json& j) {
     j["added_tokens"][0] = {{"id", j["model"]["vocab"]["\u0120"]}, {"content", "\u0120"}};
   });
   changed("number of another token", [](Json& j) {

@@ -135,8 +135,8 @@ TEST(Llama2cTokenizer, refuses_files_that_are_not_sound_and_says_why) {
   EXPECT_TRUE(parse(whole));
   EXPECT_TRUE(says("", "no header"));
   EXPECT_TRUE(says("abc", "no header"));
-  for (std::size_t cut = 1; cut < 10; ++cut) EXPECT_TRUE(says(whole.substr(0, whole.size() - cut), "259 is cut off"));
-  EXPECT_TRUE(says(file_of(entries, 4), "has 5 bytes; the longest would have 4"));
+  for (std::size_t cut = 1; cut < 10; ++cut) EXPECT_TRUE(says(whole.substr(0, whole.size() - cut), "259 is truncated"));
+  EXPECT_TRUE(says(file_of(entries, 4), "has 5 bytes; its length must be 1 to 4"));
   EXPECT_TRUE(says(file_of({{"<unk>"}}), "token 3 is not <0x00>"));
   auto twice = entries;
   twice.push_back({"ab", 2});
@@ -150,7 +150,7 @@ TEST(Llama2cTokenizer, refuses_files_that_are_not_sound_and_says_why) {
   EXPECT_TRUE(says(negative, "-1 bytes"));
   auto score = entries;
   score.back().score = std::numeric_limits<float>::quiet_NaN();
-  EXPECT_TRUE(says(file_of(score), "no score"));
+  EXPECT_TRUE(says(file_of(score), "has the score NaN"));
   auto other = entries;
   other[3 + 65].text = "<0x4x>";
   EXPECT_TRUE(says(file_of(other), "token 68 is not <0x41>"));
@@ -158,7 +158,7 @@ TEST(Llama2cTokenizer, refuses_files_that_are_not_sound_and_says_why) {
   TemporaryFolder folder;
   EXPECT_EQ(Llama2cTokenizer::load(folder.path("none")).error().code, ErrorCode::kNotFound);
   const auto bad = Llama2cTokenizer::load(folder.write("bad", "abc"));
-  EXPECT_NE(bad.error().message.find("/bad: not a tokenizer"), std::string::npos);
+  EXPECT_NE(bad.error().message.find("/bad: not a llama2.c tokenizer"), std::string::npos);
   EXPECT_TRUE(Llama2cTokenizer::load(folder.write("good", whole)));
   const auto tokenizer = parse(whole);
   EXPECT_EQ(tokenizer->decode(std::vector{260}).error().code, ErrorCode::kInvalidArgument);

@@ -264,12 +264,15 @@ TEST(TokenLoader, refuses_options_out_of_range_and_says_why) {
   };
   EXPECT_TRUE(says({.batch = 0, .tokens = 4}, file.all(), "rows"));
   EXPECT_TRUE(says({.batch = 4, .tokens = 0}, file.all(), "tokens"));
-  EXPECT_TRUE(says({.batch = 4, .tokens = 4, .shard = {.rank = 2, .ranks = 2}}, file.all(), "rank 2 of 2"));
-  EXPECT_TRUE(says({.batch = 4, .tokens = 4, .shard = {.rank = 0, .ranks = 0}}, file.all(), "rank 0 of 0"));
-  EXPECT_TRUE(says({.batch = 4, .tokens = 4, .shard = {.rank = 0, .ranks = 5}}, file.all(), "4 rows for 5 ranks"));
+  EXPECT_TRUE(says({.batch = 4, .tokens = 4, .shard = {.rank = 2, .ranks = 2}}, file.all(),
+                   "rank 2 is out of range: the number of ranks is 2"));
+  EXPECT_TRUE(
+      says({.batch = 4, .tokens = 4, .shard = {.rank = 0, .ranks = 0}}, file.all(), "the number of ranks is 0"));
+  EXPECT_TRUE(says({.batch = 4, .tokens = 4, .shard = {.rank = 0, .ranks = 5}}, file.all(),
+                   "4 rows can't be divided among 5 ranks"));
   EXPECT_TRUE(says({.batch = 4, .tokens = 4, .buffers = 1}, file.all(), "buffers"));
-  EXPECT_TRUE(says({.batch = 4, .tokens = 4}, {50, 51}, "tokens 50 to 101 of a file of 100"));
-  EXPECT_TRUE(says({.batch = 4, .tokens = 4}, {101, 0}, "of a file of 100"));
+  EXPECT_TRUE(says({.batch = 4, .tokens = 4}, {50, 51}, "tokens 50 to 101 are out of range: the file has 100"));
+  EXPECT_TRUE(says({.batch = 4, .tokens = 4}, {101, 0}, "are out of range: the file has 100"));
   EXPECT_TRUE(says({.batch = 5, .tokens = 20, .order = Order::kSequential}, file.all(), "too few"));
   EXPECT_TRUE(says({.batch = 1, .tokens = 100, .order = Order::kAnywhere}, file.all(), "too few"));
   EXPECT_TRUE(says({.batch = 1, .tokens = 1}, {5, 0}, "too few"));
@@ -290,7 +293,7 @@ TEST(TokenLoader, refuses_options_out_of_range_and_says_why) {
   EXPECT_TRUE(says(options, file.all(), "batch 6 of 6", &beyond));
   beyond = position;
   beyond.epoch = std::numeric_limits<std::uint64_t>::max();
-  EXPECT_TRUE(says(options, file.all(), "not one of this loader's", &beyond));
+  EXPECT_TRUE(says(options, file.all(), "the position is out of range", &beyond));
 }
 
 TEST(TokenLoader, a_position_in_other_tokens_of_the_same_count_is_refused_in_every_format) {
@@ -346,7 +349,7 @@ TEST(TokenLoader, errors_of_the_thread_come_to_the_caller_after_the_batches_befo
     const auto batch = loader->next();
     ASSERT_FALSE(batch);
     EXPECT_EQ(batch.error().code, ErrorCode::kCorrupt);
-    EXPECT_NE(batch.error().message.find("the token 999"), std::string::npos);
+    EXPECT_NE(batch.error().message.find("token 999 "), std::string::npos);
   }
   EXPECT_EQ(loader->position(), position) << "what was not given is not behind us";
 }
@@ -482,14 +485,14 @@ TEST(ImageLoader, refuses_options_out_of_range_and_says_why) {
   };
   EXPECT_TRUE(says({.batch = 0}, "rows"));
   EXPECT_TRUE(says({.batch = 21}, "20 images are too few"));
-  EXPECT_TRUE(says({.batch = 4, .order = Order::kAnywhere}, "in sequence or shuffled"));
+  EXPECT_TRUE(says({.batch = 4, .order = Order::kAnywhere}, "sequential or shuffled"));
   EXPECT_TRUE(says({.batch = 4, .mean = {}}, "2 channels"));
   EXPECT_TRUE(says({.batch = 4, .mean = {1, 2, 3}}, "2 channels"));
   EXPECT_TRUE(says({.batch = 4, .deviation = {1, 2, 3}}, "2 channels"));
-  EXPECT_TRUE(says({.batch = 4, .deviation = {0}}, "greater than 0"));
-  EXPECT_TRUE(says({.batch = 4, .deviation = {1, -1}}, "greater than 0"));
+  EXPECT_TRUE(says({.batch = 4, .deviation = {0}}, "above 0"));
+  EXPECT_TRUE(says({.batch = 4, .deviation = {1, -1}}, "above 0"));
   EXPECT_TRUE(says({.batch = 4, .mean = {std::nanf("")}}, "mean"));
-  EXPECT_TRUE(says({.batch = 4, .shard = {.rank = 0, .ranks = 5}}, "4 rows for 5 ranks"));
+  EXPECT_TRUE(says({.batch = 4, .shard = {.rank = 0, .ranks = 5}}, "4 rows can't be divided among 5 ranks"));
   EXPECT_TRUE(says({.batch = 4, .buffers = 0}, "buffers"));
   const auto loader = ImageLoader::create(images, {.batch = 4}, kDevice);
   LoaderPosition position = loader->position();

@@ -110,15 +110,15 @@ TEST(Sampling, refuses_logits_that_are_none) {
     return chosen.error().message;
   };
   for (const double temperature : {0.0, 1.0}) {
-    EXPECT_EQ(why({1, std::nanf(""), 2}, temperature), "logit 1 is no number");
-    EXPECT_EQ(why({1, 2, kInfinity}, temperature), "logit 2 is infinite");
-    EXPECT_EQ(why({-kInfinity, -kInfinity}, temperature), "all logits are -infinity");
+    EXPECT_EQ(why({1, std::nanf(""), 2}, temperature), "logit 1 is NaN");
+    EXPECT_EQ(why({1, 2, kInfinity}, temperature), "logit 2 is Inf");
+    EXPECT_EQ(why({-kInfinity, -kInfinity}, temperature), "all logits are -Inf");
   }
 }
 
 TEST(SamplingDeathTest, needs_a_sound_temperature_and_a_logit) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
-  EXPECT_DEATH(Sampler({.temperature = -1}), "not below 0");
+  EXPECT_DEATH(Sampler({.temperature = -1}), "not negative");
   EXPECT_DEATH(Sampler({.temperature = std::nan("")}), "finite");
   EXPECT_DEATH((void)Sampler({}).token({}, 0), "at least one");
 }

@@ -724,7 +724,7 @@ TEST(Checkpoints, of_weights_that_are_no_numbers_are_refused) {
   const auto refused = checkpoints.save(position_at(2));
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
-  EXPECT_NE(refused.error().message.find("no numbers behind step 2"), std::string::npos) << refused.error().message;
+  EXPECT_NE(refused.error().message.find("not finite after step 2"), std::string::npos) << refused.error().message;
   EXPECT_EQ(checkpoints.versions(), (std::vector<std::uint64_t>{1}));
   const auto resumed = checkpoints.resume(kSetup);
   ASSERT_TRUE(resumed);

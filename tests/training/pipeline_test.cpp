@@ -252,9 +252,9 @@ TEST(Pipeline, is_refused_with_the_reason) {
   const Step step = equal_step(6);
   EXPECT_EQ(make_plan("1f1b", step, {.devices = 7}).error().code, ErrorCode::kInvalidArgument);
   EXPECT_EQ(make_plan("zb-v", step, {.devices = 4}).error().message,
-            "6 layers cannot be dealt to 4 devices, 2 or more for each");
+            "6 layers can't be divided among 4 devices with 2 or more each");
   EXPECT_EQ(make_plan("dualpipe-v", step, {.devices = 4}).error().message,
-            "6 layers cannot be dealt to 4 devices, 2 or more for each");
+            "6 layers can't be divided among 4 devices with 2 or more each");
   const PlanOptions tight{.devices = 3, .micro_batches = 6, .memory_limit_bytes = 699};
   EXPECT_EQ(make_plan("dualpipe-v", step, tight).error().code, ErrorCode::kNoSpace) << "7 chunks of 100 bytes";
   EXPECT_TRUE(make_plan("dualpipe-v", step, {.devices = 3, .micro_batches = 6, .memory_limit_bytes = 700}));

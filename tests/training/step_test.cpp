@@ -31,16 +31,17 @@ TEST(Step, is_refused_with_the_reason) {
   EXPECT_EQ(reason([](Step&) {}), "");
   EXPECT_EQ(reason([](Step& s) { s.layers.clear(); }), "step 'uniform': it has no layers");
   EXPECT_EQ(reason([](Step& s) { s.layers[1].forward.us = -1; }),
-            "step 'uniform': layer '2' has a cost that is no time");
+            "step 'uniform': layer '2' has a cost that is negative or not finite");
   EXPECT_EQ(reason([](Step& s) { s.layers[1].update.us = NAN; }),
-            "step 'uniform': layer '2' has a cost that is no time");
+            "step 'uniform': layer '2' has a cost that is negative or not finite");
   EXPECT_EQ(reason([](Step& s) { s.layers[2].weight_gradient.demand = 0; }),
-            "step 'uniform': layer '3' asks for a share of the device that is not in (0, 1]");
+            "step 'uniform': layer '3' needs a share of the device above 0 and at most 1");
   EXPECT_EQ(reason([](Step& s) { s.layers[2].output_gradient.demand = 1.5; }),
-            "step 'uniform': layer '3' asks for a share of the device that is not in (0, 1]");
+            "step 'uniform': layer '3' needs a share of the device above 0 and at most 1");
   EXPECT_EQ(reason([](Step& s) { s.layers[0].kept_for_weights_bytes = 101; }),
-            "step 'uniform': layer '1' keeps more for its weights than it keeps");
-  EXPECT_EQ(reason([](Step& s) { s.layers[0].block = 1; }), "step 'uniform': layer '2' goes back to an earlier block");
+            "step 'uniform': layer '1' keeps more bytes for its weights than in total");
+  EXPECT_EQ(reason([](Step& s) { s.layers[0].block = 1; }),
+            "step 'uniform': layer '2' belongs to an earlier block than the layer before it");
 }
 
 /// The shortest longest part, by trying every cut.
@@ -74,7 +75,7 @@ TEST(Step, is_cut_into_parts_of_which_the_longest_is_as_short_as_can_be) {
     double longest = 0;
     for (unsigned n = 0; n < parts; ++n) {
       const unsigned end = n + 1 < parts ? begins[n + 1] : layers;
-      ASSERT_LT(begins[n], end) << "every part has a layer";
+      ASSERT_LT(begins[n], end) << "there are at most as many parts as layers";
       double sum = 0;
       for (unsigned i = begins[n]; i < end; ++i) sum += costs[i];
       longest = std::max(longest, sum);
@@ -128,7 +129,8 @@ TEST(Profiles, never_compute_faster_than_the_device) {
 TEST(Profiles, are_refused_with_the_names_that_there_are) {
   const auto none = profile("gpt-5", v100_like(), 1);
   EXPECT_EQ(none.error().code, ErrorCode::kNotFound);
-  EXPECT_NE(none.error().message.find("there is no profile 'gpt-5'; there are gpt2-small, gpt2-xl"), std::string::npos);
+  EXPECT_NE(none.error().message.find("unknown profile 'gpt-5': expected one of gpt2-small, gpt2-xl"),
+            std::string::npos);
   EXPECT_EQ(profile("resnet-50", v100_like(), 0).error().code, ErrorCode::kInvalidArgument);
 }
 

@@ -115,7 +115,7 @@ TEST(TrainerContract, steps_that_do_not_fit_are_refused_and_nothing_is_changed) 
     EXPECT_TRUE(none->empty());
     std::vector<std::vector<float>> whole(trainer->whole_state().size());
     whole.pop_back();
-    expect_invalid(trainer->load(whole), "another number of tensors");
+    expect_invalid(trainer->load(whole), "tensors, expected");
     whole.emplace_back();
     whole.front().resize(trainer->state().front().values.size(), 1.0F);
     whole.back().resize(1);
@@ -145,7 +145,7 @@ TEST(TrainerContract, options_that_do_not_fit_are_refused) {
   refused(bad, "window");
   bad = sound;
   bad.optimizer = {.kind = training::OptimizerKind::kSgd, .nesterov = true};
-  refused(bad, "Nesterov");
+  refused(bad, "nesterov");
   bad = sound;
   bad.model = model::MlpOptions{.inputs = 3, .hidden = {0}, .classes = 2};
   refused(bad, "hidden");
@@ -175,8 +175,8 @@ TEST(TrainerContract, schedules_that_do_not_fit_the_ranks_are_refused) {
   }
   for (const std::string& name : schedules_of(Family::kDataParallel)) refused(pipeline, name, "is not for pipelines");
   for (const std::string& name : schedules_of(Family::kPipeline)) {
-    refused(pipeline, name, "what they add up", false);
-    refused({.stages = 5, .data_ranks = 1}, name, "cannot be dealt to 5 devices");
+    refused(pipeline, name, "a communicator for their sums", false);
+    refused({.stages = 5, .data_ranks = 1}, name, "can't be divided among 5 devices");
   }
 }
 
@@ -485,7 +485,7 @@ TEST(TrainerContract, stages_evaluate_together_and_have_no_logits_of_their_own) 
       EXPECT_EQ(found->loss, expected->loss);
       EXPECT_EQ(found->correct, expected->correct);
       EXPECT_EQ(found->targets, expected->targets);
-      expect_invalid(status_of(trainer->logits(input)), "no logits of its own");
+      expect_invalid(status_of(trainer->logits(input)), "can't compute logits alone");
     });
   }
 }

@@ -289,7 +289,7 @@ TEST(WeightsFile, is_refused_for_everything_that_is_wrong_at_once) {
   gpt.tensors["h.0.attn.bias"] = tensor_of({24}, std::vector<float>(24));
   gpt.tensors["num_batches_tracked"] = tensor_of({}, {1});
   for (const char* words :
-       {"7 reasons", "no tensor 'h.1.mlp.c_fc.bias'", "no tensor 'ln_f.weight'", "[16, 8], and the model's is [8, 16]",
+       {"7 reasons", "no tensor 'h.1.mlp.c_fc.bias'", "no tensor 'ln_f.weight'", "[16, 8], but the model's is [8, 16]",
         "'score.weight'", "'ln_f.bias' of the type I32", "'h.0.attn.bias'", "'num_batches_tracked'"})
     gpt.expect_error(ErrorCode::kInvalidArgument, words);
 }
@@ -416,7 +416,7 @@ TEST(WeightsFiles, of_an_index_and_of_a_folder_are_read) {
   shards.write();
   const auto both = shards.load(shards.folder.path(""));
   ASSERT_FALSE(both);
-  EXPECT_NE(both.error().message.find("name one of the two"), std::string::npos) << both.error().message;
+  EXPECT_NE(both.error().message.find("give the path of one of the two"), std::string::npos) << both.error().message;
 }
 
 TEST(WeightsFiles, with_one_tensor_in_two_of_them_are_refused) {
@@ -458,18 +458,18 @@ TEST(WeightsFiles, of_an_index_that_is_none_are_refused) {
     (void)shards.folder.write("model.safetensors.index.json", text);
     shards.expect_error(ErrorCode::kCorrupt, words);
   };
-  refused("", "not JSON");
-  refused("[]", "not an object");
+  refused("", "not valid JSON");
+  refused("[]", "not a JSON object");
   refused("{}", "weight_map");
   refused(R"({"weight_map": {}})", "weight_map");
-  refused(R"({"weight_map": {"a": 1}})", "in no file");
-  refused(R"({"weight_map": {"a": "../a.safetensors"}})", "no file beside the index");
-  refused(R"({"weight_map": {"a": "/a.safetensors"}})", "no file beside the index");
+  refused(R"({"weight_map": {"a": 1}})", "has no file name");
+  refused(R"({"weight_map": {"a": "../a.safetensors"}})", "not a file in the directory of the index");
+  refused(R"({"weight_map": {"a": "/a.safetensors"}})", "not a file in the directory of the index");
   refused(R"({"weight_map": {"a": "x", "a": "y"}})", "'a' occurs twice");
-  refused(R"({"weight_map": {"a": "x"}} trailing)", "not JSON");
+  refused(R"({"weight_map": {"a": "x"}} trailing)", "not valid JSON");
   refused(std::string("{\"weight_map\": {\"a\": \"x\"}}\0", 27), "NUL");
-  refused(std::string(200, '['), "not JSON");
-  refused(std::string(200, '[') + std::string(200, ']'), "64 deep");
+  refused(std::string(200, '['), "not valid JSON");
+  refused(std::string(200, '[') + std::string(200, ']'), "64 levels deep");
 }
 
 TEST(WeightsFiles, that_are_fifos_or_devices_are_refused_at_once) {
@@ -481,7 +481,7 @@ TEST(WeightsFiles, that_are_fifos_or_devices_are_refused_at_once) {
     const auto loaded = shards.load(path);
     ASSERT_FALSE(loaded);
     EXPECT_EQ(loaded.error().code, ErrorCode::kInvalidArgument) << loaded.error().message;
-    EXPECT_NE(loaded.error().message.find("ordinary"), std::string::npos) << loaded.error().message;
+    EXPECT_NE(loaded.error().message.find("regular"), std::string::npos) << loaded.error().message;
   }
 }
 

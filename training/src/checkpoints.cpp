@@ -254,19 +254,21 @@ Result<std::optional<std::uint64_t>> Checkpoints::Impl::Disk::find(std::optional
                                                       " is damaged: " + info.status.error().message);
     }
   }
-  const std::string unread = std::to_string(lines) + " of the catalog's lines cannot be read";
+  const std::string unread = std::to_string(lines) + " of the catalog's lines can't be read";
   if (version) {
-    const std::string others = there.empty() ? ", nor any other" : "; there are those of " + list_of(there);
+    const std::string others =
+        there.empty() ? "; nor is there any other" : "; there are checkpoints of steps " + list_of(there);
     if (lines == 0)
       return make_error(ErrorCode::kNotFound, "there is no checkpoint of step " + std::to_string(*version) + others);
     return make_error(ErrorCode::kCorrupt, "there is no checkpoint of step " + std::to_string(*version) +
-                                               " that can be read" + others + "; " + unread + ", and may be it");
+                                               " that can be read" + others + "; " + unread +
+                                               ", and it may be one of them");
   }
   // One that was saved is not to be passed over without a word.
   if (lines != 0)
-    return make_error(ErrorCode::kCorrupt,
-                      unread + ", so the newest checkpoint may be missing; " +
-                          (there.empty() ? "no other can be read" : "those of these steps can be: " + list_of(there)));
+    return make_error(ErrorCode::kCorrupt, unread + ", so the newest checkpoint may be missing; " +
+                                               (there.empty() ? "no other can be read"
+                                                              : "those of these steps can be read: " + list_of(there)));
   return newest;  // If it is damaged, reading it reports that.
 }
 
@@ -337,10 +339,10 @@ Result<std::optional<Position>> Checkpoints::Impl::read(std::optional<std::uint6
   const std::vector<TensorSink> first{{position_spec(), std::as_writable_bytes(std::span(&position, 1)), {}}};
   DUNNOCK_TRY(disk_->restore(version, first));
   if (position.version != Position{}.version)
-    return make_error(ErrorCode::kWrongVersion, "the checkpoint is of version " + std::to_string(position.version));
+    return make_error(ErrorCode::kWrongVersion, "the checkpoint has version " + std::to_string(position.version));
   if (position.setup != setup)
-    return make_error(ErrorCode::kInvalidArgument, "the checkpoint at step " + std::to_string(position.step) +
-                                                       " is of another model, other data or another optimizer");
+    return make_error(ErrorCode::kInvalidArgument, "the checkpoint of step " + std::to_string(position.step) +
+                                                       " belongs to another model, other data or another optimizer");
   std::vector<TensorSink> sinks;
   const std::vector<model::StateTensor> tensors = trainer_.whole_state();
   for (std::size_t i = 0; i < tensors.size(); ++i) {
@@ -467,7 +469,7 @@ Result<std::vector<TensorSource>> Checkpoints::Impl::sources_of(const Position& 
     // The loss tells only a step later; and the newest checkpoint is the one that a run goes on from.
     if (!all_finite(values))
       return make_error(ErrorCode::kInvalidArgument, "tensor '" + tensor_name(tensors[i]) +
-                                                         "' has values that are no numbers behind step " +
+                                                         "' has values that are not finite after step " +
                                                          std::to_string(position.step));
     add(spec_of(tensors[i]), std::as_bytes(values));
   }
@@ -498,7 +500,8 @@ Result<std::optional<SaveReport>> Checkpoints::Impl::save(const Position& positi
 Result<SaveReport> Checkpoints::Impl::save_held(const Position& position, CheckpointNotes notes,
                                                 const std::function<void()>& captured) {
   if (!in_place() || !works())
-    return make_error(ErrorCode::kUnsupported, "only the first rank saves alone, and what lies in its own memory");
+    return make_error(ErrorCode::kUnsupported,
+                      "only the first rank can save alone, and only what is in its own memory");
   held_ = position;
   DUNNOCK_TRY(auto sources, sources_of(held_, trainer_.held_state()));
   const PendingSave pending = disk_->save(position.step, std::move(sources), std::move(notes));

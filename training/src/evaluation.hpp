@@ -18,19 +18,21 @@ namespace dunnock::training {
 /// Whether a step's or an evaluation's input has `rows` rows that the model knows. Errors: InvalidArgument.
 [[nodiscard]] inline Status check_input(const StepInput& input, std::size_t rows, const model::InputSizes& sizes) {
   const auto wrong = [](const char* what, std::size_t is, std::size_t wanted) {
-    return invalid("a step wants " + std::to_string(wanted) + " " + what + ", not " + std::to_string(is));
+    return invalid("a step needs " + std::to_string(wanted) + " " + what + ", not " + std::to_string(is));
   };
   if (input.images.size() != rows * sizes.values)
-    return wrong("values of images", input.images.size(), rows * sizes.values);
+    return wrong("image values", input.images.size(), rows * sizes.values);
   if (input.tokens.size() != rows * sizes.tokens) return wrong("tokens", input.tokens.size(), rows * sizes.tokens);
   if (input.targets.size() != rows * sizes.targets) return wrong("targets", input.targets.size(), rows * sizes.targets);
   const auto unknown = [&](std::int32_t number) {
     return number < 0 || static_cast<std::size_t>(number) >= sizes.classes;
   };
   if (const auto bad = std::ranges::find_if(input.tokens, unknown); bad != input.tokens.end())
-    return invalid("token " + std::to_string(*bad) + " is none of " + std::to_string(sizes.classes));
+    return invalid("token " + std::to_string(*bad) + " is out of range: the vocabulary has " +
+                   std::to_string(sizes.classes) + " tokens");
   if (const auto bad = std::ranges::find_if(input.targets, unknown); bad != input.targets.end())
-    return invalid("target " + std::to_string(*bad) + " is none of " + std::to_string(sizes.classes));
+    return invalid("target " + std::to_string(*bad) + " is out of range: the number of classes is " +
+                   std::to_string(sizes.classes));
   return {};
 }
 

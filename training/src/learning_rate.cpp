@@ -14,7 +14,7 @@ std::string_view to_string(RateSchedule schedule) noexcept {
 }
 
 double learning_rate_at(const LearningRate& rate, std::uint64_t step) {
-  DUNNOCK_CHECK(rate.drop_every > 0, "a learning rate drops every so many steps");
+  DUNNOCK_CHECK(rate.drop_every > 0, "drop_every is at least 1");
   if (step < rate.warmup_steps)
     return rate.peak * (static_cast<double>(step) + 1) / (static_cast<double>(rate.warmup_steps) + 1);
   const std::uint64_t behind = step - rate.warmup_steps;

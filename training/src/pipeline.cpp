@@ -355,16 +355,17 @@ unsigned chunks_per_device(const PipelineSchedule& of, const Step& step, const P
 Result<Plan> plan_pipeline(const PipelineSchedule& of, const Step& step, const PlanOptions& options) {
   const unsigned per_device = chunks_per_device(of, step, options);
   if (std::uint64_t{options.devices} * std::max(1U, per_device) > step.layers.size()) {
-    return make_error(ErrorCode::kInvalidArgument, std::to_string(step.layers.size()) + " layers cannot be dealt to " +
-                                                       std::to_string(options.devices) + " devices, " +
-                                                       std::to_string(std::max(1U, per_device)) + " or more for each");
+    return make_error(ErrorCode::kInvalidArgument, std::to_string(step.layers.size()) +
+                                                       " layers can't be divided among " +
+                                                       std::to_string(options.devices) + " devices with " +
+                                                       std::to_string(std::max(1U, per_device)) + " or more each");
   }
   Stages stages = stages_of(of, step, options, options.devices * per_device);
   stages.pipe.kept_bytes_max = kept_bytes_max(stages, options.memory_limit_bytes);
   const std::optional<Drawn> drawn = of.draw(stages.pipe);
   if (!drawn) {
-    return make_error(ErrorCode::kNoSpace, "what forward passes keep does not fit into " +
-                                               std::to_string(options.memory_limit_bytes) + " bytes a device");
+    return make_error(ErrorCode::kNoSpace, "the activations of the forward passes do not fit in " +
+                                               std::to_string(options.memory_limit_bytes) + " bytes per device");
   }
   Plan plan = Maker(stages, options).follow(drawn->orders);
   plan.choice = drawn->choice;

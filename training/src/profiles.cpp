@@ -293,7 +293,7 @@ DeviceModel h200_like() noexcept {
 std::span<const std::string_view> profile_names() noexcept { return kNames; }
 
 Result<Step> profile(std::string_view name, const DeviceModel& device, unsigned batch) {
-  if (batch == 0) return make_error(ErrorCode::kInvalidArgument, "a profile needs a batch of 1 or more");
+  if (batch == 0) return make_error(ErrorCode::kInvalidArgument, "a profile needs a batch of at least 1 row");
   const Coster coster(device);
   Step step;
   if (name == "gpt2-small") {
@@ -313,7 +313,7 @@ Result<Step> profile(std::string_view name, const DeviceModel& device, unsigned 
   } else if (name == "mobilenet-v1") {
     step = mobilenet_v1(coster, batch);
   } else {
-    std::string message = "there is no profile '" + std::string(name) + "'; there are";
+    std::string message = "unknown profile '" + std::string(name) + "': expected one of";
     for (const std::string_view other : kNames) message += (other == kNames[0] ? " " : ", ") + std::string(other);
     return make_error(ErrorCode::kNotFound, message);
   }

@@ -112,13 +112,13 @@ const std::vector<Known>& known() {
 
 Status check(const PlanOptions& options) {
   const auto invalid = [](const char* what) { return make_error(ErrorCode::kInvalidArgument, what); };
-  if (options.devices == 0) return invalid("a schedule needs a device");
-  if (options.micro_batches == 0) return invalid("a schedule needs a micro-batch");
-  if (options.iterations == 0) return invalid("a schedule needs an iteration");
-  if (options.data_parallel == 0) return invalid("a stage needs a device");
-  if (!(options.launch_us >= 0)) return invalid("a launch takes a time");
-  if (!(options.link.latency_us >= 0)) return invalid("a link's latency is a time");
-  if (!(options.link.gb_per_s >= 0)) return invalid("a link's bandwidth is no rate");
+  if (options.devices == 0) return invalid("a schedule needs at least one device");
+  if (options.micro_batches == 0) return invalid("a schedule needs at least one micro-batch");
+  if (options.iterations == 0) return invalid("a schedule needs at least one iteration");
+  if (options.data_parallel == 0) return invalid("a stage needs at least one device");
+  if (!(options.launch_us >= 0)) return invalid("the launch time must not be negative or NaN");
+  if (!(options.link.latency_us >= 0)) return invalid("a link's latency must not be negative or NaN");
+  if (!(options.link.gb_per_s >= 0)) return invalid("a link's bandwidth must not be negative or NaN");
   return {};
 }
 
@@ -150,7 +150,7 @@ const ScheduleName* find_schedule(std::string_view name) {
 Result<Plan> make_plan(std::string_view name, const Step& step, const PlanOptions& options) {
   const auto one = std::ranges::find_if(known(), [name](const Known& known) { return known.name.name == name; });
   if (one == known().end()) {
-    std::string message = "there is no schedule '" + std::string(name) + "'; there are";
+    std::string message = "unknown schedule '" + std::string(name) + "': expected one of";
     for (const Known& other : known())
       message += (&other == &known().front() ? " " : ", ") + std::string(other.name.name);
     return make_error(ErrorCode::kNotFound, message);
@@ -215,7 +215,7 @@ void Best::offer(Plan plan, std::size_t number) {
 }
 
 Result<Plan> Best::take() {
-  if (!best_) return tl::unexpected(refused_.value_or(Error{ErrorCode::kInvalidArgument, "there is no plan"}));
+  if (!best_) return tl::unexpected(refused_.value_or(Error{ErrorCode::kInvalidArgument, "no plan was offered"}));
   return std::move(*best_);
 }
 

@@ -27,26 +27,27 @@ Status check(const Step& step) {
   for (const Layer& layer : step.layers) {
     for (const Cost& cost : {layer.forward, layer.output_gradient, layer.weight_gradient, layer.update}) {
       if (!std::isfinite(cost.us) || cost.us < 0)
-        return invalid("layer '" + layer.name + "' has a cost that is no time");
+        return invalid("layer '" + layer.name + "' has a cost that is negative or not finite");
       if (!(cost.demand > 0 && cost.demand <= 1))
-        return invalid("layer '" + layer.name + "' asks for a share of the device that is not in (0, 1]");
+        return invalid("layer '" + layer.name + "' needs a share of the device above 0 and at most 1");
     }
     if (layer.kept_for_weights_bytes > layer.kept_bytes)
-      return invalid("layer '" + layer.name + "' keeps more for its weights than it keeps");
-    if (layer.block < block) return invalid("layer '" + layer.name + "' goes back to an earlier block");
+      return invalid("layer '" + layer.name + "' keeps more bytes for its weights than in total");
+    if (layer.block < block)
+      return invalid("layer '" + layer.name + "' belongs to an earlier block than the layer before it");
     block = layer.block;
   }
   for (std::size_t i = 0; i < step.layers.size(); ++i) {
     if (step.layers[i].tied_to && *step.layers[i].tied_to >= i)
-      return invalid("layer '" + step.layers[i].name + "' is tied to one that is not before it");
+      return invalid("layer '" + step.layers[i].name + "' is tied to a layer that does not precede it");
   }
   return {};
 }
 
 std::vector<unsigned> balanced_parts(const Step& step, unsigned parts) {
   const auto layers = static_cast<unsigned>(step.layers.size());
-  DUNNOCK_CHECK(parts > 0, "a step has parts");
-  DUNNOCK_CHECK(parts <= layers, "each part has a layer");
+  DUNNOCK_CHECK(parts > 0, "there is at least one part");
+  DUNNOCK_CHECK(parts <= layers, "there are at most as many parts as layers");
   std::vector<double> before(layers + 1);  // Time of the layers before.
   for (unsigned i = 0; i < layers; ++i) {
     const Layer& layer = step.layers[i];

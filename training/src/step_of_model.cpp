@@ -284,10 +284,11 @@ Step estimate_step(const model::ModelOptions& model, model::DataType type, std::
 
 Result<Step> profile_step(device::Device device, const model::ModelOptions& model, model::DataType type,
                           std::size_t rows, const OptimizerOptions& optimizer, const ProfileOptions& options) {
-  if (rows == 0) return make_error(ErrorCode::kInvalidArgument, "a micro-batch has rows");
-  if (options.repeats == 0) return make_error(ErrorCode::kInvalidArgument, "a measurement is repeated");
+  if (rows == 0) return make_error(ErrorCode::kInvalidArgument, "a micro-batch needs at least one row");
+  if (options.repeats == 0) return make_error(ErrorCode::kInvalidArgument, "a measurement needs at least one repeat");
   DUNNOCK_TRY(check(model));
-  if (options.micro_batches == 0) return make_error(ErrorCode::kInvalidArgument, "a step has a micro-batch");
+  if (options.micro_batches == 0)
+    return make_error(ErrorCode::kInvalidArgument, "a step needs at least one micro-batch");
   return type == model::DataType::kF32 ? Profiler<float>::run(device, model, rows, optimizer, options)
                                        : Profiler<device::Bf16>::run(device, model, rows, optimizer, options);
 }

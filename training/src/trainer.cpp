@@ -96,7 +96,7 @@ class TrainerOf final : public Trainer {
   Result<std::vector<StepResult>> run(std::span<const StepInput> steps) override {
     if (steps.empty()) return std::vector<StepResult>{};
     if (steps.size() > place_.options.window)
-      return invalid("a run has at most " + std::to_string(place_.options.window) + " steps, not " +
+      return invalid("a run can have at most " + std::to_string(place_.options.window) + " steps, not " +
                      std::to_string(steps.size()));
     for (const StepInput& step : steps) {
       DUNNOCK_TRY(check_input(step, place_.step_rows(), inputs_.sizes()));
@@ -112,7 +112,8 @@ class TrainerOf final : public Trainer {
 
   Result<Evaluation> evaluate(const StepInput& input) override {
     const model::InputSizes& sizes = inputs_.sizes();
-    if (sizes.targets == 0 || input.targets.size() % sizes.targets != 0) return invalid("an evaluation has whole rows");
+    if (sizes.targets == 0 || input.targets.size() % sizes.targets != 0)
+      return invalid("an evaluation needs a whole number of rows");
     DUNNOCK_TRY(check_input(input, input.targets.size() / sizes.targets, sizes));
     if (std::exchange(statistics_differ_, false))
       place_.ranks.data->template broadcast<float>(network_.parameters().state_values(), 0, main_);
@@ -120,7 +121,7 @@ class TrainerOf final : public Trainer {
   }
 
   Result<std::vector<float>> logits(const StepInput& row) override {
-    if (place_.stages() > 1) return invalid("a stage of a pipeline has no logits of its own");
+    if (place_.stages() > 1) return invalid("a stage of a pipeline can't compute logits alone");
     StepInput one = row;
     std::vector<std::int32_t> targets;
     if (row.targets.empty()) {
@@ -158,7 +159,7 @@ class TrainerOf final : public Trainer {
 
   Status hold_updates(std::function<Status()> gate) override {
     if (place_.is_pipeline() || place_.options.as_graph || main_.device().backend() != device::Backend::kCpu)
-      return make_error(ErrorCode::kUnsupported, "updates are held of data-parallel ranks of the CPU");
+      return make_error(ErrorCode::kUnsupported, "updates can be held only on data-parallel ranks of the CPU");
     hooks_.gate = std::move(gate);
     return {};
   }
@@ -372,14 +373,16 @@ Result<std::unique_ptr<Trainer>> create_of(device::Device device, const TrainerO
 
 Result<std::unique_ptr<Trainer>> Trainer::create(device::Device device, const TrainerOptions& options,
                                                  const Ranks& ranks) {
-  if (options.rows == 0) return invalid("a micro-batch has rows");
-  if (options.micro_batches == 0) return invalid("a step has a micro-batch");
-  if (options.window == 0) return invalid("a window has a step");
+  if (options.rows == 0) return invalid("a micro-batch needs at least one row");
+  if (options.micro_batches == 0) return invalid("a step needs at least one micro-batch");
+  if (options.window == 0) return invalid("a window needs at least one step");
   if (ranks.pipeline != nullptr && ranks.pipeline->size() > 1 && ranks.pipeline_sums == nullptr)
-    return invalid("stages of a pipeline need a communicator for what they add up");
-  if (options.optimizer.nesterov && options.optimizer.momentum == 0) return invalid("Nesterov's way needs a momentum");
+    return invalid("the stages of a pipeline need a communicator for their sums");
+  if (options.optimizer.nesterov && options.optimizer.momentum == 0)
+    return invalid("nesterov needs a momentum other than 0");
   if (options.policy != nullptr && options.as_graph)
-    return make_error(ErrorCode::kUnsupported, "a recorded graph trains the same layers in each step");
+    return make_error(ErrorCode::kUnsupported,
+                      "a policy and as_graph exclude each other: a recorded graph trains the same layers in each step");
   DUNNOCK_TRY(check(options.model));
   return options.type == model::DataType::kF32 ? create_of<float>(device, options, ranks)
                                                : create_of<device::Bf16>(device, options, ranks);

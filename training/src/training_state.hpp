@@ -98,12 +98,14 @@ class TrainingState {
   /// before the first one. Errors: InvalidArgument.
   [[nodiscard]] Status upload(std::span<const std::vector<float>> whole_values, device::Stream& main) const {
     const std::vector<model::StateTensor> names = whole();
-    if (whole_values.size() != names.size()) return invalid("the state has another number of tensors");
+    if (whole_values.size() != names.size())
+      return invalid("the state has " + std::to_string(whole_values.size()) + " tensors, expected " +
+                     std::to_string(names.size()));
     const std::vector<model::StateTensor> mine = held();
     for (std::size_t i = 0; i < names.size(); ++i) {
       if (!whole_values[i].empty() && whole_values[i].size() != values_of(names[i]))
-        return invalid("tensor '" + names[i].name + "' has " + std::to_string(values_of(names[i])) + " values, not " +
-                       std::to_string(whole_values[i].size()));
+        return invalid("tensor '" + names[i].name + "' has " + std::to_string(whole_values[i].size()) +
+                       " values, expected " + std::to_string(values_of(names[i])));
     }
     for (std::size_t i = 0; i < names.size(); ++i) {
       const model::StateTensor* here = find(mine, names[i]);

@@ -62,7 +62,7 @@ tl::unexpected<Error> corrupt(std::string what) { return make_error(ErrorCode::k
 
 Result<Json> parse_json(std::string_view text) {
   if (const std::size_t nul = text.find('\0'); nul != std::string_view::npos)
-    return corrupt("it is not JSON: byte " + std::to_string(nul) + " is a NUL");
+    return corrupt("it is not valid JSON: byte " + std::to_string(nul) + " is NUL");
   Watch watch;
   Json parsed = Json::parse(
       text.begin(), text.end(),
@@ -70,9 +70,9 @@ Result<Json> parse_json(std::string_view text) {
   if (parsed.is_discarded()) {
     Place place;
     (void)Json::sax_parse(text.begin(), text.end(), &place);
-    return corrupt("it is not JSON, from byte " + std::to_string(place.byte) + " on");
+    return corrupt("it is not valid JSON: the first error is at byte " + std::to_string(place.byte));
   }
-  if (watch.too_deep()) return corrupt("it is nested more than " + std::to_string(kDepthMax) + " deep");
+  if (watch.too_deep()) return corrupt("it is nested more than " + std::to_string(kDepthMax) + " levels deep");
   if (!watch.twice().empty()) return corrupt(watch.twice());
   return parsed;
 }

@@ -34,7 +34,7 @@ double reopen_ms(const FilterBenchOptions& options, const Keys& keys) {
     is_found = subject->contains(keys.in(0, 1)) == 1;
   });
   if (is_found) return ns / 1e6;
-  std::fprintf(stderr, "what a killed process had inserted is not found\n");
+  std::fprintf(stderr, "keys that a killed process had inserted are not found\n");
   return NAN;
 }
 

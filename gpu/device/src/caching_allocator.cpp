@@ -37,14 +37,16 @@ void* CachingAllocator::address_of(const Block* block) noexcept { return block->
 Result<CachingAllocator::Block*> CachingAllocator::allocate(std::size_t bytes, std::uint64_t stream) {
   DUNNOCK_CHECK(stream != kNoStream, "memory belongs to a stream");
   std::unique_lock lock(mutex_);
-  const auto no_space = [&](const char* why) {
-    return make_error(ErrorCode::kNoSpace, std::to_string(bytes) + " bytes: " + why + "; buffers have " +
-                                               std::to_string(stats_.used_bytes) + " bytes, the allocator holds " +
-                                               std::to_string(stats_.held_bytes));
+  const auto no_space = [&](const std::string& why) {
+    return make_error(ErrorCode::kNoSpace, "can't allocate " + std::to_string(bytes) + " bytes: " + why +
+                                               "; buffers use " + std::to_string(stats_.used_bytes) +
+                                               " bytes, and the allocator holds " + std::to_string(stats_.held_bytes));
   };
-  if (bytes > std::numeric_limits<std::size_t>::max() - kSegmentBytes) return no_space("no device has so much");
+  if (bytes > std::numeric_limits<std::size_t>::max() - kSegmentBytes)
+    return no_space("the size exceeds the address space");
   const std::size_t size = std::max<std::size_t>(bytes + kAlignment - 1, kAlignment) / kAlignment * kAlignment;
-  if (size > limit_bytes_ || stats_.used_bytes > limit_bytes_ - size) return no_space("beyond the limit that was set");
+  if (size > limit_bytes_ || stats_.used_bytes > limit_bytes_ - size)
+    return no_space("the limit is " + std::to_string(limit_bytes_) + " bytes");
 
   poll_pending();
   Block* block = find(size, stream);
@@ -57,7 +59,7 @@ Result<CachingAllocator::Block*> CachingAllocator::allocate(std::size_t bytes, s
       ++stats_.releases;
       block = take_segment(size, stream);
     }
-    if (block == nullptr) return no_space("the device has no more");
+    if (block == nullptr) return no_space("the device has no memory left");
   }
   free_[block->stream].erase(block);
   block->is_free = false;
@@ -226,8 +228,9 @@ std::string CachingAllocator::check() const {
   for (const auto& [address, first] : segments_) {
     const auto* expected = static_cast<const std::byte*>(address);
     for (const Block* block = first; block != nullptr; block = block->behind) {
-      if (block->address != expected) return "a block does not follow the one before it";
-      if (block->behind != nullptr && block->behind->before != block) return "a block does not know its neighbour";
+      if (block->address != expected) return "a block does not follow the previous block";
+      if (block->behind != nullptr && block->behind->before != block)
+        return "a block's links to its neighbor are inconsistent";
       expected += block->bytes;
       held += block->bytes;
       used += block->asked_bytes;
@@ -237,13 +240,13 @@ std::string CachingAllocator::check() const {
       if (blocks == free_.end() || !blocks->second.contains(const_cast<Block*>(block)))
         return "a free block is not in the list of its owner";
       if (block->behind != nullptr && block->behind->is_free && block->behind->stream == block->stream)
-        return "two free neighbours of one owner are two";
+        return "two free neighbors of one owner were not merged";
     }
   }
   for (const auto& [stream, blocks] : free_) free_blocks -= blocks.size();
   if (free_blocks != 0) return "a list has blocks that are not in a segment";
-  if (used != stats_.used_bytes) return "the bytes in use are counted wrongly";
-  if (held != stats_.held_bytes) return "the bytes held are counted wrongly";
+  if (used != stats_.used_bytes) return "the count of the bytes in use is wrong";
+  if (held != stats_.held_bytes) return "the count of the bytes held is wrong";
   return {};
 }
 

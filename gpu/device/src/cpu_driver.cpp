@@ -100,7 +100,7 @@ class CpuEvent final : public EventImpl {
     return mark->done;
   }
   [[nodiscard]] Status synchronize() const override {
-    if (capture) return make_error(ErrorCode::kInvalidArgument, "the event was recorded into a graph");
+    if (capture) return make_error(ErrorCode::kInvalidArgument, "the event was recorded in a graph");
     if (!mark) return {};
     if (const auto failed = mark->wait()) return tl::unexpected(*failed);
     return {};
@@ -150,7 +150,7 @@ class CpuStream final : public StreamImpl {
       streams_.all.erase(this);
     }
     if (capture_) {
-      capture_->fail("a stream that recorded went before the graph was done");
+      capture_->fail("a stream was destroyed while it was recording a graph");
       leave_capture();
     }
     {
@@ -201,13 +201,12 @@ class CpuStream final : public StreamImpl {
     const auto& theirs = dynamic_cast<const CpuEvent&>(event);
     if (theirs.capture) {
       if (!theirs.capture->active)
-        return run("wait",
-                   [] { return not_in_graph("an event that was recorded into a graph is waited for outside"); });
+        return run("wait", [] { return not_in_graph("a stream waits for an event that was recorded in a graph"); });
       if (!capture_) {
         capture_ = theirs.capture;
         capture_->streams[number()] = this;
       }
-      if (capture_ != theirs.capture) return capture_->fail("an event of another graph is waited for");
+      if (capture_ != theirs.capture) return capture_->fail("the graph waits for an event of another graph");
       for (const auto& [stream, operations] : theirs.seen) {
         std::size_t& known = capture_->seen[number()][stream];
         known = std::max(known, operations);
@@ -215,7 +214,7 @@ class CpuStream final : public StreamImpl {
       return;
     }
     if (!theirs.mark) return;
-    if (capture_) return capture_->fail("an event from before the graph is waited for in it");
+    if (capture_) return capture_->fail("the graph waits for an event from before its recording");
     issue([this, mark = theirs.mark] {
       const auto failed = mark->wait();
       if (failed && !failed_) fail(*failed);
@@ -224,7 +223,7 @@ class CpuStream final : public StreamImpl {
 
   [[nodiscard]] Status synchronize() override {
     if (capture_) {
-      capture_->fail("a stream is synchronised while it records");
+      capture_->fail("a stream was synchronized while it was recording a graph");
       return tl::unexpected(*capture_->wrong);
     }
     auto mark = std::make_shared<Mark>();
@@ -236,7 +235,7 @@ class CpuStream final : public StreamImpl {
 
   [[nodiscard]] bool capturing() const override { return capture_ != nullptr; }
   [[nodiscard]] Status begin_capture() override {
-    if (capture_) return make_error(ErrorCode::kInvalidArgument, "the stream records already");
+    if (capture_) return make_error(ErrorCode::kInvalidArgument, "the stream is already recording a graph");
     capture_ = std::make_shared<Capture>();
     capture_->origin = number();
     capture_->streams[number()] = this;
@@ -252,7 +251,7 @@ class CpuStream final : public StreamImpl {
       if (own == seen.end() || own->second == 0 || stream == number()) continue;
       const auto joined = known.find(stream);
       if (joined == known.end() || joined->second < own->second)
-        capture->fail("a stream that took part in the graph was not waited for at its end");
+        capture->fail("the graph does not wait for one of its streams before its end");
     }
     for (const auto streams = capture->streams; const auto& [stream, one] : streams) one->leave_capture();
     if (capture->wrong) return tl::unexpected(*capture->wrong);
@@ -260,7 +259,7 @@ class CpuStream final : public StreamImpl {
   }
   void launch(GraphImpl& graph) override {
     const auto nodes = dynamic_cast<CpuGraph&>(graph).nodes();
-    if (capture_) return capture_->fail("a graph is launched while another is recorded");
+    if (capture_) return capture_->fail("a graph was launched while another was being recorded");
     issue([this, nodes] {
       for (const Node& node : *nodes) {
         if (failed_) return;

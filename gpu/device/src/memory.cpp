@@ -10,7 +10,7 @@ namespace detail {
 
 Result<Allocation> Allocation::create(std::size_t bytes, Stream& stream) {
   if (stream.capturing())
-    return make_error(ErrorCode::kInvalidArgument, "a buffer can't be made while its stream records a graph");
+    return make_error(ErrorCode::kInvalidArgument, "a buffer can't be allocated while its stream is recording a graph");
   Driver& driver = stream.device().driver();
   auto block = driver.allocator().allocate(bytes, stream.impl().number());
   if (!block) return make_error(block.error().code, stream.device().label() + ": " + block.error().message);
@@ -45,7 +45,7 @@ Result<PinnedAllocation> PinnedAllocation::create(Device device, std::size_t byt
   void* const memory = device.driver().take_pinned(bytes);
   if (memory == nullptr)
     return make_error(ErrorCode::kNoSpace,
-                      device.label() + ": no " + std::to_string(bytes) + " bytes of pinned memory");
+                      device.label() + ": can't allocate " + std::to_string(bytes) + " bytes of pinned memory");
   PinnedAllocation allocation;
   allocation.driver_ = &device.driver();
   allocation.address_ = memory;

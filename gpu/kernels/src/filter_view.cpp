@@ -82,16 +82,17 @@ void operate(detail::FilterOperation operation, std::string_view name, const Fil
 Result<FilterView> FilterView::create(const FilterShape& shape, device::Span<std::uint64_t> words) {
   const auto invalid = [](std::string what) { return make_error(ErrorCode::kInvalidArgument, std::move(what)); };
   if (shape.fingerprint_bits != 8 && shape.fingerprint_bits != 12 && shape.fingerprint_bits != 16)
-    return invalid("fingerprints have 8, 12 or 16 bits, not " + std::to_string(shape.fingerprint_bits));
+    return invalid("a fingerprint needs 8, 12 or 16 bits, not " + std::to_string(shape.fingerprint_bits));
   if (shape.group_words != 4 && shape.group_words != 8)
-    return invalid("a group has 4 or 8 words, not " + std::to_string(shape.group_words));
+    return invalid("a group needs 4 or 8 words, not " + std::to_string(shape.group_words));
   if (shape.groups == 0 || shape.groups > (1ULL << 36) / shape.group_words)
-    return invalid("a filter has 1 to 2^36 words, not " + std::to_string(shape.groups) + " groups");
+    return invalid("a filter needs 1 to 2^36 words, not " + std::to_string(shape.groups) + " groups of " +
+                   std::to_string(shape.group_words));
   if (words.size() != shape.groups * shape.group_words)
-    return invalid(std::to_string(words.size()) + " words are not " + std::to_string(shape.groups) + " groups of " +
+    return invalid(std::to_string(words.size()) + " words do not make " + std::to_string(shape.groups) + " groups of " +
                    std::to_string(shape.group_words));
   if (reinterpret_cast<std::uintptr_t>(words.device_data()) % kWordsAlignment != 0)
-    return invalid("a filter's words begin at a multiple of " + std::to_string(kWordsAlignment) + " bytes");
+    return invalid("a filter's words must begin at a multiple of " + std::to_string(kWordsAlignment) + " bytes");
   return FilterView(shape, words);
 }
 

@@ -45,7 +45,7 @@ Communicator& Communicator::operator=(Communicator&&) noexcept = default;
 Communicator::~Communicator() = default;
 
 Result<std::vector<Communicator>> Communicator::threads(unsigned ranks, const CommunicatorOptions& options) {
-  if (ranks == 0) return make_error(ErrorCode::kInvalidArgument, "a job has at least one rank");
+  if (ranks == 0) return make_error(ErrorCode::kInvalidArgument, "a job needs at least one rank");
   std::vector<Communicator> ends;
   for (auto& impl : detail::make_threads(ranks, options)) ends.push_back(Communicator(std::move(impl)));
   return ends;
@@ -83,29 +83,31 @@ template <class T>
 void Communicator::reduce_scatter(device::Span<const T> in, device::Span<T> out, Reduction reduction,
                                   device::Stream& stream) {
   DUNNOCK_CHECK(in.size() == out.size() * size(), "each rank gets a part of the same size");
-  DUNNOCK_CHECK(is_apart_or_part(out, in, rank()), "what is reduced is not written to, but for the rank's part");
+  DUNNOCK_CHECK(is_apart_or_part(out, in, rank()),
+                "the output does not overlap the input except in the rank's own part");
   impl_->reduce_scatter(in.device_data(), out.device_data(), out.size(), element_of<T>(), reduction, stream);
 }
 template <class T>
 void Communicator::all_gather(device::Span<const T> in, device::Span<T> out, device::Stream& stream) {
   DUNNOCK_CHECK(out.size() == in.size() * size(), "there is room for the values of all ranks");
-  DUNNOCK_CHECK(is_apart_or_part(in, out, rank()), "what is gathered is not written to, but for the rank's part");
+  DUNNOCK_CHECK(is_apart_or_part(in, out, rank()),
+                "the output does not overlap the input except in the rank's own part");
   impl_->all_gather(in.device_data(), out.device_data(), in.size(), element_of<T>(), stream);
 }
 template <class T>
 void Communicator::broadcast(device::Span<T> values, unsigned root, device::Stream& stream) {
-  DUNNOCK_CHECK(root < size(), "the root is a rank");
+  DUNNOCK_CHECK(root < size(), "the root is a rank of the group");
   impl_->broadcast(values.device_data(), values.size(), element_of<T>(), root, stream);
 }
 template <class T>
 void Communicator::send(device::Span<const T> values, unsigned to, device::Stream& stream) {
-  DUNNOCK_CHECK(to < size(), "a message goes to a rank");
+  DUNNOCK_CHECK(to < size(), "a message goes to a rank of the group");
   DUNNOCK_CHECK(to != rank(), "a message goes to another rank");
   impl_->send(values.device_data(), values.size(), element_of<T>(), to, stream);
 }
 template <class T>
 void Communicator::receive(device::Span<T> values, unsigned from, device::Stream& stream) {
-  DUNNOCK_CHECK(from < size(), "a message comes from a rank");
+  DUNNOCK_CHECK(from < size(), "a message comes from a rank of the group");
   DUNNOCK_CHECK(from != rank(), "a message comes from another rank");
   impl_->receive(values.device_data(), values.size(), element_of<T>(), from, stream);
 }
@@ -211,7 +213,7 @@ std::vector<unsigned> group_of(std::span<const Choice> choices, unsigned rank) {
 }
 
 void reduce_all(void* to, std::span<const void* const> from, std::size_t count, Element element, Reduction reduction) {
-  DUNNOCK_CHECK(element != Element::kByte, "numbers are reduced");
+  DUNNOCK_CHECK(element != Element::kByte, "only numbers can be reduced");
   if (element == Element::kF32) return reduce_values<float>(to, from, count, reduction);
   reduce_values<device::Bf16>(to, from, count, reduction);
 }

@@ -15,8 +15,11 @@ Result<BucketLayout> lay_out_buckets(std::span<const std::size_t> sizes, std::si
                                      const BucketOptions& options) {
   const auto invalid = [](std::string what) { return make_error(ErrorCode::kInvalidArgument, std::move(what)); };
   DUNNOCK_CHECK(value_bytes > 0, "a value has bytes");
-  if (!std::has_single_bit(options.alignment_bytes)) return invalid("an alignment is a power of two");
-  if (options.alignment_bytes % value_bytes != 0) return invalid("tensors are aligned to whole values");
+  if (!std::has_single_bit(options.alignment_bytes))
+    return invalid("the alignment must be a power of two, not " + std::to_string(options.alignment_bytes) + " bytes");
+  if (options.alignment_bytes % value_bytes != 0)
+    return invalid("the alignment of " + std::to_string(options.alignment_bytes) +
+                   " bytes must be a multiple of a value's " + std::to_string(value_bytes));
   const std::size_t alignment = options.alignment_bytes / value_bytes;
   const std::size_t values_max = (SIZE_MAX / 4) / value_bytes - alignment;
   BucketLayout layout;
@@ -24,7 +27,8 @@ Result<BucketLayout> lay_out_buckets(std::span<const std::size_t> sizes, std::si
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     if (sizes[i] == 0) return invalid("tensor " + std::to_string(i) + " is empty");
     const std::size_t begin = (layout.size + alignment - 1) / alignment * alignment;
-    if (sizes[i] > values_max - begin) return make_error(ErrorCode::kNoSpace, "no device has so much memory");
+    if (sizes[i] > values_max - begin)
+      return make_error(ErrorCode::kNoSpace, "tensor " + std::to_string(i) + " exceeds the address space");
     const std::size_t end = begin + sizes[i];
     const std::uint64_t bytes_max =
         layout.buckets.size() <= 1 ? std::min(options.first_bytes_max, options.bytes_max) : options.bytes_max;
@@ -99,7 +103,9 @@ Result<schedule::Schedule> overlapped(const schedule::TaskGraph& graph, std::spa
                                       std::string name) {
   const std::size_t ops = graph.ops().size();
   if (!rank_of.empty() && rank_of.size() != ops)
-    return make_error(ErrorCode::kInvalidArgument, "each operation has a rank");
+    return make_error(ErrorCode::kInvalidArgument, "the number of ranks is " + std::to_string(rank_of.size()) +
+                                                       ", expected one for each of " + std::to_string(ops) +
+                                                       " operations");
   const auto rank = [&rank_of](schedule::OpId op) { return rank_of.empty() ? 0 : rank_of[op]; };
   const auto communicates = [&graph](schedule::OpId op) {
     return graph.op(op).kind == schedule::OpKind::kCommunication;
@@ -142,7 +148,7 @@ Result<schedule::Schedule> overlapped(const schedule::TaskGraph& graph, std::spa
       if (--missing[follower] == 0) now_ready(follower);
     }
   }
-  if (schedule.slots.size() != ops) return make_error(ErrorCode::kInvalidArgument, "the graph has a circle");
+  if (schedule.slots.size() != ops) return make_error(ErrorCode::kInvalidArgument, "the graph has a cycle");
   add_waits(graph, schedule);
   return schedule;
 }

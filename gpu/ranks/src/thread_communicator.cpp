@@ -337,13 +337,13 @@ class ThreadCommunicator final : public CommunicatorImpl {
       if (const auto lost = first_lost(job, key, meeting)) {
         const bool dropped = job.dropped.contains({key, *lost});
         fail(job, {ErrorCode::kPeerLost, "rank " + std::to_string(*lost) +
-                                             (dropped ? " has dropped " + what() + " behind a failure"
+                                             (dropped ? " has dropped " + what() + " after a failure"
                                                       : " has left the job before " + what())});
       } else if (meeting.changed.wait_until(lock, deadline) == std::cv_status::timeout &&
                  meeting.reached[stage] < expected) {
         fail(job, {ErrorCode::kPeerLost, std::to_string(expected - meeting.reached[stage]) + " of " +
-                                             std::to_string(expected) + " ranks did not come to " + what() +
-                                             " within " + std::to_string(job.timeout.count()) + " ms"});
+                                             std::to_string(expected) + " ranks did not reach " + what() + " within " +
+                                             std::to_string(job.timeout.count()) + " ms"});
       }
     }
   }

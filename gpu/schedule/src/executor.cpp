@@ -47,7 +47,7 @@ Result<Executor> Executor::create(device::Device device, const TaskGraph& graph,
                                   const ExecutorOptions& options) {
   const auto invalid = [](std::string what) { return make_error(ErrorCode::kInvalidArgument, std::move(what)); };
   DUNNOCK_TRY(validate(graph, schedule));
-  if (options.measures && options.as_graph) return invalid("a recorded graph does not measure its operations");
+  if (options.measures && options.as_graph) return invalid("the operations of a recorded graph can't be measured");
 
   auto state = std::make_unique<State>();
   state->graph = &graph;
@@ -69,10 +69,10 @@ Result<Executor> Executor::create(device::Device device, const TaskGraph& graph,
   for (const Slot& slot : schedule.slots) {
     if (!state->is_mine(slot)) continue;
     const std::string& name = graph.op(slot.op).name;
-    if (!graph.op(slot.op).issue) return invalid("operation '" + name + "' has nothing to issue");
+    if (!graph.op(slot.op).issue) return invalid("operation '" + name + "' has no function that issues it");
     for (const OpId op : slot.waits) {
       if (rank_of[op] != options.rank)
-        return invalid("operation '" + name + "' waits for '" + graph.op(op).name + "' of another rank");
+        return invalid("operation '" + name + "' waits for '" + graph.op(op).name + "', which runs on another rank");
       if (state->done[op]) continue;
       DUNNOCK_TRY(auto event, device::Event::create(device));
       state->done[op].emplace(std::move(event));
@@ -144,7 +144,8 @@ Status Executor::synchronize() {
 
 Result<Timeline> Executor::last_run() const {
   const State& state = *state_;
-  if (!state.options.measures) return make_error(ErrorCode::kInvalidArgument, "this executor does not measure");
+  if (!state.options.measures)
+    return make_error(ErrorCode::kInvalidArgument, "this executor was created without measures");
   if (!state.has_run) return make_error(ErrorCode::kInvalidArgument, "nothing has run yet");
   Timeline timeline;
   std::size_t mine = 0;

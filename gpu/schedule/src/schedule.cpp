@@ -53,7 +53,7 @@ Result<Schedule> sequential(const TaskGraph& graph, std::string name) {
   schedule.name = std::move(name);
   schedule.lanes.push_back({"main", 0, 0});
   const auto order = graph.any_order();
-  if (!order) return make_error(ErrorCode::kInvalidArgument, "the graph has a circle");
+  if (!order) return make_error(ErrorCode::kInvalidArgument, "the graph has a cycle");
   for (const OpId op : *order) schedule.slots.push_back({op, 0, {}});
   return schedule;
 }
@@ -123,34 +123,33 @@ Status validate(const TaskGraph& graph, const Schedule& schedule) {
     if (slot.op >= graph.ops().size())
       return invalid(schedule, "operation " + std::to_string(slot.op) + " is not in the graph");
     if (slot.lane >= schedule.lanes.size())
-      return invalid(schedule, name(slot.op) + " is in lane " + std::to_string(slot.lane) + " of " +
-                                   std::to_string(schedule.lanes.size()));
-    if (walk.seen(slot.op)) return invalid(schedule, name(slot.op) + " comes twice");
+      return invalid(schedule, name(slot.op) + " is in lane " + std::to_string(slot.lane) +
+                                   ", but the number of lanes is " + std::to_string(schedule.lanes.size()));
+    if (walk.seen(slot.op)) return invalid(schedule, name(slot.op) + " occurs twice");
     for (const OpId op : slot.waits) {
       if (op >= graph.ops().size() || !walk.seen(op))
         return invalid(schedule, name(slot.op) + " waits for " +
                                      (op < graph.ops().size() ? name(op) : "operation " + std::to_string(op)) +
-                                     ", which is not issued before it");
+                                     ", which is not issued earlier");
       walk.wait(slot.lane, op);
     }
     for (const OpId op : graph.needs(slot.op)) {
       if (!walk.seen(op))
-        return invalid(schedule, name(slot.op) + " needs " + name(op) + ", which comes later or never");
+        return invalid(schedule, name(slot.op) + " needs " + name(op) + ", which is issued later or never");
       if (!walk.is_before(op, slot.lane))
         return invalid(schedule, name(slot.op) + " in lane '" + schedule.lanes[slot.lane].name + "' needs " + name(op) +
-                                     " of lane '" + schedule.lanes[walk.lane_of(op)].name +
-                                     "', and nothing waits for it");
+                                     " of lane '" + schedule.lanes[walk.lane_of(op)].name + "' without a wait for it");
     }
     walk.run(slot.lane, slot.op);
   }
   for (OpId op = 0; op < graph.ops().size(); ++op) {
-    if (!walk.seen(op)) return invalid(schedule, name(op) + " is missing");
+    if (!walk.seen(op)) return invalid(schedule, name(op) + " is not in the schedule");
   }
   const auto peaks = peak_bytes(graph, schedule);
   for (std::size_t rank = 0; rank < peaks.size(); ++rank) {
     if (peaks[rank] > schedule.memory_limit_bytes)
-      return make_error(ErrorCode::kNoSpace, "schedule '" + schedule.name + "' takes " + std::to_string(peaks[rank]) +
-                                                 " bytes on rank " + std::to_string(rank) + ", the limit is " +
+      return make_error(ErrorCode::kNoSpace, "schedule '" + schedule.name + "' needs " + std::to_string(peaks[rank]) +
+                                                 " bytes on rank " + std::to_string(rank) + "; the limit is " +
                                                  std::to_string(schedule.memory_limit_bytes));
   }
   return {};

@@ -28,8 +28,8 @@ ValueId TaskGraph::add_value(std::string name, std::uint64_t bytes, bool kept) {
 OpId TaskGraph::add(Op op) {
   const auto id = static_cast<OpId>(ops_.size());
   DUNNOCK_CHECK(op.demand > 0, "an operation keeps something of its device busy");
-  DUNNOCK_CHECK(op.demand <= 1, "an operation has one device");
-  DUNNOCK_CHECK(op.cost_us >= 0, "a cost is a time");
+  DUNNOCK_CHECK(op.demand <= 1, "an operation keeps at most one device busy");
+  DUNNOCK_CHECK(op.cost_us >= 0, "a cost is not negative");
   std::ranges::sort(op.inputs);
   op.inputs.erase(std::ranges::unique(op.inputs).begin(), op.inputs.end());
   for (const ValueId output : op.outputs) {

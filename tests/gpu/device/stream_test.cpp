@@ -556,7 +556,7 @@ TEST_P(Graphs, are_refused_when_a_stream_is_left_behind) {
   }
 }
 
-TEST_P(Graphs, make_no_buffers_and_are_not_synchronised_while_they_are_recorded) {
+TEST_P(Graphs, make_no_buffers_and_are_not_synchronized_while_they_are_recorded) {
   auto stream = Stream::create(device());
   ASSERT_TRUE(stream);
   const auto graph = Graph::capture(*stream, [&] {
@@ -568,7 +568,7 @@ TEST_P(Graphs, make_no_buffers_and_are_not_synchronised_while_they_are_recorded)
   });
   if (GetParam() == Backend::kCpu) {
     ASSERT_FALSE(graph);
-    EXPECT_NE(graph.error().message.find("synchronised"), std::string::npos);
+    EXPECT_NE(graph.error().message.find("synchronized"), std::string::npos);
   }
   EXPECT_FALSE(stream->capturing());
   EXPECT_TRUE(stream->synchronize());

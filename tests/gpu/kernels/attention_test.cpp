@@ -339,13 +339,13 @@ TEST_P(AttentionChecks, refuses_shapes_that_do_not_fit) {
   shape = good;
   shape.heads = 3;
   shape.kv_heads = 2;
-  with(shape, "as many heads of queries");
+  with(shape, "a multiple of the heads of keys");
   shape = good;
   shape.key_tokens = 200;
-  with(shape, "views lie in their memory");
+  with(shape, "views are within their memory");
   shape = good;
   shape.kv_heads = 0;
-  with(shape, "there are heads of keys");
+  with(shape, "there is at least one head of keys");
   shape = good;
   shape.scale = -1;
   with(shape, "a scale is not negative");

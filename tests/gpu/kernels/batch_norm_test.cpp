@@ -305,9 +305,9 @@ TEST(BatchNormDeathTest, refuses_what_does_not_fit) {
                                   .workspace = {}},
                  stream);
   };
-  EXPECT_DEATH(call(0, 0, 0), "statistics are of rows");
+  EXPECT_DEATH(call(0, 0, 0), "statistics need at least one row");
   EXPECT_DEATH(call(4, 11, 0), "spans fit the shape");
-  EXPECT_DEATH(call(4, 12, 3), "the running statistics are two");
+  EXPECT_DEATH(call(4, 12, 3), "the running mean and variance have one size");
   EXPECT_DEATH(call(4, 12, 0), "the workspace is large enough");
 }
 

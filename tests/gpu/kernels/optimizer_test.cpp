@@ -200,7 +200,7 @@ TEST(OptimizerFromMemory, fails_the_stream_of_a_step_that_makes_no_sense) {
   kernels::run(SgdFromDevice<float>{.table = all, .step = device::Span(&without, 1), .factor = {}}, stream);
   done = stream.synchronize();
   ASSERT_FALSE(done);
-  EXPECT_EQ(done.error().message, "operation 'SGD' failed: Nesterov's way needs a momentum");
+  EXPECT_EQ(done.error().message, "operation 'SGD' failed: nesterov needs a momentum other than 0");
   EXPECT_EQ(w[0], 1) << "nothing is written";
 }
 

@@ -179,9 +179,9 @@ TEST(DropoutDeathTest, keeps_a_share) {
   auto stream = std::move(*device::Stream::create(device::Device::cpu()));
   auto x = std::move(*device::Buffer<float>::create(4, stream));
   EXPECT_DEATH(kernels::run(Dropout<float>{.x = x, .y = x, .mask = {}, .keep = 0, .key = {}}, stream),
-               "something is kept");
+               "the kept share is above 0");
   EXPECT_DEATH(kernels::run(Dropout<float>{.x = x, .y = x, .mask = {}, .keep = 1.5F, .key = {}}, stream),
-               "a share is kept");
+               "the kept share is at most 1");
   EXPECT_DEATH(
       kernels::run(Dropout<float>{.x = x, .y = x.span().subspan(0, 2), .mask = {}, .keep = 0.5F, .key = {}}, stream),
       "spans fit the shape");

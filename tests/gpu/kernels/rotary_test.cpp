@@ -98,10 +98,10 @@ TEST_P(RotaryChecks, refuses_shapes_that_do_not_fit) {
                       .shape = {.batch = 1, .tokens = 1, .heads = heads, .head_dim = 8, .rotary_dim = rotary_dim}},
         stream());
   };
-  EXPECT_DEATH(turn(3, 1), "in pairs");
-  EXPECT_DEATH(turn(10, 1), "a head has the dimensions");
-  EXPECT_DEATH(turn(0, 1), "something turns");
-  EXPECT_DEATH(turn(8, 2), "views lie in their memory");
+  EXPECT_DEATH(turn(3, 1), "rotary_dim is even");
+  EXPECT_DEATH(turn(10, 1), "rotary_dim is at most head_dim");
+  EXPECT_DEATH(turn(0, 1), "rotary_dim is above 0");
+  EXPECT_DEATH(turn(8, 2), "views are within their memory");
   EXPECT_DEATH(kernels::run(RotaryTable{.table = x, .shape = {.positions = 3, .rotary_dim = 4}}, stream()),
                "spans fit the shape");
 }

@@ -672,7 +672,7 @@ TEST(Threads, are_told_when_a_rank_does_not_come) {
     told = true;
     ASSERT_FALSE(done);
     EXPECT_EQ(done.error().code, ErrorCode::kPeerLost);
-    EXPECT_NE(done.error().message.find("of 3 ranks did not come to all-reduce number 0 within 1000 ms"),
+    EXPECT_NE(done.error().message.find("of 3 ranks did not reach all-reduce number 0 within 1000 ms"),
               std::string::npos)
         << done.error().message;
     // All that comes later fails at once.
@@ -719,7 +719,7 @@ TEST(Threads, are_told_when_a_rank_does_not_come_to_split_or_has_left) {
     told = true;
     ASSERT_FALSE(group);
     EXPECT_EQ(group.error().code, ErrorCode::kPeerLost);
-    EXPECT_NE(group.error().message.find("of 3 ranks did not come to split number 0 within 1000 ms"), std::string::npos)
+    EXPECT_NE(group.error().message.find("of 3 ranks did not reach split number 0 within 1000 ms"), std::string::npos)
         << group.error().message;
   });
   ends = Communicator::threads(3, {.timeout = 600s});  // Nobody waits for it.
@@ -789,8 +789,8 @@ TEST(Threads, may_not_write_to_what_is_reduced_or_gathered) {
   const device::Span<float> all(memory.data(), 16);
   Communicator& one = ends->front();
   EXPECT_DEATH(one.reduce_scatter<float>(all.subspan(0, 8), all.subspan(4, 8), Reduction::kSum, *stream),
-               "but for the rank's part");
-  EXPECT_DEATH(one.all_gather<float>(all.subspan(4, 8), all.subspan(0, 8), *stream), "but for the rank's part");
+               "except in the rank's own part");
+  EXPECT_DEATH(one.all_gather<float>(all.subspan(4, 8), all.subspan(0, 8), *stream), "except in the rank's own part");
   one.all_gather<float>(all.subspan(0, 8), all.subspan(8, 8), *stream);
   one.all_gather<float>(all.subspan(0, 8), all.subspan(0, 8), *stream);
   EXPECT_TRUE(stream->synchronize());

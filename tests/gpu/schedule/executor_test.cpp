@@ -205,14 +205,14 @@ TEST_P(Executors, refuse_what_they_can_not_run) {
   EXPECT_TRUE(Executor::create(device(), graph, schedule, {.rank = 0})) << "rank 0 waits for nobody";
   const auto other = Executor::create(device(), graph, schedule, {.rank = 1});
   ASSERT_FALSE(other);
-  EXPECT_EQ(other.error().message, "operation 'c' waits for 'a' of another rank");
+  EXPECT_EQ(other.error().message, "operation 'c' waits for 'a', which runs on another rank");
   EXPECT_EQ(Executor::create(device(), graph, *sequential(graph), {.measures = true, .as_graph = true}).error().code,
             ErrorCode::kInvalidArgument);
   TaskGraph empty;
   empty.add({.name = "only to simulate"});
   const auto hollow = Executor::create(device(), empty, *sequential(empty));
   ASSERT_FALSE(hollow);
-  EXPECT_EQ(hollow.error().message, "operation 'only to simulate' has nothing to issue");
+  EXPECT_EQ(hollow.error().message, "operation 'only to simulate' has no function that issues it");
 }
 
 }  // namespace

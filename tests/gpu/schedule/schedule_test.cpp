@@ -80,28 +80,28 @@ TEST(Schedule, is_refused_with_the_reason) {
   Schedule schedule = b.on_two_lanes();
   schedule.slots[2].waits.clear();
   EXPECT_EQ(reason(b.graph, schedule),
-            "schedule 'out of order': 'dW2' in lane 'side' needs 'dO2' of lane 'main', and nothing waits for it");
+            "schedule 'out of order': 'dW2' in lane 'side' needs 'dO2' of lane 'main' without a wait for it");
   schedule = b.on_two_lanes();
   schedule.slots.pop_back();
-  EXPECT_EQ(reason(b.graph, schedule), "schedule 'out of order': 'dW1' is missing");
+  EXPECT_EQ(reason(b.graph, schedule), "schedule 'out of order': 'dW1' is not in the schedule");
   schedule = b.on_two_lanes();
   schedule.slots.push_back(schedule.slots[0]);
-  EXPECT_EQ(reason(b.graph, schedule), "schedule 'out of order': 'dO2' comes twice");
+  EXPECT_EQ(reason(b.graph, schedule), "schedule 'out of order': 'dO2' occurs twice");
   schedule = b.on_two_lanes();
   schedule.slots[3].lane = 7;
-  EXPECT_EQ(reason(b.graph, schedule), "schedule 'out of order': 'dW1' is in lane 7 of 2");
+  EXPECT_EQ(reason(b.graph, schedule), "schedule 'out of order': 'dW1' is in lane 7, but the number of lanes is 2");
   schedule = b.on_two_lanes();
   schedule.slots[0].waits.push_back(b.dW1);
-  EXPECT_EQ(reason(b.graph, schedule), "schedule 'out of order': 'dO2' waits for 'dW1', which is not issued before it");
+  EXPECT_EQ(reason(b.graph, schedule), "schedule 'out of order': 'dO2' waits for 'dW1', which is not issued earlier");
   schedule.slots[0].waits = {99};
   EXPECT_EQ(reason(b.graph, schedule),
-            "schedule 'out of order': 'dO2' waits for operation 99, which is not issued before it");
+            "schedule 'out of order': 'dO2' waits for operation 99, which is not issued earlier");
   schedule = b.on_two_lanes();
   schedule.slots[0].op = 42;
   EXPECT_EQ(reason(b.graph, schedule), "schedule 'out of order': operation 42 is not in the graph");
   schedule = b.on_two_lanes();
   std::swap(schedule.slots[0], schedule.slots[1]);
-  EXPECT_EQ(reason(b.graph, schedule), "schedule 'out of order': 'dO1' needs 'dO2', which comes later or never");
+  EXPECT_EQ(reason(b.graph, schedule), "schedule 'out of order': 'dO1' needs 'dO2', which is issued later or never");
 }
 
 TEST(Schedule, knows_its_memory_and_is_refused_beyond_its_limit) {
@@ -111,7 +111,7 @@ TEST(Schedule, knows_its_memory_and_is_refused_beyond_its_limit) {
   EXPECT_EQ(peak_bytes(b.graph, schedule), std::vector<std::uint64_t>{8 + 100 + 40 + 100});
   schedule.memory_limit_bytes = 247;
   EXPECT_EQ(validate(b.graph, schedule).error().code, ErrorCode::kNoSpace);
-  EXPECT_EQ(reason(b.graph, schedule), "schedule 'sequential' takes 248 bytes on rank 0, the limit is 247");
+  EXPECT_EQ(reason(b.graph, schedule), "schedule 'sequential' needs 248 bytes on rank 0; the limit is 247");
   schedule.memory_limit_bytes = 248;
   EXPECT_EQ(reason(b.graph, schedule), "");
   // Weight gradients last: both d live until then.

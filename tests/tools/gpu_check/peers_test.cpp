@@ -145,7 +145,7 @@ TEST_F(FakePython, is_ended_when_its_time_is_over) {
 }
 TEST_F(FakePython, may_be_missing) {
   setenv("PATH", "/no/such/folder", 1);
-  EXPECT_EQ(run_peers(options()).about, "none: there is no python3");
+  EXPECT_EQ(run_peers(options()).about, "none: python3 was not found");
 }
 
 /// peers.py itself, with PyTorch where this machine has it, and without it where not.
@@ -166,7 +166,7 @@ TEST(PeersScript, does_every_case_or_says_that_there_is_no_pytorch) {
 /// A PyTorch that does nothing, for machines that have none: does peers.py know every operation, and find in each case
 /// the sizes that it reads?
 TEST(PeersScript, knows_every_case_with_its_sizes) {
-  if (find_program("python3").empty()) GTEST_SKIP() << "there is no python3";
+  if (find_program("python3").empty()) GTEST_SKIP() << "python3 was not found";
   const auto folder = std::filesystem::temp_directory_path() / ("dunnock-torch-" + std::to_string(getpid()));
   std::filesystem::create_directories(folder);
   std::ofstream(folder / "torch.py") << "import sys\n"

@@ -114,7 +114,7 @@ TEST(Sanitizers, are_skipped_where_they_do_not_work_or_take_too_long) {
   EXPECT_EQ(refused.why, "it does not work on this machine: Error: device not supported");
   const Verdict late = judge_sanitizer({-1, true, "========= COMPUTE-SANITIZER\n"}, 60);
   EXPECT_EQ(late.outcome, Outcome::kSkipped);
-  EXPECT_EQ(late.why, "it was not done within 60 s");
+  EXPECT_EQ(late.why, "it was not finished within 60 s");
 }
 
 // ----- the program
@@ -224,7 +224,8 @@ TEST_F(Program, ends_with_a_report_when_something_hangs) {
   // Nothing hangs on the CPU; but no checks are done in a millisecond.
   const auto done = call({"--rehearse", "--seconds", "0.001", "--json", path()});
   EXPECT_EQ(done.status, 1);
-  EXPECT_EQ(outcome(report(), "the time"), "failed: it was over; something hangs, or --seconds is too little");
+  EXPECT_EQ(outcome(report(), "the time"),
+            "failed: the time limit was reached: something hangs, or --seconds is too small");
 }
 
 TEST_F(Program, does_checks_only) {

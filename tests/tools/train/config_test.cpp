@@ -63,7 +63,7 @@ TEST(Config, takes_former_names_of_keys_with_a_note) {
   EXPECT_TRUE(now->notes.empty());
   EXPECT_EQ(now->config, former->config);
   EXPECT_EQ(reasons("[data]\ntokenizer = 'bytes'\ntokeniser = 'gpt2'\n"),
-            "runs/a.toml:2:1: data.tokenizer: expected it or its former name (data.tokeniser), got both");
+            "runs/a.toml:2:1: data.tokenizer: expected this key or its former name (data.tokeniser), got both");
   EXPECT_EQ(reasons("[data]\ntokeniser = 7\n"),
             "runs/a.toml:2:13: data.tokenizer: expected \"bytes\", \"gpt2\" or \"llama2c\", got 7");
 }
@@ -198,8 +198,8 @@ TEST(ConfigErrors, name_what_is_no_TOML) {
   EXPECT_TRUE(reasons("[model]\nkind = \"\xff\"\n").starts_with("runs/a.toml:2:"));
   // Characters beyond ASCII, which toml++ must not see but in quotes and comments.
   EXPECT_EQ(reasons("[run]\nseed = 1\u20113\n"),
-            "runs/a.toml:2:9: a character that may stand in quotes and comments only");
-  EXPECT_EQ(reasons("\u00e9 = 1"), "runs/a.toml:1:1: a character that may stand in quotes and comments only");
+            "runs/a.toml:2:9: this character is allowed only in quotes and comments");
+  EXPECT_EQ(reasons("\u00e9 = 1"), "runs/a.toml:1:1: this character is allowed only in quotes and comments");
   EXPECT_EQ(reasons("", {"run.seed=\u00e9"}),
             "--set run.seed=\u00e9: run.seed: expected a whole number of 0 or more, got \u00e9");
   EXPECT_EQ(config_of("\ufeff# \u00e9 \" '\n[sample]\nprompt = \"\\\"\u00e9\"").sample.prompt, "\"\u00e9");
@@ -213,17 +213,17 @@ TEST(ConfigErrors, name_what_is_no_TOML) {
 }
 
 TEST(ConfigErrors, name_the_nearest_key) {
-  EXPECT_EQ(reasons("[model]\nlayer = 3\n"), "runs/a.toml:2:1: model.layer: no such key; the nearest is model.layers");
+  EXPECT_EQ(reasons("[model]\nlayer = 3\n"), "runs/a.toml:2:1: model.layer: unknown key; the nearest is model.layers");
   EXPECT_EQ(reasons("[optimizer]\nbatch = 3\n"),
-            "runs/a.toml:2:1: optimizer.batch: no such key; the nearest is run.batch");
-  EXPECT_EQ(reasons("seed = 3\n"), "runs/a.toml:1:1: seed: no such key; the nearest is run.seed");
+            "runs/a.toml:2:1: optimizer.batch: unknown key; the nearest is run.batch");
+  EXPECT_EQ(reasons("seed = 3\n"), "runs/a.toml:1:1: seed: unknown key; the nearest is run.seed");
   EXPECT_EQ(reasons("\n[optimiser]\nkind = \"sgd\"\n"),
-            "runs/a.toml:2:2: [optimiser]: no such section; the nearest is [optimizer]");
+            "runs/a.toml:2:2: [optimiser]: unknown section; the nearest is [optimizer]");
   EXPECT_EQ(reasons("run = 3\n"), "runs/a.toml:1:1: run: expected a section, [run], got 3");
   EXPECT_EQ(reasons("[[run]]\n"), "runs/a.toml:1:3: run: expected a section, [run], got a list of 1");
-  EXPECT_EQ(reasons("", {"model.width_=3"}), "--set model.width_=3: no such key; the nearest is model.width");
+  EXPECT_EQ(reasons("", {"model.width_=3"}), "--set model.width_=3: unknown key; the nearest is model.width");
   EXPECT_EQ(reasons("", {"model.width"}), "--set model.width: expected section.key=value");
-  EXPECT_EQ(reasons("", {"=3"}).substr(0, 25), "--set =3: no such key; th");
+  EXPECT_EQ(reasons("", {"=3"}).substr(0, 25), "--set =3: unknown key; th");
 }
 
 TEST(ConfigErrors, say_what_was_expected) {
@@ -282,7 +282,7 @@ TEST(ConfigErrors, are_at_the_element_of_a_list) {
 TEST(ConfigErrors, come_all_at_once_in_the_order_of_the_file) {
   EXPECT_EQ(reasons("[sample]\ntop_k = -1\nwhat = 1\n[model]\nlayers = 0\n", {"run.batch=0"}),
             "runs/a.toml:2:9: sample.top_k: expected a whole number from 0 to 2147483648, got -1\n"
-            "runs/a.toml:3:1: sample.what: no such key; the nearest is model.width\n"
+            "runs/a.toml:3:1: sample.what: unknown key; the nearest is model.width\n"
             "runs/a.toml:5:10: model.layers: expected a whole number from 1 to 1024, got 0\n"
             "--set run.batch=0: run.batch: expected a whole number from 1 to 16777216, got 0");
 }
@@ -319,7 +319,7 @@ TEST(ConfigErrors, name_what_does_not_go_together) {
   EXPECT_EQ(reasons("[data]\ntokens = \"a\"\ntext = \"b\"\n"),
             a + "10: data.tokens: expected text or tokens, got both");
   EXPECT_EQ(reasons("[data]\ntoken_format = \"llm.c\"\n"),
-            a + "16: data.token_format: expected model.vocabulary too, which files of this format don't tell");
+            a + "16: data.token_format: expected model.vocabulary too, which files of this format do not contain");
   EXPECT_EQ(reasons("", {"model.kind=mlp", "data.labels=a"}),
             "--set data.labels=a: data.labels: expected images and labels, got one of them");
   EXPECT_EQ(reasons("", {"model.kind=mlp", "data.test_images=a"}),
@@ -330,7 +330,7 @@ TEST(ConfigErrors, name_what_does_not_go_together) {
   EXPECT_EQ(reasons("", {"model.kind=mlp", "data.mean=[0, 0, 0]"}),
             "--set data.mean=[0, 0, 0]: data.mean: expected as many means as deviations, got 3 and 1");
   EXPECT_EQ(reasons("[optimizer]\nnesterov = true\nkind = \"sgd\"\n"),
-            a + "12: optimizer.nesterov: expected a momentum above 0 with it, got 0");
+            a + "12: optimizer.nesterov: expected optimizer.momentum above 0 with it, got 0");
   EXPECT_EQ(reasons("[run]\nepochs = 3\nsteps = 4\n"), a + "10: run.epochs: expected steps or epochs, got both");
   EXPECT_EQ(reasons("[optimizer]\nwarmup = 1001\n"),
             a + "10: optimizer.warmup: expected at most run.steps (1000), got 1001");
@@ -385,7 +385,7 @@ TEST(ConfigFiles, that_can_not_be_read_are_errors) {
   EXPECT_EQ(read_config(folder.path("")).error().code, ErrorCode::kInvalidArgument);
   const auto large = read_config(folder.write("large.toml", std::string((1 << 20) + 1, '#')));
   EXPECT_EQ(large.error().code, ErrorCode::kInvalidArgument);
-  EXPECT_TRUE(large.error().message.ends_with("large.toml has more than 1 MiB: not a config file"));
+  EXPECT_TRUE(large.error().message.ends_with("large.toml has more than 1 MiB, the limit of a config file"));
   EXPECT_TRUE(read_config(folder.write("empty.toml", "")));
 }
 

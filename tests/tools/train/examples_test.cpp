@@ -192,7 +192,7 @@ TEST_F(Examples, are_trained_by_the_commands_of_the_guide) {
     std::filesystem::remove(folder_.path("gpt2.pool"));
     std::filesystem::remove(folder_.path("gpt2.pool.journal"));
     if (config == "examples/gpt2.toml") {
-      EXPECT_NE(ended.output.find("are no weights and are left out: h.0.attn.bias, h.1.attn.bias"), std::string::npos)
+      EXPECT_NE(ended.output.find("are not weights and are left out: h.0.attn.bias, h.1.attn.bias"), std::string::npos)
           << ended.output;
     }
   }
@@ -209,7 +209,7 @@ TEST_F(Examples, of_gpt2_with_a_padded_vocabulary_trains_and_prints_text_but_tak
   words.insert(words.end(), {"--weights", "gpt2.safetensors"});
   const ChildEnd refused = run(words);
   EXPECT_EQ(refused.status, 1);
-  EXPECT_NE(refused.output.find("[50257, 32], and the model's is [50304, 32]: model.vocabulary=50257 fits it"),
+  EXPECT_NE(refused.output.find("[50257, 32], but the model's is [50304, 32]: model.vocabulary=50257 matches it"),
             std::string::npos)
       << refused.output;
 }

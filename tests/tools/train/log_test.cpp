@@ -277,8 +277,8 @@ TEST(LogFiles, that_can_not_be_opened_are_errors) {
   const TemporaryFolder folder;
   EXPECT_EQ(TrainingLog::open({.csv = folder.path("none/log")}).error().code, ErrorCode::kNotFound);
   EXPECT_EQ(TrainingLog::open({.json = folder.path("none/log")}, 3).error().code, ErrorCode::kNotFound);
-  EXPECT_EQ(TrainingLog::open({.csv = folder.path("")}).error().code, ErrorCode::kIo) << "a folder";
-  EXPECT_EQ(TrainingLog::open({.csv = folder.path("")}, 3).error().code, ErrorCode::kInvalidArgument) << "a folder";
+  EXPECT_EQ(TrainingLog::open({.csv = folder.path("")}).error().code, ErrorCode::kIo) << "a directory";
+  EXPECT_EQ(TrainingLog::open({.csv = folder.path("")}, 3).error().code, ErrorCode::kInvalidArgument) << "a directory";
   EXPECT_EQ(read_log(folder.path("none")).error().code, ErrorCode::kNotFound);
   // The old log's name is taken by a folder that is not empty.
   const std::string path = folder.write("log", "a\n");
@@ -318,7 +318,7 @@ TEST_P(Log, says_once_that_the_disk_is_full_and_goes_on_when_it_is_not) {
     const Status first = log.add(row_at(2));
     ASSERT_FALSE(first);
     EXPECT_EQ(first.error().code, ErrorCode::kNoSpace);
-    EXPECT_TRUE(first.error().message.starts_with("can't write " + path + " (training goes on): "))
+    EXPECT_TRUE(first.error().message.starts_with("can't write " + path + " (training continues): "))
         << first.error().message;
     EXPECT_EQ(file_bytes(path), text_of(rows_to(1), GetParam())) << "no part of the row";
     EXPECT_TRUE(log.add(row_at(3))) << "it was told";

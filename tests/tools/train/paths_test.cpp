@@ -53,11 +53,11 @@ class Paths : public ::testing::Test {
   };
   /// Whatever a path may be, but a sound file.
   std::vector<Bad> bad_paths() {
-    std::filesystem::create_directories(folder_.path("a folder"));
+    std::filesystem::create_directories(folder_.path("a directory"));
     (void)mkfifo(folder_.path("a fifo").c_str(), 0600);
     std::error_code exists;
     std::filesystem::create_symlink(folder_.path("vanished"), folder_.path("a link"), exists);
-    std::vector<Bad> all{{"a folder", folder_.path("a folder"), "is a folder"},
+    std::vector<Bad> all{{"a directory", folder_.path("a directory"), "is a directory"},
                          {"a FIFO", folder_.path("a fifo"), "is a FIFO"},
                          {"a device", "/dev/zero", "is a device"},
                          {"nothing", folder_.path("vanished"), "No such file"},
@@ -80,7 +80,7 @@ class Paths : public ::testing::Test {
       EXPECT_NE(ended.output.find(bad.path), std::string::npos) << ended.output;
       EXPECT_NE(ended.output.find(key), std::string::npos) << ended.output;
       EXPECT_TRUE(ended.output.find(bad.words) != std::string::npos ||
-                  ended.output.find("not an ordinary file") != std::string::npos)
+                  ended.output.find("not a regular file") != std::string::npos)
           << ended.output;
     }
   }
@@ -147,11 +147,11 @@ TEST_F(Paths, of_weights_and_configs_are_refused) {
 }
 
 TEST_F(Paths, of_what_is_written_end_no_program_by_signal) {
-  std::filesystem::create_directories(folder_.path("a folder"));
+  std::filesystem::create_directories(folder_.path("a directory"));
   (void)mkfifo(folder_.path("a fifo").c_str(), 0600);
   const Words text = with(gpt_, {"--set", "data.text=" + folder_.path("text.txt")});
   for (const std::string key : {"checkpoint.pool", "log.csv", "log.json"}) {
-    for (const std::string& path : {folder_.path("a folder"), folder_.path("a fifo"), folder_.path("no/such/folder"),
+    for (const std::string& path : {folder_.path("a directory"), folder_.path("a fifo"), folder_.path("no/such/folder"),
                                     folder_.path("text.txt/more"), folder_.path(std::string(300, 'n'))}) {
       const ChildEnd ended = run(with(text, {"--set", key + "=" + path}));
       EXPECT_EQ(ended.status, 1) << key << "=" << path << ": " << ended.output;
@@ -167,7 +167,7 @@ TEST_F(Paths, of_fifos_that_nobody_reads_end_the_run_and_others_are_written) {
   for (const char* option : {"--trace", "--events"}) {
     const ChildEnd ended = run(with(text, {option, fifo}));
     EXPECT_EQ(ended.status, 1) << option << ": " << ended.output;
-    EXPECT_NE(ended.output.find(fifo + ": nobody reads this FIFO"), std::string::npos) << ended.output;
+    EXPECT_NE(ended.output.find(fifo + ": no process reads from this FIFO"), std::string::npos) << ended.output;
     std::string got;
     std::thread reader([&] { got = file_bytes(fifo); });
     const ChildEnd read = run(with(text, {option, fifo}));

@@ -223,7 +223,7 @@ class Searches {
   }
   /// False: there was no memory or no process for them.
   [[nodiscard]] bool done() const {
-    if (!done_) std::fprintf(stderr, "no memory or no processes for %zu searches\n", count_);
+    if (!done_) std::fprintf(stderr, "can't allocate memory or start processes for %zu searches\n", count_);
     return done_;
   }
   [[nodiscard]] const Search& operator[](std::size_t i) const { return results_[i]; }
@@ -358,7 +358,7 @@ int explore_histories(const Settings& settings) {
   if (!settings.bug.empty()) {
     bug = way->bug(settings.bug);
     if (bug == Exploration::kNoBug) {
-      std::fprintf(stderr, "no planted bug '%s'; dunnock-crash mutants --list names them\n", settings.bug.c_str());
+      std::fprintf(stderr, "unknown planted bug '%s'; dunnock-crash mutants --list lists them\n", settings.bug.c_str());
       return kUsage;
     }
   }

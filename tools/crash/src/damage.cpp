@@ -279,7 +279,7 @@ class Damager {
         _exit(0);
       }
       char byte;
-      if (read(ready[0], &byte, 1) != 1) return make_error(ErrorCode::kIo, "no child");
+      if (read(ready[0], &byte, 1) != 1) return make_error(ErrorCode::kIo, "can't start a child process");
       Result<void> result = status_of(Pool::open(good_));
       kill(other, SIGKILL);
       waitpid(other, nullptr, 0);

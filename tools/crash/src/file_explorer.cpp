@@ -251,7 +251,8 @@ class PromiseWalk {
         if (found) break;
       }
       if (!found)
-        return "line " + std::to_string(line) + " lacks a store that was fenced, or has one without those before it";
+        return "line " + std::to_string(line) +
+               " lacks a store that was fenced, or has a store without the earlier ones";
     }
     return std::nullopt;
   }

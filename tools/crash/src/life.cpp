@@ -77,7 +77,7 @@ std::string look_at(const Expected& expected, const std::string& path, bool go_o
     auto region = pool->open_region(kNames[r]);
     if (!region && region.error().code != ErrorCode::kNotFound) return region.error().message;
     if (!region && expected.must[r]) return std::string("region ") + kNames[r] + " is lost";
-    if (region && !expected.may[r]) return std::string("region ") + kNames[r] + " is there";
+    if (region && !expected.may[r]) return std::string("region ") + kNames[r] + " exists, although it must not";
     for (std::size_t line = 0; region && line < kLines; ++line) {
       const std::uint64_t value = word_of(*region, line).load();
       const auto [least, most] = expected.lines[r][line];
@@ -98,7 +98,7 @@ std::string look_at(const Expected& expected, const std::string& path, bool go_o
   }
   if (Status closed = pool->close(); !closed) return closed.error().message;
   auto again = Pool::open(path, {.journal_bytes = kJournalBytes, .catch_sigbus = false});
-  if (!again) return "it can't be opened once more: " + again.error().message;
+  if (!again) return "it can't be opened again: " + again.error().message;
   auto region = again->open_region("fresh");
   if (!region) return region.error().message;
   return word_of(*region, 1).load() == 39 ? std::string() : std::string("what was written after it is lost");
@@ -518,10 +518,10 @@ LifeResult live_and_crash(const LifeOptions& options) {
     std::strncpy(result.violation, what, sizeof result.violation - 1);
     return result;
   };
-  if (memory == MAP_FAILED) return fail("there is no memory");
+  if (memory == MAP_FAILED) return fail("out of memory");
   auto& shared = *static_cast<Shared*>(memory);
   int requests[2], answers[2];
-  if (pipe(requests) != 0 || pipe(answers) != 0) return fail("there are no pipes");
+  if (pipe(requests) != 0 || pipe(answers) != 0) return fail("can't create a pipe");
   // libpmemobj refuses copies of a pool that is open in its own process.
   const pid_t opener = fork();
   if (opener == 0) {

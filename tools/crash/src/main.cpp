@@ -160,7 +160,7 @@ CLI::Validator whole(std::uint64_t least, std::uint64_t most) {
         const char* const end = text.data() + text.size();
         const auto [read, error] = std::from_chars(text.data(), end, value);
         const bool fine = error == std::errc{} && read == end && value >= least && value <= most;
-        return fine ? std::string() : "'" + text + "' is no whole number from " + bounds;
+        return fine ? std::string() : "'" + text + "' is not a whole number from " + bounds;
       },
       "[" + bounds + "]");
 }
@@ -245,7 +245,7 @@ void add_life_command(CLI::App& app, Settings& settings, Options& options) {
   const auto names_syncs = [](const std::string& drop) {
     return dunnock::crash::is_drop(drop)
                ? std::string()
-               : "'" + drop + "' names no syncs; there are " + dunnock::crash::drops_in_words();
+               : "'" + drop + "' is not a known set of syncs; expected " + dunnock::crash::drops_in_words();
   };
   command.add_option("--drop", options.life.drop, "plant a bug: these syncs do nothing, such as 'folder'")
       ->check(CLI::Validator(names_syncs, "", "syncs"));
@@ -278,7 +278,7 @@ int print_structures() {
 int run_command(const std::string& name, const Settings& settings, const Options& options) {
   const Structure* structure = dunnock::crash::find_structure(settings.structure);
   if (structure == nullptr) {
-    std::fprintf(stderr, "no structure '%s'; there is %s\n", settings.structure.c_str(),
+    std::fprintf(stderr, "unknown structure '%s'; expected %s\n", settings.structure.c_str(),
                  dunnock::crash::names_of_structures().c_str());
     return kUsage;
   }
@@ -288,7 +288,7 @@ int run_command(const std::string& name, const Settings& settings, const Options
     return kEnvironment;
   }
   if (settings.eadr && settings.media == "file") {
-    std::fprintf(stderr, "a file has no caches that survive: --eadr is for --media memory\n");
+    std::fprintf(stderr, "--eadr needs --media memory: a file has no caches that survive\n");
     return kUsage;
   }
   if (name == "structures") return print_structures();

@@ -30,7 +30,7 @@ constexpr std::array kPatterns = {
 Mutant bug_at(Point point, std::string_view name, Kind kind) {
   const auto* const pattern =
       std::find_if(kPatterns.begin(), kPatterns.end(), [&](const Pattern& one) { return one.kind == kind; });
-  DUNNOCK_CHECK(pattern != kPatterns.end(), "there is such a bug at a point");
+  DUNNOCK_CHECK(pattern != kPatterns.end(), "the point has such a bug");
   return {std::string(pattern->words) + " " + std::string(name), {kind, point, {}}};
 }
 

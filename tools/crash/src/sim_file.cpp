@@ -143,7 +143,7 @@ void SimFile::open_anew() {
   step_ = {};
   detail::FileSync::Options how;
   how.file = ::open("/dev/null", O_RDWR | O_CLOEXEC);
-  DUNNOCK_CHECK(how.file >= 0, "there is /dev/null");
+  DUNNOCK_CHECK(how.file >= 0, "/dev/null can be opened");
   how.journal_extent = [this](bool& fresh) {
     fresh = options_.shape.fresh && !begun_;
     begun_ = true;

@@ -96,9 +96,9 @@ class Storm {
 
   std::string live_and_die(std::uint64_t seed, std::string& journal) {
     int ends[2];
-    if (pipe(ends) != 0) return "no pipe";
+    if (pipe(ends) != 0) return "can't create a pipe";
     const pid_t child = fork();
-    if (child < 0) return "no process";
+    if (child < 0) return "can't start a process";
     if (child == 0) {
       close(ends[0]);
       auto pool = Pool::open(options_.path);
@@ -115,7 +115,7 @@ class Storm {
     int status = 0;
     waitpid(child, &status, 0);
     ++result_.kills;
-    if (!WIFSIGNALED(status)) return "the child ended by itself, status " + std::to_string(WEXITSTATUS(status));
+    if (!WIFSIGNALED(status)) return "the child exited by itself with status " + std::to_string(WEXITSTATUS(status));
     if (WTERMSIG(status) != SIGKILL) return "the child got signal " + std::to_string(WTERMSIG(status));
     result_.kills_at_steps += blown_->exchange(false) ? 1 : 0;
     return {};
@@ -123,7 +123,7 @@ class Storm {
 
   std::string recover_and_die(std::uint64_t seed) {
     const pid_t recoverer = fork();
-    if (recoverer < 0) return "no process";
+    if (recoverer < 0) return "can't start a process";
     if (recoverer == 0) {
       auto pool = Pool::open(options_.path);
       if (!pool) _exit(4);

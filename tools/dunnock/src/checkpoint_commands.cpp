@@ -36,11 +36,12 @@ Result<Title> title_of(const std::string& text) {
     const char* const end = text.data() + text.size();
     const auto [after, error] = std::from_chars(text.data() + at + 1, end, title.version);
     if (error != std::errc() || after != end || title.version == kLatestVersion)
-      return make_error(ErrorCode::kInvalidArgument, in_quotes(text) + " has no number after its @");
+      return make_error(ErrorCode::kInvalidArgument, in_quotes(text) + " needs a version number after its @");
     title.name.resize(at);
   }
   if (title.name.empty())
-    return make_error(ErrorCode::kInvalidArgument, "a checkpoint has a name: NAME or NAME@VERSION");
+    return make_error(ErrorCode::kInvalidArgument,
+                      "the name of the checkpoint is missing: expected NAME or NAME@VERSION");
   return title;
 }
 
@@ -105,7 +106,9 @@ int print_saved(const SaveReport& report) {
 template <class Store>
 void complain_of_damage(const Store& store) {
   if (const std::uint64_t lines = store.damaged(); lines != 0)
-    complain("dunnock: {} of the catalog's lines can't be read: checkpoint list and checkpoint forget", lines);
+    complain(
+        "dunnock: {} of the catalog's lines can't be read: checkpoint list shows them, checkpoint forget removes them",
+        lines);
 }
 
 }  // namespace
@@ -188,8 +191,7 @@ Result<int> checkpoint_verify(const Options& options) {
     } else {
       all = store.list();
     }
-    if (all.empty())
-      return make_error(ErrorCode::kNotFound, "there is nothing to verify: " + options.pool + " holds no checkpoint");
+    if (all.empty()) return make_error(ErrorCode::kNotFound, options.pool + " holds no checkpoint to verify");
     int status = kFine;
     for (const CheckpointInfo& one : all) {
       const Status sound = one.status ? store.verify(one.name, one.version) : one.status;
@@ -247,13 +249,13 @@ Result<int> checkpoint_import(const Options& options) {
   };
   std::error_code unseen;
   const bool fresh = !std::filesystem::exists(options.pool, unseen);
-  if (unseen) return make_error(ErrorCode::kIo, "can't look at " + options.pool + ": " + unseen.message());
+  if (unseen) return make_error(ErrorCode::kIo, "can't access " + options.pool + ": " + unseen.message());
   if (!fresh) {
     const auto done = with_checkpoints(options, Access::kWrite, import);
     if (done) return print_saved(saved);
     if (done.error().code != ErrorCode::kNotFound || !options.create) return done;
   } else if (!options.create) {
-    return make_error(ErrorCode::kNotFound, "there is no " + options.pool + "; --create makes one");
+    return make_error(ErrorCode::kNotFound, options.pool + " does not exist; --create creates it");
   }
   // Before anything is made: is there something to import?
   DUNNOCK_TRY(SafetensorsFile::open(options.file));
@@ -288,7 +290,7 @@ Result<int> checkpoint_delete(const Options& options) {
   return with_checkpoint(options, Access::kWrite, [&](auto& store, const Title& title) -> Result<int> {
     if (title.version == kLatestVersion)
       return make_error(ErrorCode::kInvalidArgument,
-                        "say which version to delete: " + printable(title.name) + "@VERSION");
+                        "the version to delete is missing: expected " + printable(title.name) + "@VERSION");
     DUNNOCK_TRY(store.remove(title.name, title.version));
     print_line("{} deleted", to_text(title.name, title.version));
     return kFine;
@@ -299,13 +301,13 @@ Result<int> checkpoint_retain(const Options& options) {
   return with_checkpoints(options, Access::kWrite, [&](auto& store) -> Result<int> {
     const auto all = store.list(options.checkpoint);
     if (std::none_of(all.begin(), all.end(), [](const CheckpointInfo& one) { return !one.name.empty(); }))
-      return make_error(ErrorCode::kNotFound, "no checkpoint " + in_quotes(options.checkpoint));
+      return make_error(ErrorCode::kNotFound, "checkpoint " + in_quotes(options.checkpoint) + " does not exist");
     const auto retained =
         store.retain(options.checkpoint, {.keep_last = options.keep_last, .keep_every = options.keep_every});
     DUNNOCK_TRY(retained);
     print_line("{} deleted", retained->removed);
     if (retained->damaged != 0)
-      complain("dunnock: {} newer versions are damaged: they do not count as kept, and are left alone",
+      complain("dunnock: {} newer versions are damaged: they were neither counted as kept nor removed",
                retained->damaged);
     complain_of_damage(store);
     return retained->damaged == 0 && store.damaged() == 0 ? kFine : kDamaged;
@@ -315,7 +317,7 @@ Result<int> checkpoint_retain(const Options& options) {
 Result<int> checkpoint_collect(const Options& options) {
   return with_checkpoints(options, Access::kWrite, [&](auto& store) -> Result<int> {
     DUNNOCK_TRY(const auto given_back, store.collect());
-    print_line("{} values given back", given_back);
+    print_line("{} values freed", given_back);
     return kFine;
   });
 }

@@ -87,15 +87,15 @@ Result<Structure> find_structure(const Pool& pool, std::string_view name, std::v
   for (Structure& one : contents_of(pool).structures) {
     if (one.name == name && std::find(kinds.begin(), kinds.end(), one.kind) == kinds.end())
       return make_error(ErrorCode::kInvalidArgument, "'" + one.name + "' is a " + std::string(to_string(one.kind)) +
-                                                         ", and this is for a " + wanted);
+                                                         ", but this command needs a " + wanted);
     if ((name.empty() || one.name == name) && std::find(kinds.begin(), kinds.end(), one.kind) != kinds.end())
       fitting.push_back(std::move(one));
   }
   if (fitting.empty())
     return make_error(ErrorCode::kNotFound,
-                      "no " + wanted + (name.empty() ? "" : " '" + std::string(name) + "'") + " in " + pool.path());
+                      pool.path() + " has no " + wanted + (name.empty() ? "" : " '" + std::string(name) + "'"));
   if (fitting.size() > 1)
-    return make_error(ErrorCode::kInvalidArgument, "there is more than one in " + pool.path() + ": say which ('" +
+    return make_error(ErrorCode::kInvalidArgument, pool.path() + " has more than one " + wanted + ": give the name ('" +
                                                        fitting[0].name + "', '" + fitting[1].name + "'" +
                                                        (fitting.size() > 2 ? ", ...)" : ")"));
   return fitting.front();

@@ -71,7 +71,7 @@ Status make_or_undo(Pool& pool, Make&& make) {
   }
   if (rest.empty()) return made;
   const Status removed = pool.remove_regions(rest);
-  if (!removed) made.error().message += "; what was made for it can't be removed: " + removed.error().message;
+  if (!removed) made.error().message += "; what was created for it can't be removed: " + removed.error().message;
   return made;
 }
 

@@ -194,7 +194,7 @@ Result<Dump> open_dump(const std::string& path) {
   auto opened = open_to_read(path, bytes);
   if (!opened && opened.error().code == ErrorCode::kInvalidArgument)
     return make_error(ErrorCode::kInvalidArgument,
-                      opened.error().message + "; a dump from a pipe or a device is read from standard input");
+                      opened.error().message + "; give a dump from a pipe or a device on standard input");
   DUNNOCK_TRY(opened);
   File file(::fdopen(opened->get(), "r"));
   if (!file) return system_error("can't read " + path, errno);
@@ -239,8 +239,8 @@ struct Loaded {
 
 tl::unexpected<Error> no_room(const Loaded& loaded) {
   return make_error(ErrorCode::kNoSpace,
-                    fmt::format("there is no room after {} entries, {}", loaded.entries,
-                                loaded.kept ? "which are kept" : "and nothing is kept: --capacity must be larger"));
+                    fmt::format("the pool has no room after {} entries, {}", loaded.entries,
+                                loaded.kept ? "which are kept" : "and none is kept: --capacity must be larger"));
 }
 
 template <class M>
@@ -260,10 +260,10 @@ Result<int> load_store(KvStore<M>& store, const Dump& dump, Loaded& loaded) {
       dump,
       [&](DumpEntry entry) -> Status {
         if (entry.value.index() != 0)
-          return make_error(ErrorCode::kInvalidArgument, "a bare locator can't be loaded into a store");
+          return make_error(ErrorCode::kInvalidArgument, "a store can't hold a locator without a value");
         if (std::get<0>(entry.value).size() > store.log().value_bytes_max())
           return make_error(ErrorCode::kInvalidArgument,
-                            fmt::format("a value of {} bytes is too long; a store's segments of its log bound it",
+                            fmt::format("a value of {} bytes does not fit in a segment of the store's log",
                                         std::get<0>(entry.value).size()));
         // A key that occurs again must win, and a bulk call knows no order.
         const bool again =
@@ -287,7 +287,8 @@ Result<int> load_index(KvIndex<M>& index, const Dump& dump, Loaded& loaded) {
       [&](const DumpEntry& entry) -> Status {
         const auto* bytes = std::get_if<0>(&entry.value);
         if (bytes != nullptr && bytes->size() > IndexValue::kInlineBytesMax)
-          return make_error(ErrorCode::kInvalidArgument, "an index holds values of up to 16 bytes; load into a store");
+          return make_error(ErrorCode::kInvalidArgument,
+                            "an index holds values of at most 16 bytes; load the dump into a store");
         const IndexValue value = bytes != nullptr ? IndexValue::of(*bytes) : IndexValue::of(std::get<1>(entry.value));
         const PutResult put = index.put(entry.key, value);
         if (put == PutResult::kIo) return index.status();
@@ -366,7 +367,7 @@ Result<int> check(const Options& options) {
       const auto found = std::find_if(structures.begin(), structures.end(),
                                       [&name](const Structure& structure) { return structure.name == name; });
       if (found == structures.end())
-        return make_error(ErrorCode::kNotFound, "no structure '" + name + "' in " + options.pool);
+        return make_error(ErrorCode::kNotFound, options.pool + " has no structure '" + name + "'");
       wanted.push_back(*found);
     }
     structures = std::move(wanted);
@@ -374,7 +375,7 @@ Result<int> check(const Options& options) {
   }
   // Nothing that was looked at is not a pass.
   if (structures.empty() && others.empty())
-    return make_error(ErrorCode::kNotFound, "there is nothing to check: " + options.pool + " holds no structure");
+    return make_error(ErrorCode::kNotFound, options.pool + " holds no structure to check");
   return with_durable_media(pool, [&, &structures = structures, &others = others](auto media) -> Result<int> {
     int status = kFine;
     Json json = {{"pool", options.pool}, {"structures", Json::array()}};
@@ -450,9 +451,9 @@ Result<int> load(const Options& options) {
   }
   std::error_code unseen;
   const bool fresh = !std::filesystem::exists(options.pool, unseen);
-  if (unseen) return make_error(ErrorCode::kIo, "can't look at " + options.pool + ": " + unseen.message());
+  if (unseen) return make_error(ErrorCode::kIo, "can't access " + options.pool + ": " + unseen.message());
   if (fresh && !options.create)
-    return make_error(ErrorCode::kNotFound, "there is no " + options.pool + "; --create makes one");
+    return make_error(ErrorCode::kNotFound, options.pool + " does not exist; --create creates it");
   const StoreOptions sizes{
       .index = {.bytes_max = std::max<std::uint64_t>(options.capacity_bytes / 4, 32 << 20)},
       .log = {.capacity_bytes = options.capacity_bytes, .segment_bytes = segment_bytes_for(options.capacity_bytes, 0)}};

@@ -141,7 +141,7 @@ Result<std::optional<DumpEntry>> DumpReader::line(std::string_view text) {
 }
 
 Status DumpReader::end() const {
-  if (!ended_) return make_error(ErrorCode::kCorrupt, "the dump is cut off: its last line, 'end', is missing");
+  if (!ended_) return make_error(ErrorCode::kCorrupt, "the dump is truncated: its last line, 'end', is missing");
   return {};
 }
 

@@ -30,10 +30,11 @@ dunnock::Status check_files(const Options& options, bool written) {
   for (const int stream : {STDOUT_FILENO, STDERR_FILENO}) {
     const char* const name = stream == STDOUT_FILENO ? "standard output" : "standard error";
     if (dunnock::is_same_file(stream, options.pool))
-      return dunnock::make_error(dunnock::ErrorCode::kInvalidArgument, std::string(name) + " is the pool");
+      return dunnock::make_error(dunnock::ErrorCode::kInvalidArgument, std::string(name) + " is the pool itself");
     if (written && !file.empty() && dunnock::is_same_file(stream, file))
-      return dunnock::make_error(dunnock::ErrorCode::kInvalidArgument,
-                                 std::string(name) + " is the file to be written: it takes lines, too");
+      return dunnock::make_error(
+          dunnock::ErrorCode::kInvalidArgument,
+          std::string(name) + " is the file to be written, so it can't hold the lines of standard output too");
   }
   return {};
 }

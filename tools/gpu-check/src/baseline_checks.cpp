@@ -57,7 +57,7 @@ std::string check_keys(device::Device device) {
   const auto keys = words_of(there.span(), stream);
   if (!keys) return keys.error().message;
   for (std::size_t i = 0; i < keys->size(); ++i) {
-    if ((*keys)[i] != key_number(7 + i)) return "key " + std::to_string(i) + " is another one";
+    if ((*keys)[i] != key_number(7 + i)) return "key " + std::to_string(i) + " differs from the expected one";
   }
   return "";
 }
@@ -70,7 +70,7 @@ std::string check_bloom(device::Device device, std::size_t count, std::uint64_t 
   const auto strangers = random_keys(random, 4 * count);
   const auto filter = BloomFilter::create(count, 14, there);
   const auto twin = BloomFilter::create(count, 14, here);
-  if (!filter || !twin) return "no memory";
+  if (!filter || !twin) return "out of memory";
   Keys keys(inserted, there);
   filter->insert(keys.span(), there);
   filter->contains(keys.span(), keys.answers(), there);
@@ -117,7 +117,7 @@ std::string check_set(device::Device device, std::size_t count, double load, std
   set->contains(others.span(), others.answers(), stream);
   const auto said = others.back();
   if (!said) return said.error().message;
-  if (yes(*said) != 0) return "a key is found that was not inserted";
+  if (yes(*said) != 0) return "a key that was not inserted is found";
   // Each key is in one slot.
   auto slots = words_of(set->slots(), stream);
   if (!slots) return slots.error().message;

@@ -87,12 +87,12 @@ std::string check_filter(device::Device device, unsigned bits, unsigned group_wo
   if (std::ranges::count(there.call(kErase, half), 1) != static_cast<std::ptrdiff_t>(half.size()))
     return "a key that was inserted can't be erased";
   if (std::ranges::count(there.call(kContains, rest), 1) != static_cast<std::ptrdiff_t>(rest.size()))
-    return "a key is gone that was not erased";
+    return "a key that was not erased is missing";
   Words last(device::Device::cpu(), shape, there.words());
   if (std::ranges::count(last.call(kErase, rest), 1) != static_cast<std::ptrdiff_t>(rest.size()))
     return "a key can't be erased by the twin";
   for (const std::uint64_t word : last.words()) {
-    if ((word << 4) != 0) return "something is left in an empty filter";
+    if ((word << 4) != 0) return "the filter is not empty after all keys were erased";
   }
   return there.error;
 }
@@ -137,7 +137,7 @@ std::string check_longest_prefix(device::Device device, bool small, std::uint64_
   std::vector<std::uint32_t> back(lengths.size());
   download(back, found.span(), stream);
   if (const Status done = stream.synchronize(); !done) return done.error().message;
-  if (std::ranges::count(accepted, 1) != static_cast<std::ptrdiff_t>(accepted.size())) return "a block is refused";
+  if (std::ranges::count(accepted, 1) != static_cast<std::ptrdiff_t>(accepted.size())) return "a block was refused";
   std::size_t longer = 0;
   for (std::size_t r = 0; r < lengths.size(); ++r) {
     if (back[r] < lengths[r]) return "a stored prefix is not found";

@@ -150,7 +150,7 @@ int run(int argc, char** argv) {
   const Budget budget(options.seconds);
   Report report;
   const Watchdog watchdog(budget, [&] {
-    report.check("the time", "it was over; something hangs, or --seconds is too little");
+    report.check("the time", "the time limit was reached: something hangs, or --seconds is too small");
     std::_Exit(finish(options, facts, report) == 2 ? 2 : 1);
   });
   // What must be right comes first; what is only measured yields to it when time is short.

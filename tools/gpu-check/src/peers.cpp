@@ -172,7 +172,7 @@ PeerResults read_peers(std::string_view output) {
 
 PeerResults run_peers(const PeerOptions& options) {
   const std::string python = find_program("python3");
-  if (python.empty()) return none("there is no python3");
+  if (python.empty()) return none("python3 was not found");
   const ScratchFile cases(options.cases);
   if (!cases.written()) return none("the table of cases can't be written to " + cases.path());
   std::vector<std::string> command{python,       options.script, "--cases",

@@ -32,7 +32,7 @@ std::string first_lines(std::string_view output, std::string_view prefix) {
 Verdict judge_sanitizer(const Finished& finished, double seconds_max) {
   constexpr std::string_view kPrefix = "=========";
   if (finished.timed_out)
-    return {Outcome::kSkipped, "it was not done within " + std::to_string(static_cast<int>(seconds_max)) + " s"};
+    return {Outcome::kSkipped, "it was not finished within " + std::to_string(static_cast<int>(seconds_max)) + " s"};
   const std::string said = first_lines(finished.output, kPrefix);
   // Every tool closes with a summary ("ERROR SUMMARY: 0 errors", "RACECHECK SUMMARY: 0 hazards displayed"). Without one
   // it has looked at nothing: some machines do not let it attach.

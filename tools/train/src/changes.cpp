@@ -41,12 +41,12 @@ constexpr std::array kMayChange = {"optimizer.learning_rate"sv,
                                    "sample.prompt"sv};
 
 std::string_view why_not(std::string_view key) {
-  if (key.starts_with("model.")) return "the weights in the checkpoint are those of its model";
+  if (key.starts_with("model.")) return "the weights in the checkpoint belong to its model";
   if (key.starts_with("data.") || key == "run.batch" || key == "run.seed")
-    return "it decides which rows come next, and a checkpoint goes on with those of its run";
-  if (key == "optimizer.kind") return "the moments in the checkpoint are those of its optimizer";
-  if (key.starts_with("checkpoint.")) return "it is about the pool, which has the checkpoint already";
-  return "it makes no other run, and so is not kept with it: give it with --set";
+    return "it decides which rows come next, and these belong to the run of the checkpoint";
+  if (key == "optimizer.kind") return "the moments in the checkpoint belong to its optimizer";
+  if (key.starts_with("checkpoint.")) return "it describes the pool, which holds the checkpoint already";
+  return "it does not change the run and is not kept with it: use --set";
 }
 
 bool is_changeable(std::string_view key) { return std::ranges::find(kMayChange, key) != kMayChange.end(); }
@@ -89,9 +89,9 @@ std::string value_or_none(const TrainConfig& config, const std::string& key) {
 Status may_change(std::string_view key) {
   const auto keys = known_keys();
   if (std::ranges::none_of(keys, [key](const KeyDescription& one) { return one.name == key; }))
-    return invalid("there is no key " + std::string(key));
+    return invalid("key " + std::string(key) + " does not exist");
   if (is_changeable(key)) return {};
-  return invalid(std::string(key) + " can't be changed in a run that goes on: " + std::string(why_not(key)));
+  return invalid(std::string(key) + " can't be changed in a resumed run: " + std::string(why_not(key)));
 }
 
 Notes Resolved::notes() const {
@@ -151,8 +151,8 @@ Result<Resolved> resolve(const LoadedConfig& given, std::span<const std::string>
     }
     if (!differ.empty()) {
       std::string what = "the checkpoint of step " + std::to_string(saved->step) +
-                         " is of another model, other data or another optimizer: " + differ;
-      if (!would_do.empty()) what += "; what may change goes on with" + would_do;
+                         " belongs to another model, other data or another optimizer: " + differ;
+      if (!would_do.empty()) what += "; to resume with the changes that are allowed, give" + would_do;
       return invalid(std::move(what));
     }
   }
@@ -166,7 +166,7 @@ Result<Resolved> resolve(const LoadedConfig& given, std::span<const std::string>
   const double momentum_now = made.loaded.config.optimizer.momentum;
   if (saved && (momentum == 0) != (momentum_now == 0))
     return invalid("optimizer.momentum can't be changed " + std::string(momentum == 0 ? "from" : "to") +
-                   " 0 in a run that goes on: only with a momentum are there moments in the checkpoint");
+                   " 0 in a resumed run: a checkpoint contains moments only if the momentum is above 0");
   for (const std::string& key : keys) made.before.try_emplace(key, value_or_none(given.config, key));
   return made;
 }

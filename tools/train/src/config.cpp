@@ -554,7 +554,7 @@ class Parser {
       const std::size_t column = before.size() - (before.rfind('\n') + 1);  // npos + 1 is 0.
       return make_error(ErrorCode::kInvalidArgument, name_ + ":" + std::to_string(lines + 1) + ":" +
                                                          std::to_string(column + 1) +
-                                                         ": a character that may stand in quotes and comments only");
+                                                         ": this character is allowed only in quotes and comments");
     }
     file_ = toml::parse(text_, std::string_view(name_));
     if (!file_) {
@@ -635,22 +635,23 @@ class Parser {
         problem(position(section.source()),
                 at(section.source()) + ": " + std::string(section_name) + ": " +
                     (known ? "expected a section, [" + std::string(section_name) + "], got " + described(content)
-                           : "no such key; the nearest is " + std::string(nearest_key(section_name))));
+                           : "unknown key; the nearest is " + std::string(nearest_key(section_name))));
       } else if (!known) {
         std::vector<std::string_view> sections;
         for (const std::string_view key : keys) sections.push_back(section_of(key));
         problem(position(section.source()), at(section.source()) + ": [" + std::string(section_name) +
-                                                "]: no such section; the nearest is [" +
+                                                "]: unknown section; the nearest is [" +
                                                 std::string(nearest(section_name, sections)) + "]");
       } else {
         for (const auto& [key, value] : *table) {
           const std::string name = current(std::string(section_name) + "." + std::string(key.str()), at(key.source()));
           if (std::ranges::find(keys, name) == keys.end()) {
             problem(position(key.source()),
-                    at(key.source()) + ": " + name + ": no such key; the nearest is " + std::string(nearest_key(name)));
+                    at(key.source()) + ": " + name + ": unknown key; the nearest is " + std::string(nearest_key(name)));
           } else if (given_.contains(name)) {
-            problem(position(key.source()), at(key.source()) + ": " + name + ": expected it or its former name (" +
-                                                former_name(name) + "), got both");
+            problem(position(key.source()), at(key.source()) + ": " + name +
+                                                ": expected this key or its former name (" + former_name(name) +
+                                                "), got both");
           } else {
             given_[name] = {&value, at(value.source()), position(value.source()), false};
           }
@@ -694,7 +695,7 @@ class Parser {
       if (node == nullptr) return refuse();
       given_[key] = {node, place, where, true};
     });
-    if (!known) problem(where, place + ": no such key; the nearest is " + std::string(nearest_key(key)));
+    if (!known) problem(where, place + ": unknown key; the nearest is " + std::string(nearest_key(key)));
   }
 
   template <class T>
@@ -760,9 +761,9 @@ class Parser {
     const DataConfig& d = config.data;
     if (!d.text.empty() && !d.tokens.empty()) wrong({"data.tokens"}, "expected text or tokens, got both");
     if (d.tokenizer == TokenizerKind::kGpt2 && !d.tokenizer_file.empty() && !(d.vocabulary.empty() && d.merges.empty()))
-      wrong({"data.tokenizer_file"}, "expected it or data.vocabulary and data.merges, got both");
+      wrong({"data.tokenizer_file"}, "expected this key or data.vocabulary and data.merges, got both");
     if (d.token_format != TokenFormat::kDunnock && m.vocabulary == 0)
-      wrong({"data.token_format"}, "expected model.vocabulary too, which files of this format don't tell");
+      wrong({"data.token_format"}, "expected model.vocabulary too, which files of this format do not contain");
     if (d.images.empty() != d.labels.empty())
       wrong({"data.images", "data.labels"}, "expected images and labels, got one of them");
     if (d.test_images.empty() != d.test_labels.empty())
@@ -775,7 +776,8 @@ class Parser {
     }
     const OptimizerConfig& o = config.optimizer;
     const RunConfig& r = config.run;
-    if (o.nesterov && o.momentum == 0) wrong({"optimizer.nesterov"}, "expected a momentum above 0 with it, got 0");
+    if (o.nesterov && o.momentum == 0)
+      wrong({"optimizer.nesterov"}, "expected optimizer.momentum above 0 with it, got 0");
     if (given_.contains("run.steps") && given_.contains("run.epochs"))
       wrong({"run.epochs"}, "expected steps or epochs, got both");
     if (r.steps > 0 && o.warmup > r.steps)
@@ -872,7 +874,7 @@ Result<LoadedConfig> read_config(const std::string& path, std::span<const std::s
   std::uint64_t bytes = 0;
   DUNNOCK_TRY(open_to_read(path, bytes));
   if (bytes > kBytesMax)
-    return make_error(ErrorCode::kInvalidArgument, path + " has more than 1 MiB: not a config file");
+    return make_error(ErrorCode::kInvalidArgument, path + " has more than 1 MiB, the limit of a config file");
   DUNNOCK_TRY(const auto text, read_file(path));
   auto loaded = parse_config(text, path, overrides);
   if (loaded) loaded->has_file = true;

@@ -80,7 +80,8 @@ std::uint64_t vocabulary_of(const Tokenizer& tokenizer) {
 Result<data::TokenFile> as_token_file(const std::vector<std::int32_t>& tokens, std::uint64_t vocabulary) {
   std::error_code error;
   const std::filesystem::path folder = std::filesystem::temp_directory_path(error);
-  if (error) return make_error(ErrorCode::kIo, "there is no folder for temporary files (TMPDIR): " + error.message());
+  if (error)
+    return make_error(ErrorCode::kIo, "the directory for temporary files (TMPDIR) can't be used: " + error.message());
   DUNNOCK_TRY(auto made, create_new_file((folder / "dunnock-tokens-").string(), 0600));
   const std::string name = made.path;
   made.file.reset();
@@ -137,7 +138,7 @@ Result<ModelOptions> image_model_of(const LoadedConfig& loaded, const model::Ima
     case ModelKind::kDensenet:
       if (!model.bottleneck || model.compression != 0.5)
         return make_error(ErrorCode::kUnsupported,
-                          "DenseNets have bottlenecks and a compression of 0.5 (DenseNet-BC) here, and no others");
+                          "only DenseNets with bottlenecks and a compression of 0.5 (DenseNet-BC) are supported");
       return ModelOptions(
           model::DenseNetOptions{.image = image,
                                  .blocks = sizes(model.blocks),
@@ -147,7 +148,7 @@ Result<ModelOptions> image_model_of(const LoadedConfig& loaded, const model::Ima
                                  .classes = classes});
     case ModelKind::kGpt: break;
   }
-  return invalid("a GPT does not read images");
+  return invalid("a GPT can't be trained on images");
 }
 
 struct NamedPath {
@@ -165,7 +166,7 @@ Result<data::ImageSet> open_images_of(const LoadedConfig& loaded, const NamedPat
   auto set = data::ImageSet::create(std::move(*pixels), std::move(*shown), classes);
   if (!set)
     return about(loaded, labels.key,
-                 {set.error().code, loaded.path_of(labels.path) + " does not belong to " + loaded.path_of(images.path) +
+                 {set.error().code, loaded.path_of(labels.path) + " does not match " + loaded.path_of(images.path) +
                                         ": " + set.error().message});
   return set;
 }
@@ -264,7 +265,7 @@ Status TrainingData::State::open_images() {
         open_images_of(config, {"data.test_images", data.test_images}, {"data.test_labels", data.test_labels});
     DUNNOCK_TRY(test);
     if (test->pixels() != all->pixels() || test->channels() != all->channels())
-      return invalid(config.where("data.test_images") + ": the test images have another size than the others");
+      return invalid(config.where("data.test_images") + ": the test images differ in size from the training images");
     DUNNOCK_TRY(share(test, validation));
   } else if (const auto kept = static_cast<std::size_t>(data.validation_share * static_cast<double>(all->count()));
              kept > 0) {
@@ -352,10 +353,11 @@ Status TrainingData::start(const data::LoaderPosition* position) {
     const std::string key = state.config.config.data.text.empty() ? "data.tokens" : "data.text";
     auto loader = state.token_loader(state.split.training, order, buffers, position);
     if (!loader && position != nullptr)
-      return about(state.config, key,
-                   {loader.error().code, state.config.path_of(key == "data.text" ? state.config.config.data.text
-                                                                                 : state.config.config.data.tokens) +
-                                             " is not what the checkpoint was trained on: " + loader.error().message});
+      return about(
+          state.config, key,
+          {loader.error().code,
+           state.config.path_of(key == "data.text" ? state.config.config.data.text : state.config.config.data.tokens) +
+               " differs from what the checkpoint was trained on: " + loader.error().message});
     if (!loader) return about(state.config, key, loader.error());
     state.tokens.emplace(std::move(*loader));
     return {};
@@ -449,8 +451,8 @@ Result<std::vector<std::int32_t>> TrainingData::encode(std::string_view text) co
   const std::uint64_t known = vocabulary_of(state_->tokenizer);
   const std::uint64_t largest = state_->file->largest().value_or(0);
   if (largest >= known)
-    return invalid("data.tokens has the token " + std::to_string(largest) + ", and data.tokenizer " +
-                   std::to_string(known) + " tokens: no text can be made of it");
+    return invalid("data.tokens has the token " + std::to_string(largest) + ", but data.tokenizer has only " +
+                   std::to_string(known) + " tokens");
   return encode_with(state_->tokenizer, text);
 }
 

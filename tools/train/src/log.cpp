@@ -127,12 +127,13 @@ Result<Lines> lines_of(std::string_view text, LogFormat format, const std::strin
     begin = end + 1;
     if (format == LogFormat::kCsv && number == 1) {
       if (std::string(line) + "\n" != csv_header())
-        return make_error(ErrorCode::kCorrupt, path + ":1 is not the first line of a log of this version");
+        return make_error(ErrorCode::kCorrupt, path + ":1: this is not the first line of a log of this version");
       lines.first = begin;
       continue;
     }
     const auto row = row_of(line, format);
-    if (!row) return make_error(ErrorCode::kCorrupt, path + ":" + std::to_string(number) + " is not a row of a log");
+    if (!row)
+      return make_error(ErrorCode::kCorrupt, path + ":" + std::to_string(number) + ": this is not a row of a log");
     if (row->step > step_max) break;
     lines.rows.push_back(*row);
     lines.ends.push_back(begin);
@@ -231,7 +232,7 @@ Status TrainingLog::append(File& file, const LogRow& row) {
     const int error = errno;
     // If this fails too, the next row is written over the rest, or a resumed run cuts it off.
     (void)file_system().truncate(file.descriptor.get(), file.bytes);
-    return system_error("can't write " + file.path + " (training goes on)", error);
+    return system_error("can't write " + file.path + " (training continues)", error);
   }
   file.bytes += text.size();
   return {};

@@ -133,7 +133,8 @@ int train_as_told(int argc, char** argv) {
   }
   const bool resumes = options.resume || options.resume_step.has_value();
   if (!options.changes.empty() && !resumes)
-    return misused("--change is for a run that goes on: it needs --resume-step or --resume; a new run has --set");
+    return misused(
+        "--change needs --resume-step or --resume, because it changes a resumed run; use --set for a new run");
   options.command.assign(argv, argv + argc);
 
   if (list_schedules) {

@@ -153,8 +153,8 @@ struct Range {
 }  // namespace
 
 std::vector<double> ticks(double low, double high, unsigned most) {
-  DUNNOCK_CHECK(std::isfinite(low) && std::isfinite(high), "an axis has two ends");
-  DUNNOCK_CHECK(low < high, "an axis has a length");
+  DUNNOCK_CHECK(std::isfinite(low) && std::isfinite(high), "the ends of an axis are finite");
+  DUNNOCK_CHECK(low < high, "an axis begins before it ends");
   DUNNOCK_CHECK(most >= 3, "an axis has room for three ticks");
   // Halved first: the difference of two numbers may be larger than any.
   const double rough = 2 * ((high / 2 - low / 2) / most);

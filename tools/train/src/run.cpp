@@ -375,12 +375,12 @@ class Runner {
   Status set_up() {
     const RunConfig& run = config_.run;
     if (run.as_graph && !options_.trace.empty())
-      return invalid("--trace: the operations of a recorded graph are not measured; run it without run.as_graph");
+      return invalid("--trace: the operations of a recorded graph can't be measured; set run.as_graph = false");
     const unsigned ranks = world_ == nullptr ? 1 : world_->size();
     if (run.data_parallel * run.pipeline != ranks)
       return invalid("run.data_parallel x run.pipeline is " + std::to_string(run.data_parallel) + " x " +
-                     std::to_string(run.pipeline) + ", and there are " + std::to_string(ranks) +
-                     " processes: start it with mpirun -n " + std::to_string(run.data_parallel * run.pipeline));
+                     std::to_string(run.pipeline) + ", but the number of processes is " + std::to_string(ranks) +
+                     ": start it with mpirun -n " + std::to_string(run.data_parallel * run.pipeline));
     if (run.batch % (run.data_parallel * run.micro_batches) != 0)
       return invalid(loaded_.where("run.batch") + ": " + std::to_string(run.batch) + " rows can't be divided among " +
                      std::to_string(run.data_parallel) + " ranks x " + std::to_string(run.micro_batches) +
@@ -402,7 +402,7 @@ class Runner {
     constexpr std::uint64_t kStepsMax = std::uint64_t{1} << 62;
     if (run.steps == 0 && run.epochs > kStepsMax / std::max<std::uint64_t>(1, data_->batches_per_epoch()))
       return invalid(loaded_.where("run.epochs") + ": " + std::to_string(run.epochs) + " epochs of " +
-                     std::to_string(data_->batches_per_epoch()) + " batches are more steps than can be counted");
+                     std::to_string(data_->batches_per_epoch()) + " batches are more steps than 2^64 - 1");
     steps_ = run.steps != 0 ? run.steps : run.epochs * data_->batches_per_epoch();
 
     device::Device device = device::Device::cpu();
@@ -438,8 +438,8 @@ class Runner {
       const auto loaded = training::load_weights(*trainer_, options_.weights);
       DUNNOCK_TRY(loaded);
       if (!loaded->left_out.empty())
-        say(fmt::format("{}: {} tensors are no weights and are left out: {}", options_.weights, loaded->left_out.size(),
-                        fmt::join(loaded->left_out, ", ")));
+        say(fmt::format("{}: {} tensors are not weights and are left out: {}", options_.weights,
+                        loaded->left_out.size(), fmt::join(loaded->left_out, ", ")));
     }
     return open_checkpoints();
   }
@@ -461,10 +461,10 @@ class Runner {
       std::error_code unseen;  // What can't be looked at can't be opened either, which says why.
       if (first() && !resumes() && std::filesystem::exists(checkpoint.pool, unseen)) {
         return make_error(ErrorCode::kAlreadyExists,
-                          checkpoint.pool + " is there: go on with --resume, or remove it to begin anew");
+                          checkpoint.pool + " already exists: resume it with --resume, or remove it to start again");
       }
       if (first() && options_.resume_step && !std::filesystem::exists(checkpoint.pool, unseen))
-        return make_error(ErrorCode::kNotFound, checkpoint.pool + " is not there");
+        return make_error(ErrorCode::kNotFound, checkpoint.pool + " does not exist");
       training::CheckpointsOptions pool{.path = checkpoint.pool,
                                         .capacity_bytes = checkpoint.pool_mib << 20,
                                         // 1: the least that goes.
@@ -487,30 +487,30 @@ class Runner {
         if (!position) {
           // Its config would have told otherwise.
           if (position.error().code == ErrorCode::kInvalidArgument && resolved_.hash_only)
-            position.error().message += ": which key differs can't be told, for it keeps a hash of its config only";
+            position.error().message += ": which key differs is unknown, because it contains only a hash of its config";
           return about_checkpoint(position.error());
         }
         if (!*position) {
-          say(fmt::format("{} holds no checkpoint yet: from the beginning", checkpoint.pool));
+          say(fmt::format("{} holds no checkpoint yet: starting from step 0", checkpoint.pool));
         } else {
           step_ = (*position)->step;
           resumed = saved_step_ = tried_step_ = step_;
           resumed_ = true;
           DUNNOCK_TRY(data_->start(&(*position)->next_batch));
           if (data_->start_lacks_checksum())
-            say("the checkpoint was made before checksums of such token files were kept: whether data.tokens are the "
-                "same tokens can't be said, but that they are as many");
+            say("the checkpoint has no checksum of its token file: data.tokens has the same number of tokens, but "
+                "whether they are the same is unknown");
           if (options_.resume_step) {
             // Everything else has agreed by now.
             DUNNOCK_TRY(check_logs());
             if (Status removed = checkpoints_->remove_newer(step_); !removed) return about_pool(removed.error());
           }
-          say(fmt::format("resumed behind step {} in {:.2f} s{}", step_, seconds_since(begin),
+          say(fmt::format("resumed after step {} in {:.2f} s{}", step_, seconds_since(begin),
                           options_.verify ? ", every byte verified" : ""));
         }
       }
     } else if (resumes()) {
-      return invalid("there is nothing to resume from: checkpoint.pool names no pool");
+      return invalid("--resume needs checkpoint.pool, which is empty");
     }
     if (!first()) return {};
     const LogConfig& log = config_.log;
@@ -544,9 +544,9 @@ class Runner {
   /// What is damaged is not the end, where there are others.
   [[nodiscard]] tl::unexpected<Error> about_checkpoint(Error error) const {
     if (error.code == ErrorCode::kCorrupt && first() && !checkpoints_->versions().empty())
-      error.message +=
-          fmt::format(". --resume-step N goes on from another, if that one is sound: there are those of {}",
-                      fmt::join(checkpoints_->versions(), ", "));
+      error.message += fmt::format(
+          ". --resume-step N resumes from another checkpoint, if it is intact: there are checkpoints of steps {}",
+          fmt::join(checkpoints_->versions(), ", "));
     return about_pool(error);
   }
   [[nodiscard]] tl::unexpected<Error> about_pool(const Error& error) const {
@@ -588,12 +588,12 @@ class Runner {
     const bool holds = trainer_->hold_updates([this] { return door_.pass(); }).has_value();
     if (holds && first()) watch_ = std::thread([this] { save_when_signalled(); });
     say_how_to_launch(fmt::format("a window of steps takes {:.1f} s{}", seconds_of_run_,
-                                  holds ? ", of which a signal saves what it began with" : ""));
+                                  holds ? ", and a signal saves the state from before it" : ""));
   }
   void say_how_to_launch(const std::string& why) {
     if (std::exchange(told_of_launcher_, true) || std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr) return;
     say(
-        fmt::format("{}; mpirun kills its processes {:.0f} s behind a Ctrl-C: started with mpirun --mca "
+        fmt::format("{}; mpirun kills its processes {:.0f} s after a Ctrl-C: started with mpirun --mca "
                     "odls_base_sigkill_timeout {:.0f}, they can end the step and save it",
                     why, seconds_until_killed(), 10 * std::ceil(seconds_of_run_ + save_seconds_) + 10));
   }
@@ -614,7 +614,7 @@ class Runner {
       if (!saved) return;  // The code after the step tries again, and reports why.
       event_at("saved", position->step, fmt::format(", \"seconds\": {:.4f}", saved->seconds));
       if (!options_.quiet)
-        fmt::print(stderr, "stopping: the state behind step {} is saved, --resume goes on\n", position->step);
+        fmt::print(stderr, "stopping: the state after step {} is saved, --resume continues\n", position->step);
       return;
     }
   }
@@ -629,7 +629,7 @@ class Runner {
     auto row_begun = Clock::now();
     std::uint64_t row_step = step_;
     if (step_ >= steps_) {
-      say(fmt::format("{} steps are done already, and the run has {}", step_, steps_));
+      say(fmt::format("{} steps are already done, and the run has {}", step_, steps_));
       // The last evaluation may have been broken off.
       LogRow row{.step = step_};
       DUNNOCK_TRY(evaluate(row));
@@ -709,11 +709,11 @@ class Runner {
       DUNNOCK_TRY(sound);
       DUNNOCK_TRY(const auto last, *sound ? *sound : checkpoints_->newest_sound(step));
       if (*sound) {
-        what += fmt::format("; the checkpoint of step {} is intact, and goes on with\n  {}", **sound,
+        what += fmt::format("; the checkpoint of step {} is intact, and can be resumed with\n  {}", **sound,
                             command_with_less(**sound));
       } else if (last) {
         what += fmt::format(
-            "; the checkpoint of step {} is intact, but its weights lead here at once, and there is none "
+            "; the checkpoint of step {} is intact, but the next step from it fails the same way, and there is none "
             "before it",
             *last);
       } else {
@@ -742,12 +742,12 @@ class Runner {
     });
     DUNNOCK_TRY(evaluation);
     if (broken_off_) {
-      say(fmt::format("step {}: the evaluation was broken off", step_));
+      say(fmt::format("step {}: the evaluation was interrupted", step_));
       return {};
     }
     if (!*evaluation) {
       if (!std::exchange(told_of_validation_, true))
-        say("no validation loss: data.validation_share is 0, or too little for a batch");
+        say("no validation loss: data.validation_share is 0 or too small for a batch");
       return {};
     }
     float sums[3] = {static_cast<float>((*evaluation)->loss), static_cast<float>((*evaluation)->correct),
@@ -858,8 +858,8 @@ class Runner {
       DUNNOCK_TRY(write_loss_svg(config_.log.plot, curves));
     }
     if (result.interrupted) {
-      say(checkpoints_ && !save_failed_ ? fmt::format("stopped behind step {}; it is saved, --resume goes on", step_)
-                                        : fmt::format("stopped behind step {}", step_));
+      say(checkpoints_ && !save_failed_ ? fmt::format("stopped after step {}; it is saved, --resume continues", step_)
+                                        : fmt::format("stopped after step {}", step_));
       return {};
     }
     if (config_.sample.tokens > 0 && data_->items() == "tokens") return sample();
@@ -874,7 +874,7 @@ class Runner {
 
   Status sample() {
     if (config_.run.pipeline > 1) {
-      say("no text is generated from a pipeline: resume it on one rank for that");
+      say("no text is generated from a pipeline: resume the run on one rank to generate it");
       return {};
     }
     const auto& gpt = std::get<model::GptOptions>(data_->model());
@@ -901,7 +901,7 @@ class Runner {
     const std::string line = text + "\n";
     if (std::fwrite(line.data(), 1, line.size(), stdout) != line.size() || std::fflush(stdout) != 0)
       return make_error(ErrorCode::kIo, "the text can't be written");
-    if (broken_off_) say(fmt::format("stopped behind {} of {} tokens", tokens.size() - begin, config_.sample.tokens));
+    if (broken_off_) say(fmt::format("stopped after {} of {} tokens", tokens.size() - begin, config_.sample.tokens));
     return {};
   }
 

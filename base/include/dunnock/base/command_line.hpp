@@ -22,7 +22,7 @@ template <class App, class ParseError>
   const int status = app.exit(error, out, complaint);
   write_standard_output(out.str());
   if (status == 0) return {};
-  return printable_lines(complaint.str().empty() ? "the arguments are refused" : complaint.str(), arguments);
+  return printable_lines(complaint.str().empty() ? "the arguments are invalid" : complaint.str(), arguments);
 }
 
 }  // namespace dunnock

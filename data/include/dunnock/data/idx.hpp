@@ -129,11 +129,11 @@ class ImageSet {
   [[nodiscard]] std::size_t pixels() const noexcept { return channels_ * height_ * width_; }
   /// (channels, height, width). `index` < count().
   [[nodiscard]] std::span<const std::uint8_t> image(std::size_t index) const {
-    DUNNOCK_CHECK(index < count(), "an image is one of the set");
+    DUNNOCK_CHECK(index < count(), "the index of an image is below the count");
     return images_.as<std::uint8_t>().subspan(index * pixels(), pixels());
   }
   [[nodiscard]] std::uint8_t label(std::size_t index) const {
-    DUNNOCK_CHECK(index < count(), "a label is one of the set");
+    DUNNOCK_CHECK(index < count(), "the index of a label is below the count");
     return labels_.as<std::uint8_t>()[index];
   }
 

@@ -239,7 +239,7 @@ class CudaStream final : public StreamImpl {
 
   [[nodiscard]] bool capturing() const override { return capture_id().has_value(); }
   [[nodiscard]] Status begin_capture() override {
-    if (capturing()) return make_error(ErrorCode::kInvalidArgument, "the stream records already");
+    if (capturing()) return make_error(ErrorCode::kInvalidArgument, "the stream is already recording a graph");
     if (const cudaError_t code = cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal); code != cudaSuccess)
       return tl::unexpected(cuda_error(code, "recording a graph"));
     recording_ = capture_id().value_or(0);
@@ -268,7 +268,7 @@ class CudaStream final : public StreamImpl {
     cudaGraphExec_t exec = nullptr;
     if (const cudaError_t code = cudaGraphInstantiate(&exec, graph, 0); code != cudaSuccess) {
       (void)cudaGraphDestroy(graph);
-      return tl::unexpected(cuda_error(code, "making a graph"));
+      return tl::unexpected(cuda_error(code, "instantiating a graph"));
     }
     return std::make_unique<CudaGraph>(graph, exec, nodes, std::move(recording.calls));
   }
@@ -368,14 +368,14 @@ class CudaDriver final : public Driver {
     const int priority = options.priority > 0 ? greatest : least;
     if (const cudaError_t code = cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, priority);
         code != cudaSuccess)
-      return tl::unexpected(cuda_error(code, "making a stream"));
+      return tl::unexpected(cuda_error(code, "creating a stream"));
     return std::make_unique<CudaStream>(device, stream);
   }
   Result<std::unique_ptr<EventImpl>> make_event() override {
     const OnDevice here(info_.ordinal);
     cudaEvent_t event = nullptr;
     if (const cudaError_t code = cudaEventCreate(&event); code != cudaSuccess)
-      return tl::unexpected(cuda_error(code, "making an event"));
+      return tl::unexpected(cuda_error(code, "creating an event"));
     return std::make_unique<CudaEvent>(event);
   }
   void* take_pinned(std::size_t bytes) override {
@@ -409,8 +409,9 @@ Result<Driver*> cuda_driver(unsigned ordinal) {
   const unsigned count = cuda_devices(why);
   if (count == 0) return make_error(ErrorCode::kUnsupported, why);
   if (ordinal >= count)
-    return make_error(ErrorCode::kUnsupported,
-                      "there is no cuda:" + std::to_string(ordinal) + ", only " + std::to_string(count) + " devices");
+    return make_error(
+        ErrorCode::kUnsupported,
+        "cuda:" + std::to_string(ordinal) + " does not exist: the number of CUDA devices is " + std::to_string(count));
   CudaDriver* driver = drivers[ordinal].load(std::memory_order_acquire);
   if (driver != nullptr) return driver;
   const std::lock_guard lock(mutex);

@@ -52,7 +52,7 @@ void with_activation(Activation kind, const F& f) {
     case Activation::kSilu: return f(Silu{});
     case Activation::kRelu: return f(Relu{});
   }
-  DUNNOCK_CHECK(false, "an activation");
+  DUNNOCK_CHECK(false, "the activation is a known one");
 }
 
 template <class T>

@@ -585,8 +585,8 @@ void check_shape(const AttentionShape& shape) {
   DUNNOCK_CHECK(shape.head_dim >= 1 && shape.head_dim <= kDimMax, "a head has 1 to 256 dimensions");
   // Maxima are taken before the scale: CUDA's kernels multiply once less so.
   DUNNOCK_CHECK(shape.scale >= 0, "a scale is not negative");
-  DUNNOCK_CHECK(shape.kv_heads > 0, "there are heads of keys");
-  DUNNOCK_CHECK(shape.heads % shape.kv_heads == 0, "each head of keys is read by as many heads of queries");
+  DUNNOCK_CHECK(shape.kv_heads > 0, "there is at least one head of keys");
+  DUNNOCK_CHECK(shape.heads % shape.kv_heads == 0, "the heads of queries are a multiple of the heads of keys");
 }
 
 template <class T>
@@ -594,7 +594,7 @@ void check_view(const HeadsView<T>& view, const AttentionShape& shape, std::size
   if (shape.batch * tokens * heads == 0) return;
   const std::size_t end = (shape.batch - 1) * view.batch_stride + (tokens - 1) * view.token_stride +
                           (heads - 1) * view.head_stride + shape.head_dim;
-  DUNNOCK_CHECK(end <= view.values.size(), "views lie in their memory");
+  DUNNOCK_CHECK(end <= view.values.size(), "views are within their memory");
 }
 
 template <class T>

@@ -199,7 +199,7 @@ void each_part(const BatchNormShape& shape, const F& f) {
 
 void check_shape(const BatchNormShape& shape, bool training) {
   DUNNOCK_CHECK(shape.channels > 0, "a row has channels");
-  DUNNOCK_CHECK(!training || shape.rows > 0, "statistics are of rows");
+  DUNNOCK_CHECK(!training || shape.rows > 0, "statistics need at least one row");
 }
 
 }  // namespace
@@ -218,7 +218,8 @@ void run(const BatchNorm<T>& call, device::Stream& stream) {
   check_sizes(call.shape.rows * call.shape.channels, call.x, call.y);
   check_sizes(call.shape.channels, call.weight, call.bias, call.mean, call.r);
   check_optional(call.shape.channels, call.running_mean, call.running_variance);
-  DUNNOCK_CHECK(call.running_mean.size() == call.running_variance.size(), "the running statistics are two");
+  DUNNOCK_CHECK(call.running_mean.size() == call.running_variance.size(),
+                "the running mean and variance have one size");
   DUNNOCK_CHECK(call.workspace.size() >= batch_norm_workspace(call.shape, stream.device()),
                 "the workspace is large enough");
   if (ran_on_cuda(call, stream)) return;

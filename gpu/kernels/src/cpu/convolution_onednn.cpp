@@ -189,7 +189,7 @@ std::shared_ptr<const Plan> make_plan(const Key& key) {
     }
     return plan;
   } catch (const dnnl::error&) {
-    return nullptr;  // oneDNN has no such convolution.
+    return nullptr;  // oneDNN does not support this convolution.
   }
 }
 
@@ -302,7 +302,7 @@ Status convolution(ConvolutionPass pass, const ConvolutionData<T>& data, const C
                 pass == ConvolutionPass::kForward && data.relu,
                 std::min(device::parallel_threads(), threads_max())};
   const auto plan = plan_of(key);
-  if (!plan) return make_error(ErrorCode::kUnsupported, "oneDNN has no such convolution");
+  if (!plan) return make_error(ErrorCode::kUnsupported, "oneDNN does not support this convolution");
   try {
     const ThreadsInScope threads(key.threads);
     execute(*plan, pass, data, shape);

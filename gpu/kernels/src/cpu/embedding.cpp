@@ -72,7 +72,7 @@ void run(const EmbeddingBackward<T, G>& call, device::Stream& stream) {
   check_shape(call.shape);
   check_sizes(call.shape.vocabulary * call.shape.columns, call.dtable);
   check_sizes(call.tokens.size() * call.shape.columns, call.dy);
-  DUNNOCK_CHECK(call.tokens.size() < (std::size_t{1} << 31), "there are less than 2^31 tokens");
+  DUNNOCK_CHECK(call.tokens.size() < (std::size_t{1} << 31), "there are fewer than 2^31 tokens");
   DUNNOCK_CHECK(call.workspace.size() >= embedding_backward_workspace(call.tokens.size(), call.shape, stream.device()),
                 "the workspace is large enough");
   if (call.shape.vocabulary == 0) return;

@@ -91,7 +91,7 @@ void sgd_now(const OptimizerTable<T>& table, const SgdStep& step, device::Span<c
 
 // What a step has to be: a programmer's error where the host sees it, the stream's where the device reads it.
 constexpr const char* kFirstStepIsOne = "the first step is 1";
-constexpr const char* kNesterovNeedsMomentum = "Nesterov's way needs a momentum";
+constexpr const char* kNesterovNeedsMomentum = "nesterov needs a momentum other than 0";
 bool is_step(const AdamwStep& step) { return step.step > 0; }
 bool is_step(const SgdStep& step) { return !step.nesterov || step.momentum != 0; }
 

@@ -241,8 +241,8 @@ void append_rows(const NewKeysValues<T>& tokens, const PagedCache<C>& cache, con
 void check_shape(const PagedShape& shape) {
   DUNNOCK_CHECK(shape.head_dim >= 1 && shape.head_dim <= kDimMax, "a head has 1 to 256 dimensions");
   DUNNOCK_CHECK(shape.scale >= 0, "a scale is not negative");
-  DUNNOCK_CHECK(shape.kv_heads > 0, "there are heads of keys");
-  DUNNOCK_CHECK(shape.heads % shape.kv_heads == 0, "each head of keys is read by as many heads of queries");
+  DUNNOCK_CHECK(shape.kv_heads > 0, "there is at least one head of keys");
+  DUNNOCK_CHECK(shape.heads % shape.kv_heads == 0, "the heads of queries are a multiple of the heads of keys");
   DUNNOCK_CHECK(std::has_single_bit(shape.block_tokens), "a block has a power of two of tokens");
 }
 
@@ -250,7 +250,7 @@ template <class T>
 void check_view(const HeadsView<T>& view, std::size_t tokens, std::size_t heads, std::size_t head_dim) {
   if (tokens * heads == 0) return;
   const std::size_t end = (tokens - 1) * view.token_stride + (heads - 1) * view.head_stride + head_dim;
-  DUNNOCK_CHECK(end <= view.values.size(), "views lie in their memory");
+  DUNNOCK_CHECK(end <= view.values.size(), "views are within their memory");
 }
 
 template <class C>

@@ -119,8 +119,8 @@ void for_values(std::size_t count, const Body& body) {
 }
 
 void check_keep(float keep) {
-  DUNNOCK_CHECK(keep > 0, "something is kept");
-  DUNNOCK_CHECK(keep <= 1, "a share is kept");
+  DUNNOCK_CHECK(keep > 0, "the kept share is above 0");
+  DUNNOCK_CHECK(keep <= 1, "the kept share is at most 1");
 }
 
 }  // namespace

@@ -14,9 +14,9 @@ using detail::check_sizes;
 using device::parallel_for;
 
 void check_shape(const RotaryShape& shape) {
-  DUNNOCK_CHECK(shape.rotary_dim > 0, "something turns");
-  DUNNOCK_CHECK(shape.rotary_dim % 2 == 0, "values turn in pairs");
-  DUNNOCK_CHECK(shape.rotary_dim <= shape.head_dim, "a head has the dimensions that turn");
+  DUNNOCK_CHECK(shape.rotary_dim > 0, "rotary_dim is above 0");
+  DUNNOCK_CHECK(shape.rotary_dim % 2 == 0, "rotary_dim is even");
+  DUNNOCK_CHECK(shape.rotary_dim <= shape.head_dim, "rotary_dim is at most head_dim");
 }
 
 template <class T>
@@ -61,7 +61,7 @@ void turn(HeadsView<T> x, float direction, const Call& call, device::Stream& str
   if (shape.batch * shape.tokens * shape.heads == 0) return;
   const std::size_t end = (shape.batch - 1) * x.batch_stride + (shape.tokens - 1) * x.token_stride +
                           (shape.heads - 1) * x.head_stride + shape.head_dim;
-  DUNNOCK_CHECK(end <= x.values.size(), "views lie in their memory");
+  DUNNOCK_CHECK(end <= x.values.size(), "views are within their memory");
   if (ran_on_cuda(call, stream)) return;
   stream.run("rotary", [=] {
     const std::size_t grain = device::kParallelGrain / (call.shape.heads * call.shape.rotary_dim) + 1;
@@ -75,8 +75,8 @@ void turn(HeadsView<T> x, float direction, const Call& call, device::Stream& str
 }  // namespace
 
 void run(const RotaryTable& call, device::Stream& stream) {
-  DUNNOCK_CHECK(call.shape.rotary_dim > 0, "something turns");
-  DUNNOCK_CHECK(call.shape.rotary_dim % 2 == 0, "values turn in pairs");
+  DUNNOCK_CHECK(call.shape.rotary_dim > 0, "rotary_dim is above 0");
+  DUNNOCK_CHECK(call.shape.rotary_dim % 2 == 0, "rotary_dim is even");
   const std::size_t pairs = call.shape.rotary_dim / 2;
   check_sizes(call.shape.positions * pairs * 2, call.table);
   if (call.shape.positions == 0) return;

@@ -36,8 +36,9 @@ Status initialise() {
   if (there != 0) return {};
   int provided = MPI_THREAD_SINGLE;
   const int code = MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &provided);
-  if (code != MPI_SUCCESS) return make_error(ErrorCode::kDevice, "MPI does not start: " + text_of(code));
-  if (provided < MPI_THREAD_SERIALIZED) return make_error(ErrorCode::kUnsupported, "this MPI is for one thread only");
+  if (code != MPI_SUCCESS) return make_error(ErrorCode::kDevice, "MPI can't be initialized: " + text_of(code));
+  if (provided < MPI_THREAD_SERIALIZED)
+    return make_error(ErrorCode::kUnsupported, "this MPI does not support MPI_THREAD_SERIALIZED");
   (void)std::atexit([] {
     int over = 0;
     MPI_Finalized(&over);
@@ -206,7 +207,7 @@ class MpiCommunicator final : public CommunicatorImpl {
     if (members.front() != rank()) world.give_group(told[rank()].group);
     const unsigned group = told[members.front()].group;
     if (group == 0)
-      return make_error(ErrorCode::kNoSpace, "MPI's tags are enough for " + std::to_string(world.groups_of_each) +
+      return make_error(ErrorCode::kNoSpace, "MPI has tags for only " + std::to_string(world.groups_of_each) +
                                                  " groups with the same first rank");
     auto job = std::make_shared<Job>();
     job->world = job_->world;

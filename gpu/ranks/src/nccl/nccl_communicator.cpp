@@ -69,7 +69,7 @@ Result<void*> make_nothing(device::Device device) {
   (void)cudaFree(nothing);
   (void)cudaGetLastError();
   return make_error(code == cudaErrorMemoryAllocation ? ErrorCode::kNoSpace : ErrorCode::kDevice,
-                    device.label() + ": memory for barriers: " + cudaGetErrorString(code));
+                    device.label() + ": can't allocate memory for barriers: " + cudaGetErrorString(code));
 }
 
 class NcclCommunicator final : public CommunicatorImpl {
@@ -161,7 +161,7 @@ class NcclCommunicator final : public CommunicatorImpl {
     for (const auto& [ask, answer] : {std::pair(&ncclCommUserRank, &rank), std::pair(&ncclCommCount, &size)}) {
       if (!split) break;
       if (const ncclResult_t code = ask(*made, answer); code != ncclSuccess)
-        split = tl::unexpected(nccl_error(code, "split"));
+        split = tl::unexpected(nccl_error(code, "splitting the communicator"));
     }
     if (!split) {
       (void)cudaFree(nothing);
@@ -292,12 +292,12 @@ class NcclCommunicator final : public CommunicatorImpl {
 Result<std::unique_ptr<CommunicatorImpl>> make_nccl(device::Device device, Communicator& others,
                                                     const CommunicatorOptions& options) {
   if (device.backend() != device::Backend::kCuda)
-    return make_error(ErrorCode::kUnsupported, "NCCL is for GPUs, and this is " + device.label());
+    return make_error(ErrorCode::kUnsupported, "NCCL needs a GPU, not " + device.label());
   // The id of rank 0 goes to the others over what they have already.
   ncclUniqueId id{};
   if (others.rank() == 0) {
     if (const ncclResult_t code = ncclGetUniqueId(&id); code != ncclSuccess)
-      return tl::unexpected(nccl_error(code, "an id"));
+      return tl::unexpected(nccl_error(code, "creating an id"));
   }
   DUNNOCK_TRY(auto stream, device::Stream::create(device::Device::cpu()));
   std::vector<std::byte> bytes(sizeof id);

@@ -54,7 +54,7 @@ struct HeaderKind {
 
   /// The error that a region does not hold such a structure.
   [[nodiscard]] tl::unexpected<Error> refuse(ErrorCode code, const std::string& why) const {
-    return make_error(code, "not this " + std::string(structure) + ": " + why);
+    return make_error(code, "this is not a valid " + std::string(structure) + ": " + why);
   }
 };
 
@@ -65,12 +65,13 @@ template <class Header>
                                  Header& header) {
   static_assert(std::is_trivially_copyable_v<Header>);
   if (region.bytes() < bytes_min || region.extents().size() != 1)
-    return kind.refuse(ErrorCode::kCorrupt, "the region of its header has " + std::to_string(region.bytes()) +
-                                                " bytes in " + std::to_string(region.extents().size()) + " extents");
+    return kind.refuse(ErrorCode::kCorrupt, "the region of the header has " + std::to_string(region.bytes()) +
+                                                " bytes in " + std::to_string(region.extents().size()) +
+                                                " extents, expected " + std::to_string(bytes_min) + " or more in 1");
   std::memcpy(&header, region.at(0), sizeof header);
   if (header.magic != kind.magic) return kind.refuse(ErrorCode::kWrongLayout, "the header's magic word is missing");
   if (header.format_version != kind.format_version)
-    return kind.refuse(ErrorCode::kWrongVersion, "format version " + std::to_string(header.format_version) +
+    return kind.refuse(ErrorCode::kWrongVersion, "it has format version " + std::to_string(header.format_version) +
                                                      ", expected " + std::to_string(kind.format_version));
   if (header.checksum != checksum_of(header)) return kind.refuse(ErrorCode::kCorrupt, "the header's checksum fails");
   return {};

@@ -10,8 +10,7 @@ namespace dunnock {
 template <Media M>
 [[nodiscard]] Status media_status(const M& media) {
   if (media_ok(media)) return {};
-  return make_error(ErrorCode::kIo,
-                    "the storage has failed: nothing is acknowledged any more until the pool is opened again");
+  return make_error(ErrorCode::kIo, "the storage has failed: nothing is acknowledged until the pool is opened again");
 }
 
 }  // namespace dunnock

@@ -75,8 +75,8 @@ std::optional<std::string> CheckpointHistory::check(std::byte* image, std::size_
   if (auto differs = compare(store, " after collecting")) return differs;
   for (std::uint64_t version = 0; version < kVersions; ++version) (void)store.remove(kName, version);
   (void)store.collect();
-  if (store.stats().index.entries != 0) return "something stays behind when all checkpoints are removed";
-  if (!save(store, 0, 7)) return "there is no room when all checkpoints are removed";
+  if (store.stats().index.entries != 0) return "entries remain after all checkpoints were removed";
+  if (!save(store, 0, 7)) return "there is no room after all checkpoints were removed";
   return value_in(store, 0) == ValueHistory::Value(7) ? std::nullopt : std::optional("a new checkpoint is wrong");
 }
 

@@ -54,7 +54,7 @@ class CheckpointHistory : public HistorySubject {
   Result<CheckpointStore<M>> attach(std::byte* memory, M media) const {
     std::uint64_t magic;
     std::memcpy(&magic, memory + memory_.bytes(), sizeof magic);
-    if (magic != kCatalogMagic) return make_error(ErrorCode::kWrongLayout, "there is no catalog");
+    if (magic != kCatalogMagic) return make_error(ErrorCode::kWrongLayout, "the catalog is missing");
     DUNNOCK_TRY(auto store, memory_.attach(memory, media));
     return CheckpointStore<M>::attach(catalog(memory), std::move(store), media);
   }

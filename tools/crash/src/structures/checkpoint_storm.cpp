@@ -54,7 +54,7 @@ Status restore_version(const Store& store, std::uint64_t version) {
     sinks.push_back({spec_of(i, tensors[i].size()), tensors[i], {}});
   }
   DUNNOCK_TRY(const auto restored, store.restore("run", version, sinks));
-  if (tensors != expected) return make_error(ErrorCode::kInvalidArgument, "other bytes than were saved");
+  if (tensors != expected) return make_error(ErrorCode::kInvalidArgument, "the bytes differ from those saved");
   return {};
 }
 

@@ -121,7 +121,7 @@ class FilterStorm final : public StormSystem {
           ++result.acknowledged;
           break;
         case What::kRefused: break;
-        case What::kWrong: return "a key that was there could not be erased";
+        case What::kWrong: return "a key in the filter could not be erased";
       }
     }
     unsure_ += static_cast<std::uint64_t>(std::count(in_flight.begin(), in_flight.end(), true));

@@ -96,7 +96,7 @@ std::optional<std::string> FilterSubject::record(SimMemory& memory, const std::v
   if (auto failed = begin(memory)) return failed;
   const auto run_one = [&](const FilterOperation& op) { run(memory, op); };
   // close() and clear() need the filter for themselves: in a life, threads take turns.
-  if (!run_history(memory, history_.operations, keep, life_, run_one)) return "all threads wait for each other";
+  if (!run_history(memory, history_.operations, keep, life_, run_one)) return "all threads are in a deadlock";
   if (!violation_ && !life_) {
     violation_ = calls_.unexplained(
         [&](std::size_t i) { return FilterKey::State{fate_of(base_states_[i]) == Fate::kMust ? 1U : 0U}; });

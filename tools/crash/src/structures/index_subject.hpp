@@ -35,7 +35,7 @@ class IndexSubject final : public IndexHistory {
     }
     const auto run_one = [&](const IndexOperation& op) { run(memory, op); };
     // close() needs the index for itself: in a life, threads take turns.
-    if (!run_history(memory, operations_, keep, life_, run_one)) return "all threads wait for each other";
+    if (!run_history(memory, operations_, keep, life_, run_one)) return "all threads are in a deadlock";
     if (!violation_)
       violation_ = calls_.unexplained([&](std::size_t i) { return MapKey::State{values_.base(i).latest()}; });
     if (!violation_) violation_ = check_lanes(memory);

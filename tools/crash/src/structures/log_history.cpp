@@ -101,7 +101,7 @@ std::optional<std::string> LogHistory::check(std::byte* image, std::size_t event
   if (auto differs = compare(store, " after compaction")) return differs;
   for (std::size_t i = 0; i < kKeys; ++i) store.erase(keys_[i]);
   for (std::size_t i = 0; i < kKeys; ++i) {
-    if (store.put(keys_[i], value_of(i + 1)) == PutResult::kFull) return "there is no room when all was erased";
+    if (store.put(keys_[i], value_of(i + 1)) == PutResult::kFull) return "there is no room after everything was erased";
   }
   for (std::size_t i = 0; i < kKeys; ++i) {
     if (value_in(store, i) != ValueHistory::Value(i + 1)) return "key #" + std::to_string(i) + " can't be put again";

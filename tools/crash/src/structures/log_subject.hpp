@@ -27,7 +27,7 @@ class LogSubject final : public LogHistory {
     if (life_) format_acked_ = memory.mark();
     store_ = std::make_unique<Recorded>(std::move(*store));
     const auto run_one = [&](const LogOperation& op) { run(memory, op); };
-    if (!run_history(memory, operations_, keep, false, run_one)) return "all threads wait for each other";
+    if (!run_history(memory, operations_, keep, false, run_one)) return "all threads are in a deadlock";
     if (!violation_)
       violation_ = calls_.unexplained([&](std::size_t i) { return MapKey::State{values_.base(i).latest()}; });
     if (!violation_) {

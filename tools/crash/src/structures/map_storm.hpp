@@ -65,7 +65,7 @@ struct MapStorm {
       std::uint64_t count = 0;
       for (unsigned t = 0; t < threads_; ++t) {
         if (in_flight[t] && !settle(*opened, *in_flight[t], sure_[t]))
-          return "key " + std::to_string(in_flight[t]->key) + " has a value of no operation";
+          return "key " + std::to_string(in_flight[t]->key) + " has a value that no operation wrote";
         for (const auto& [key, value] : sure_[t]) {
           if (opened->get(key) != value) return "acknowledged key " + std::to_string(key) + " is lost or wrong";
         }

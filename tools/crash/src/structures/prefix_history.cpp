@@ -96,7 +96,7 @@ std::optional<std::string> PrefixHistory::check(std::byte* image, std::size_t ev
   for (const Sure& one : sure_) {
     // As long as they are pinned nothing of them can be evicted.
     if (more == 0 && one.from <= events && events <= one.to && store.lookup(prompts_[one.prompt]).blocks() < one.blocks)
-      return "blocks that somebody has pinned are lost";
+      return "pinned blocks are lost";
   }
   if (events % 4 != 0) return std::nullopt;
   for (const auto& keys : prompts_) {

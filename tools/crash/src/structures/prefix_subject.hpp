@@ -24,7 +24,7 @@ class PrefixSubject final : public PrefixHistory {
     auto store = attach<Sim>(memory.data(), Sim(memory));
     if (!store) return "it can't be opened: " + store.error().message;
     const auto run_one = [&](const PrefixOperation& op) { run(memory, *store, op); };
-    if (!run_history(memory, operations_, keep, false, run_one)) return "all threads wait for each other";
+    if (!run_history(memory, operations_, keep, false, run_one)) return "all threads are in a deadlock";
     if (violation_) return violation_;
     if (!has_an_order()) return "after running: no order explains the calls";
     const IndexCheck report = store->check();

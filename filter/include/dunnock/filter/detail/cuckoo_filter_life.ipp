@@ -34,12 +34,12 @@ Status CuckooFilter<kBits, M, kPolicy>::check_options(const FilterOptions& optio
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 std::string CuckooFilter<kBits, M, kPolicy>::wrong_with(const FilterHeader& header) {
   if (header.slots == 0 || header.slots > kSlotsMax)
-    return "a filter has 1 to 2^36 slots, not " + std::to_string(header.slots);
+    return "a filter needs 1 to 2^36 slots, not " + std::to_string(header.slots);
   if (header.groups != groups_for(header.slots))
     return std::to_string(header.groups) + " groups do not fit " + std::to_string(header.slots) + " slots";
   if (header.log_lines != kLogLines)
-    return "a log of " + std::to_string(header.log_lines) + " lines, expected " + std::to_string(kLogLines);
-  if (header.zero != decltype(header.zero){}) return "fields that are not used are not zero";
+    return "its log has " + std::to_string(header.log_lines) + " lines, expected " + std::to_string(kLogLines);
+  if (header.zero != decltype(header.zero){}) return "its unused fields are not zero";
   return {};
 }
 
@@ -48,7 +48,7 @@ auto CuckooFilter<kBits, M, kPolicy>::format(Region meta, Region table, const Fi
     -> Result<CuckooFilter> {
   DUNNOCK_TRY(check_options(options));
   if (meta.bytes() < meta_bytes() || meta.extents().size() != 1 || table.bytes() != table_bytes(options.slots)) {
-    return make_error(ErrorCode::kInvalidArgument, "the regions do not have the size that the filter needs");
+    return make_error(ErrorCode::kInvalidArgument, "the regions' sizes do not match the filter's options");
   }
   FilterHeader header{};
   header.magic = kFilterMagic;
@@ -69,14 +69,15 @@ Status CuckooFilter<kBits, M, kPolicy>::check_header(const Region& meta, const R
   constexpr HeaderKind kKind{"filter", kFilterMagic, kFilterFormatVersion};
   DUNNOCK_TRY(read_header(kKind, meta, meta_bytes(), header));
   if (header.fingerprint_bits != kBits)
-    return kKind.refuse(ErrorCode::kWrongLayout, "fingerprints of " + std::to_string(header.fingerprint_bits) +
+    return kKind.refuse(ErrorCode::kWrongLayout, "its fingerprints have " + std::to_string(header.fingerprint_bits) +
                                                      " bits, expected " + std::to_string(kBits));
   if (header.group_words != kGroupWords)
-    return kKind.refuse(ErrorCode::kWrongLayout, "groups of " + std::to_string(header.group_words) +
+    return kKind.refuse(ErrorCode::kWrongLayout, "its groups have " + std::to_string(header.group_words) +
                                                      " words, expected " + std::to_string(kGroupWords));
   if (std::string what = wrong_with(header); !what.empty()) return kKind.refuse(ErrorCode::kCorrupt, what);
   if (table.bytes() != table_bytes(header.slots))
-    return kKind.refuse(ErrorCode::kCorrupt, "its table has " + std::to_string(table.bytes()) + " bytes");
+    return kKind.refuse(ErrorCode::kCorrupt, "its table has " + std::to_string(table.bytes()) + " bytes, expected " +
+                                                 std::to_string(table_bytes(header.slots)));
   return {};
 }
 
@@ -209,15 +210,16 @@ void CuckooFilter<kBits, M, kPolicy>::clear() {
 
 template <unsigned kBits, Media M, FilterPolicy kPolicy>
 Status CuckooFilter<kBits, M, kPolicy>::assign_words(std::span<const std::uint64_t> words) {
-  if constexpr (kIsReadOnly<M>) return make_error(ErrorCode::kReadOnly, "the pool is open for reading only");
+  if constexpr (kIsReadOnly<M>) return make_error(ErrorCode::kReadOnly, "the pool is open read-only");
   if (words.size() != table_.buckets())
-    return make_error(ErrorCode::kInvalidArgument, std::to_string(words.size()) + " words do not make a filter of " +
-                                                       std::to_string(table_.buckets()));
+    return make_error(
+        ErrorCode::kInvalidArgument,
+        std::to_string(words.size()) + " words were given, but the filter has " + std::to_string(table_.buckets()));
   if (size() != 0)
-    return make_error(ErrorCode::kInvalidArgument, "the filter is not empty: a crash would lose what it holds");
+    return make_error(ErrorCode::kInvalidArgument, "the filter is not empty: a crash now would lose its contents");
   for (std::size_t i = 0; i < words.size(); ++i) {
     if (!L::is_word(words[i]))
-      return make_error(ErrorCode::kCorrupt, "word " + std::to_string(i) + " is none that a filter leaves");
+      return make_error(ErrorCode::kCorrupt, "word " + std::to_string(i) + " has a value that no filter writes");
   }
   rewrite([words](std::uint64_t i) { return words[i]; });
   return status();

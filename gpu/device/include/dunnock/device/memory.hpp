@@ -42,8 +42,8 @@ class Span {
   [[nodiscard]] constexpr std::size_t size_bytes() const noexcept { return size_ * sizeof(T); }
   [[nodiscard]] constexpr bool empty() const noexcept { return size_ == 0; }
   [[nodiscard]] constexpr Span subspan(std::size_t first, std::size_t count) const {
-    DUNNOCK_CHECK(first <= size_, "a part begins in the whole");
-    DUNNOCK_CHECK(count <= size_ - first, "a part lies in the whole");
+    DUNNOCK_CHECK(first <= size_, "a part begins within the whole");
+    DUNNOCK_CHECK(count <= size_ - first, "a part ends within the whole");
     return {data_ + first, count};
   }
   /// An address for kernels. The host must not read or write there.
@@ -112,7 +112,9 @@ class Buffer {
   /// Allocates `size` values. Errors: NoSpace (the device's memory, or its limit, is exhausted, although kept memory
   /// has been freed), InvalidArgument (the stream records a graph).
   [[nodiscard]] static Result<Buffer> create(std::size_t size, Stream& stream) {
-    if (size > SIZE_MAX / sizeof(T)) return make_error(ErrorCode::kNoSpace, "no device has so much memory");
+    if (size > SIZE_MAX / sizeof(T))
+      return make_error(ErrorCode::kNoSpace,
+                        "a buffer of " + std::to_string(size) + " values exceeds the address space");
     DUNNOCK_TRY(auto made, detail::Allocation::create(size * sizeof(T), stream));
     Buffer buffer;
     buffer.memory_ = std::move(made);
@@ -143,7 +145,9 @@ class PinnedBuffer {
   PinnedBuffer() = default;
   /// Errors: NoSpace.
   [[nodiscard]] static Result<PinnedBuffer> create(std::size_t size, Device device) {
-    if (size > SIZE_MAX / sizeof(T)) return make_error(ErrorCode::kNoSpace, "no host has so much memory");
+    if (size > SIZE_MAX / sizeof(T))
+      return make_error(ErrorCode::kNoSpace,
+                        "a buffer of " + std::to_string(size) + " values exceeds the address space");
     DUNNOCK_TRY(auto made, detail::PinnedAllocation::create(device, size * sizeof(T)));
     PinnedBuffer buffer;
     buffer.memory_ = std::move(made);

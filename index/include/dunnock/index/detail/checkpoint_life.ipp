@@ -16,11 +16,11 @@ CheckpointStore<M>::CheckpointStore(Region catalog, KvStore<M> data, const Catal
 template <Media M>
 std::string CheckpointStore<M>::wrong_with(const CatalogHeader& header, std::uint64_t segment_bytes) {
   if (header.chunk_bytes < 64 || header.chunk_bytes > segment_bytes / 2)
-    return "a chunk has 64 bytes to half a segment of " + std::to_string(segment_bytes) + " bytes, not " +
+    return "a chunk needs 64 bytes to half a segment of " + std::to_string(segment_bytes) + " bytes, not " +
            std::to_string(header.chunk_bytes);
   if (header.lines == 0 || header.lines > 1U << 20)
-    return "a store has 1 to 2^20 checkpoints, not " + std::to_string(header.lines);
-  if (header.zero != decltype(header.zero){}) return "fields that are not used are not zero";
+    return "a store needs room for 1 to 2^20 checkpoints, not " + std::to_string(header.lines);
+  if (header.zero != decltype(header.zero){}) return "its unused fields are not zero";
   return {};
 }
 
@@ -72,7 +72,7 @@ auto CheckpointStore<M>::format(Region catalog, KvStore<M> data, const Checkpoin
                                 std::string_view name) -> Result<CheckpointStore> {
   DUNNOCK_TRY(check_options(options));
   if (catalog.bytes() < catalog_bytes(options))
-    return make_error(ErrorCode::kInvalidArgument, "the catalog's region does not fit its options");
+    return make_error(ErrorCode::kInvalidArgument, "the catalog's region is too small for its options");
   const CatalogHeader header = header_for(options, name);
   detail::Catalog<M>::format(media, catalog, header);
   return CheckpointStore(std::move(catalog), std::move(data), header, std::move(media));
@@ -86,7 +86,7 @@ auto CheckpointStore<M>::attach(Region catalog, KvStore<M> data, M media) -> Res
   if (std::string what = wrong_with(header, segment_bytes); !what.empty())
     return detail::Catalog<M>::kKind.refuse(ErrorCode::kCorrupt, what);
   if ((catalog.bytes() - kCatalogLinesOffset) / kLineBytes < header.lines)
-    return detail::Catalog<M>::kKind.refuse(ErrorCode::kCorrupt, "its lines do not fit its catalog");
+    return detail::Catalog<M>::kKind.refuse(ErrorCode::kCorrupt, "its region is too small for its lines");
   return CheckpointStore(std::move(catalog), std::move(data), header, std::move(media));
 }
 
@@ -101,7 +101,7 @@ Result<std::vector<std::string>> CheckpointStore<M>::left_over(Pool& pool, std::
   if (!catalog) return std::vector<std::string>();
   if (!detail::Catalog<M>::is_unformatted(*catalog, catalog_name_hash(name)))
     return make_error(ErrorCode::kAlreadyExists,
-                      "there is a checkpoint store " + in_quotes(name) + " in " + pool.path());
+                      "checkpoint store " + in_quotes(name) + " already exists in " + pool.path());
   auto left = KvStore<M>::left_over(pool, data_name, true);
   if (left) left->push_back(catalog_name);
   return left;

@@ -21,14 +21,14 @@ Result<Manifest> CheckpointStore<M>::read_manifest(const CatalogFields& fields) 
   std::vector<std::byte> bytes;
   for (std::uint64_t piece = 0; piece < pieces_of(fields.manifest_bytes); ++piece) {
     const auto found = data_.get(manifest_key(fields.manifest_id, piece));
-    if (!found) return make_error(ErrorCode::kCorrupt, "a manifest is damaged or missing");
+    if (!found) return make_error(ErrorCode::kCorrupt, "its manifest is damaged or missing");
     bytes.insert(bytes.end(), found.bytes().begin(), found.bytes().end());
   }
   auto manifest = decode_manifest(bytes);
   if (!manifest) return manifest;
   if (manifest->version != fields.version || catalog_name_hash(manifest->name) != fields.name_hash ||
       manifest->chunk_bytes != chunk_bytes_)
-    return make_error(ErrorCode::kCorrupt, "a manifest is that of another checkpoint");
+    return make_error(ErrorCode::kCorrupt, "its manifest belongs to another checkpoint");
   return manifest;
 }
 
@@ -57,11 +57,11 @@ tl::unexpected<Error> CheckpointStore<M>::no_such(std::string_view name, std::ui
   const std::uint64_t lines = damaged();
   const std::string what =
       in_quotes(name) + (version == kLatestVersion ? std::string() : " of version " + std::to_string(version));
-  if (lines == 0) return make_error(ErrorCode::kNotFound, "no checkpoint " + what);
+  if (lines == 0) return make_error(ErrorCode::kNotFound, "checkpoint " + what + " does not exist");
   return make_error(ErrorCode::kCorrupt,
                     std::to_string(lines) + " of the catalog's lines can't be read, so " +
-                        (version == kLatestVersion ? "which checkpoint " + what + " is the newest can't be told"
-                                                   : "whether there is a checkpoint " + what + " can't be told"));
+                        (version == kLatestVersion ? "the newest version of checkpoint " + what + " is unknown"
+                                                   : "it is unknown whether checkpoint " + what + " exists"));
 }
 
 template <Media M>

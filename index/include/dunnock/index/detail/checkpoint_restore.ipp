@@ -23,7 +23,7 @@ Status CheckpointStore<M>::restore_chunk(const ManifestTensor& from, const Tenso
   if (!to.write) {
     if (length != 0) std::memcpy(to.bytes.data() + offset, found.bytes().data(), length);
   } else if (Status written = to.write(offset, found.bytes()); !written) {
-    return make_error(written.error().code, "tensor " + in_quotes(from.spec.name) + " can't be written at " +
+    return make_error(written.error().code, "tensor " + in_quotes(from.spec.name) + " can't be written at byte " +
                                                 std::to_string(offset) + ": " + written.error().message);
   }
   return {};
@@ -57,7 +57,7 @@ Result<RestoreReport> CheckpointStore<M>::restore(std::string_view name, std::ui
     const std::uint64_t bytes = source.spec.bytes().value_or(0);
     if (!sink.write && sink.bytes.size() != bytes)
       return make_error(ErrorCode::kInvalidArgument, "tensor " + in_quotes(sink.spec.name) + " has " +
-                                                         std::to_string(bytes) + " bytes, and there is room for " +
+                                                         std::to_string(bytes) + " bytes, but its destination has " +
                                                          std::to_string(sink.bytes.size()));
     sources.push_back(&source);
     first_chunk.push_back(first_chunk.back() + source.chunks.size());

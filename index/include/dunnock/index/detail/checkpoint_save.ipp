@@ -46,7 +46,8 @@ struct CheckpointStore<M>::Save {
     if (!failed.exchange(true)) status = make_error(code, std::move(what));
   }
   void fail_for_room() {
-    fail(ErrorCode::kNoSpace, "there is no room for " + std::to_string(first_chunk.back()) + " chunks");
+    fail(ErrorCode::kNoSpace,
+         "the store has no room for the checkpoint's " + std::to_string(first_chunk.back()) + " chunks");
   }
   void count(std::uint64_t chunk_bytes) {
     bytes_written += chunk_bytes + ValueLog<M>::kOverheadBytes;
@@ -64,11 +65,11 @@ Status CheckpointStore<M>::check_tensors(std::span<const TensorSource> tensors) 
     const auto bytes = tensor.spec.bytes();
     if (tensor.spec.name.empty() || tensor.spec.name.size() > 65535) return refuse("needs a name of 1 to 65535 bytes");
     if (!names.insert(tensor.spec.name).second) return refuse("occurs twice");
-    if (bits_of(tensor.spec.dtype) == 0) return refuse("has no known dtype");
+    if (bits_of(tensor.spec.dtype) == 0) return refuse("has an unknown dtype");
     if (tensor.spec.shape.size() > 255) return refuse("has more than 255 dimensions");
-    if (!bytes) return refuse("is too large, or does not fill whole bytes");
+    if (!bytes) return refuse("is too large or does not fill whole bytes");
     if (!tensor.read && !tensor.piece && tensor.bytes.size() != *bytes)
-      return refuse("has bytes that do not fit its shape");
+      return refuse("has a size in bytes that does not match its shape");
   }
   return {};
 }
@@ -76,10 +77,11 @@ Status CheckpointStore<M>::check_tensors(std::span<const TensorSource> tensors) 
 template <Media M>
 Result<SaveReport> CheckpointStore<M>::save(std::string_view name, std::uint64_t version,
                                             std::span<const TensorSource> tensors, const SaveOptions& options) {
-  if constexpr (kIsReadOnly<M>) return make_error(ErrorCode::kReadOnly, "the pool is open for reading only");
+  if constexpr (kIsReadOnly<M>) return make_error(ErrorCode::kReadOnly, "the pool is open read-only");
   const auto start = std::chrono::steady_clock::now();
   if (name.empty() || name.size() > 1024 || version == kLatestVersion)
-    return make_error(ErrorCode::kInvalidArgument, "a checkpoint needs a name of 1 to 1024 bytes and a version");
+    return make_error(ErrorCode::kInvalidArgument,
+                      "a checkpoint needs a name of 1 to 1024 bytes and a version below 2^64 - 1");
   DUNNOCK_TRY(detail::check_threads(options.threads, kCheckpointThreadsMax));
   DUNNOCK_TRY(check_tensors(tensors));
   DUNNOCK_TRY(status());
@@ -106,13 +108,14 @@ Result<SaveReport> CheckpointStore<M>::save(std::string_view name, std::uint64_t
       const auto fields = there ? catalog_.read(*there) : std::nullopt;
       return make_error(ErrorCode::kAlreadyExists,
                         "checkpoint " + in_quotes(name) + " of version " + std::to_string(version) +
-                            (fields && !read_manifest(*fields) ? " is there, but it is damaged: remove it first"
-                                                               : " is there, or is being saved"));
+                            (fields && !read_manifest(*fields) ? " already exists, but it is damaged: remove it first"
+                                                               : " already exists or is being saved"));
     }
     while (save.line < catalog_.lines() && (!catalog_.is_free(save.line) || shared.lines_taken.contains(save.line)))
       ++save.line;
     if (save.line == catalog_.lines())
-      return make_error(ErrorCode::kNoSpace, "there are " + std::to_string(catalog_.lines()) + " checkpoints already");
+      return make_error(ErrorCode::kNoSpace,
+                        "the catalog is full: it holds " + std::to_string(catalog_.lines()) + " checkpoints");
     shared.saving.emplace(title, &save);
     shared.lines_taken.insert(save.line);
     save.number = shared.saves++;
@@ -150,7 +153,8 @@ Status CheckpointStore<M>::save_once(Save& save, std::span<const TensorSource> t
   detail::run_on_threads(threads, [&] { save_chunks(save, tensors); });
   if (save.failed) return save.status;
   CatalogFields fields;
-  if (!write_manifest(save, fields)) return make_error(ErrorCode::kNoSpace, "there is no room for the manifest");
+  if (!write_manifest(save, fields))
+    return make_error(ErrorCode::kNoSpace, "the store has no room for the checkpoint's manifest");
   const std::lock_guard lock(shared_->catalog);
   catalog_.publish(save.line, fields);
   shared_->references.note(save.manifest);
@@ -223,7 +227,7 @@ void CheckpointStore<M>::save_chunk(Save& save, const TensorSource& source, std:
     bytes = source.bytes.data() + offset;
   }
   if (!readable) {
-    save.fail(readable.error().code, "tensor " + in_quotes(source.spec.name) + " can't be read at " +
+    save.fail(readable.error().code, "tensor " + in_quotes(source.spec.name) + " can't be read at byte " +
                                          std::to_string(offset) + ": " + readable.error().message);
     return;
   }

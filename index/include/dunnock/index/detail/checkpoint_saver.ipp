@@ -40,8 +40,7 @@ inline void PendingSave::wait_captured() const {
 }
 
 inline Result<SaveReport> PendingSave::wait() const {
-  if (state_->owner.is_gone())
-    return make_error(ErrorCode::kIo, "the save was begun by the process that this one is a child of");
+  if (state_->owner.is_gone()) return make_error(ErrorCode::kIo, "the save was begun by a parent process");
   std::unique_lock lock(state_->mutex);
   state_->changed.wait(lock, [this] { return state_->result.has_value(); });
   return *state_->result;
@@ -97,10 +96,10 @@ auto CheckpointSaver<M>::create(CheckpointStore<M>& store, const SaverOptions& o
   const std::uint64_t least = staging_bytes_min(options.threads, store.chunk_bytes());
   if (options.staging_bytes != 0 && options.staging_bytes < least)
     return make_error(ErrorCode::kInvalidArgument, "staging memory of " + std::to_string(options.staging_bytes) +
-                                                       " bytes is too small: it is 0, or at least " +
+                                                       " bytes is too small: it must be 0 or at least " +
                                                        std::to_string(least));
   if (options.pending_max == 0)
-    return make_error(ErrorCode::kInvalidArgument, "at least one save must be allowed to be under way");
+    return make_error(ErrorCode::kInvalidArgument, "pending_max is 0: it must be at least 1");
   if (options.retention) {
     DUNNOCK_TRY(CheckpointStore<M>::check_retention(*options.retention));
   }
@@ -135,7 +134,7 @@ PendingSave CheckpointSaver<M>::save(std::string_view name, std::uint64_t versio
   save->notes = std::move(notes);
   if (owner_.is_gone()) {
     save->captured = true;
-    save->result = make_error(ErrorCode::kIo, "the saver belongs to the process that this one is a child of");
+    save->result = make_error(ErrorCode::kIo, "the saver belongs to a parent process");
     return PendingSave(save);
   }
   std::unique_lock<std::mutex> turn;

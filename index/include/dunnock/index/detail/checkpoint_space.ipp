@@ -10,7 +10,7 @@ namespace dunnock {
 
 template <Media M>
 Status CheckpointStore<M>::remove(std::string_view name, std::uint64_t version) {
-  if constexpr (kIsReadOnly<M>) return make_error(ErrorCode::kReadOnly, "the pool is open for reading only");
+  if constexpr (kIsReadOnly<M>) return make_error(ErrorCode::kReadOnly, "the pool is open read-only");
   DUNNOCK_TRY(status());
   Shared& shared = *shared_;
   bool missing = false;
@@ -108,13 +108,14 @@ std::uint64_t CheckpointStore<M>::forget_damaged() {
 template <Media M>
 Status CheckpointStore<M>::check_retention(const Retention& retention) {
   if (retention.keep_last == 0)
-    return make_error(ErrorCode::kInvalidArgument, "at least the newest version is to be kept: 0 would remove all");
+    return make_error(ErrorCode::kInvalidArgument,
+                      "keep_last is 0, which would remove all versions: it must be at least 1");
   return {};
 }
 
 template <Media M>
 Result<RetainReport> CheckpointStore<M>::retain(std::string_view name, const Retention& retention) {
-  if constexpr (kIsReadOnly<M>) return make_error(ErrorCode::kReadOnly, "the pool is open for reading only");
+  if constexpr (kIsReadOnly<M>) return make_error(ErrorCode::kReadOnly, "the pool is open read-only");
   DUNNOCK_TRY(check_retention(retention));
   DUNNOCK_TRY(status());
   std::vector<std::uint64_t> versions;
@@ -144,7 +145,7 @@ Result<RetainReport> CheckpointStore<M>::retain(std::string_view name, const Ret
 
 template <Media M>
 Result<std::uint64_t> CheckpointStore<M>::collect() {
-  if constexpr (kIsReadOnly<M>) return make_error(ErrorCode::kReadOnly, "the pool is open for reading only");
+  if constexpr (kIsReadOnly<M>) return make_error(ErrorCode::kReadOnly, "the pool is open read-only");
   DUNNOCK_TRY(status());
   Shared& shared = *shared_;
   const std::unique_lock gate(shared.gate);
@@ -155,7 +156,7 @@ Result<std::uint64_t> CheckpointStore<M>::collect() {
     const auto fields = catalog_.read(line, &damaged);
     // What a damaged one needs is unknown, so nothing is erased.
     const auto refuse = [line](ErrorCode code, const std::string& why) {
-      return make_error(code, "no space is given back while a checkpoint can't be read: catalog line " +
+      return make_error(code, "space can't be freed while a checkpoint is unreadable: catalog line " +
                                   std::to_string(line) + ": " + why);
     };
     if (damaged) return refuse(ErrorCode::kCorrupt, "it fails its checksum");

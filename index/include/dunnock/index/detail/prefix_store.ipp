@@ -14,10 +14,10 @@ template <Media M>
 Status PrefixStore<M>::check_options(const PrefixOptions& options) {
   if (options.blocks_max == 0 || options.blocks_max > 1ULL << 32)
     return make_error(ErrorCode::kInvalidArgument,
-                      "a prefix store has 1 to 2^32 blocks, not " + std::to_string(options.blocks_max));
+                      "a prefix store needs 1 to 2^32 blocks, not " + std::to_string(options.blocks_max));
   if (!(options.fill_max > 0) || options.fill_max > 1)  // NaN, too.
     return make_error(ErrorCode::kInvalidArgument,
-                      "fill_max is a share of the log, above 0 and up to 1, not " + std::to_string(options.fill_max));
+                      "fill_max must be above 0 and at most 1, not " + std::to_string(options.fill_max));
   return {};
 }
 

@@ -15,8 +15,8 @@ namespace dunnock::detail {
 /// Can a caller ask for so many? Errors: InvalidArgument.
 [[nodiscard]] inline Status check_threads(unsigned threads, unsigned threads_max) {
   if (threads <= threads_max) return {};
-  return make_error(ErrorCode::kInvalidArgument, "a checkpoint is saved and restored by at most " +
-                                                     std::to_string(threads_max) + " threads, not by " +
+  return make_error(ErrorCode::kInvalidArgument, "a checkpoint can be saved or restored by at most " +
+                                                     std::to_string(threads_max) + " threads, not " +
                                                      std::to_string(threads));
 }
 

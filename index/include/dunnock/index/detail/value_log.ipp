@@ -65,11 +65,12 @@ template <Media M>
 std::string ValueLog<M>::wrong_with(const LogHeader& header) {
   if (header.segment_bytes < kSegmentBytesMin || header.segment_bytes > kSegmentBytesMax ||
       !std::has_single_bit(header.segment_bytes))
-    return "a segment of the log has 1024 bytes to 1 GiB, a power of two, not " + std::to_string(header.segment_bytes);
+    return "a segment of the log needs a power of two from 1024 bytes to 1 GiB, not " +
+           std::to_string(header.segment_bytes);
   if (header.segments < 3 || header.segments > ((1ULL << 48) - 1) / header.segment_bytes)
-    return "a log has three segments to 2^48 bytes, not " + std::to_string(header.segments) + " segments of " +
-           std::to_string(header.segment_bytes) + " bytes";
-  if (header.zero32 != 0 || header.zero != decltype(header.zero){}) return "fields that are not used are not zero";
+    return "a log needs at least 3 segments and at most 2^48 bytes, not " + std::to_string(header.segments) +
+           " segments of " + std::to_string(header.segment_bytes) + " bytes";
+  if (header.zero32 != 0 || header.zero != decltype(header.zero){}) return "its unused fields are not zero";
   return {};
 }
 
@@ -88,7 +89,7 @@ auto ValueLog<M>::format(Region meta, Region data, const LogOptions& options, M 
   DUNNOCK_TRY(check_options(options));
   if (meta.bytes() < meta_bytes(options) || meta.extents().size() != 1 || data.bytes() < data_bytes(options) ||
       data.extent_bytes() % options.segment_bytes != 0)
-    return make_error(ErrorCode::kInvalidArgument, "the log's regions do not fit its options");
+    return make_error(ErrorCode::kInvalidArgument, "the sizes of the log's regions do not match its options");
   const LogHeader header = header_for(options);
   for (std::uint64_t s = 0; s < header.segments; ++s) {
     Word& word = *reinterpret_cast<Word*>(meta.at(kLogTableOffset + s * sizeof(Word)));
@@ -130,7 +131,7 @@ Status ValueLog<M>::recover() {
     const std::uint64_t word = media_.load(table_at(s));
     const bool in_use = (word & 1) != 0;
     if (word != segment_word(s, word >> 48, in_use))
-      return make_error(ErrorCode::kCorrupt, "the log: the word of segment " + std::to_string(s) + " is damaged");
+      return make_error(ErrorCode::kCorrupt, "the log is damaged in the word of segment " + std::to_string(s));
     Segment& segment = shared.table[s];
     segment.word.store(word, std::memory_order_relaxed);
     segment.full.store(in_use ? 1 : 0, std::memory_order_relaxed);
@@ -472,7 +473,7 @@ template <Media M>
 std::string ValueLog<M>::check() const {
   for (std::uint64_t s = 0; s < segments_; ++s) {
     if (media_.load(table_at(s)) != shared_->table[s].word.load(std::memory_order_acquire))
-      return "the word of segment " + std::to_string(s) + " of the log is not what it should be";
+      return "the word of segment " + std::to_string(s) + " of the log is damaged";
   }
   return {};
 }
