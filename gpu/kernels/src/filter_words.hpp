@@ -25,6 +25,7 @@
 
 #include "dunnock/filter/layout.hpp"
 #include "dunnock/kernels/filter_view.hpp"
+#include "filter_groups.hpp"
 
 namespace dunnock::kernels::detail {
 
@@ -47,32 +48,13 @@ DUNNOCK_HOST_DEVICE inline std::uint64_t hash_of(const FilterSeed& seed, const K
               multiply_high(x, seed.words[1]) ^ (y * d) ^ seed.words[2]);
 }
 
-/// A fingerprint that could go to its other group, in 8 bytes:  source word 36 bits | fingerprint 16 | parent 12
-class Move {
- public:
-  static constexpr unsigned kNoParent = 0xfff;
-  DUNNOCK_HOST_DEVICE Move() noexcept : bits_(0) {}
-  DUNNOCK_HOST_DEVICE Move(std::uint64_t source, std::uint64_t fingerprint, unsigned parent) noexcept
-      : bits_(source << 28 | fingerprint << 12 | parent) {}
-  [[nodiscard]] DUNNOCK_HOST_DEVICE std::uint64_t source() const noexcept { return bits_ >> 28; }
-  [[nodiscard]] DUNNOCK_HOST_DEVICE std::uint64_t fingerprint() const noexcept { return bits_ >> 12 & 0xffff; }
-  [[nodiscard]] DUNNOCK_HOST_DEVICE unsigned parent() const noexcept { return static_cast<unsigned>(bits_ & 0xfff); }
-
- private:
-  std::uint64_t bits_;
-};
-/// Moves that a search may look at: 2 KiB a thread. Less than CuckooFilter's 2048, which reach 98 % load.
-inline constexpr unsigned kMovesMax = 256;
-
 /// Of the three steps of an insert, kNeeds... names the next one that has not been tried.
 enum class Insertion : std::uint8_t { kRefused = 0, kAccepted = 1, kNeedsMove = 2, kNeedsSearch = 3 };
 
 /// A lookup between its loads: the answer, or which words it must see.
 enum class Look : std::uint8_t { kNo = 0, kYes = 1, kGroup = 2, kOtherGroup = 3 };
 
-/// Access: load(const u64*) and swap(u64*, expected, desired) -> bool, both atomic; load_group(const u64*, u64 (&)[n]):
-/// n loads, each atomic, all on their way before it returns; fence(): what this thread has seen or changed before comes
-/// before what it sees or changes behind, for all threads.
+/// Lookups, inserts and erasures of keys. Access: see FilterGroups.
 template <unsigned kBits, unsigned kGroupWords, class Access>
 class FilterWords {
  public:
@@ -80,13 +62,13 @@ class FilterWords {
   using Word = std::uint64_t;
   static constexpr unsigned kWords = kGroupWords;
 
-  DUNNOCK_HOST_DEVICE FilterWords(Word* words, std::uint64_t groups) noexcept : words_(words), groups_(groups) {}
+  DUNNOCK_HOST_DEVICE FilterWords(Word* words, std::uint64_t groups) noexcept : groups_(words, groups) {}
 
   [[nodiscard]] DUNNOCK_HOST_DEVICE Place place(std::uint64_t hash) const noexcept {
-    return L::place(hash, groups_ * kGroupWords);
+    return L::place(hash, groups_.size() * kGroupWords);
   }
   [[nodiscard]] DUNNOCK_HOST_DEVICE Word home_of(const Place& place) const noexcept {
-    return Access::load(words_ + place.bucket);
+    return Access::load(groups_.word(place.bucket));
   }
 
   // ----- lookup -----------------------------------------------------------------------------------------------------
@@ -99,20 +81,19 @@ class FilterWords {
   /// `values`: the home group. kNo, kYes or kOtherGroup.
   [[nodiscard]] DUNNOCK_HOST_DEVICE Look look_at_group(const Place& place, Word home,
                                                        const Word (&values)[kGroupWords]) const noexcept {
-    if (has_foreign(values, L::pattern(place.fingerprint))) return Look::kYes;
+    if (groups_.has_foreign(values, L::pattern(place.fingerprint))) return Look::kYes;
     return L::is_far(home, place.fingerprint) ? Look::kOtherGroup : Look::kNo;
   }
   /// `values`: the other group. The answer.
   [[nodiscard]] DUNNOCK_HOST_DEVICE bool look_at_other(const Place& place,
                                                        const Word (&values)[kGroupWords]) const noexcept {
-    return has_foreign(values, L::pattern(place.fingerprint));
+    return groups_.has_foreign(values, L::pattern(place.fingerprint));
   }
   DUNNOCK_HOST_DEVICE void load_home_group(const Place& place, Word (&values)[kGroupWords]) const noexcept {
-    Access::load_group(words_ + place.bucket / kGroupWords * kGroupWords, values);
+    groups_.load(place.bucket / kGroupWords, values);
   }
   DUNNOCK_HOST_DEVICE void load_other_group(const Place& place, Word (&values)[kGroupWords]) const noexcept {
-    const std::uint64_t other = L::other_group(place.bucket / kGroupWords, place.fingerprint, groups_);
-    Access::load_group(words_ + other * kGroupWords, values);
+    groups_.load(groups_.other_group(place.bucket / kGroupWords, place.fingerprint), values);
   }
   /// All of it, one load after the other. `home`: the word of the home bucket.
   [[nodiscard]] DUNNOCK_HOST_DEVICE bool contains(const Place& place, Word home) const noexcept {
@@ -135,17 +116,18 @@ class FilterWords {
   }
   /// `value`: the word of the home bucket, as it was a while ago.
   [[nodiscard]] DUNNOCK_HOST_DEVICE Insertion insert_near(const Place& place, Word value) const noexcept {
-    Word* const home = words_ + place.bucket;
+    Word* const home = groups_.word(place.bucket);
     while (L::empty_lanes(value) != 0) {
       if (Access::swap(home, value, L::add_home(value, place.fingerprint))) return Insertion::kAccepted;
       value = Access::load(home);
     }
     const std::uint64_t group = place.bucket / kGroupWords;
     for (;;) {
-      const int v = roomiest(group, place.fingerprint);
+      const int v = groups_.roomiest(group, place.fingerprint);
       if (v < 0) return Insertion::kNeedsMove;
-      raise(home, 1);
-      if (add_foreign(group * kGroupWords + static_cast<unsigned>(v), place.fingerprint)) return Insertion::kAccepted;
+      groups_.raise(home, 1);
+      if (groups_.add_foreign(group * kGroupWords + static_cast<unsigned>(v), place.fingerprint))
+        return Insertion::kAccepted;
     }
   }
 
@@ -156,7 +138,7 @@ class FilterWords {
   /// Whatever it takes. `moves`: room for kMovesMax. Accepted or refused.
   [[nodiscard]] DUNNOCK_HOST_DEVICE Insertion insert_far(const Place& place, Move* moves) const noexcept {
     return insert_in_rounds(place, [this, &place, moves](std::uint64_t other) {
-      return make_room(place, other, moves) ? Room::kMade : Room::kNone;
+      return groups_.make_room(place, other, moves) ? Room::kMade : Room::kNone;
     });
   }
 
@@ -166,7 +148,7 @@ class FilterWords {
   [[nodiscard]] DUNNOCK_HOST_DEVICE bool erase(const Place& place, Word value) const noexcept {
     const Word pattern = L::pattern(place.fingerprint);
     const std::uint64_t group = place.bucket / kGroupWords;
-    Word* const home = words_ + place.bucket;
+    Word* const home = groups_.word(place.bucket);
     for (;; value = Access::load(home)) {
       while (const Word lanes = L::match_home(value, pattern)) {
         if (Access::swap(home, value, L::remove_home(value, L::lane_of(lanes)))) return true;
@@ -175,28 +157,29 @@ class FilterWords {
       const Reach reach = L::reach(value, place.fingerprint);
       if (reach == Reach::kHome) return false;
       if (reach == Reach::kGroup) {
-        const int v = first_foreign(group, pattern);
+        const int v = groups_.first_foreign(group, pattern);
         // Somebody who took a copy from under our eyes has raised the level before.
         if (v < 0) Access::fence();  // Partner: the one before take_foreign below.
         if (v < 0 && L::reach(Access::load(home), place.fingerprint) == Reach::kGroup) return false;
-        if (v >= 0 && take_foreign(group * kGroupWords + static_cast<unsigned>(v), pattern)) return true;
+        if (v >= 0 && groups_.take_foreign(group * kGroupWords + static_cast<unsigned>(v), pattern)) return true;
         continue;
       }
       // Both groups are one pool of equal copies; the first in ascending order is taken. While the higher one has a
       // copy too, a bucket of the lower one that only spilled may lose its own: from now on it looks there as well.
-      const std::uint64_t other = L::other_group(group, place.fingerprint, groups_);
+      const std::uint64_t other = groups_.other_group(group, place.fingerprint);
       const std::uint64_t low = group < other ? group : other;
       const std::uint64_t high = group < other ? other : group;
-      const int in_low = first_foreign(low, pattern);
-      const int in_high = high == low ? -1 : first_foreign(high, pattern);
+      const int in_low = groups_.first_foreign(low, pattern);
+      const int in_high = high == low ? -1 : groups_.first_foreign(high, pattern);
       if (in_low < 0 && in_high < 0) return false;
       if (in_low >= 0 && in_high >= 0) {
-        for (unsigned v = 0; v < kGroupWords; ++v) raise_if_spilled(words_ + low * kGroupWords + v, place.fingerprint);
+        for (unsigned v = 0; v < kGroupWords; ++v)
+          groups_.raise_if_spilled(groups_.word(low * kGroupWords + v), place.fingerprint);
         Access::fence();  // The levels are up before a copy goes.
       }
       const std::uint64_t taken = in_low >= 0 ? low * kGroupWords + static_cast<unsigned>(in_low)
                                               : high * kGroupWords + static_cast<unsigned>(in_high);
-      if (take_foreign(taken, pattern)) return true;
+      if (groups_.take_foreign(taken, pattern)) return true;
     }
   }
 
@@ -210,16 +193,16 @@ class FilterWords {
                                                                const Search& search) const noexcept {
     constexpr unsigned kRounds = 64;
     const std::uint64_t group = place.bucket / kGroupWords;
-    const std::uint64_t other = L::other_group(group, place.fingerprint, groups_);
+    const std::uint64_t other = groups_.other_group(group, place.fingerprint);
     bool may_mark = false;
     for (unsigned round = 0; round < kRounds; ++round) {
       if (insert_near(place) == Insertion::kAccepted) return Insertion::kAccepted;
       may_mark = may_mark || L::is_far(home_of(place), place.fingerprint);
       if (may_mark) {
-        const int v = roomiest(other, place.fingerprint);
+        const int v = groups_.roomiest(other, place.fingerprint);
         if (v >= 0) {
-          raise(words_ + place.bucket, L::far_level(place.fingerprint));
-          if (add_foreign(other * kGroupWords + static_cast<unsigned>(v), place.fingerprint))
+          groups_.raise(groups_.word(place.bucket), L::far_level(place.fingerprint));
+          if (groups_.add_foreign(other * kGroupWords + static_cast<unsigned>(v), place.fingerprint))
             return Insertion::kAccepted;
           continue;
         }
@@ -228,186 +211,13 @@ class FilterWords {
         if (room == Room::kNone) return Insertion::kRefused;
       } else {
         may_mark = true;  // If there is no other way.
-        make_room_unmarked(place);
+        groups_.make_room_unmarked(place);
       }
     }
     return Insertion::kRefused;
   }
 
-  /// Says yes as CuckooFilter does: match_quickly, over foreign lanes only.
-  [[nodiscard]] DUNNOCK_HOST_DEVICE static bool has_foreign(const Word (&values)[kGroupWords], Word pattern) noexcept {
-    Word hits = 0;
-    for (unsigned v = 0; v < kGroupWords; ++v)
-      hits |= L::match_quickly(values[v], pattern) & L::foreign_lanes(values[v]);
-    return hits != 0;
-  }
-  [[nodiscard]] DUNNOCK_HOST_DEVICE int first_foreign(std::uint64_t group, Word pattern) const noexcept {
-    Word values[kGroupWords];
-    Access::load_group(words_ + group * kGroupWords, values);
-    int first = -1;
-    for (unsigned v = kGroupWords; v-- > 0;) {
-      if (L::match_foreign(values[v], pattern) != 0) first = static_cast<int>(v);
-    }
-    return first;
-  }
-  /// The word of the group with the most empty lanes, counted up to three, that takes a foreign one; the first of
-  /// equals from word `start` on. -1: none.
-  [[nodiscard]] DUNNOCK_HOST_DEVICE int roomiest(std::uint64_t group, std::uint64_t start) const noexcept {
-    Word values[kGroupWords];
-    Access::load_group(words_ + group * kGroupWords, values);
-    unsigned best = 0;  // empty lanes * kGroupWords + how early it comes: the largest wins; 0: none has room
-    unsigned found = 0;
-    for (unsigned v = 0; v < kGroupWords; ++v) {
-      const auto lanes = static_cast<unsigned>(std::popcount(L::empty_lanes(values[v])));
-      const unsigned empty = L::foreign_count(values[v]) == L::kForeignMax ? 0 : lanes < 3 ? lanes : 3;
-      const unsigned late = (v - static_cast<unsigned>(start)) % kGroupWords;
-      const unsigned score = empty == 0 ? 0 : empty * kGroupWords + (kGroupWords - 1 - late);
-      if (score <= best) continue;
-      best = score;
-      found = v;
-    }
-    return best == 0 ? -1 : static_cast<int>(found);
-  }
-  DUNNOCK_HOST_DEVICE void raise(Word* word, unsigned level) const noexcept {
-    for (Word value = Access::load(word); L::level(value) < level; value = Access::load(word)) {
-      if (Access::swap(word, value, L::with_level(value, level))) return;
-    }
-  }
-  DUNNOCK_HOST_DEVICE void raise_if_spilled(Word* word, std::uint64_t fingerprint) const noexcept {
-    for (Word value = Access::load(word); L::reach(value, fingerprint) == Reach::kGroup; value = Access::load(word)) {
-      if (Access::swap(word, value, L::with_level(value, L::far_level(fingerprint)))) return;
-    }
-  }
-  /// False: the word has no room any more.
-  DUNNOCK_HOST_DEVICE bool add_foreign(std::uint64_t at, std::uint64_t fingerprint) const noexcept {
-    for (Word value = Access::load(words_ + at); L::has_foreign_room(value); value = Access::load(words_ + at)) {
-      if (Access::swap(words_ + at, value, L::add_foreign(value, fingerprint))) return true;
-    }
-    return false;
-  }
-  /// False: the word has no such foreign fingerprint any more.
-  DUNNOCK_HOST_DEVICE bool take_foreign(std::uint64_t at, Word pattern) const noexcept {
-    for (Word value = Access::load(words_ + at); const Word lanes = L::match_foreign(value, pattern);
-         value = Access::load(words_ + at)) {
-      if (Access::swap(words_ + at, value, L::remove_foreign(value, L::lane_of(lanes)))) return true;
-    }
-    return false;
-  }
-
-  // ----- kicks ------------------------------------------------------------------------------------------------------
-
-  [[nodiscard]] DUNNOCK_HOST_DEVICE std::uint64_t target_of(const Move& move) const noexcept {
-    return L::other_group(move.source() / kGroupWords, move.fingerprint(), groups_);
-  }
-
-  /// False: it is not possible any more, and nothing was changed.
-  DUNNOCK_HOST_DEVICE bool apply(const Move& move) const noexcept {
-    const std::uint64_t target = target_of(move);
-    const std::uint64_t fingerprint = move.fingerprint();
-    const Word pattern = L::pattern(fingerprint);
-    Word* const source = words_ + move.source();
-    if (L::match_home(Access::load(source), pattern) == 0) return false;
-    int v = roomiest(target, fingerprint);
-    if (v < 0) return false;
-    const std::uint64_t copy = target * kGroupWords + static_cast<unsigned>(v);
-    if (!add_foreign(copy, fingerprint)) return false;
-    const unsigned far = L::far_level(fingerprint);
-    for (Word value = Access::load(source); const Word lanes = L::match_home(value, pattern);
-         value = Access::load(source)) {
-      Word after = L::remove_home(value, L::lane_of(lanes));
-      if (L::level(after) < far) after = L::with_level(after, far);
-      if (Access::swap(source, value, after)) return true;
-    }
-    // Another kick has moved it. Copies of a fingerprint in foreign lanes of one word are alike, and stay in their
-    // word.
-    (void)take_foreign(copy, pattern);
-    return false;
-  }
-
-  /// A move out of the key's group that marks no bucket for the first time for all its fingerprints; see CuckooFilter.
-  DUNNOCK_HOST_DEVICE void make_room_unmarked(const Place& place) const noexcept {
-    const std::uint64_t group = place.bucket / kGroupWords;
-    const auto own = static_cast<unsigned>(place.bucket % kGroupWords);
-    const bool evens = L::far_level(place.fingerprint) == 3 && L::level(home_of(place)) < 2;
-    for (unsigned pass = 0; pass < (evens ? 2U : 1U); ++pass) {
-      for (unsigned i = 0; i < kGroupWords; ++i) {
-        const unsigned v = (own + i) % kGroupWords;
-        const Word value = Access::load(words_ + group * kGroupWords + v);
-        if ((L::level(value) >= 2) != (pass == 0)) continue;
-        if (v != own && L::foreign_count(value) == L::kForeignMax) continue;
-        Word lanes = L::level(value) == 3 ? L::occupied_home_lanes(value) : L::even_home_lanes(value);
-        for (; lanes != 0; lanes &= lanes - 1) {
-          const Move move(group * kGroupWords + v, L::lane(value, L::lane_of(lanes)), Move::kNoParent);
-          if (target_of(move) != group && apply(move)) return;
-        }
-      }
-    }
-  }
-
-  /// The levels that moves raise a word to, in the order of preference: none, 2, 3.
-  [[nodiscard]] DUNNOCK_HOST_DEVICE static constexpr unsigned raises_of(unsigned i) noexcept {
-    return i == 0 ? 0 : i + 1;
-  }
-
-  /// Home fingerprints of a word that could move: those that its level lets go already, or those that raise it.
-  DUNNOCK_HOST_DEVICE unsigned add_victims(std::uint64_t at, unsigned parent, unsigned raises, Move* moves,
-                                           unsigned count) const noexcept {
-    const Word value = Access::load(words_ + at);
-    for (unsigned i = 0; i < L::kLanes - L::foreign_count(value) && count < kMovesMax; ++i) {
-      const std::uint64_t fingerprint = L::lane(value, i);
-      if (fingerprint == 0) continue;
-      if ((L::is_far(value, fingerprint) ? 0 : L::far_level(fingerprint)) != raises) continue;
-      const Move move(at, fingerprint, parent);
-      if (target_of(move) != at / kGroupWords) moves[count++] = move;
-    }
-    return count;
-  }
-  DUNNOCK_HOST_DEVICE unsigned add_group(std::uint64_t group, unsigned parent, unsigned raises, Move* moves,
-                                         unsigned count) const noexcept {
-    for (unsigned v = 0; v < kGroupWords; ++v) {
-      const std::uint64_t at = group * kGroupWords + v;
-      if (L::foreign_count(Access::load(words_ + at)) < L::kForeignMax)
-        count = add_victims(at, parent, raises, moves, count);
-    }
-    return count;
-  }
-
-  /// Breadth first, as CuckooFilter::find_path. False: no path was found, and nothing was changed.
-  DUNNOCK_HOST_DEVICE bool make_room(const Place& place, std::uint64_t other, Move* moves) const noexcept {
-    const std::uint64_t group = place.bucket / kGroupWords;
-    unsigned count = 0;
-    unsigned examined = 0;
-    unsigned expanded = 0;
-    unsigned stage = 0;
-    for (;;) {
-      for (; examined < count; ++examined) {
-        if (roomiest(target_of(moves[examined]), 0) < 0) continue;
-        // From the far end: each move by itself leaves a correct filter.
-        for (unsigned step = examined; step != Move::kNoParent; step = moves[step].parent()) {
-          if (!apply(moves[step])) break;
-        }
-        return true;
-      }
-      if (stage == 0) {
-        for (unsigned i = 0; i < 3; ++i) count = add_victims(place.bucket, Move::kNoParent, raises_of(i), moves, count);
-        ++stage;
-      } else if (stage <= 3) {
-        const unsigned raises = raises_of(stage - 1);
-        count = add_group(group, Move::kNoParent, raises, moves, count);
-        if (other != group) count = add_group(other, Move::kNoParent, raises, moves, count);
-        ++stage;
-      } else if (expanded < count && count < kMovesMax) {
-        const std::uint64_t target = target_of(moves[expanded]);
-        for (unsigned i = 0; i < 3; ++i) count = add_group(target, expanded, raises_of(i), moves, count);
-        ++expanded;
-      } else {
-        return false;
-      }
-    }
-  }
-
-  Word* words_;
-  std::uint64_t groups_;
+  FilterGroups<kBits, kGroupWords, Access> groups_;
 };
 
 /// The longest prefix for which `has` is true, provided that it is true for nothing after a false.
