@@ -15,11 +15,27 @@
 #define DUNNOCK_KERNELS cuda
 #endif
 
-/// Instantiates a form of a kernel for the types that it has, in the namespace of the form.
-#define DUNNOCK_INSTANTIATE_KERNEL(Call)                  \
-  template void run(const Call<float>&, device::Stream&); \
-  template void run(const Call<device::Bf16>&, device::Stream&)
+/// Instantiates a form of up to 16 kernels for the types that they have, in the namespace of the form.
+#define DUNNOCK_INSTANTIATE_KERNELS(...) DUNNOCK_SCAN_16(DUNNOCK_INSTANTIATE_NEXT(__VA_ARGS__)) static_assert(true)
+#define DUNNOCK_INSTANTIATE_NEXT(Call, ...)                      \
+  template void run(const Call<float>&, device::Stream&);        \
+  template void run(const Call<device::Bf16>&, device::Stream&); \
+  __VA_OPT__(DUNNOCK_INSTANTIATE_REST DUNNOCK_NO_ARGUMENTS(__VA_ARGS__))
+#define DUNNOCK_INSTANTIATE_REST() DUNNOCK_INSTANTIATE_NEXT
+#define DUNNOCK_NO_ARGUMENTS ()
+#define DUNNOCK_SCAN_16(...) DUNNOCK_SCAN_4(DUNNOCK_SCAN_4(DUNNOCK_SCAN_4(DUNNOCK_SCAN_4(__VA_ARGS__))))
+#define DUNNOCK_SCAN_4(...) DUNNOCK_SCAN(DUNNOCK_SCAN(DUNNOCK_SCAN(DUNNOCK_SCAN(__VA_ARGS__))))
+#define DUNNOCK_SCAN(...) __VA_ARGS__
 #define DUNNOCK_INSTANTIATE_KERNEL_2(Call, T, U) template void run(const Call<T, U>&, device::Stream&)
+/// For two equal types, and for the two that make the second one wider, or narrower.
+#define DUNNOCK_INSTANTIATE_KERNEL_WIDENING(Call)                 \
+  DUNNOCK_INSTANTIATE_KERNEL_2(Call, float, float);               \
+  DUNNOCK_INSTANTIATE_KERNEL_2(Call, device::Bf16, device::Bf16); \
+  DUNNOCK_INSTANTIATE_KERNEL_2(Call, device::Bf16, float)
+#define DUNNOCK_INSTANTIATE_KERNEL_NARROWING(Call)                \
+  DUNNOCK_INSTANTIATE_KERNEL_2(Call, float, float);               \
+  DUNNOCK_INSTANTIATE_KERNEL_2(Call, device::Bf16, device::Bf16); \
+  DUNNOCK_INSTANTIATE_KERNEL_2(Call, float, device::Bf16)
 
 namespace dunnock::kernels {
 

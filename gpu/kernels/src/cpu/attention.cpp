@@ -653,7 +653,6 @@ void run(const AttentionBackward<T>& call, device::Stream& stream) {
   });
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(Attention);
-DUNNOCK_INSTANTIATE_KERNEL(AttentionBackward);
+DUNNOCK_INSTANTIATE_KERNELS(Attention, AttentionBackward);
 
 }  // namespace dunnock::kernels

@@ -137,9 +137,7 @@ void run(const ConvolutionWeightGradient<T>& call, device::Stream& stream) {
   on_cpu<T>("convolution's weight gradient", ConvolutionPass::kWeightGradient, data, call.shape, stream);
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(Convolution);
-DUNNOCK_INSTANTIATE_KERNEL(ConvolutionInputGradient);
-DUNNOCK_INSTANTIATE_KERNEL(ConvolutionWeightGradient);
+DUNNOCK_INSTANTIATE_KERNELS(Convolution, ConvolutionInputGradient, ConvolutionWeightGradient);
 
 template std::size_t convolution_workspace<float>(ConvolutionPass, const ConvolutionShape&, device::Device);
 template std::size_t convolution_workspace<device::Bf16>(ConvolutionPass, const ConvolutionShape&, device::Device);

@@ -166,8 +166,6 @@ void run(const LogSumExp<T>& call, device::Stream& stream) {
   });
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(CrossEntropy);
-DUNNOCK_INSTANTIATE_KERNEL(Softmax);
-DUNNOCK_INSTANTIATE_KERNEL(LogSumExp);
+DUNNOCK_INSTANTIATE_KERNELS(CrossEntropy, Softmax, LogSumExp);
 
 }  // namespace dunnock::kernels

@@ -214,15 +214,8 @@ void run(const CopyColumns<T>& call, device::Stream& stream) {
   });
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(AddScaled);
-DUNNOCK_INSTANTIATE_KERNEL(AddRelu);
-DUNNOCK_INSTANTIATE_KERNEL(AddReluBackward);
-DUNNOCK_INSTANTIATE_KERNEL(Scale);
-DUNNOCK_INSTANTIATE_KERNEL(Fill);
+DUNNOCK_INSTANTIATE_KERNELS(AddScaled, AddRelu, AddReluBackward, Scale, Fill, BiasAdd, ColumnSums, CopyColumns);
 DUNNOCK_INSTANTIATE_KERNEL_2(Cast, device::Bf16, float);
 DUNNOCK_INSTANTIATE_KERNEL_2(Cast, float, device::Bf16);
-DUNNOCK_INSTANTIATE_KERNEL(BiasAdd);
-DUNNOCK_INSTANTIATE_KERNEL(ColumnSums);
-DUNNOCK_INSTANTIATE_KERNEL(CopyColumns);
 
 }  // namespace dunnock::kernels

@@ -118,9 +118,7 @@ void run(const EmbeddingBackward<T, G>& call, device::Stream& stream) {
   });
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(Embedding);
-DUNNOCK_INSTANTIATE_KERNEL_2(EmbeddingBackward, float, float);
-DUNNOCK_INSTANTIATE_KERNEL_2(EmbeddingBackward, device::Bf16, device::Bf16);
-DUNNOCK_INSTANTIATE_KERNEL_2(EmbeddingBackward, device::Bf16, float);
+DUNNOCK_INSTANTIATE_KERNELS(Embedding);
+DUNNOCK_INSTANTIATE_KERNEL_WIDENING(EmbeddingBackward);
 
 }  // namespace dunnock::kernels

@@ -133,9 +133,6 @@ void run(const ScatterColumns<T>& call, device::Stream& stream) {
   columns<T>("scatter columns", call.adds ? Move::kScatterAdd : Move::kScatter, call, stream);
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(GatherRows);
-DUNNOCK_INSTANTIATE_KERNEL(GatherColumns);
-DUNNOCK_INSTANTIATE_KERNEL(ScatterRows);
-DUNNOCK_INSTANTIATE_KERNEL(ScatterColumns);
+DUNNOCK_INSTANTIATE_KERNELS(GatherRows, GatherColumns, ScatterRows, ScatterColumns);
 
 }  // namespace dunnock::kernels

@@ -142,9 +142,7 @@ void run(const Matmul<T, C>& call, device::Stream& stream) {
   stream.run("matrix product", [made] { return detail::matmul_on_cpu(made); });
 }
 
-DUNNOCK_INSTANTIATE_KERNEL_2(Matmul, float, float);
-DUNNOCK_INSTANTIATE_KERNEL_2(Matmul, device::Bf16, device::Bf16);
-DUNNOCK_INSTANTIATE_KERNEL_2(Matmul, device::Bf16, float);
+DUNNOCK_INSTANTIATE_KERNEL_WIDENING(Matmul);
 
 namespace detail {
 template Status matmul_on_cpu(const MatmulCall<float, float>&, MatmulMaker, MatmulIsa);

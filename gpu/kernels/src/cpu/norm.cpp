@@ -186,9 +186,6 @@ void run(const RmsNormBackward<T>& call, device::Stream& stream) {
                             call.workspace, stream);
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(LayerNorm);
-DUNNOCK_INSTANTIATE_KERNEL(RmsNorm);
-DUNNOCK_INSTANTIATE_KERNEL(LayerNormBackward);
-DUNNOCK_INSTANTIATE_KERNEL(RmsNormBackward);
+DUNNOCK_INSTANTIATE_KERNELS(LayerNorm, RmsNorm, LayerNormBackward, RmsNormBackward);
 
 }  // namespace dunnock::kernels

@@ -179,9 +179,6 @@ void run(const ApplyMask<T>& call, device::Stream& stream) {
   });
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(RandomUniform);
-DUNNOCK_INSTANTIATE_KERNEL(RandomNormal);
-DUNNOCK_INSTANTIATE_KERNEL(Dropout);
-DUNNOCK_INSTANTIATE_KERNEL(ApplyMask);
+DUNNOCK_INSTANTIATE_KERNELS(RandomUniform, RandomNormal, Dropout, ApplyMask);
 
 }  // namespace dunnock::kernels

@@ -173,9 +173,6 @@ void run(const ArgmaxRows<T>& call, device::Stream& stream) {
   });
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(Reduce);
-DUNNOCK_INSTANTIATE_KERNEL(AnyNotFinite);
-DUNNOCK_INSTANTIATE_KERNEL(GradientNorm);
-DUNNOCK_INSTANTIATE_KERNEL(ArgmaxRows);
+DUNNOCK_INSTANTIATE_KERNELS(Reduce, AnyNotFinite, GradientNorm, ArgmaxRows);
 
 }  // namespace dunnock::kernels

@@ -105,7 +105,6 @@ void run(const RotaryBackward<T>& call, device::Stream& stream) {
   turn<T>(call.dx, -1, call, stream);
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(Rotary);
-DUNNOCK_INSTANTIATE_KERNEL(RotaryBackward);
+DUNNOCK_INSTANTIATE_KERNELS(Rotary, RotaryBackward);
 
 }  // namespace dunnock::kernels

@@ -185,9 +185,6 @@ void run(const SwigluBackward<T>& call, device::Stream& stream) {
   launch_map<kWidth>("SwiGLU backward", body, call.shape.rows * call.shape.columns, aligned, stream);
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(Activate);
-DUNNOCK_INSTANTIATE_KERNEL(ActivateBackward);
-DUNNOCK_INSTANTIATE_KERNEL(Swiglu);
-DUNNOCK_INSTANTIATE_KERNEL(SwigluBackward);
+DUNNOCK_INSTANTIATE_KERNELS(Activate, ActivateBackward, Swiglu, SwigluBackward);
 
 }  // namespace dunnock::kernels::detail::DUNNOCK_KERNELS

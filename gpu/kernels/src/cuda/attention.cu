@@ -702,7 +702,6 @@ void run(const AttentionBackward<T>& call, device::Stream& stream) {
   launch_backward(args, view_of(call.results.o), call.shape, call.workspace, stream);
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(Attention);
-DUNNOCK_INSTANTIATE_KERNEL(AttentionBackward);
+DUNNOCK_INSTANTIATE_KERNELS(Attention, AttentionBackward);
 
 }  // namespace dunnock::kernels::detail::DUNNOCK_KERNELS

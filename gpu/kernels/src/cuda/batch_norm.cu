@@ -309,8 +309,6 @@ void run(const BatchNormBackward<T>& call, device::Stream& stream) {
   });
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(BatchNorm);
-DUNNOCK_INSTANTIATE_KERNEL(BatchNormInference);
-DUNNOCK_INSTANTIATE_KERNEL(BatchNormBackward);
+DUNNOCK_INSTANTIATE_KERNELS(BatchNorm, BatchNormInference, BatchNormBackward);
 
 }  // namespace dunnock::kernels::detail::DUNNOCK_KERNELS

@@ -557,9 +557,7 @@ void put_gradient(device::Span<const From> from, device::Span<T> to, bool adds, 
          adds, to.size());
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(Convolution);
-DUNNOCK_INSTANTIATE_KERNEL(ConvolutionInputGradient);
-DUNNOCK_INSTANTIATE_KERNEL(ConvolutionWeightGradient);
+DUNNOCK_INSTANTIATE_KERNELS(Convolution, ConvolutionInputGradient, ConvolutionWeightGradient);
 
 template void bias_gradient(device::Span<const float>, device::Span<float>, bool, const ConvolutionShape&,
                             device::Span<float>, device::Stream&);

@@ -227,8 +227,6 @@ void run(const LogSumExp<T>& call, device::Stream& stream) {
   softmax_or_sums<T>(call.x, nullptr, call.sums.device_data(), call.shape, stream);
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(CrossEntropy);
-DUNNOCK_INSTANTIATE_KERNEL(Softmax);
-DUNNOCK_INSTANTIATE_KERNEL(LogSumExp);
+DUNNOCK_INSTANTIATE_KERNELS(CrossEntropy, Softmax, LogSumExp);
 
 }  // namespace dunnock::kernels::detail::DUNNOCK_KERNELS

@@ -331,8 +331,6 @@ void run(const Matmul<T, C>& given, device::Stream& stream) {
                 space, stream);
 }
 
-DUNNOCK_INSTANTIATE_KERNEL_2(Matmul, float, float);
-DUNNOCK_INSTANTIATE_KERNEL_2(Matmul, device::Bf16, device::Bf16);
-DUNNOCK_INSTANTIATE_KERNEL_2(Matmul, device::Bf16, float);
+DUNNOCK_INSTANTIATE_KERNEL_WIDENING(Matmul);
 
 }  // namespace dunnock::kernels::detail::cuda

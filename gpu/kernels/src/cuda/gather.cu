@@ -150,9 +150,6 @@ void run(const ScatterColumns<T>& call, device::Stream& stream) {
                   const_cast<T*>(call.y.device_data()), call.shape, stream);
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(GatherRows);
-DUNNOCK_INSTANTIATE_KERNEL(GatherColumns);
-DUNNOCK_INSTANTIATE_KERNEL(ScatterRows);
-DUNNOCK_INSTANTIATE_KERNEL(ScatterColumns);
+DUNNOCK_INSTANTIATE_KERNELS(GatherRows, GatherColumns, ScatterRows, ScatterColumns);
 
 }  // namespace dunnock::kernels::detail::DUNNOCK_KERNELS

@@ -10,8 +10,6 @@ void run(const Matmul<T, C>&, device::Stream& stream) {
   stream.run("matrix product",
              [] { return Status(make_error(ErrorCode::kUnsupported, "this build of dunnock has no cuBLASLt")); });
 }
-DUNNOCK_INSTANTIATE_KERNEL_2(Matmul, float, float);
-DUNNOCK_INSTANTIATE_KERNEL_2(Matmul, device::Bf16, device::Bf16);
-DUNNOCK_INSTANTIATE_KERNEL_2(Matmul, device::Bf16, float);
+DUNNOCK_INSTANTIATE_KERNEL_WIDENING(Matmul);
 
 }  // namespace dunnock::kernels::detail::cuda

@@ -318,9 +318,6 @@ void run(const RmsNormBackward<T>& call, device::Stream& stream) {
                   stream);
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(LayerNorm);
-DUNNOCK_INSTANTIATE_KERNEL(RmsNorm);
-DUNNOCK_INSTANTIATE_KERNEL(LayerNormBackward);
-DUNNOCK_INSTANTIATE_KERNEL(RmsNormBackward);
+DUNNOCK_INSTANTIATE_KERNELS(LayerNorm, RmsNorm, LayerNormBackward, RmsNormBackward);
 
 }  // namespace dunnock::kernels::detail::DUNNOCK_KERNELS

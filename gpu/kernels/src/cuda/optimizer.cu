@@ -141,9 +141,6 @@ void run(const SgdFromDevice<T>& call, device::Stream& stream) {
   launch_step("SGD", sgd_kernel<T>, call.table, call.step.device_data(), call.factor, stream);
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(Adamw);
-DUNNOCK_INSTANTIATE_KERNEL(AdamwFromDevice);
-DUNNOCK_INSTANTIATE_KERNEL(Sgd);
-DUNNOCK_INSTANTIATE_KERNEL(SgdFromDevice);
+DUNNOCK_INSTANTIATE_KERNELS(Adamw, AdamwFromDevice, Sgd, SgdFromDevice);
 
 }  // namespace dunnock::kernels::detail::DUNNOCK_KERNELS

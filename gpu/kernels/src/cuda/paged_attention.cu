@@ -467,11 +467,7 @@ void run(const AppendToPagedCache<T, C>& call, device::Stream& stream) {
   }
 }
 
-DUNNOCK_INSTANTIATE_KERNEL_2(PagedAttention, float, float);
-DUNNOCK_INSTANTIATE_KERNEL_2(PagedAttention, float, device::Bf16);
-DUNNOCK_INSTANTIATE_KERNEL_2(PagedAttention, device::Bf16, device::Bf16);
-DUNNOCK_INSTANTIATE_KERNEL_2(AppendToPagedCache, float, float);
-DUNNOCK_INSTANTIATE_KERNEL_2(AppendToPagedCache, float, device::Bf16);
-DUNNOCK_INSTANTIATE_KERNEL_2(AppendToPagedCache, device::Bf16, device::Bf16);
+DUNNOCK_INSTANTIATE_KERNEL_NARROWING(PagedAttention);
+DUNNOCK_INSTANTIATE_KERNEL_NARROWING(AppendToPagedCache);
 
 }  // namespace dunnock::kernels::detail::DUNNOCK_KERNELS

@@ -282,11 +282,7 @@ void run(const GlobalAveragePoolBackward<T>& call, device::Stream& stream) {
       });
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(MaxPool);
-DUNNOCK_INSTANTIATE_KERNEL(MaxPoolBackward);
-DUNNOCK_INSTANTIATE_KERNEL(AveragePool);
-DUNNOCK_INSTANTIATE_KERNEL(AveragePoolBackward);
-DUNNOCK_INSTANTIATE_KERNEL(GlobalAveragePool);
-DUNNOCK_INSTANTIATE_KERNEL(GlobalAveragePoolBackward);
+DUNNOCK_INSTANTIATE_KERNELS(MaxPool, MaxPoolBackward, AveragePool, AveragePoolBackward, GlobalAveragePool,
+                            GlobalAveragePoolBackward);
 
 }  // namespace dunnock::kernels::detail::DUNNOCK_KERNELS

@@ -155,9 +155,6 @@ void run(const ApplyMask<T>& call, device::Stream& stream) {
          is_aligned(call.x.device_data()) && is_aligned(call.y.device_data()));
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(RandomUniform);
-DUNNOCK_INSTANTIATE_KERNEL(RandomNormal);
-DUNNOCK_INSTANTIATE_KERNEL(Dropout);
-DUNNOCK_INSTANTIATE_KERNEL(ApplyMask);
+DUNNOCK_INSTANTIATE_KERNELS(RandomUniform, RandomNormal, Dropout, ApplyMask);
 
 }  // namespace dunnock::kernels::detail::DUNNOCK_KERNELS

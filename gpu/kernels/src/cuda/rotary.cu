@@ -124,7 +124,6 @@ void run(const RotaryBackward<T>& call, device::Stream& stream) {
   turn<T>(call.dx, call.table, call.positions, -1, call.shape, stream);
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(Rotary);
-DUNNOCK_INSTANTIATE_KERNEL(RotaryBackward);
+DUNNOCK_INSTANTIATE_KERNELS(Rotary, RotaryBackward);
 
 }  // namespace dunnock::kernels::detail::DUNNOCK_KERNELS

@@ -82,9 +82,6 @@ void run(const SwigluBackward<T>& call, device::Stream& stream) {
   });
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(Activate);
-DUNNOCK_INSTANTIATE_KERNEL(ActivateBackward);
-DUNNOCK_INSTANTIATE_KERNEL(Swiglu);
-DUNNOCK_INSTANTIATE_KERNEL(SwigluBackward);
+DUNNOCK_INSTANTIATE_KERNELS(Activate, ActivateBackward, Swiglu, SwigluBackward);
 
 }  // namespace dunnock::kernels::reference

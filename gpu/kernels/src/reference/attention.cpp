@@ -125,7 +125,6 @@ void run(const AttentionBackward<T>& call, device::Stream& stream) {
              [=] { return backward<T>(call.in, call.results, call.gradients, call.shape), Status{}; });
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(Attention);
-DUNNOCK_INSTANTIATE_KERNEL(AttentionBackward);
+DUNNOCK_INSTANTIATE_KERNELS(Attention, AttentionBackward);
 
 }  // namespace dunnock::kernels::reference

@@ -85,8 +85,6 @@ void run(const ConvolutionWeightGradient<T>& call, device::Stream& stream) {
   });
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(Convolution);
-DUNNOCK_INSTANTIATE_KERNEL(ConvolutionInputGradient);
-DUNNOCK_INSTANTIATE_KERNEL(ConvolutionWeightGradient);
+DUNNOCK_INSTANTIATE_KERNELS(Convolution, ConvolutionInputGradient, ConvolutionWeightGradient);
 
 }  // namespace dunnock::kernels::reference

@@ -74,8 +74,6 @@ void run(const Matmul<T, C>& call, device::Stream& stream) {
              [=] { return product<T, C>(call.a, call.b, call.c, call.shape, call.epilogue), Status{}; });
 }
 
-DUNNOCK_INSTANTIATE_KERNEL_2(Matmul, float, float);
-DUNNOCK_INSTANTIATE_KERNEL_2(Matmul, device::Bf16, device::Bf16);
-DUNNOCK_INSTANTIATE_KERNEL_2(Matmul, device::Bf16, float);
+DUNNOCK_INSTANTIATE_KERNEL_WIDENING(Matmul);
 
 }  // namespace dunnock::kernels::reference

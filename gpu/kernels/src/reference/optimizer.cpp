@@ -85,9 +85,6 @@ void run(const SgdFromDevice<T>& call, device::Stream& stream) {
   });
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(Adamw);
-DUNNOCK_INSTANTIATE_KERNEL(AdamwFromDevice);
-DUNNOCK_INSTANTIATE_KERNEL(Sgd);
-DUNNOCK_INSTANTIATE_KERNEL(SgdFromDevice);
+DUNNOCK_INSTANTIATE_KERNELS(Adamw, AdamwFromDevice, Sgd, SgdFromDevice);
 
 }  // namespace dunnock::kernels::reference

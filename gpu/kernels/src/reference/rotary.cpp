@@ -58,7 +58,6 @@ void run(const RotaryBackward<T>& call, device::Stream& stream) {
   stream.run("rotary backward", [=] { return turn<T>(call.dx, call.table, call.positions, -1, call.shape), Status{}; });
 }
 
-DUNNOCK_INSTANTIATE_KERNEL(Rotary);
-DUNNOCK_INSTANTIATE_KERNEL(RotaryBackward);
+DUNNOCK_INSTANTIATE_KERNELS(Rotary, RotaryBackward);
 
 }  // namespace dunnock::kernels::reference
