@@ -7,12 +7,6 @@
 
 namespace dunnock {
 
-std::uint64_t checksum_of(const CatalogHeader& header) noexcept {
-  const auto* bytes = reinterpret_cast<const unsigned char*>(&header);
-  constexpr std::size_t kFrom = offsetof(CatalogHeader, format_version);
-  return XXH3_64bits(bytes + kFrom, offsetof(CatalogHeader, checksum) - kFrom);
-}
-
 namespace {
 std::uint64_t hash_of(const CatalogPlace& place) noexcept {
   static_assert(std::has_unique_object_representations_v<CatalogPlace>);

@@ -5,12 +5,6 @@
 
 namespace dunnock {
 
-std::uint64_t checksum_of(const LogHeader& header) noexcept {
-  const auto* bytes = reinterpret_cast<const unsigned char*>(&header);
-  constexpr std::size_t kFrom = offsetof(LogHeader, format_version);
-  return XXH3_64bits(bytes + kFrom, offsetof(LogHeader, checksum) - kFrom);
-}
-
 std::uint64_t record_mark(std::uint64_t position, const RecordHeader& header) noexcept {
   return XXH3_64bits_withSeed(&header, offsetof(RecordHeader, mark), position) | 1;
 }

@@ -98,12 +98,6 @@ void remove_side_journal(int folder, const std::string& pool_name, const PoolHea
 
 }  // namespace
 
-std::uint64_t checksum_of(const PoolHead& head) noexcept {
-  const auto* bytes = reinterpret_cast<const unsigned char*>(&head);
-  return XXH3_64bits(bytes + offsetof(PoolHead, format_version),
-                     offsetof(PoolHead, checksum) - offsetof(PoolHead, format_version));
-}
-
 JournalExtent journal_extent(int fd, const PoolHead& head, std::uint64_t file_bytes) {
   const std::uint64_t allocation = CheckedOffset::read(head.journal_allocation).value_or(0);
   if (allocation == 0 || allocation > file_bytes - kRegionAlignment) return {};

@@ -25,6 +25,7 @@
 #include <string>
 
 #include "dunnock/base/file.hpp"
+#include "dunnock/pmem/header.hpp"
 #include "journal.hpp"
 #include "pool_format.hpp"
 
@@ -42,7 +43,6 @@ struct FoundHead {
   PoolHead head;
 };
 
-[[nodiscard]] std::uint64_t checksum_of(const PoolHead& head) noexcept;
 /// Where the journal of this head lies. 0 bytes: it has none, or none that could be.
 [[nodiscard]] JournalExtent journal_extent(int fd, const PoolHead& head, std::uint64_t file_bytes);
 

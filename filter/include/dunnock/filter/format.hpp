@@ -16,6 +16,7 @@
 #include <type_traits>
 
 #include "dunnock/filter/hash.hpp"
+#include "dunnock/pmem/header.hpp"
 #include "dunnock/pmem/media.hpp"
 
 namespace dunnock {
@@ -41,9 +42,6 @@ struct FilterHeader {
   std::uint64_t checksum;          // XXH3 of the 112 bytes between magic and this
 };
 static_assert(sizeof(FilterHeader) == 128 && std::is_trivially_copyable_v<FilterHeader>);
-
-/// The checksum that belongs in a header's last field.
-[[nodiscard]] std::uint64_t checksum_of(const FilterHeader& header) noexcept;
 
 /// What changes besides the table: one line, so its stores become durable in the order of the arrows.
 ///   close():  items, then clean = clean_mark(items)      A crash in between leaves clean = 0: the items are recounted.

@@ -37,8 +37,6 @@ struct CatalogHeader {
 };
 static_assert(sizeof(CatalogHeader) == 128 && std::is_trivially_copyable_v<CatalogHeader>);
 
-[[nodiscard]] std::uint64_t checksum_of(const CatalogHeader& header) noexcept;
-
 /// One checkpoint. One line, so its stores become durable in their order: the fields first, then `state`.
 ///   state == catalog_free(place)            free. The fields have no meaning.
 ///   state == catalog_mark(fields, place)    the checkpoint exists, with everything that it needs: all of that was

@@ -29,6 +29,7 @@
 #include "dunnock/base/check.hpp"
 #include "dunnock/filter/hash.hpp"
 #include "dunnock/filter/layout.hpp"
+#include "dunnock/pmem/header.hpp"
 #include "dunnock/pmem/media.hpp"
 
 namespace dunnock {
@@ -118,9 +119,6 @@ struct IndexHeader {
   std::uint64_t checksum;  // XXH3 of the 112 bytes between magic and this
 };
 static_assert(sizeof(IndexHeader) == 128 && std::is_trivially_copyable_v<IndexHeader>);
-
-/// The checksum that belongs in a header's last field.
-[[nodiscard]] std::uint64_t checksum_of(const IndexHeader& header) noexcept;
 
 /// What changes besides directory and segments: one line, so its stores become durable in the order of the arrows.
 ///   close():  entries, then clean = index_clean_mark(entries)   A crash in between leaves clean = 0: entries

@@ -43,8 +43,6 @@ struct LogHeader {
 };
 static_assert(sizeof(LogHeader) == 128 && std::is_trivially_copyable_v<LogHeader>);
 
-[[nodiscard]] std::uint64_t checksum_of(const LogHeader& header) noexcept;
-
 /// A segment's word in the table: bits 63..48 epoch, 47..16 checksum, 0 in use. The epoch grows each time that the
 /// segment is taken into use, and is part of every locator into it, so that a locator kept too long is known to be
 /// stale. A segment is durably in use before a locator into it can be published. A crash may lose the fact that it is

@@ -22,6 +22,20 @@
 
 namespace dunnock {
 
+namespace detail {
+[[nodiscard]] std::uint64_t checksum_between(const void* begin, const void* end) noexcept;
+}
+
+/// The checksum that belongs in a header: XXH3 of its bytes from `format_version` up to `checksum`.
+template <class Header>
+requires requires(const Header& header) {
+  header.format_version;
+  header.checksum;
+}
+[[nodiscard]] std::uint64_t checksum_of(const Header& header) noexcept {
+  return detail::checksum_between(&header.format_version, &header.checksum);
+}
+
 /// The durable steps of write_header.
 struct HeaderPoints {
   Point fields;  ///< store/flush/fence: the header except its magic word, and everything flushed before it
@@ -73,7 +87,7 @@ template <class Header>
   if (header.format_version != kind.format_version)
     return kind.refuse(ErrorCode::kWrongVersion, "it has format version " + std::to_string(header.format_version) +
                                                      ", expected " + std::to_string(kind.format_version));
-  if (header.checksum != checksum_of(header)) return kind.refuse(ErrorCode::kCorrupt, "the header's checksum fails");
+  if (header.checksum != checksum_of(header)) return kind.refuse(ErrorCode::kCorrupt, "the header fails its checksum");
   return {};
 }
 
