@@ -37,14 +37,14 @@ constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 /// c (rows, columns) = a (rows, depth) * b (depth, columns), plus what c was, times a factor a column if there are any.
 struct Product {
   const float* a;
-  std::size_t a_row, a_column;  // strides
+  std::size_t a_row = 1, a_column = 1;  // strides
   const float* b;
-  std::size_t b_row;
+  std::size_t b_row = kQueries;
   float* c;
-  std::size_t c_row;
-  std::size_t rows, columns, depth;  // columns: a multiple of 16
-  bool adds;
-  const float* factors;  // (columns), or null
+  std::size_t c_row = kQueries;
+  std::size_t rows, columns = kQueries, depth;  // columns: a multiple of 16
+  bool adds = false;
+  const float* factors = nullptr;  // (columns), or null
 };
 
 /// kRows x kWides accumulators, all of which stay in registers.
@@ -260,18 +260,7 @@ DUNNOCK_INLINE void forward_blocks(const ForwardWork<T>& work) {
       const std::size_t keys = std::min(kKeys, keys_end - key);
       const Rows k_rows =
           rows_of_floats<kLanes>(k + key * work.in.k.token_stride, work.in.k.token_stride, keys, dim, false, converted);
-      product<kLanes>({.a = k_rows.data,
-                       .a_row = k_rows.stride,
-                       .a_column = 1,
-                       .b = q,
-                       .b_row = kQueries,
-                       .c = s,
-                       .c_row = kQueries,
-                       .rows = keys,
-                       .columns = kQueries,
-                       .depth = dim,
-                       .adds = false,
-                       .factors = nullptr});
+      product<kLanes>({.a = k_rows.data, .a_row = k_rows.stride, .b = q, .c = s, .rows = keys, .depth = dim});
       if (shape.causal) hide_unseen<kLanes>(s, keys, static_cast<std::ptrdiff_t>(key), seen);
       alignas(64) float factors[kQueries];
       for (unsigned w = 0; w < kWides; ++w) {
@@ -299,14 +288,10 @@ DUNNOCK_INLINE void forward_blocks(const ForwardWork<T>& work) {
       const Rows v_rows =
           rows_of_floats<kLanes>(v + key * work.in.v.token_stride, work.in.v.token_stride, keys, dim, false, converted);
       product<kLanes>({.a = v_rows.data,
-                       .a_row = 1,
                        .a_column = v_rows.stride,
                        .b = s,
-                       .b_row = kQueries,
                        .c = o,
-                       .c_row = kQueries,
                        .rows = dim,
-                       .columns = kQueries,
                        .depth = keys,
                        .adds = key != 0,
                        .factors = key != 0 ? factors : nullptr});
@@ -444,30 +429,8 @@ DUNNOCK_INLINE void backward_units(const BackwardWork<T>& work) {
                                                    dim, false, k_copy);
         const Rows v_rows = rows_of_floats<kLanes>(row_of(work.in.v, b, key, kv_head), work.in.v.token_stride, keys,
                                                    dim, false, v_copy);
-        product<kLanes>({.a = k_rows.data,
-                         .a_row = k_rows.stride,
-                         .a_column = 1,
-                         .b = q,
-                         .b_row = kQueries,
-                         .c = p,
-                         .c_row = kQueries,
-                         .rows = keys,
-                         .columns = kQueries,
-                         .depth = dim,
-                         .adds = false,
-                         .factors = nullptr});
-        product<kLanes>({.a = v_rows.data,
-                         .a_row = v_rows.stride,
-                         .a_column = 1,
-                         .b = o_grad,
-                         .b_row = kQueries,
-                         .c = ds,
-                         .c_row = kQueries,
-                         .rows = keys,
-                         .columns = kQueries,
-                         .depth = dim,
-                         .adds = false,
-                         .factors = nullptr});
+        product<kLanes>({.a = k_rows.data, .a_row = k_rows.stride, .b = q, .c = p, .rows = keys, .depth = dim});
+        product<kLanes>({.a = v_rows.data, .a_row = v_rows.stride, .b = o_grad, .c = ds, .rows = keys, .depth = dim});
         if (shape.causal) hide_unseen<kLanes>(p, keys, static_cast<std::ptrdiff_t>(key), seen);
         for (unsigned w = 0; w < kWides; ++w) {
           const typename W::Float from = W::load(lse + w * kLanes);
@@ -482,7 +445,6 @@ DUNNOCK_INLINE void backward_units(const BackwardWork<T>& work) {
         }
         product<kLanes>({.a = p,
                          .a_row = kQueries,
-                         .a_column = 1,
                          .b = o_grad_rows.data,
                          .b_row = o_grad_rows.stride,
                          .c = dv + key * padded,
@@ -490,11 +452,9 @@ DUNNOCK_INLINE void backward_units(const BackwardWork<T>& work) {
                          .rows = keys,
                          .columns = padded,
                          .depth = queries,
-                         .adds = true,
-                         .factors = nullptr});
+                         .adds = true});
         product<kLanes>({.a = ds,
                          .a_row = kQueries,
-                         .a_column = 1,
                          .b = q_rows.data,
                          .b_row = q_rows.stride,
                          .c = dk + key * padded,
@@ -502,20 +462,9 @@ DUNNOCK_INLINE void backward_units(const BackwardWork<T>& work) {
                          .rows = keys,
                          .columns = padded,
                          .depth = queries,
-                         .adds = true,
-                         .factors = nullptr});
-        product<kLanes>({.a = k_rows.data,
-                         .a_row = 1,
-                         .a_column = k_rows.stride,
-                         .b = ds,
-                         .b_row = kQueries,
-                         .c = dq,
-                         .c_row = kQueries,
-                         .rows = dim,
-                         .columns = kQueries,
-                         .depth = keys,
-                         .adds = true,
-                         .factors = nullptr});
+                         .adds = true});
+        product<kLanes>(
+            {.a = k_rows.data, .a_column = k_rows.stride, .b = ds, .c = dq, .rows = dim, .depth = keys, .adds = true});
       }
       float factors[kQueries];
       std::fill_n(factors, kQueries, scale);
