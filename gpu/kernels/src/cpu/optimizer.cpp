@@ -1,6 +1,7 @@
 #include "dunnock/kernels/optimizer.hpp"
 
 #include <cmath>
+#include <string_view>
 
 #include "checks.hpp"
 #include "cpu/vector_for.hpp"
@@ -95,56 +96,48 @@ constexpr const char* kNesterovNeedsMomentum = "nesterov needs a momentum other 
 bool is_step(const AdamwStep& step) { return step.step > 0; }
 bool is_step(const SgdStep& step) { return !step.nesterov || step.momentum != 0; }
 
+/// now(table, step, factor): all values of a step, which the call has, or the memory of the device.
+template <class Call, class Now>
+void run_step(std::string_view name, const Call& call, const char* requirement, const Now& now,
+              device::Stream& stream) {
+  constexpr bool kOnHost = requires { is_step(call.step); };
+  if constexpr (kOnHost) {
+    DUNNOCK_CHECK(is_step(call.step), requirement);
+  } else {
+    detail::check_sizes(1, call.step);
+  }
+  detail::check_optional(1, call.factor);
+  if (call.table.chunks == 0) return;
+  if (ran_on_cuda(call, stream)) return;
+  stream.run(name, [=]() -> Status {
+    if constexpr (kOnHost) {
+      now(call.table, call.step, call.factor);
+    } else {
+      const auto step = *call.step.device_data();
+      if (!is_step(step)) return make_error(ErrorCode::kInvalidArgument, requirement);
+      now(call.table, step, call.factor);
+    }
+    return {};
+  });
+}
+
 }  // namespace
 
 template <class T>
 void run(const Adamw<T>& call, device::Stream& stream) {
-  DUNNOCK_CHECK(is_step(call.step), kFirstStepIsOne);
-  detail::check_optional(1, call.factor);
-  if (call.table.chunks == 0) return;
-  if (ran_on_cuda(call, stream)) return;
-  stream.run("AdamW", [=] {
-    adamw_now(call.table, call.step, call.factor);
-    return Status{};
-  });
+  run_step("AdamW", call, kFirstStepIsOne, adamw_now<T>, stream);
 }
 template <class T>
 void run(const AdamwFromDevice<T>& call, device::Stream& stream) {
-  detail::check_sizes(1, call.step);
-  detail::check_optional(1, call.factor);
-  if (call.table.chunks == 0) return;
-  if (ran_on_cuda(call, stream)) return;
-  stream.run("AdamW", [=]() -> Status {
-    const AdamwStep now = *call.step.device_data();
-    if (!is_step(now)) return make_error(ErrorCode::kInvalidArgument, kFirstStepIsOne);
-    adamw_now(call.table, now, call.factor);
-    return {};
-  });
+  run_step("AdamW", call, kFirstStepIsOne, adamw_now<T>, stream);
 }
-
 template <class T>
 void run(const Sgd<T>& call, device::Stream& stream) {
-  DUNNOCK_CHECK(is_step(call.step), kNesterovNeedsMomentum);
-  detail::check_optional(1, call.factor);
-  if (call.table.chunks == 0) return;
-  if (ran_on_cuda(call, stream)) return;
-  stream.run("SGD", [=] {
-    sgd_now(call.table, call.step, call.factor);
-    return Status{};
-  });
+  run_step("SGD", call, kNesterovNeedsMomentum, sgd_now<T>, stream);
 }
 template <class T>
 void run(const SgdFromDevice<T>& call, device::Stream& stream) {
-  detail::check_sizes(1, call.step);
-  detail::check_optional(1, call.factor);
-  if (call.table.chunks == 0) return;
-  if (ran_on_cuda(call, stream)) return;
-  stream.run("SGD", [=]() -> Status {
-    const SgdStep now = *call.step.device_data();
-    if (!is_step(now)) return make_error(ErrorCode::kInvalidArgument, kNesterovNeedsMomentum);
-    sgd_now(call.table, now, call.factor);
-    return {};
-  });
+  run_step("SGD", call, kNesterovNeedsMomentum, sgd_now<T>, stream);
 }
 
 DUNNOCK_INSTANTIATE_KERNELS(Adamw, AdamwFromDevice, Sgd, SgdFromDevice);
