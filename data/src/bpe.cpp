@@ -362,7 +362,9 @@ void Bpe::encode_short(std::string_view piece, std::vector<std::int32_t>& to) co
   to.insert(to.end(), tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(count));
 }
 
-/// The same with a heap of pairs and a list of tokens: O(n log n).
+/// The same with a heap of pairs and a list of tokens: O(n log n). In any order as tokenizers goes about it: always the
+/// lowest rank of all pairs that there are now, of equals the first. Where every merge uses what earlier ones make (as
+/// training gives them), that is what the others do.
 void Bpe::encode_long(std::string_view piece, std::vector<std::int32_t>& to) const {
   constexpr std::size_t kNone = ~std::size_t{0};
   constexpr std::int32_t kGone = -1;
@@ -387,7 +389,7 @@ void Bpe::encode_long(std::string_view piece, std::vector<std::int32_t>& to) con
   while (!heap.empty()) {
     const std::uint32_t rank = heap.top().first;
     changed.clear();
-    while (!heap.empty() && heap.top().first == rank) {  // From the left: places order what has the same rank.
+    do {  // From the left: places order what has the same rank.
       const std::size_t at = heap.top().second;
       heap.pop();
       if (rank_at(at) != rank) continue;  // Another merge was here before.
@@ -399,47 +401,9 @@ void Bpe::encode_long(std::string_view piece, std::vector<std::int32_t>& to) con
       if (node.after != kNone) nodes[node.after].before = at;
       if (node.before != kNone) changed.push_back(node.before);
       changed.push_back(at);
-    }
+    } while (!any_order_ && !heap.empty() && heap.top().first == rank);
     // Only now: a new pair of a lower rank waits until this rank has been merged everywhere.
     for (const std::size_t at : changed) offer(at);
-  }
-  for (std::size_t at = 0; at != kNone; at = nodes[at].after) to.push_back(nodes[at].token);
-}
-
-/// As tokenizers goes about it: always the lowest rank of all pairs that there are now, of equals the first. Where
-/// every merge uses what earlier ones make (as training gives them), that is what the others do.
-void Bpe::encode_in_any_order(std::string_view piece, std::vector<std::int32_t>& to) const {
-  constexpr std::size_t kNone = ~std::size_t{0};
-  struct Node {
-    std::int32_t token;
-    std::size_t before, after;
-    bool gone;
-  };
-  std::vector<Node> nodes(piece.size());
-  for (std::size_t i = 0; i < nodes.size(); ++i)
-    nodes[i] = {byte_tokens_[static_cast<unsigned char>(piece[i])], i - 1, i + 1 < nodes.size() ? i + 1 : kNone, false};
-  using Candidate = std::pair<std::uint32_t, std::size_t>;  // Rank, and where its left token is.
-  std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> heap;
-  const auto rank_at = [&](std::size_t at) {
-    const Node& node = nodes[at];
-    return node.gone || node.after == kNone ? kNoRank : rank_of(node.token, nodes[node.after].token);
-  };
-  const auto offer = [&](std::size_t at) {
-    if (const std::uint32_t rank = rank_at(at); rank != kNoRank) heap.emplace(rank, at);
-  };
-  for (std::size_t i = 0; i < nodes.size(); ++i) offer(i);
-  while (!heap.empty()) {
-    const auto [rank, at] = heap.top();
-    heap.pop();
-    if (rank_at(at) != rank) continue;  // Another merge was here before.
-    Node& node = nodes[at];
-    const std::size_t gone = node.after;
-    node.token = merges_[rank].merged;
-    node.after = nodes[gone].after;
-    nodes[gone].gone = true;
-    if (node.after != kNone) nodes[node.after].before = at;
-    if (node.before != kNone) offer(node.before);
-    offer(at);
   }
   for (std::size_t at = 0; at != kNone; at = nodes[at].after) to.push_back(nodes[at].token);
 }
@@ -451,9 +415,7 @@ void Bpe::encode_piece(std::string_view piece, std::vector<std::int32_t>& to) co
       return;
     }
   }
-  if (any_order_) {
-    encode_in_any_order(piece, to);
-  } else if (piece.size() > kShortBytes) {
+  if (any_order_ || piece.size() > kShortBytes) {
     encode_long(piece, to);
   } else {
     encode_short(piece, to);

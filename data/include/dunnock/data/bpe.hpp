@@ -130,7 +130,6 @@ class Bpe {
   [[nodiscard]] std::uint32_t rank_of(std::int32_t left, std::int32_t right) const noexcept;
   void encode_short(std::string_view piece, std::vector<std::int32_t>& to) const;
   void encode_long(std::string_view piece, std::vector<std::int32_t>& to) const;
-  void encode_in_any_order(std::string_view piece, std::vector<std::int32_t>& to) const;
   void encode_piece(std::string_view piece, std::vector<std::int32_t>& to) const;
   void encode_pieces(std::string_view text, Pieces& pieces, std::vector<std::int32_t>& to) const;
   void encode_between(std::string_view text, bool normalized, Pieces& pieces, std::vector<std::int32_t>& to) const;
