@@ -45,6 +45,19 @@ void draw(const ParameterSpec& spec, std::uint64_t seed, std::uint64_t first_blo
   }
 }
 
+/// f(place as seen, place as lying) of each value.
+template <class F>
+void each_place(const ParameterSpec& spec, const F& f) {
+  const std::size_t out = spec.shape.front();
+  const std::size_t channels = spec.size() / out / spec.positions;
+  for (std::size_t o = 0; o < out; ++o) {
+    for (std::size_t p = 0; p < spec.positions; ++p) {
+      for (std::size_t c = 0; c < channels; ++c)
+        f((o * channels + c) * spec.positions + p, (o * spec.positions + p) * channels + c);
+    }
+  }
+}
+
 }  // namespace
 
 std::size_t ParameterSpec::size() const noexcept {
@@ -52,25 +65,11 @@ std::size_t ParameterSpec::size() const noexcept {
 }
 
 void to_seen_order(const ParameterSpec& spec, std::span<const float> lying, std::span<float> seen) {
-  const std::size_t out = spec.shape.front();
-  const std::size_t channels = spec.size() / out / spec.positions;
-  for (std::size_t o = 0; o < out; ++o) {
-    for (std::size_t p = 0; p < spec.positions; ++p) {
-      for (std::size_t c = 0; c < channels; ++c)
-        seen[(o * channels + c) * spec.positions + p] = lying[(o * spec.positions + p) * channels + c];
-    }
-  }
+  each_place(spec, [&](std::size_t to, std::size_t from) { seen[to] = lying[from]; });
 }
 
 void to_lying_order(const ParameterSpec& spec, std::span<const float> seen, std::span<float> lying) {
-  const std::size_t out = spec.shape.front();
-  const std::size_t channels = spec.size() / out / spec.positions;
-  for (std::size_t o = 0; o < out; ++o) {
-    for (std::size_t p = 0; p < spec.positions; ++p) {
-      for (std::size_t c = 0; c < channels; ++c)
-        lying[(o * spec.positions + p) * channels + c] = seen[(o * channels + c) * spec.positions + p];
-    }
-  }
+  each_place(spec, [&](std::size_t from, std::size_t to) { lying[to] = seen[from]; });
 }
 
 template <class T>
