@@ -93,7 +93,7 @@ TEST(TrainerContract, steps_that_do_not_fit_are_refused_and_nothing_is_changed) 
       refused(bad, "tokens");
     } else {
       bad.images = sound.images.subspan(1);
-      refused(bad, "images");
+      refused(bad, "image values");
     }
     for (const std::int32_t number : {-1, -100, is_gpt ? 29 : 5, std::numeric_limits<std::int32_t>::max()}) {
       std::vector<std::int32_t> targets(sound.targets.begin(), sound.targets.end());
@@ -119,7 +119,7 @@ TEST(TrainerContract, steps_that_do_not_fit_are_refused_and_nothing_is_changed) 
     whole.emplace_back();
     whole.front().resize(trainer->state().front().values.size(), 1.0F);
     whole.back().resize(1);
-    expect_invalid(trainer->load(whole), "values, not 1");
+    expect_invalid(trainer->load(whole), "has 1 values, expected");
     EXPECT_EQ(state_of(*trainer), state_of(*untouched));
     EXPECT_EQ(trainer->steps_done(), 0U);
     // And it goes on as if nothing had been.
@@ -136,7 +136,7 @@ TEST(TrainerContract, options_that_do_not_fit_are_refused) {
   };
   TrainerOptions bad = sound;
   bad.rows = 0;
-  refused(bad, "rows");
+  refused(bad, "at least one row");
   bad = sound;
   bad.micro_batches = 0;
   refused(bad, "micro-batch");
