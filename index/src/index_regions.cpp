@@ -116,7 +116,7 @@ Status read_index_header(const Region& meta, IndexHeader& header) {
   DUNNOCK_TRY(read_header(kKind, meta, kIndexDirectoryOffset + kLineBytes, header));
   if (std::string what = wrong_with(header); !what.empty()) return kKind.refuse(ErrorCode::kCorrupt, what);
   if (meta.bytes() < kIndexDirectoryOffset + (sizeof(Word) << header.directory_depth))
-    return kKind.refuse(ErrorCode::kCorrupt, "its directory does not fit its meta region");
+    return kKind.refuse(ErrorCode::kCorrupt, "its directory is larger than its meta region");
   return {};
 }
 

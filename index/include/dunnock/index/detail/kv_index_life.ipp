@@ -15,7 +15,7 @@ template <Media M>
 auto KvIndex<M>::format(Region meta, IndexMemory memory, const IndexOptions& options, M media) -> Result<KvIndex> {
   DUNNOCK_TRY(check_options(options));
   if (meta.bytes() < meta_bytes(options) || meta.extents().size() != 1)
-    return make_error(ErrorCode::kInvalidArgument, "the index's meta region does not fit its options");
+    return make_error(ErrorCode::kInvalidArgument, "the index's meta region is smaller than its options need");
   const IndexHeader header = detail::index_header_for(options);
   KvIndex index(std::move(meta), std::move(memory), header, std::move(media));
   Shared& shared = *index.shared_;

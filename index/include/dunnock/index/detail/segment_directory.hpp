@@ -85,7 +85,7 @@ class SegmentDirectory {
   [[nodiscard]] Result<std::uint64_t> recover(const M& media, SegmentSlots& slots) {
     const std::uint64_t depth = media.load(state().depth);
     if (depth < first_depth() || depth > depth_max())
-      return corrupt("a directory of 2^" + std::to_string(depth) + " words is not possible");
+      return corrupt("the directory's depth is " + std::to_string(depth) + ", which no index of this size can reach");
     std::vector<std::uint32_t> slot_of(1ULL << depth, 0);  // plus one
     std::vector<bool> used;
     DUNNOCK_TRY(const std::uint64_t segments, read(media, slot_of, used));
@@ -199,7 +199,7 @@ class SegmentDirectory {
       if (n >= header_.initial_segments && slot_of[n - std::bit_floor(n)] == 0)
         return corrupt("segment " + std::to_string(n) + " has no parent");
       if (used.size() <= slot) used.resize(slot + 1, false);
-      if (used[slot]) return corrupt("two segments in slot " + std::to_string(slot));
+      if (used[slot]) return corrupt("slot " + std::to_string(slot) + " is named by two segments");
       used[slot] = true;
       slot_of[n] = static_cast<std::uint32_t>(slot + 1);
       ++segments;

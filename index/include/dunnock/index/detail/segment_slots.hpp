@@ -111,7 +111,7 @@ class SegmentSlots {
     const std::uint64_t most = std::max<std::uint64_t>(1, (1ULL << 30) / segment_bytes_);
     const std::uint64_t wanted = before < header_.initial_segments ? header_.initial_segments - before : before / 4;
     const std::uint64_t slots = std::min({std::max(wanted, least), most, header_.segments_max - before});
-    if (slots == 0) return make_error(ErrorCode::kNoSpace, "the index has all the segments that it may have");
+    if (slots == 0) return make_error(ErrorCode::kNoSpace, "the index has its maximum number of segments");
     const auto number = static_cast<unsigned>(chunks_.size());
     const std::uint64_t bytes = slots * segment_bytes_;
     Result<Region> chunk = may_create ? memory_.obtain(number, bytes) : memory_.open(number, bytes);
