@@ -20,7 +20,7 @@ dunnock::Status remember(const std::string& path) {
   Filter& seen = **opened;
   fmt::print("robin: {}\n", seen.contains("robin") ? "probably seen before" : "certainly new");
   if (!seen.insert("robin")) fmt::print("the filter is full\n");  // After a true, not even a power cut undoes it.
-  fmt::print("{} items\n", seen.size());
+  fmt::print("items: {}\n", seen.size());
   return opened->close();  // Optional: saves the next open one count of the table.
 }
 // README]

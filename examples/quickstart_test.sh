@@ -9,9 +9,9 @@ trap 'rm -rf "$folder"' EXIT
 "$program" "$folder/seen.pool" | tee "$folder/first"
 "$program" "$folder/seen.pool" | tee "$folder/second"
 grep -qx 'robin: certainly new' "$folder/first"
-grep -qx '1 items' "$folder/first"
+grep -qx 'items: 1' "$folder/first"
 grep -qx 'robin: probably seen before' "$folder/second"
-grep -qx '2 items' "$folder/second"
+grep -qx 'items: 2' "$folder/second"
 
 # A file that is not a pool is refused with a sentence, and left as it is.
 echo 'not a pool' > "$folder/text"
