@@ -174,6 +174,7 @@ struct SimFileMedia {
   static constexpr Durability kDurability = Durability::kPower;
   static constexpr bool kVisibleIsDurable = false;
   static constexpr unsigned kFenceBatch = FileMedia::kFenceBatch;
+  static constexpr bool kThreadsAreSimulated = true;
   explicit SimFileMedia(SimMemory& memory) : file_(static_cast<SimFile*>(&memory)) { file_->open(); }
   [[nodiscard]] std::uint64_t load(const Word& word) const noexcept { return file_->load(word); }
   void store(Point point, Word& word, std::uint64_t value) const noexcept { file_->store(point, word, value); }

@@ -25,7 +25,6 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -201,10 +200,7 @@ class ValueLog {
   [[nodiscard]] bool has_room() const noexcept { return shared_->free_count.load(std::memory_order_relaxed) > 1; }
   [[nodiscard]] const M& media() const noexcept { return media_; }
   /// Lets other threads continue, simulated ones too.
-  void pause() const noexcept {
-    media_.pause();
-    std::this_thread::yield();
-  }
+  void pause() const noexcept { detail::let_others_run(media_); }
   /// Frees the segment. Nothing may point into it any more.
   void free(std::uint64_t segment);
   /// Replaces the estimates of what is alive in each segment by counts from the owner's index.

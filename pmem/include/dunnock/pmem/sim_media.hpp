@@ -134,6 +134,7 @@ class SimMemory {
 struct SimMedia {
   static constexpr Durability kDurability = Durability::kPower;
   static constexpr bool kVisibleIsDurable = false;
+  static constexpr bool kThreadsAreSimulated = true;  // They share a real one, which must not block or yield for them.
   explicit SimMedia(SimMemory& memory) noexcept : memory_(&memory) {}
   [[nodiscard]] std::uint64_t load(const Word& word) const noexcept { return memory_->load(word); }
   void store(Point point, Word& word, std::uint64_t value,

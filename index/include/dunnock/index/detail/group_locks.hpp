@@ -14,8 +14,8 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
-#include <thread>
 
+#include "dunnock/index/detail/media_mutex.hpp"
 #include "dunnock/index/index_points.hpp"
 #include "dunnock/pmem/marks.hpp"
 #include "dunnock/pmem/media.hpp"
@@ -37,8 +37,11 @@ class GroupLocks : public Marks {
   template <class Media>
   void acquire(std::uint64_t lock, const Media& media) const noexcept {
     for (unsigned turns = 1; !try_acquire(lock); ++turns) {
-      media.pause();
-      if (turns % 64 == 0) std::this_thread::yield();  // A split holds its locks for a millisecond.
+      if (turns % 64 == 0) {
+        let_others_run(media);  // A split holds its locks for a millisecond.
+      } else {
+        media.pause();
+      }
     }
   }
   void dirty(std::uint64_t lock) const noexcept { value(lock).store(1, std::memory_order_relaxed); }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <mutex>
+#include <thread>
 #include <type_traits>
 
 #include "dunnock/pmem/media.hpp"
@@ -10,9 +11,15 @@ namespace dunnock::detail {
 
 /// Are threads on this media simulated (pmem/sim_media.hpp)?
 template <class M>
-inline constexpr bool kSimulated = requires(const M media, Point point) {
-  media.skips(point);
-};
+inline constexpr bool kSimulated = requires { requires M::kThreadsAreSimulated; };
+
+/// Lets other threads continue. Simulated threads share a real one, which must not give up its processor for them: that
+/// took them most of their time where other programs ran.
+template <Media M>
+void let_others_run(const M& media) noexcept {
+  media.pause();
+  if constexpr (!kSimulated<M>) std::this_thread::yield();
+}
 
 template <Media M>
 class MediaMutex {

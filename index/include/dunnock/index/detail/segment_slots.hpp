@@ -12,12 +12,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "dunnock/base/result.hpp"
 #include "dunnock/index/detail/index_regions.hpp"
+#include "dunnock/index/detail/media_mutex.hpp"
 #include "dunnock/index/index_format.hpp"
 #include "dunnock/index/index_types.hpp"
 #include "dunnock/pmem/region.hpp"
@@ -29,10 +29,7 @@ class GrowthLock {
  public:
   template <Media M>
   GrowthLock(std::atomic<bool>& growing, const M& media) : growing_(growing) {
-    while (growing_.exchange(true, std::memory_order_acquire)) {  // Partner: the destructor.
-      media.pause();
-      std::this_thread::yield();
-    }
+    while (growing_.exchange(true, std::memory_order_acquire)) let_others_run(media);  // Partner: the destructor.
   }
   GrowthLock(const GrowthLock&) = delete;
   GrowthLock& operator=(const GrowthLock&) = delete;

@@ -5,7 +5,6 @@
 #include <bit>
 #include <cstring>
 #include <string>
-#include <thread>
 
 #include "dunnock/pmem/header.hpp"
 
@@ -16,10 +15,7 @@ template <Media M>
 class ValueLog<M>::SpinLock {
  public:
   SpinLock(std::atomic<bool>& taken, const M& media) noexcept : taken_(taken) {
-    while (taken_.exchange(true, std::memory_order_acquire)) {  // Partner: the destructor.
-      media.pause();
-      std::this_thread::yield();
-    }
+    while (taken_.exchange(true, std::memory_order_acquire)) detail::let_others_run(media);  // Partner: the destructor.
   }
   SpinLock(const SpinLock&) = delete;
   SpinLock& operator=(const SpinLock&) = delete;
