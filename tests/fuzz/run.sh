@@ -55,7 +55,8 @@ fuzz() {
 fuzz safetensors seeds 600 "$source"/index/src/{safetensors,tensor,manifest}.cpp
 # Of the index only the formats: the fuzzer compiles the structures for its own medium.
 fuzz headers headers_seeds 60 "$source"/filter/src/*.cpp \
-  "$source"/index/src/{checkpoint_format,chunk_references,index_format,log_format,manifest,prefix_hash,tensor}.cpp \
+  "$source"/index/src/{checkpoint_format,chunk_references,index_format,index_header,log_format,manifest}.cpp \
+  "$source"/index/src/{prefix_hash,tensor}.cpp \
   "$source"/pmem/src/{header,media,volatile_region,fork_mark}.cpp
 fuzz dump dump_seeds 300 "$source"/tools/dunnock/src/dump_text.cpp
 fuzz journal journal_seeds 1000 "$source"/pmem/src/{journal,fork_mark}.cpp

@@ -29,6 +29,7 @@
 #include <vector>
 
 #include "dunnock/base/result.hpp"
+#include "dunnock/index/detail/media_mutex.hpp"
 #include "dunnock/index/log_format.hpp"
 #include "dunnock/index/log_points.hpp"
 #include "dunnock/pmem/media.hpp"
