@@ -392,7 +392,8 @@ class Planting {
       if (names[i].find(settings_.bug) != std::string::npos)
         quests.push_back({i, settings_.budget, known_.of(settings_, names[i])});
     }
-    if (with_original) quests.push_back({Exploration::kNoBug, settings_.original, known_.all_of(settings_)});
+    if (with_original)
+      quests.push_back({Exploration::kNoBug, settings_.original.value_or(settings_.budget), known_.all_of(settings_)});
     const Searches searches(way_, settings_, quests);
     if (!searches.done()) return false;
     for (std::size_t i = 0; i < quests.size(); ++i) {

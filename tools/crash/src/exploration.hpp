@@ -30,11 +30,11 @@ struct Settings {
   bool only_seed = false;
   std::vector<std::size_t> keep{};
   // Of mutants.
-  std::uint64_t budget = 2000000;    // images per planted bug
-  std::uint64_t original = 2000000;  // images of the code without a bug
-  std::string known{};               // a file of KnownHistories; none: ""
-  bool learn = false;                // and write it
-  std::string bug{};                 // explore: of this name; mutants: with these words in their name
+  std::uint64_t budget = 2000000;           // images per planted bug
+  std::optional<std::uint64_t> original{};  // images of the code without a bug; none: as many
+  std::string known{};                      // a file of KnownHistories; none: ""
+  bool learn = false;                       // and write it
+  std::string bug{};                        // explore: of this name; mutants: with these words in their name
   unsigned jobs = 1;
   std::string json{};
 };

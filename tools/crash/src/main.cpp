@@ -227,9 +227,8 @@ void add_mutants_command(CLI::App& app, Settings& settings, Options& options) {
   command.add_option("--budget", settings.budget, "images to catch one with")
       ->check(at_least_one())
       ->capture_default_str();
-  command.add_option("--original-images", settings.original, "images of the code without a bug")
-      ->check(at_least_one())
-      ->capture_default_str();
+  command.add_option("--original-images", settings.original, "images of the code without a bug [--budget]")
+      ->check(at_least_one());
   CLI::Option* known =
       command.add_option("--known", settings.known, "first try the histories of this file, which caught bugs before");
   command.add_flag("--learn", settings.learn, "write to this file which history caught which bug")->needs(known);
