@@ -240,7 +240,6 @@ class ValueLog {
     std::atomic<std::uint64_t> compacted_bytes{0};
     std::atomic<std::uint64_t> compactions{0};
   };
-  class SpinLock;
 
   template <Media Other>
   friend class KvStore;

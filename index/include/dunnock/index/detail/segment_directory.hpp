@@ -116,7 +116,7 @@ class SegmentDirectory {
   /// caller holds all locks of the old one.
   template <Media M>
   void commit_split(const M& media, std::uint64_t number, Segment from, Segment to, std::uint64_t slot) {
-    const GrowthLock lock(growing_, media);
+    const SpinLock lock(growing_, media);
     const unsigned depth = from.depth();
     const std::uint64_t new_number = number + (1ULL << depth);
     const Entries* entries = entries_.load(std::memory_order_relaxed);

@@ -1,9 +1,9 @@
 // Looking a key up in a segment while writers change it.
 //
 // A get waits for two lines, one after the other. Gets in a row overlap as far as the processor's window of
-// instructions reaches (256 on Zen 3). A hit takes 245 of them; at 264 it took a third more time. So what a hit needs
-// is inlined into one function, and what it does not need stays out of it (read_beyond). What stays out is static: a
-// reader whose address is taken would be in memory.
+// instructions reaches (256 on Zen 3). A hit takes 232 of them in plain memory; at 264 it took a third more time. So
+// what a hit needs is inlined into one function, and what it does not need stays out of it (read_beyond). What stays
+// out is static: a reader whose address is taken would be in memory.
 //
 // Threads: any number; lock-free. Crashes: what is read may not be durable yet; see is_unsettled and persist_read.
 #pragma once

@@ -24,21 +24,6 @@
 
 namespace dunnock::detail {
 
-/// Holds a lock of growth. It spins, because simulated threads can't block.
-class GrowthLock {
- public:
-  template <Media M>
-  GrowthLock(std::atomic<bool>& growing, const M& media) : growing_(growing) {
-    while (growing_.exchange(true, std::memory_order_acquire)) let_others_run(media);  // Partner: the destructor.
-  }
-  GrowthLock(const GrowthLock&) = delete;
-  GrowthLock& operator=(const GrowthLock&) = delete;
-  ~GrowthLock() { growing_.store(false, std::memory_order_release); }
-
- private:
-  std::atomic<bool>& growing_;
-};
-
 /// Threads: any number may take, release and count; the others need exclusive use.
 class SegmentSlots {
  public:
@@ -70,7 +55,7 @@ class SegmentSlots {
   /// A slot for one more segment, and its memory. Null: there is none, and no memory for one.
   template <Media M>
   [[nodiscard]] std::byte* take(const M& media, std::uint64_t& slot) {
-    const GrowthLock lock(growing_, media);
+    const SpinLock lock(growing_, media);
     if (!free_.empty()) {
       slot = free_.back();
       free_.pop_back();
@@ -82,13 +67,13 @@ class SegmentSlots {
   }
   template <Media M>
   void release(const M& media, std::uint64_t slot) {
-    const GrowthLock lock(growing_, media);
+    const SpinLock lock(growing_, media);
     free_.push_back(slot);
   }
   /// Size of all chunks.
   template <Media M>
   [[nodiscard]] std::uint64_t bytes(const M& media) const {
-    const GrowthLock lock(growing_, media);
+    const SpinLock lock(growing_, media);
     std::uint64_t bytes = 0;
     for (const Region& chunk : chunks_) bytes += chunk.bytes();
     return bytes;

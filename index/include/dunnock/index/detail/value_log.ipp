@@ -10,21 +10,6 @@
 
 namespace dunnock {
 
-/// A lock that simulated threads can wait for, too.
-template <Media M>
-class ValueLog<M>::SpinLock {
- public:
-  SpinLock(std::atomic<bool>& taken, const M& media) noexcept : taken_(taken) {
-    while (taken_.exchange(true, std::memory_order_acquire)) detail::let_others_run(media);  // Partner: the destructor.
-  }
-  SpinLock(const SpinLock&) = delete;
-  SpinLock& operator=(const SpinLock&) = delete;
-  ~SpinLock() { taken_.store(false, std::memory_order_release); }
-
- private:
-  std::atomic<bool>& taken_;
-};
-
 template <Media M>
 ValueLog<M>::ValueLog(Region meta, Region data, const LogHeader& header, M media)
     : media_(std::move(media)),
@@ -233,7 +218,7 @@ bool ValueLog<M>::take_segment(Head& head, std::uint64_t kept_back) {
   Shared& shared = *shared_;
   std::uint64_t taken = kNone;
   {
-    const SpinLock listing(shared.listing, media_);
+    const detail::SpinLock listing(shared.listing, media_);
     std::erase_if(shared.unpinning, [&](std::uint64_t s) {
       if (is_taken(media_, log_point::kStillPinned) && shared.table[s].pins.load(std::memory_order_seq_cst) != 0)
         return false;
@@ -269,7 +254,7 @@ auto ValueLog<M>::reserve(unsigned number, std::uint64_t length, std::uint64_t k
   if (length > value_bytes_max() || !media_ok(media_)) return std::nullopt;
   Shared& shared = *shared_;
   Head& head = shared.heads[number];
-  const SpinLock lock(head.taken, media_);
+  const detail::SpinLock lock(head.taken, media_);
   const std::uint64_t bytes = record_bytes(length);
   if (head.segment == kNone || head.used_bytes + bytes > segment_bytes_) {
     if (!take_segment(head, kept_back)) return std::nullopt;
@@ -363,7 +348,7 @@ bool ValueLog<M>::adopt_tail(std::uint64_t victim, std::uint64_t bytes) {
   }
   if (best == kNone || segment_bytes_ - best_used < bytes) return false;
   Head& head = shared_->heads[kHeads];
-  const SpinLock lock(head.taken, media_);
+  const detail::SpinLock lock(head.taken, media_);
   if (head.segment != kNone) shared_->table[head.segment].full.store(1, std::memory_order_release);
   shared_->table[best].full.store(0, std::memory_order_relaxed);
   head.segment = best;
@@ -534,7 +519,7 @@ void ValueLog<M>::free(std::uint64_t s) {
   segment.live_bytes.store(0, std::memory_order_relaxed);
   segment.word.store(word, std::memory_order_seq_cst);  // Partner: view().
   media_.store(log_point::kFree, table_at(s), word);
-  const SpinLock listing(shared.listing, media_);
+  const detail::SpinLock listing(shared.listing, media_);
   if (!is_taken(media_, log_point::kFreedUnpinned) || segment.pins.load(std::memory_order_seq_cst) == 0) {
     shared.free.push_back(s);
   } else {
